@@ -1,0 +1,46 @@
+# Every target makes .venv from the pinned constraints when it is missing or stale.
+LINE ?= wholebody
+SOURCE ?= phantom
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help release test test-slow check serve bench clean
+.DEFAULT_GOAL := help
+
+help: ## show this text
+	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@echo "variables: LINE=wholebody|head  SOURCE=phantom|dicom:<dir>|nifti:<dir>  EVALUATION=lidc_nodules:<dir>|none"
+
+# Pip's own file list tells nothing of a half-done install: the stamp is written last.
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"make: Python {v[0]}.{v[1]} is not allowed: 3.11 or 3.12; set PYTHON=<interpreter>")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+release: $(READY) ## make a release of LINE from SOURCE: run the graph, judge the gates, build the Bento
+	@$(BIN)/ctfoundry release --line $(LINE) --source '$(SOURCE)' $(if $(EVALUATION),--evaluation '$(EVALUATION)')
+
+test: $(READY) ## fast unit tests and integration tests with the real tools
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY) ## proof that takes minutes: whole releases, killed and resumed, served and verified
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY) ## style (ruff) and types (mypy) over components, flows and serving
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/ctfoundry params
+
+serve: $(READY) ## serve the newest Bento of LINE on 127.0.0.1:3000
+	@$(BIN)/ctfoundry serve --line $(LINE)
+
+bench: $(READY) ## benchmarks against the peers, ratios printed
+	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+clean: ## remove outputs, reports, state and the environment; DVC's cache and dvc.lock stay
+	rm -rf .venv .ctfoundry data releases reports .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	find components flows serving tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The work of the platform: one package per stage, from a typed config and input paths to output paths."""

@@ -1,0 +1,22 @@
+"""``python -m components.acquire --line wholebody --shard 0``."""
+
+from components.acquire.config import AcquireConfig
+from components.acquire.stage import acquire_shard
+from components.cohort.config import CohortConfig
+from components.command import data_dir, run_stage
+from components.params import load_stage
+
+
+def main(line: str, shard: int) -> None:
+    acquire_shard(
+        line,
+        shard,
+        data_dir(line, "cohort"),
+        load_stage(CohortConfig, line, "cohort"),
+        load_stage(AcquireConfig, line, "acquire"),
+        data_dir(line, "acquire", shard),
+    )
+
+
+if __name__ == "__main__":
+    run_stage("acquire", "Bring one shard's series in and write its receipt.", None, sharded=main)

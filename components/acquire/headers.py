@@ -1,0 +1,226 @@
+"""What a DICOM header says: read one instance, group instances into series, measure a series.
+
+Measurements are judged elsewhere (``components/quality``); nothing here rejects.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from components.preprocess.dicom import native_pixels
+
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+TAGS = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID",
+    "Modality", "ImageType", "Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "KVP", "BodyPartExamined",
+    "SliceThickness", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns",
+    "BitsAllocated", "PatientPosition", "GantryDetectorTilt", "LossyImageCompression", "BurnedInAnnotation",
+    "PatientIdentityRemoved", "AcquisitionNumber", "SeriesDescription", "NumberOfFrames", "RescaleIntercept",
+)  # fmt: skip
+DELIMITER = b"\xfe\xff\xdd\xe0"  # ends encapsulated pixel data
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One file: where it is, its status, and the header values that were there.
+
+    Attributes:
+        location: path relative to the source's root; a zip's members follow ``!/``.
+        bytes: size.
+        status: ``image``, ``object`` (DICOM without an image), ``not_dicom`` or ``unreadable``.
+        truncated: pixel data end before the length they declare.
+        tags: keyword to value, only what is present and not empty.
+    """
+
+    location: str
+    bytes: int
+    status: str
+    truncated: bool = False
+    tags: dict[str, Any] = field(default_factory=dict)
+    transfer_syntax: str = ""
+
+    def vector(self, keyword: str, length: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+        """A numeric multi-value as floats, or None where it is missing or not of ``length`` finite numbers."""
+        try:
+            values = np.asarray([float(v) for v in self.tags.get(keyword, ())], dtype=np.float64)
+        except (TypeError, ValueError):
+            return None
+        return values if values.shape == (length,) and np.isfinite(values).all() else None
+
+
+def read_instance(stream: IO[bytes], location: str, size: int) -> Instance:
+    """Read one file's header, without its pixels, and check that its pixel data are complete.
+
+    Args:
+        stream: seekable, at its start.
+        location: for the table.
+        size: the file's bytes.
+    """
+    head = stream.read(132)
+    bare = head[:2] in (b"\x08\x00", b"\x02\x00") and head[3:4] == b"\x00"  # old files without a preamble
+    if head[128:132] != b"DICM" and not bare:
+        return Instance(location, size, "not_dicom")
+    stream.seek(0)
+    try:
+        dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS), force=bare)
+        tags = {tag: _plain(dataset.get(tag)) for tag in TAGS if dataset.get(tag) not in (None, "", [])}
+    except InvalidDicomError:
+        return Instance(location, size, "not_dicom")
+    except Exception:  # pydicom raises many kinds on damaged files; the file is counted as unreadable
+        return Instance(location, size, "unreadable")
+    syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else ""
+    if "Rows" not in tags:
+        # A file cut inside its header parses, but holds no image: only objects of other classes may lack Rows.
+        damaged = tags.get("SOPClassUID") == CT_IMAGE_STORAGE or not tags.get("SOPClassUID")
+        return Instance(location, size, "unreadable" if damaged else "object", tags=tags, transfer_syntax=syntax)
+    return Instance(location, size, "image", _truncated(stream, size), tags, syntax)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pydicom.multival.MultiValue):
+        return tuple(str(v) for v in value)
+    return value if isinstance(value, int) else str(value)
+
+
+def _truncated(stream: IO[bytes], size: int) -> bool:
+    """Whether the file ends before its pixel data do. The stream stands at the pixel data element."""
+    start = stream.tell()
+    element = stream.read(12)
+    if len(element) < 8 or element[:4] != b"\xe0\x7f\x10\x00":
+        return len(element) < 8 and start >= size
+    stream.seek(start)
+    native = native_pixels(stream)
+    if native is None:
+        stream.seek(max(0, size - 4096))
+        return DELIMITER not in stream.read()
+    return sum(native) > size
+
+
+def read_instance_bytes(content: bytes, location: str) -> Instance:
+    """As :func:`read_instance`, from memory."""
+    return read_instance(io.BytesIO(content), location, len(content))
+
+
+def series_identity(instance: Instance) -> str:
+    """What tells one series from another: patient, study and series UID; where the series UID is empty, the folder
+    and frame of reference stand in for it, so that neither everything nor nothing falls together."""
+    tags = instance.tags
+    uid = tags.get("SeriesInstanceUID", "")
+    folder = instance.location.rpartition("/")[0]
+    stand_in = "" if uid else f"{folder}|{tags.get('FrameOfReferenceUID', '')}|{tags.get('Modality', '')}"
+    return "|".join([tags.get("PatientID", ""), tags.get("StudyInstanceUID", ""), uid, stand_in])
+
+
+def group_series(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
+    """DICOM images and objects by series identity, sorted by location within each. Other files are left out here
+    (the cohort's file table accounts for them)."""
+    groups: dict[str, list[Instance]] = defaultdict(list)
+    for instance in instances:
+        if instance.status in ("image", "object"):
+            groups[series_identity(instance)].append(instance)
+    return {key: sorted(groups[key], key=lambda i: i.location) for key in sorted(groups)}
+
+
+def measure_series(instances: Sequence[Instance]) -> dict[str, Any]:
+    """Measurements of one series' headers, one value per column of the receipt.
+
+    Lengths are in mm, angles in degrees; what cannot be measured is None. ``gap_ratio`` is the largest gap between
+    neighbouring slices over the median gap; ``tilt_degrees`` the angle between the slices' normal and the direction
+    in which their positions move, which shows a gantry tilt whatever the tag says.
+    """
+    images = [i for i in instances if i.status == "image"]
+    first = images[0].tags if images else {}
+    uids = [i.tags["SOPInstanceUID"] for i in images if "SOPInstanceUID" in i.tags]
+    thickness = [float(i.tags["SliceThickness"]) for i in images if _is_number(i.tags.get("SliceThickness"))]
+    spacings = {tuple(np.round(v, 4)) for i in images if (v := i.vector("PixelSpacing", 2)) is not None}
+    spacing = min(spacings) if spacings else (None, None)
+    return {
+        "instances": len(images),
+        "unreadable_files": sum(i.status == "unreadable" or i.truncated for i in instances),
+        "modality": "|".join(sorted({i.tags.get("Modality", "") for i in instances})),
+        "sop_class": "|".join(sorted({i.tags.get("SOPClassUID", "") for i in instances})),
+        # Exports that strip the class UID keep the modality; where both are there, both must say CT.
+        "is_ct_image": bool(images) and all(i.tags.get("SOPClassUID", CT_IMAGE_STORAGE) == CT_IMAGE_STORAGE
+                                            and i.tags.get("Modality") == "CT" for i in images),
+        "is_localizer": any("LOCALIZER" in i.tags.get("ImageType", ()) for i in images),
+        "missing_tags": _missing_tags(images),
+        "transfer_syntax": "|".join(sorted({i.transfer_syntax for i in images})),
+        "lossy": any(i.tags.get("LossyImageCompression") == "01" for i in images),
+        "burned_in": any(i.tags.get("BurnedInAnnotation") == "YES" for i in images),
+        "duplicate_instances": len(uids) - len(set(uids)),
+        "matrices": len({(i.tags.get("Rows"), i.tags.get("Columns")) for i in images}),
+        "pixel_spacings": len(spacings),
+        "kernels": len({i.tags.get("ConvolutionKernel") for i in images}),
+        "rows": first.get("Rows"),
+        "columns": first.get("Columns"),
+        "spacing_row_mm": spacing[0],
+        "spacing_column_mm": spacing[1],
+        "thickness_min_mm": min(thickness, default=None),
+        "thickness_max_mm": max(thickness, default=None),
+        "manufacturer": first.get("Manufacturer", ""),
+        "model": first.get("ManufacturerModelName", ""),
+        "kernel": _text(first.get("ConvolutionKernel", "")),
+        "kvp": first.get("KVP", ""),
+        "body_part": first.get("BodyPartExamined", ""),
+        "patient_position": first.get("PatientPosition", ""),
+        **_geometry(images),
+    }  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    return "\\".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))
+    except (TypeError, ValueError):
+        return False
+
+
+def _missing_tags(images: Sequence[Instance]) -> str:
+    """Names of the tags without which a slice cannot be placed, missing in any instance; '' where none is."""
+    lengths = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
+    missing = [tag for tag, n in lengths.items() if any(i.vector(tag, n) is None for i in images)]
+    return "|".join(missing)
+
+
+def _geometry(images: Sequence[Instance]) -> dict[str, Any]:
+    empty = {"orientations": 0, "positions": 0, "gap_median_mm": None, "gap_ratio": None, "tilt_degrees": None,
+             "extent_mm": None}  # fmt: skip
+    placed = [
+        (p, o)
+        for i in images
+        if (p := i.vector("ImagePositionPatient", 3)) is not None
+        and (o := i.vector("ImageOrientationPatient", 6)) is not None
+    ]
+    if not placed:
+        return empty
+    orientation = placed[0][1]
+    orientations = 1 + sum(bool(np.abs(o - orientation).max() > 1e-3) for _, o in placed)
+    normal = np.cross(orientation[:3], orientation[3:])
+    points = np.stack([p for p, _ in placed])
+    along = points @ normal
+    points = points[np.argsort(along, kind="stable")]
+    gaps = np.diff(np.sort(along))
+    apart = gaps[gaps > 0.01]
+    if not len(apart):
+        return {**empty, "orientations": orientations, "positions": 1}
+    direction = points[-1] - points[0]
+    cosine = abs(float(direction @ normal)) / (float(np.linalg.norm(direction)) * float(np.linalg.norm(normal)))
+    return {
+        "orientations": orientations,
+        "positions": len(apart) + 1,
+        "gap_median_mm": round(float(np.median(apart)), 4),
+        "gap_ratio": round(float(apart.max() / np.median(apart)), 4),
+        "tilt_degrees": round(float(np.degrees(np.arccos(min(1.0, cosine)))), 3),
+        "extent_mm": round(float(along.max() - along.min()), 3),
+    }

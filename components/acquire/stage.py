@@ -1,0 +1,122 @@
+"""Stage ``acquire``: bring one shard's series in, hash every file, measure the headers, write the receipt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from components.acquire import raw
+from components.acquire.config import AcquireConfig
+from components.acquire.headers import measure_series, read_instance
+from components.acquire.sources import source_of
+from components.cohort.config import CohortConfig
+from components.files import read_table, sha256_file, write_table
+from components.params import UserError
+from components.preprocess.nifti import measure_nifti
+from components.progress import map_series
+
+log = logging.getLogger(__name__)
+
+ANNOTATION_COLUMNS = {"series": str, "patient": str, "structure": str, "kind": str, "x": float, "y": float, "z": float,
+                      "volume_ml": float, "present": bool}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SeriesJob:
+    """All that a worker process needs to bring in one series."""
+
+    line: str
+    row: dict[str, Any]
+    members: list[str]
+    cohort: CohortConfig
+    retries: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return raw.raw_folder(self.line, self.row, self.members, self.cohort.source_digest or "")
+
+    def fetch(self) -> None:
+        """Raises UserError or OSError after the last attempt."""
+        for attempt in range(self.retries + 1):
+            try:
+                raw.fetch(source_of(self.row["source"], self.line, self.cohort), self.row, self.members, self.folder)
+                return
+            except (UserError, OSError) as error:
+                if attempt == self.retries:
+                    raise
+                log.warning("series %s: attempt %d failed: %s", self.row["series"], attempt + 1, error)
+
+
+def jobs_of(line: str, cohort_folder: Path, shard: int, cohort: CohortConfig, retries: int) -> list[SeriesJob]:
+    """One job per series of the shard, in the order of the cohort."""
+    table = read_table(cohort_folder / "cohort.parquet")
+    files = read_table(cohort_folder / "files.parquet")
+    members = files[files["series"] != ""].groupby("series")["location"].apply(list).to_dict()
+    rows = table[table["shard"] == shard].to_dict("records")
+    return [SeriesJob(line, {str(k): v for k, v in row.items()}, members.get(row["series"], []), cohort, retries)
+            for row in rows]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Received:
+    """One series as it came in: its receipt row, its files, its annotations."""
+
+    row: dict[str, Any]
+    files: list[dict[str, Any]]
+    annotations: pd.DataFrame | None
+
+
+def acquire_series(job: SeriesJob) -> Received:
+    """Fetch, hash and measure one series. A failed transfer is a row with status ``failed``, never an exception."""
+    try:
+        job.fetch()
+    except (UserError, OSError) as error:
+        detail = str(error) if isinstance(error, UserError) else f"{type(error).__name__} {error.strerror}"
+        return Received({**job.row, "status": "failed", "detail": detail, **measure_series([])}, [], None)
+    paths = raw.data_files(job.folder)
+    files = [{"series": job.row["series"], "file": p.name, "bytes": p.stat().st_size, "sha256": sha256_file(p)}
+             for p in paths]  # fmt: skip
+    row = {**job.row, "status": "acquired", "detail": "", **_measure(paths)}
+    row["files"], row["bytes"] = len(files), sum(f["bytes"] for f in files)
+    annotations = raw.read_annotations(job.folder)
+    if annotations is not None:
+        annotations = annotations.assign(series=job.row["series"], patient=job.row["patient"])
+    return Received(row, files, annotations)
+
+
+def _measure(paths: Sequence[Path]) -> dict[str, Any]:
+    if paths and paths[0].name.startswith("volume.nii"):
+        return {**measure_series([]), **measure_nifti(paths[0])}
+    instances = []
+    for path in paths:
+        with path.open("rb") as stream:
+            instances.append(read_instance(stream, path.name, path.stat().st_size))
+    return {**measure_series(instances), "kind": "dicom"}
+
+
+def acquire_shard(
+    line: str, shard: int, cohort_folder: Path, cohort: CohortConfig, config: AcquireConfig, folder: Path
+) -> None:
+    """Bring in every series of a shard; write ``receipt``, ``files`` and ``annotations`` (Parquet) to ``folder``."""
+    received = map_series(acquire_series, jobs_of(line, cohort_folder, shard, cohort, config.retries), "acquire")
+    receipt = pd.DataFrame([r.row for r in received])
+    # Columns that are empty in one shard must not change their type between shards.
+    receipt = receipt.astype({c: float for c in receipt if str(c).endswith(("_mm", "_degrees", "_ratio"))})
+    write_table(folder / "receipt.parquet", receipt)
+    columns = ["series", "file", "bytes", "sha256"]
+    write_table(folder / "files.parquet", pd.DataFrame([f for r in received for f in r.files], columns=columns))
+    write_table(folder / "annotations.parquet", _annotation_table([r.annotations for r in received]))
+    failed = receipt[receipt["status"] == "failed"]
+    log.info("shard %d: %d series, %.1f MB, %d failed", shard, len(receipt), receipt["bytes"].sum() / 1e6, len(failed))
+
+
+def _annotation_table(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame:
+    known = [table for table in tables if table is not None]
+    empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in ANNOTATION_COLUMNS.items()})
+    joined = pd.concat(known) if known else empty
+    return joined[list(ANNOTATION_COLUMNS)].astype(ANNOTATION_COLUMNS)

@@ -1,0 +1,17 @@
+"""``python -m components.cohort --line wholebody``."""
+
+from components.cohort.config import CohortConfig
+from components.cohort.stage import external_patients, make_cohort
+from components.command import data_dir, run_stage
+from components.evaluate.config import EvaluateConfig
+from components.params import load_stage, shards
+
+
+def main(line: str) -> None:
+    config = load_stage(CohortConfig, line, "cohort")
+    held_out = external_patients(load_stage(EvaluateConfig, line, "evaluate").lidc_nodules)
+    make_cohort(line, config, len(shards()), held_out, data_dir(line, "cohort"))
+
+
+if __name__ == "__main__":
+    run_stage("cohort", "List every series of the source and of the evaluation set.", main)

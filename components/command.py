@@ -1,0 +1,51 @@
+"""The thin command line that every stage shares: ``python -m components.<stage> --line wholebody [--shard 0]``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from components.params import LINES, UserError
+
+
+def data_dir(line: str, stage: str, shard: int | None = None) -> Path:
+    """Where a stage's outputs lie, relative to the project's root: ``data/<line>/<stage>[/<shard>]``."""
+    folder = Path("data") / line / stage
+    return folder if shard is None else folder / str(shard)
+
+
+def run_stage(
+    stage: str,
+    description: str,
+    function: Callable[[str], None] | None,
+    *,
+    sharded: Callable[[str, int], None] | None = None,
+) -> None:
+    """Parse the arguments and run one stage.
+
+    Args:
+        stage: its name, for the usage text.
+        description: what it does, shown by ``--help``.
+        function: called with the line; or None where ``sharded`` is given.
+        sharded: called with line and shard.
+
+    Exits with 1 and one line on stderr for a UserError (ParamsError among them); anything else is a defect of ours
+    and keeps its traceback.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m components.{stage}", description=description)
+    parser.add_argument("--line", required=True, choices=LINES, help="model line: a block of params.yaml")
+    if sharded is not None:
+        parser.add_argument("--shard", required=True, type=int, help="shard number, one of params.yaml's `shards`")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format=f"{stage}: %(message)s", stream=sys.stderr)
+    try:
+        if sharded is not None:
+            sharded(arguments.line, arguments.shard)
+        elif function is not None:
+            function(arguments.line)
+    except UserError as error:
+        print(f"{stage}: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,101 @@
+"""Stage ``curate``: judge the volumes, account for every series, and name the training set."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from components.curate.config import CurateConfig
+from components.files import read_table, write_json, write_table
+from components.params import UserError
+from components.quality import judge, suites
+
+log = logging.getLogger(__name__)
+
+ACCOUNT = ["series", "patient", "name", "source", "collection", "role", "split", "retest_of", "shard"]
+
+
+def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Path) -> pd.DataFrame:
+    """Write ``curated.parquet`` (every series of the cohort, with status and reason), ``annotations.parquet`` (of
+    accepted series), ``volumes.parquet`` (the judged catalogue), ``funnel.json`` and ``quality.json``.
+
+    Args:
+        data: the line's data folder.
+        shards: shard numbers.
+        config: thresholds of the suite *volumes*.
+        folder: output.
+
+    Raises:
+        UserError: a critical expectation failed, or nothing is left to train on.
+    """
+    cohort = read_table(data / "cohort" / "cohort.parquet")
+    screened = _concat([data / "screen" / str(s) / "screened.parquet" for s in shards])
+    catalogue = _concat([data / "preprocess" / str(s) / "catalogue.parquet" for s in shards])
+    suite = suites.volumes(config, rows=int(screened["accepted"].sum()))
+    judgement = judge.judge(catalogue, suite)
+    catalogue["accepted"] = ~catalogue["series"].isin(list(judgement.reasons))
+    catalogue["reason"] = [";".join(judgement.reasons.get(s, [])) for s in catalogue["series"]]
+    curated = _account(cohort, screened, catalogue, data)
+    if not (curated["accepted"] & (curated["role"] == "pretrain")).any():
+        raise UserError(f"curate: 0 of {len(curated)} series are left to pretrain on; see {folder / 'funnel.json'}")
+    write_table(folder / "curated.parquet", curated)
+    write_table(folder / "volumes.parquet", catalogue)
+    annotations = _concat([data / "acquire" / str(s) / "annotations.parquet" for s in shards])
+    kept = annotations["series"].isin(curated.loc[curated["accepted"], "series"])
+    write_table(folder / "annotations.parquet", annotations[kept])
+    write_json(folder / "funnel.json", funnel(curated))
+    write_json(
+        folder / "quality.json", {"suite": suite.name, "rules": judgement.results, "warnings": judgement.warnings}
+    )
+    log.info("%d of %d series accepted, %d to pretrain on", int(curated["accepted"].sum()), len(curated),
+             int((curated["accepted"] & (curated["role"] == "pretrain")).sum()))  # fmt: skip
+    for warning in judgement.warnings:
+        log.warning("expected %s", warning)
+    return curated
+
+
+def _concat(paths: list[Path]) -> pd.DataFrame:
+    tables = [table for path in paths if len(table := read_table(path))]
+    joined = pd.concat(tables, ignore_index=True) if tables else read_table(paths[0])
+    return joined.sort_values("series", kind="stable", ignore_index=True)
+
+
+def _account(cohort: pd.DataFrame, screened: pd.DataFrame, catalogue: pd.DataFrame, data: Path) -> pd.DataFrame:
+    """One row per series of the cohort: accepted, or rejected by the headers or by the voxels and why."""
+    curated = cohort[ACCOUNT].copy()
+    header = dict(zip(screened["series"], screened["reason"], strict=True))
+    voxel = dict(zip(catalogue["series"], catalogue["reason"], strict=True))
+    detail = {**dict(zip(screened["series"], screened["detail"], strict=True)),
+              **dict(zip(catalogue["series"], catalogue["detail"], strict=True))}  # fmt: skip
+    curated["reason"] = [header[s] or voxel[s] for s in curated["series"]]
+    curated["detail"] = [detail.get(s, "") for s in curated["series"]]
+    curated["accepted"] = curated["reason"] == ""
+    curated["status"] = curated["accepted"].map({True: "accepted", False: "rejected"})
+    sizes = catalogue.set_index("series")
+    for column in ("n0", "n1", "n2"):
+        values = sizes[column] if column in sizes else pd.Series(dtype=float)
+        curated[column] = values.reindex(curated["series"]).fillna(0).astype("int64").to_numpy()
+    curated["sha256"] = sizes["sha256"].reindex(curated["series"]).fillna("").to_numpy()
+    store = [(data / "preprocess" / str(shard) / "volumes" / f"{series}.b2nd").as_posix()
+             for series, shard in zip(curated["series"], curated["shard"], strict=True)]  # fmt: skip
+    curated["volume"] = [path if accepted else "" for path, accepted in zip(store, curated["accepted"], strict=True)]
+    return curated
+
+
+def funnel(curated: pd.DataFrame) -> dict[str, Any]:
+    """Counts in, accepted and rejected by (first) reason, and every series with its fate."""
+    rejected = curated[~curated["accepted"]]
+    first = rejected["reason"].str.split(";").str[0]
+    use = curated[curated["accepted"]]["role"].value_counts()
+    return {
+        "in": len(curated),
+        "accepted": int(curated["accepted"].sum()),
+        "rejected": {str(k): int(v) for k, v in first.value_counts().sort_index().items()},
+        "accepted_by_role": {str(k): int(v) for k, v in use.sort_index().items()},
+        "series": curated[["series", "name", "source", "role", "status", "reason", "detail"]]
+        .sort_values(["source", "name", "series"])
+        .to_dict("records"),
+    }

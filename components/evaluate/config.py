@@ -1,0 +1,63 @@
+"""Parameters of evaluation on frozen features."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from components.params import StageConfig
+
+Window = Annotated[float, Field(ge=2, le=100)]
+
+
+class HistogramConfig(StageConfig):
+    """The intensity-histogram baseline: equal bins between two HU; what lies outside counts in the end bins."""
+
+    bins: Annotated[int, Field(ge=2, le=512)]
+    low_hu: Annotated[int, Field(ge=-1024, le=3071)]
+    high_hu: Annotated[int, Field(ge=-1023, le=3072)]
+
+    @model_validator(mode="after")
+    def _range(self) -> HistogramConfig:
+        if self.low_hu >= self.high_hu:
+            raise ValueError(f"low_hu {self.low_hu} is not allowed with high_hu {self.high_hu}: the lower first")
+        return self
+
+
+class EvaluateConfig(StageConfig):
+    """How frozen features are judged. Everything here is fixed before any figure is seen.
+
+    Attributes:
+        seed: of the bootstrap and of the nodules' split.
+        random_seeds: one randomly initialised encoder per seed; the baseline is the mean of their figures.
+        bootstrap: replicates, drawn over patients.
+        linear_c: inverse strength of the linear probe's L2 penalty, for features of mean squared norm 1.
+        neighbours: k of the nearest-neighbour probe.
+        minimum_patients: a class with fewer patients in train or in test is left out, and said to be.
+        histogram: the intensity-histogram baseline.
+        centre_mm: side of the central box of the HU-statistics baseline.
+        stability_gallery: other patients' volumes among which a retest must be found; 0 leaves whole volumes out.
+        nodule_window_mm: fixed window round a nodule along superior, posterior, left; fixed, since the extent
+            of the files grows with the nodule and would tell its size.
+        lidc_nodules: SHA-256 of the data set's ``labels.csv``, or null where the data is not to be used.
+    """
+
+    seed: Annotated[int, Field(ge=0)]
+    random_seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=20)]
+    bootstrap: Annotated[int, Field(ge=100, le=20_000)]
+    linear_c: Annotated[float, Field(gt=0, le=1e4)]
+    neighbours: Annotated[int, Field(ge=1, le=100)]
+    minimum_patients: Annotated[int, Field(ge=2, le=1000)]
+    histogram: HistogramConfig
+    centre_mm: Annotated[float, Field(ge=1, le=300)]
+    stability_gallery: Annotated[int, Field(ge=0, le=10_000)]
+    nodule_window_mm: tuple[Window, Window, Window]
+    lidc_nodules: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+
+    @field_validator("random_seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("allowed: seeds that differ from each other")
+        return value

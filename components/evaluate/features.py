@@ -1,0 +1,163 @@
+"""Features of every place in the task table, by every method: each volume is opened once, each place embedded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from components.cohort.roots import root_of
+from components.evaluate.bootstrap import Array
+from components.evaluate.config import EvaluateConfig, HistogramConfig
+from components.evaluate.nodules import ROOT, nodule_file, read_labels, read_nodule
+from components.files import sha256_file
+from components.params import UserError
+from components.preprocess.config import PreprocessConfig
+from components.preprocess.store import Int16Array, StoredVolume, Volume, crop_box, voxel_of
+from components.progress import track
+
+AnyVolume = StoredVolume | Volume
+PERCENTILES = (5, 25, 50, 75, 95)
+PLACE = ["volume", "x", "y", "z"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to turn CT into a vector.
+
+    Attributes:
+        points: (volume, points in RAS mm (N, 3)) to features (N, dimension).
+        whole: volume to a feature (dimension,).
+    """
+
+    points: Callable[[AnyVolume, Array], npt.NDArray[np.floating]]
+    whole: Callable[[AnyVolume], npt.NDArray[np.floating]]
+
+
+def crop_at(volume: AnyVolume, point_mm: Array, size: tuple[int, int, int]) -> Int16Array:
+    """The crop of ``size`` voxels round a point, as the encoder sees it; -1024 HU outside the volume."""
+    centre = np.floor(voxel_of(volume.affine, point_mm) + 0.5).astype(int)
+    a, b, c = (int(i) - k // 2 for i, k in zip(centre, size, strict=True))
+    if isinstance(volume, StoredVolume):
+        return volume.crop((a, b, c), size)
+    n0, n1, n2 = volume.hu.shape
+    return crop_box(volume.hu, (n0, n1, n2), (a, b, c), size)
+
+
+def histogram(hu: Int16Array, config: HistogramConfig) -> Array:
+    """Share of voxels in each of the equal bins (bins,); values outside the range count in the end bins."""
+    scaled = (hu.ravel().astype(np.int64) - config.low_hu) * config.bins // (config.high_hu - config.low_hu)
+    counts = np.bincount(np.clip(scaled, 0, config.bins - 1), minlength=config.bins)
+    share: Array = counts / counts.sum()
+    return share
+
+
+def hu_statistics(hu: Int16Array) -> Array:
+    """Mean, standard deviation, least, greatest, and the 5th, 25th, 50th, 75th, 95th percentile of HU; (9,)."""
+    values = hu.astype(np.float64).ravel()
+    return np.array([values.mean(), values.std(), values.min(), values.max(), *np.percentile(values, PERCENTILES)])
+
+
+def baselines(config: EvaluateConfig, patch: tuple[int, int, int]) -> dict[str, Method]:
+    """Features that need no training: the histogram of what the encoder sees, and HU statistics of the centre."""
+
+    def centre_box(volume: AnyVolume, point_mm: Array) -> Int16Array:
+        a, b, c = (max(1, round(config.centre_mm / mm)) for mm in volume.spacing)
+        return crop_at(volume, point_mm, (a, b, c))
+
+    def middle(volume: AnyVolume) -> Array:
+        shape = np.asarray(volume.shape if isinstance(volume, StoredVolume) else volume.hu.shape)
+        inside: Array = volume.affine[:3, :3] @ ((shape - 1) / 2) + volume.affine[:3, 3]
+        return inside
+
+    return {
+        "histogram": Method(
+            points=lambda volume, points: np.stack(
+                [histogram(crop_at(volume, point, patch), config.histogram) for point in points]
+            ),
+            whole=lambda volume: histogram(_voxels(volume), config.histogram),
+        ),
+        "hu_statistics": Method(
+            points=lambda volume, points: np.stack([hu_statistics(centre_box(volume, point)) for point in points]),
+            whole=lambda volume: hu_statistics(centre_box(volume, middle(volume))),
+        ),
+    }
+
+
+def _voxels(volume: AnyVolume) -> Int16Array:
+    return volume.read().hu if isinstance(volume, StoredVolume) else volume.hu
+
+
+class Volumes:
+    """Opens what the task table names: stored volumes by path, nodules by ``lidc_nodules:<row>``."""
+
+    def __init__(self, config: EvaluateConfig, preprocess: PreprocessConfig, patch: tuple[int, int, int]) -> None:
+        self._config, self._preprocess, self._patch = config, preprocess, patch
+        self._nodules: dict[str, Path] = {}
+        if config.lidc_nodules is not None:
+            root = root_of(ROOT)
+            labels = read_labels(root, config.lidc_nodules)
+            named = zip(labels["volume"], labels["file"], strict=True)
+            self._nodules = {str(volume): nodule_file(root, str(name)) for volume, name in named}
+
+    def open(self, name: str) -> AnyVolume:
+        """Raises UserError where a stored volume is missing."""
+        if name in self._nodules:
+            return read_nodule(self._nodules[name], self._preprocess, self._config.nodule_window_mm, self._patch)
+        try:
+            return StoredVolume(Path(name))
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(f"{error}; run `dvc repro` to make it again") from None
+
+    def sha256(self, name: str) -> str:
+        """Digest of the file behind a name."""
+        return sha256_file(self._nodules.get(name, Path(name)))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features by place.
+
+    Attributes:
+        places: place (see :func:`place_of`) to row.
+        by_method: method to (rows, dimension).
+    """
+
+    places: Mapping[str, int]
+    by_method: Mapping[str, Array]
+
+    def of(self, method: str, rows: pd.DataFrame) -> Array:
+        """Features (cases, dimension) of rows of the task table."""
+        return self.by_method[method][[self.places[place] for place in place_of(rows)]]
+
+
+def place_of(rows: pd.DataFrame) -> list[str]:
+    """One text per row that is equal for equal (volume, point)."""
+    return [f"{volume} {x:.4f} {y:.4f} {z:.4f}" for volume, x, y, z in rows[PLACE].itertuples(index=False)]
+
+
+def extract(table: pd.DataFrame, methods: Mapping[str, Method], volumes: Volumes) -> Features:
+    """Features of every distinct place of the task table by every method; progress goes to stderr."""
+    distinct = table.assign(place=place_of(table)).drop_duplicates("place").sort_values(["volume", "place"])
+    found: dict[str, list[npt.NDArray[np.floating]]] = {name: [] for name in methods}
+    order: list[str] = []
+    for name, rows in track(distinct.groupby("volume"), distinct["volume"].nunique(), "embedding"):
+        volume = volumes.open(str(name))
+        whole = rows["x"].isna()
+        points = rows.loc[~whole, ["x", "y", "z"]].to_numpy(dtype=np.float64)
+        order += [*rows.loc[whole, "place"], *rows.loc[~whole, "place"]]
+        for method_name, method in methods.items():
+            if whole.any():
+                found[method_name].append(method.whole(volume)[None])
+            if len(points):
+                found[method_name].append(method.points(volume, points))
+    by_method = {name: np.concatenate(parts).astype(np.float64) for name, parts in found.items() if parts}
+    for name, features in by_method.items():
+        wrong = int((~np.isfinite(features)).sum())
+        if wrong:
+            raise ValueError(f"features of method {name!r}: {wrong} values are not finite")
+    return Features({place: row for row, place in enumerate(order)}, by_method)

@@ -1,0 +1,140 @@
+"""Lung nodules of LIDC-IDRI (CC BY 3.0, doi:10.7937/K9/TCIA.2015.LO9QL9SX): real CT, rated by radiologists.
+
+The data set is a folder with ``labels.csv`` and ``image/*.nii.gz`` in HU, each a crop that grows with its nodule. Size
+alone predicts malignancy; so every nodule is seen through the same window, and the diameter is a baseline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from components.cohort.keys import patient_key
+from components.cohort.roots import root_of
+from components.evaluate.tasks import Built, Inputs, none_built, task_table
+from components.files import sha256_file
+from components.params import UserError
+from components.preprocess.config import PreprocessConfig
+from components.preprocess.nifti import read_nifti
+from components.preprocess.standardise import resample_only
+from components.preprocess.store import Volume
+
+ROOT = "lidc_nodules"
+LABELS = "labels.csv"
+# Task to column and to the label of each rating; a rating without one is left out, and counted.
+RATINGS: dict[str, tuple[str, dict[int, str]]] = {
+    "texture": ("Texture_value", dict.fromkeys((1, 2, 3, 4), "not_solid") | {5: "solid"}),
+    "calcification": ("Calcification_value", dict.fromkeys((1, 2, 3, 4, 5), "present") | {6: "absent"}),
+    "malignancy": (
+        "Malignancy_value",
+        dict.fromkeys((1, 2), "likely_benign") | dict.fromkeys((4, 5), "likely_malignant"),
+    ),
+}
+
+
+def nodules(inputs: Inputs) -> Built:
+    """Texture, calcification and malignancy of nodules; split by patient.
+
+    Patients that the encoder has seen are left out, with a remark.
+
+    Raises:
+        UserError: the data is asked for but not configured, not the pinned one, or incomplete.
+    """
+    names = [f"{ROOT}/{name}" for name in RATINGS]
+    if inputs.config.lidc_nodules is None:
+        return none_built(dict.fromkeys(names, "not asked for: evaluate.lidc_nodules is null"))
+    root = root_of(ROOT)
+    labels = read_labels(root, inputs.config.lidc_nodules)
+    seen = labels["patient"].isin(inputs.pretraining_patients())
+    labels = labels[~seen]
+    labels["split"] = labels["patient"].map(partial(half_of, inputs.config.seed))
+    labels = pd.concat([labels, _centres(root, labels["file"])], axis=1)
+    parts, remarks = [], {}
+    for name, (column, wording) in RATINGS.items():
+        label = labels[column].map(wording)
+        parts.append(labels.assign(task=f"{ROOT}/{name}", label=label)[label.notna()])
+        left_out = {"rated in between": int(label.isna().sum()), "of patients in pretraining": int(seen.sum())}
+        said = ", ".join(f"{count} {why}" for why, count in left_out.items() if count)
+        if said:
+            remarks[f"{ROOT}/{name}"] = f"Nodules left out: {said}."
+    return Built(task_table(parts), remarks=remarks)
+
+
+def read_labels(root: Path, pinned: str) -> pd.DataFrame:
+    """The table of nodules with ``patient``, ``case``, ``volume`` and ``diameter_mm``; sorted as in the file.
+
+    A nodule is named by its row, since file names hold patient identifiers.
+
+    Raises:
+        UserError: no table, or not the pinned one.
+    """
+    path = root / LABELS
+    if not path.is_file():
+        raise UserError(f"root {ROOT!r}: {LABELS} is missing; point it at the folder that holds {LABELS} and image/")
+    found = sha256_file(path)
+    if found != pinned:
+        raise UserError(
+            f"root {ROOT!r}: {LABELS} has digest {found}, but wholebody.evaluate.lidc_nodules pins {pinned}; "
+            "point the root at the pinned data, or change the parameter"
+        )
+    table = pd.read_csv(path)
+    row = pd.Series(range(len(table)), index=table.index).map("{:04d}".format)
+    return table.assign(patient=table["patient_id"].map(patient_key), case="nodule-" + row, volume=f"{ROOT}:" + row)
+
+
+def half_of(seed: int, patient: str) -> str:
+    """``train`` or ``test``, by a seeded hash of the patient's key alone."""
+    return "train" if hashlib.sha256(f"{seed}/{patient}".encode()).digest()[0] % 2 == 0 else "test"
+
+
+def _centres(root: Path, files: pd.Series) -> pd.DataFrame:
+    """Centre of each file's grid in RAS mm, from the header."""
+    centres = []
+    for name in files:
+        try:
+            image: Any = nib.load(nodule_file(root, name))
+        except (OSError, nib.filebasedimages.ImageFileError) as error:
+            why = " ".join(str(error).split())
+            raise UserError(f"root {ROOT!r}: a nodule of {LABELS} is not readable: {why}") from None
+        centres.append(image.affine[:3, :3] @ ((np.asarray(image.shape[:3]) - 1) / 2) + image.affine[:3, 3])
+    return pd.DataFrame(centres, columns=["x", "y", "z"], index=files.index)
+
+
+def nodule_file(root: Path, name: str) -> Path:
+    """Path of a nodule's image."""
+    return root / "image" / name
+
+
+def read_nodule(
+    path: Path, preprocess: PreprocessConfig, window_mm: tuple[float, float, float], patch: tuple[int, int, int]
+) -> Volume:
+    """One nodule on the line's grid, seen through a window of fixed size about the file's centre.
+
+    Outside the window the picture is mirrored at the window's border until it fills the encoder's ``patch``: air round
+    it would be an edge no CT has, and whatever is farther out would tell the nodule's size.
+    """
+    volume = resample_only(read_nifti(path), preprocess)
+    window = [max(1, round(mm / voxel)) for mm, voxel in zip(window_mm, volume.spacing, strict=True)]
+    # Two voxels more on each side than the encoder takes: its crop may round the centre either way.
+    indices, origin = [], []
+    for size, wanted, extent in zip(window, patch, volume.hu.shape, strict=True):
+        start, lead = round((extent - size) / 2), (wanted + 4 - size) // 2
+        seen = mirrored(np.arange(start, start + size), extent)
+        indices.append(seen[mirrored(np.arange(wanted + 4) - lead, size)])
+        origin.append(start - lead)
+    affine = volume.affine.copy()
+    affine[:3, 3] = volume.affine[:3, :3] @ np.asarray(origin, dtype=np.float64) + volume.affine[:3, 3]
+    return Volume(hu=np.ascontiguousarray(volume.hu[np.ix_(*indices)]), affine=affine)
+
+
+def mirrored(index: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+    """Indices reflected at the borders of 0..size-1, the border repeated: -1 is 0, ``size`` is ``size - 1``."""
+    within = index % (2 * size)
+    return np.where(within < size, within, 2 * size - 1 - within)

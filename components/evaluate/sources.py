@@ -1,0 +1,145 @@
+"""The task plug-ins that read the line's own annotated scans: organs, lesions, head findings, test-retest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import pandas as pd
+
+from components.evaluate.nodules import nodules
+from components.evaluate.tasks import RETEST, STABILITY, Built, Inputs, none_built, task_table
+
+SIDES = frozenset({"left", "right", "l", "r"})
+LESION = "lesion_"
+FINDING = "finding_"
+
+
+def structure_class(structure: str) -> str:
+    """Organ without its side: ``kidney_left`` and ``kidney_right`` are one class, ``kidney``."""
+    return "_".join(part for part in structure.split("_") if part not in SIDES) or structure
+
+
+def organs(inputs: Inputs) -> Built:
+    """Which organ lies at the centre of the crop? One case per organ point; sides are merged."""
+    points = inputs.annotated("organ", inputs.scans())
+    if points.empty:
+        return none_built({"organs": _nothing(inputs, "organ points")})
+    return Built(task_table([points.assign(task="organs", label=points["structure"].map(structure_class))]))
+
+
+def lesions(inputs: Inputs) -> Built:
+    """Lesion at the centre of the crop, or healthy tissue of the same organ?
+
+    Healthy crops are the annotation's control points (kind lesion, not present), which lie where lesions might; where
+    it has none, organ points of patients without lesions. Within each split, every organ gives the same number of
+    healthy crops per lesion crop, so that knowing the organ says nothing about the label.
+    """
+    scans = inputs.scans()
+    sites = inputs.annotated("lesion", scans)
+    sites["organ"] = sites["structure"].str.removeprefix(LESION).map(structure_class)
+    found, healthy = sites[sites["present"] == True], sites[sites["present"] == False]  # noqa: E712
+    remark = "Healthy crops are control points, placed as lesions are."
+    if healthy.empty:
+        points = inputs.annotated("organ", scans)
+        healthy = points[~points["patient"].isin(found["patient"])]
+        healthy = healthy.assign(organ=healthy["structure"].map(structure_class))
+        remark = "Healthy crops are centred on organs of patients without lesions: place within the organ may tell."
+    if found.empty or healthy.empty:
+        return none_built({"lesions": _nothing(inputs, "lesions" if found.empty else "healthy points beside lesions")})
+    both = pd.concat([found.assign(label="lesion"), healthy.assign(label="healthy")], ignore_index=True)
+    # A seeded order, in which surplus crops are left out.
+    both["order"] = both["case"].map(lambda case: hashlib.sha256(f"{inputs.config.seed}/{case}".encode()).hexdigest())
+    matched = [_matched(part) for _, part in both.sort_values("order").groupby("split")]
+    table = task_table([part.assign(task="lesions") for part in matched])
+    if table.empty:
+        return none_built({"lesions": "no organ has both lesions and healthy points in the same split"})
+    kept = table["label"].value_counts()
+    remark += (
+        f" {kept['lesion']} of {len(found)} lesions and {kept['healthy']} of {len(healthy)} healthy points matched."
+    )
+    return Built(table, remarks={"lesions": remark})
+
+
+def _matched(rows: pd.DataFrame) -> pd.DataFrame:
+    counts = rows.groupby(["organ", "label"]).size().unstack(fill_value=0)
+    counts = counts.reindex(columns=["healthy", "lesion"], fill_value=0)
+    counts = counts[(counts["healthy"] > 0) & (counts["lesion"] > 0)]
+    if counts.empty:
+        return rows.iloc[:0]
+    per_lesion = max(1, int((counts["healthy"] // counts["lesion"]).min()))
+    kept = []
+    for organ, count in counts.iterrows():
+        lesions_kept = int(min(count["lesion"], count["healthy"]))
+        of_organ = rows[rows["organ"] == organ]
+        kept.append(of_organ[of_organ["label"] == "lesion"].head(lesions_kept))
+        kept.append(of_organ[of_organ["label"] == "healthy"].head(lesions_kept * per_lesion))
+    return pd.concat(kept)
+
+
+def findings(inputs: Inputs) -> Built:
+    """Is the finding present in the head? One binary task per finding, the whole volume as one case."""
+    rows = inputs.annotated("finding", inputs.scans())
+    if rows.empty:
+        return none_built({"findings": _nothing(inputs, "findings")})
+    rows["task"] = "findings/" + rows["structure"].str.removeprefix(FINDING)
+    rows["label"] = rows["present"].map({True: "present", False: "absent"})
+    return Built(task_table([rows.assign(x=float("nan"), y=float("nan"), z=float("nan"))]))
+
+
+def stability(inputs: Inputs) -> Built:
+    """Two scans of one patient: whole volumes, and in the wholebody line the same organ's points.
+
+    Rows of split ``retest`` are second scans; their first scans and other patients' first scans are the gallery.
+    """
+    scans, second = inputs.scans(), inputs.retests()
+    second = second[second["retest_of"].isin(scans["series"])]
+    names = ["volume"] if inputs.line == "head" else ["volume", "organs"]
+    if second.empty:
+        return none_built({f"{STABILITY}/{name}": "no accepted pair of first and second scan" for name in names})
+    parts, reasons = [], {}
+    if inputs.config.stability_gallery:
+        parts.append(_volumes(scans, second, inputs.config.stability_gallery))
+    else:
+        reasons[f"{STABILITY}/volume"] = "left out by stability_gallery: 0"
+    if inputs.line == "wholebody":
+        points = _points(inputs, scans, second)
+        parts.append(points)
+        if points.empty:
+            reasons[f"{STABILITY}/organs"] = "no organ point in both scans of a pair"
+    return Built(task_table(parts), reasons)
+
+
+def _volumes(scans: pd.DataFrame, second: pd.DataFrame, gallery: int) -> pd.DataFrame:
+    first = scans[scans["series"].isin(second["retest_of"])]
+    # Series keys are hashes: the first of them are a random choice of other patients.
+    others = scans[~scans["patient"].isin(first["patient"])].drop_duplicates("patient").head(gallery)
+    rows = pd.concat(
+        [
+            pd.concat([first, others]).assign(split="test", case=lambda part: part["series"]),
+            second.assign(split="retest", case=second["retest_of"] + RETEST),
+        ]
+    )
+    nowhere = float("nan")
+    return rows.assign(task=f"{STABILITY}/volume", label="volume", x=nowhere, y=nowhere, z=nowhere)
+
+
+def _points(inputs: Inputs, scans: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    first = inputs.annotated("organ", scans).drop_duplicates(["series", "structure"])
+    again = inputs.annotated("organ", second).drop_duplicates(["series", "structure"])
+    again["case"] = again["series"].map(second.set_index("series")["retest_of"]) + "/" + again["structure"] + RETEST
+    again = again[again["case"].str.removesuffix(RETEST).isin(first["case"])]
+    first = first[first["structure"].isin(again["structure"])]
+    rows = pd.concat([first.assign(split="test"), again.assign(split="retest")])
+    return rows.assign(task=f"{STABILITY}/organs", label=rows["structure"]) if len(again) else rows.iloc[:0]
+
+
+def _nothing(inputs: Inputs, what: str) -> str:
+    scans = len(inputs.scans())
+    return f"no {what} among the {scans} accepted evaluation series" if scans else "no accepted evaluation series"
+
+
+SOURCES: dict[str, tuple[Callable[[Inputs], Built], ...]] = {
+    "wholebody": (organs, lesions, stability, nodules),
+    "head": (findings, stability),
+}

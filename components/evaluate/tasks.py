@@ -1,0 +1,142 @@
+"""The task table: every evaluation task is rows of (task, case, patient, volume, place, label, split).
+
+A task is a plug-in: a function from :class:`Inputs` to :class:`Built`, listed in ``components.evaluate.sources``. What
+cannot be evaluated comes back with its reason; nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from components.evaluate.config import EvaluateConfig
+from components.preprocess.config import PreprocessConfig
+
+COLUMNS = ("task", "case", "patient", "volume", "x", "y", "z", "label", "split", "diameter_mm")
+NUMBERS = dict.fromkeys(("x", "y", "z", "diameter_mm"), "float64")
+STABILITY = "stability"  # tasks below it compare two scans of a patient; there is nothing to classify
+RETEST = "/retest"  # ends the case of the second scan of a pair, after the case of the first
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the plug-ins build their tasks from.
+
+    Attributes:
+        line: the model line.
+        curated: every series that reached curation, accepted or not.
+        annotations: points and findings of accepted series.
+        config: of evaluation.
+        preprocess: the line's grid, for volumes that come from outside the store.
+    """
+
+    line: str
+    curated: pd.DataFrame
+    annotations: pd.DataFrame
+    config: EvaluateConfig
+    preprocess: PreprocessConfig
+
+    def scans(self) -> pd.DataFrame:
+        """Accepted series of the evaluation role, without second scans; sorted."""
+        return self._accepted("evaluation").query("retest_of == ''")
+
+    def retests(self) -> pd.DataFrame:
+        """Accepted second scans of the evaluation role; sorted."""
+        return self._accepted("evaluation").query("retest_of != ''")
+
+    def pretraining_patients(self) -> set[str]:
+        """Keys of the patients that the encoder has seen."""
+        return set(self._accepted("pretrain")["patient"])
+
+    def _accepted(self, role: str) -> pd.DataFrame:
+        rows = self.curated[(self.curated["status"] == "accepted") & (self.curated["role"] == role)]
+        return rows.sort_values("series")
+
+    def annotated(self, kind: str, scans: pd.DataFrame) -> pd.DataFrame:
+        """Annotations of one kind with the scan's volume and split; one case per row, sorted by case."""
+        rows = self.annotations[self.annotations["kind"] == kind].drop(columns="patient")
+        rows = rows[rows["series"].isin(scans["series"])]
+        if rows.empty:
+            return pd.DataFrame(columns=[*rows.columns, "case", "patient", "volume", "split"])
+        rows = rows.sort_values(["series", "structure", "x", "y", "z"])
+        rows["case"] = rows["series"] + "/" + rows["structure"]
+        repeated = rows.groupby("case").cumcount()  # several lesions of one organ
+        rows["case"] = rows["case"].where(repeated == 0, rows["case"] + "-" + (repeated + 1).astype(str))
+        return rows.merge(scans[["series", "patient", "volume", "split"]], on="series").sort_values("case")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A plug-in's rows, tasks without rows and why, and remarks on what was left out of a task.
+
+    Attributes:
+        table: rows with ``COLUMNS``.
+        not_evaluated: task to reason.
+        remarks: task to remark, shown in the report.
+    """
+
+    table: pd.DataFrame
+    not_evaluated: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+
+
+def none_built(reasons: dict[str, str]) -> Built:
+    """No rows at all, and why."""
+    return Built(task_table([]), reasons)
+
+
+def task_table(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Rows of several tasks with exactly ``COLUMNS``, sorted; a diameter that is not known is NaN."""
+    frames = [part.assign(diameter_mm=part.get("diameter_mm", np.nan))[list(COLUMNS)] for part in parts if len(part)]
+    if not frames:
+        return pd.DataFrame({name: pd.Series(dtype=NUMBERS.get(name, "str")) for name in COLUMNS})
+    table = pd.concat(frames, ignore_index=True)
+    table = table.astype(NUMBERS)
+    return table.sort_values(["task", "case"], ignore_index=True)
+
+
+def usable(built: Built, minimum_patients: int) -> Built:
+    """Leave out classes with too few patients in train or test, and tasks with fewer than two classes left.
+
+    Stability tasks pass unchanged. The reasons come back beside the rows.
+    """
+    kept, reasons, remarks = [], dict(built.not_evaluated), dict(built.remarks)
+    for task, rows in built.table.groupby("task"):
+        name = str(task)
+        if name.startswith(STABILITY):
+            kept.append(rows)
+            continue
+        counts = {label: _patients(rows, str(label)) for label in sorted(rows["label"].unique())}
+        classes = [label for label, count in counts.items() if min(count) >= minimum_patients]
+        few = "; ".join(
+            f"{label}: {train} patients in train, {test} in test"
+            for label, (train, test) in counts.items()
+            if min(train, test) < minimum_patients
+        )
+        if len(classes) < 2:
+            alone = "" if len(counts) > 1 else f"one class only ({', '.join(counts)}); "
+            reasons[name] = f"{alone}at least {minimum_patients} patients per class and split are needed: {few}"
+            continue
+        if few:
+            remarks[name] = " ".join(filter(None, [remarks.get(name), f"Classes left out, too few patients: {few}."]))
+        kept.append(rows[rows["label"].isin(classes)])
+    return Built(task_table(kept), reasons, remarks)
+
+
+def _patients(rows: pd.DataFrame, label: str) -> tuple[int, int]:
+    of_class = rows[rows["label"] == label]
+    train, test = (of_class.loc[of_class["split"] == split, "patient"].nunique() for split in ("train", "test"))
+    return train, test
+
+
+def check_splits(table: pd.DataFrame) -> None:
+    """Raise ValueError where a patient is on both sides of a task's split: such figures would mean nothing."""
+    probes = table[~table["task"].str.startswith(STABILITY)]
+    sides = probes.groupby(["task", "patient"])["split"].nunique()
+    both = sides[sides > 1]
+    if len(both):
+        task, patient = both.index[0]
+        raise ValueError(f"task {task}: patient {patient} is in train and in test ({len(both)} such cases)")

@@ -1,0 +1,51 @@
+"""Parameters of the gate: what a release must reach."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from components.params import StageConfig
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class BetterThanRandom(StageConfig):
+    """The lower end of the paired difference's 95 % interval (encoder less random) must be above the bound."""
+
+    task: Name
+    figure: Name
+    minimum_difference_low: Annotated[float, Field(ge=-1, le=1)]
+
+
+class Floor(StageConfig):
+    """The figure itself must be at least the bound."""
+
+    task: Name
+    figure: Name
+    minimum: Annotated[float, Field(ge=-1, le=1)]
+
+
+class NotWorse(StageConfig):
+    """The figure must be at least the champion's less the tolerance."""
+
+    task: Name
+    figure: Name
+    tolerance: Annotated[float, Field(ge=0, le=1)]
+
+
+class GateConfig(StageConfig):
+    """Bounds of a line. Leakage has no parameter: the number of shared patients must be 0.
+
+    Attributes:
+        max_reject_rate: rejected series over all series that came in.
+        better_than_random: beside the random encoders, see ``components.evaluate``.
+        floors: absolute.
+        champion: against the release now in use, where there is one.
+    """
+
+    max_reject_rate: Annotated[float, Field(ge=0, le=1)]
+    better_than_random: tuple[BetterThanRandom, ...]
+    floors: tuple[Floor, ...]
+    champion: tuple[NotWorse, ...]

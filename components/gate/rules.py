@@ -1,0 +1,172 @@
+"""Every gate as a pure function from figures to verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from components.gate.config import GateConfig
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One gate's outcome.
+
+    Attributes:
+        gate: its name, with task and figure where it has them.
+        figure: what was measured; None where there is none (the detail says why).
+        bound: what it was held against; None as above.
+        verdict: ``pass`` or ``fail``.
+        detail: what was compared, in words; for a failure without a figure, what to do.
+    """
+
+    gate: str
+    figure: float | None
+    bound: float | None
+    verdict: str
+    detail: str
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict == "pass"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the gates look at.
+
+    Attributes:
+        line: the model line.
+        metrics: of the evaluate stage.
+        funnel: of the curate stage: ``in``, ``accepted``, ``rejected`` by reason.
+        curated: every series that reached curation.
+        tasks: the task table.
+        champion: of the line: ``bundle``, ``evaluation_data``, ``metrics``; None where there is none.
+    """
+
+    line: str
+    metrics: Mapping[str, Any]
+    funnel: Mapping[str, Any]
+    curated: pd.DataFrame
+    tasks: pd.DataFrame
+    champion: Mapping[str, Any] | None
+
+
+def judge(config: GateConfig, evidence: Evidence) -> list[Verdict]:
+    """The verdicts of all gates, in a fixed order: none is skipped because another failed."""
+    return [
+        leakage(evidence),
+        reject_rate(config, evidence),
+        *better_than_random(config, evidence),
+        *floors(config, evidence),
+        *against_champion(config, evidence),
+    ]
+
+
+def decision(verdicts: list[Verdict]) -> dict[str, Any]:
+    """The content of ``decision.json``."""
+    verdict = "pass" if all(gate.passed for gate in verdicts) else "fail"
+    return {"verdict": verdict, "gates": [asdict(gate) for gate in verdicts]}
+
+
+def leakage(evidence: Evidence) -> Verdict:
+    """No patient whose scan the encoder was trained on is in any evaluation set."""
+    accepted = evidence.curated[evidence.curated["status"] == "accepted"]
+    trained = set(accepted.loc[accepted["role"] == "pretrain", "patient"])
+    judged = set(evidence.tasks["patient"]) | set(accepted.loc[accepted["role"] == "evaluation", "patient"])
+    both = sorted(trained & judged)
+    named = f": {', '.join(both[:3])}{', ...' if len(both) > 3 else ''}" if both else ""
+    return Verdict(
+        "leakage", len(both), 0, _word(not both),
+        f"patients in pretraining ({len(trained)}) and also in evaluation ({len(judged)}){named}",
+    )  # fmt: skip
+
+
+def reject_rate(config: GateConfig, evidence: Evidence) -> Verdict:
+    """A source that suddenly loses more series than it used to is looked at before it trains a release."""
+    total, accepted = int(evidence.funnel["in"]), int(evidence.funnel["accepted"])
+    if total == 0:
+        return Verdict("reject_rate", None, config.max_reject_rate, "fail", "no series came in: check the source")
+    rate = round((total - accepted) / total, 6)
+    detail = f"{total - accepted} of {total} series rejected"
+    return Verdict("reject_rate", rate, config.max_reject_rate, _word(rate <= config.max_reject_rate), detail)
+
+
+def better_than_random(config: GateConfig, evidence: Evidence) -> list[Verdict]:
+    """The interval of the paired difference to random encoders lies above the bound."""
+    verdicts = []
+    for wanted in config.better_than_random:
+        name, bound = f"better_than_random {wanted.task} {wanted.figure}", wanted.minimum_difference_low
+        numbers, reason = _numbers(evidence.metrics, wanted.task, wanted.figure)
+        if numbers is None:
+            verdicts.append(Verdict(name, None, bound, "fail", reason))
+            continue
+        low = float(numbers["difference_low"])
+        detail = (
+            f"encoder {numbers['value']:.3f}, random {numbers['random']:.3f}, difference {numbers['difference']:+.3f} "
+            f"[{low:+.3f}, {numbers['difference_high']:+.3f}]; its lower end must be above the bound"
+        )
+        verdicts.append(Verdict(name, low, bound, _word(low > bound), detail))
+    return verdicts
+
+
+def floors(config: GateConfig, evidence: Evidence) -> list[Verdict]:
+    """The figure is at least the bound."""
+    verdicts = []
+    for wanted in config.floors:
+        name = f"floor {wanted.task} {wanted.figure}"
+        numbers, reason = _numbers(evidence.metrics, wanted.task, wanted.figure)
+        if numbers is None:
+            verdicts.append(Verdict(name, None, wanted.minimum, "fail", reason))
+            continue
+        value = float(numbers["value"])
+        detail = f"{value:.3f} [{numbers['low']:.3f}, {numbers['high']:.3f}]; must be at least the bound"
+        verdicts.append(Verdict(name, value, wanted.minimum, _word(value >= wanted.minimum), detail))
+    return verdicts
+
+
+def against_champion(config: GateConfig, evidence: Evidence) -> list[Verdict]:
+    """Not worse than the release in use, on the very same evaluation data."""
+    champion = evidence.champion
+    if champion is None:
+        return [Verdict("champion", None, None, "pass", "no champion yet: nothing to compare with")]
+    if champion["evaluation_data"] != evidence.metrics["evaluation_data"]:
+        detail = (
+            f"the champion was measured on other evaluation data ({str(champion['evaluation_data'])[:12]}, "
+            f"here {str(evidence.metrics['evaluation_data'])[:12]}): figures do not compare; "
+            f"unset it with `ctfoundry promote --line {evidence.line} --none`, or evaluate on its data"
+        )
+        return [Verdict("champion", None, None, "fail", detail)]
+    verdicts = []
+    for wanted in config.champion:
+        name = f"champion {wanted.task} {wanted.figure}"
+        numbers, reason = _numbers(evidence.metrics, wanted.task, wanted.figure)
+        before, reason_before = _numbers(champion["metrics"], wanted.task, wanted.figure)
+        if numbers is None or before is None:
+            why = reason if numbers is None else f"the champion's figures: {reason_before}"
+            verdicts.append(Verdict(name, None, None, "fail", why))
+            continue
+        value, bound = float(numbers["value"]), round(float(before["value"]) - wanted.tolerance, 6)
+        detail = f"{value:.3f}; champion {before['value']:.3f} less tolerance {wanted.tolerance}"
+        verdicts.append(Verdict(name, value, bound, _word(value >= bound), detail))
+    return verdicts
+
+
+def _numbers(metrics: Mapping[str, Any], task: str, figure: str) -> tuple[Mapping[str, float] | None, str]:
+    """The numbers of a figure, or None and why there are none."""
+    tasks = metrics["tasks"]
+    if task in tasks:
+        if figure in tasks[task]:
+            return tasks[task][figure], ""
+        return None, f"task {task!r} has no figure {figure!r}; it has {', '.join(sorted(tasks[task]))}"
+    reasons = metrics.get("not_evaluated", {})
+    if task in reasons:
+        return None, f"task {task!r} was not evaluated: {reasons[task]}"
+    return None, f"task {task!r} is unknown; evaluated were {', '.join(sorted(tasks)) or 'none'}"
+
+
+def _word(passed: bool) -> str:
+    return "pass" if passed else "fail"

@@ -1,0 +1,185 @@
+"""Typed, frozen view of ``params.yaml``: the only place where a run's settings come from.
+
+Every value lives in ``params.yaml``; the classes hold types and bounds, never defaults. A mistake ends in one line
+that names the key, its value, what is allowed and, for an unknown key, the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+LINES = ("wholebody", "head")
+Line = Literal["wholebody", "head"]
+PARAMS_FILE = Path("params.yaml")
+
+
+class StageConfig(BaseModel):
+    """Base of every block: frozen, strict about types, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class UserError(ValueError):
+    """Something the user can put right; the command line shows it as one line, without a traceback."""
+
+
+class ParamsError(UserError):
+    """A mistake in ``params.yaml``; the message is one line per mistake and meant for the user."""
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def parse(config_class: type[ConfigT], block: Any, prefix: str) -> ConfigT:
+    """Parse one block of parameters.
+
+    Args:
+        config_class: the block's class.
+        block: the mapping read from YAML.
+        prefix: dotted path of the block in ``params.yaml``, for messages.
+
+    Raises:
+        ParamsError: one line per mistake: key, value, what is allowed, nearest known key.
+    """
+    try:
+        return config_class.model_validate(_tuples(block))
+    except ValidationError as error:
+        raise ParamsError("\n".join(_line(config_class, problem, prefix) for problem in error.errors())) from None
+
+
+def _tuples(value: Any) -> Any:
+    """YAML lists as tuples, so that a frozen config is immutable all the way down."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def _known_keys(config_class: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """The keys allowed where ``path`` points, walking through nested blocks."""
+    current: Any = config_class
+    for part in path:
+        field = getattr(current, "model_fields", {}).get(part)
+        annotation = field.annotation if field is not None else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        current = annotation
+    return sorted(current.model_fields)
+
+
+def _line(config_class: type[BaseModel], problem: Any, prefix: str) -> str:
+    path = tuple(problem["loc"])
+    key = ".".join([prefix, *map(str, path)])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(config_class, path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"params.yaml: {key}: unknown key (value {problem['input']!r}); allowed here: {', '.join(known)}{hint}"
+    if problem["type"] == "missing":
+        return f"params.yaml: {key}: missing; add it ({problem['msg'].lower()})"
+    return f"params.yaml: {key}: {problem['input']!r} is not allowed: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def read_yaml(path: Path = PARAMS_FILE) -> dict[str, Any]:
+    """The whole file as a mapping. Raises ParamsError where it is missing or not YAML."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: not found; run from the project's root") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ParamsError(f"{path}: expected a mapping at the top, found {type(content).__name__}")
+    return content
+
+
+@cache
+def stage_classes() -> dict[str, type[StageConfig]]:
+    """Block name to its class, for each line. Imported late: a stage needs no other stage's packages."""
+    from components.acquire.config import AcquireConfig
+    from components.bundle.config import BundleConfig
+    from components.cohort.config import CohortConfig
+    from components.curate.config import CurateConfig
+    from components.evaluate.config import EvaluateConfig
+    from components.gate.config import GateConfig
+    from components.preprocess.config import PreprocessConfig
+    from components.pretrain.config import PretrainConfig
+    from components.screen.config import ScreenConfig
+
+    return {
+        "cohort": CohortConfig,
+        "acquire": AcquireConfig,
+        "screen": ScreenConfig,
+        "preprocess": PreprocessConfig,
+        "curate": CurateConfig,
+        "pretrain": PretrainConfig,
+        "evaluate": EvaluateConfig,
+        "gate": GateConfig,
+        "bundle": BundleConfig,
+    }
+
+
+def load_stage(config_class: type[ConfigT], line: str, stage: str, path: Path = PARAMS_FILE) -> ConfigT:
+    """The typed block of one stage of one line.
+
+    Raises:
+        ParamsError: as :func:`parse`, or where line or block is missing.
+    """
+    content = read_yaml(path)
+    if line not in LINES:
+        raise ParamsError(f"line {line!r} is not allowed: use one of {', '.join(LINES)}")
+    block = content.get(line)
+    if not isinstance(block, dict) or stage not in block:
+        raise ParamsError(f"params.yaml: {line}.{stage}: missing")
+    return parse(config_class, block[stage], f"{line}.{stage}")
+
+
+def shards(path: Path = PARAMS_FILE) -> tuple[int, ...]:
+    """The shard numbers of the data stages: 0, 1, ... in order."""
+    value = read_yaml(path).get("shards")
+    if not isinstance(value, list) or value != list(range(len(value))) or not value:
+        raise ParamsError(f"params.yaml: shards: {value!r} is not allowed: a list 0, 1, 2, ... of at least one shard")
+    return tuple(value)
+
+
+def check_file(path: Path = PARAMS_FILE) -> None:
+    """Validate the whole file, every block of every line, and report all mistakes at once.
+
+    Raises:
+        ParamsError: all mistakes, one per line.
+    """
+    content = read_yaml(path)
+    known = {"shards", "lines", *LINES}
+    mistakes: list[str] = []
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            mistakes.append(f"params.yaml: {key}: unknown key; allowed here: {', '.join(sorted(known))}{hint}")
+    shards(path)
+    for line in LINES:
+        block = content.get(line)
+        if not isinstance(block, dict):
+            mistakes.append(f"params.yaml: {line}: missing; it needs one block per stage")
+            continue
+        for stage in block:
+            if stage not in stage_classes():
+                near = difflib.get_close_matches(str(stage), list(stage_classes()), n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                mistakes.append(
+                    f"params.yaml: {line}.{stage}: unknown key; allowed here: {', '.join(stage_classes())}{hint}"
+                )
+        for stage, config_class in stage_classes().items():
+            try:
+                load_stage(config_class, line, stage, path)
+            except ParamsError as error:
+                mistakes.append(str(error))
+    if mistakes:
+        raise ParamsError("\n".join(mistakes))

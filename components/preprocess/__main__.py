@@ -1,0 +1,26 @@
+"""``python -m components.preprocess --line wholebody --shard 0``."""
+
+from components.acquire.config import AcquireConfig
+from components.acquire.stage import jobs_of
+from components.cohort.config import CohortConfig
+from components.command import data_dir, run_stage
+from components.files import read_table
+from components.params import load_stage
+from components.preprocess.config import PreprocessConfig
+from components.preprocess.stage import preprocess_shard
+
+
+def main(line: str, shard: int) -> None:
+    cohort = load_stage(CohortConfig, line, "cohort")
+    retries = load_stage(AcquireConfig, line, "acquire").retries
+    preprocess_shard(
+        jobs_of(line, data_dir(line, "cohort"), shard, cohort, retries),
+        data_dir(line, "acquire", shard),
+        read_table(data_dir(line, "screen", shard) / "screened.parquet"),
+        load_stage(PreprocessConfig, line, "preprocess"),
+        data_dir(line, "preprocess", shard),
+    )
+
+
+if __name__ == "__main__":
+    run_stage("preprocess", "Bring one shard's accepted series into the volume store.", None, sharded=main)

@@ -1,0 +1,109 @@
+"""Pretrain one line: curated volumes to a frozen encoder, its history and pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from components.command import data_dir, run_stage
+from components.files import read_table, replacing, sha256_file, write_json, write_text
+from components.params import UserError, load_stage
+from components.pretrain.config import PretrainConfig
+from components.pretrain.embed import EmbedConfig, Embedder
+from components.pretrain.local_driver import train_here
+from components.pretrain.loop import State, World, load_batch
+from components.pretrain.models import parameter_count
+from components.pretrain.objectives import build_objective, build_views
+from components.pretrain.plots import plot_history, plot_views
+
+RUNS = Path(".ctfoundry") / "runs"
+log = logging.getLogger(__name__)
+
+
+def training_volumes(curated: pd.DataFrame) -> tuple[Path, ...]:
+    """Paths of the accepted series with the role 'pretrain', in order of their keys.
+
+    Raises:
+        UserError: there are none, or a file is missing.
+    """
+    chosen = curated[(curated["status"] == "accepted") & (curated["role"] == "pretrain")].sort_values("series")
+    paths = tuple(Path(path) for path in chosen["volume"])
+    if not paths:
+        raise UserError("curated.parquet: no accepted series has the role 'pretrain'; nothing to train on")
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"volume {missing[0]}: missing ({len(missing)} in all); run preprocess again")
+    return paths
+
+
+def run_name(line: str, config: PretrainConfig, volumes: tuple[Path, ...]) -> str:
+    """A name that changes with parameters, data, code and the libraries that compute: only equal runs resume."""
+    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    for path in volumes:
+        digest.update(f"{path.name}\0{sha256_file(path)}\n".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(f"{path.name}\0{sha256_file(path)}\n".encode())
+    digest.update(f"torch {torch.__version__} numpy {np.__version__}".encode())
+    return f"{line}-{digest.hexdigest()[:16]}"
+
+
+def write_outputs(folder: Path, line: str, config: PretrainConfig, volumes: tuple[Path, ...], state: State) -> None:
+    """Encoder, history, pictures and summary into ``folder``."""
+    objective = build_objective(config)
+    objective.load_state_dict(state["objective"])
+    embed_config = EmbedConfig(line=line, encoder=config.encoder, input=config.input)  # type: ignore[arg-type]
+    Embedder.from_encoder(objective.encoder, embed_config).save(folder / "encoder")
+    history = pd.DataFrame(state["history"]).astype({"step": int})
+    write_text(folder / "history.csv", history.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
+    plot_history(history, folder / "history.png")
+    views = build_views(config)
+    batch = load_batch(config, views, volumes, World(0, 1, torch.device("cpu")), 0)
+    plot_views(views.sheet(views.render(batch)), folder / "views.png")
+    last = history.iloc[-1]
+    write_json(
+        folder / "summary.json",
+        {
+            "steps": config.steps,
+            "volumes": len(volumes),
+            "samples_seen": config.steps * config.volumes_per_step,
+            "parameters_encoder": parameter_count(objective.encoder),
+            "parameters_training": sum(p.numel() for p in objective.parameters() if p.requires_grad),
+            "final_loss": float(last["loss"]),
+            "final_embedding_spread": float(last["embedding_spread"]),
+            "final_effective_rank": float(last["effective_rank"]),
+        },
+    )
+
+
+def pretrain(line: str) -> None:
+    """The stage: train (or go on), write the outputs in one piece, then drop the resume state."""
+    config = load_stage(PretrainConfig, line, "pretrain")
+    volumes = training_volumes(read_table(data_dir(line, "curate") / "curated.parquet"))
+    run = RUNS / run_name(line, config, volumes)
+    log.info("%d volumes, %d steps, %d workers, run %s", len(volumes), config.steps, config.workers, run.name)
+
+    def progress(text: str) -> None:
+        print(f"pretrain: {text}", file=sys.stderr, flush=True)
+
+    if config.workers == 0:
+        state = train_here(config, volumes, run, progress)
+    else:
+        from components.pretrain.ray_driver import train_with_ray  # Ray takes seconds to import: only where it is used
+
+        state = train_with_ray(config, volumes, run, progress)
+    with replacing(data_dir(line, "pretrain")) as folder:
+        folder.mkdir(parents=True)
+        write_outputs(folder, line, config, volumes, state)
+    shutil.rmtree(run)
+
+
+if __name__ == "__main__":
+    run_stage("pretrain", __doc__ or "", pretrain)

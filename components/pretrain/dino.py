@@ -1,0 +1,77 @@
+"""Self-distillation with centring: DINO (arXiv 2104.14294)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from components.pretrain.config import DinoConfig
+
+
+class DinoHead(nn.Module):
+    """Three layers, a normalised bottleneck, then cosine similarity to unit-length prototypes: (B, D) to (B, M)."""
+
+    def __init__(self, dim: int, config: DinoConfig) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.bottleneck),
+        )
+        self.prototypes = nn.Parameter(torch.empty(config.prototypes, config.bottleneck))
+        nn.init.normal_(self.prototypes)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        bottleneck_BE = functional.normalize(self.mlp(x_BD), dim=-1, eps=1e-6)
+        return functional.linear(bottleneck_BE, functional.normalize(self.prototypes, dim=-1))
+
+
+def teacher_probabilities(logits_GBM: Tensor, centre_M: Tensor, temperature: float) -> Tensor:
+    """Centred and sharpened teacher output, without gradient."""
+    return functional.softmax((logits_GBM.detach() - centre_M) / temperature, dim=-1)
+
+
+def dino_loss(student_SBM: Tensor, teacher_GBM: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy between every teacher view and every *other* student view.
+
+    Args:
+        student_SBM: student logits of S views; the first G are the global views that the teacher saw.
+        teacher_GBM: teacher probabilities of the G global views.
+        temperature: of the student.
+
+    Returns:
+        The mean over the batch and over the G * (S - 1) pairs of different views, a scalar.
+
+    Raises:
+        ValueError: fewer than two student views.
+    """
+    S, G = len(student_SBM), len(teacher_GBM)
+    if S < 2:
+        raise ValueError(f"{S} student views are not allowed: at least 2")
+    log_student_SBM = functional.log_softmax(student_SBM / temperature, dim=-1)
+    cross_SG = -torch.einsum("sbm,gbm->sg", log_student_SBM, teacher_GBM) / student_SBM.shape[1]
+    same_SG = torch.eye(S, G, dtype=torch.bool, device=cross_SG.device)
+    return cross_SG.masked_fill(same_SG, 0).sum() / (G * (S - 1))
+
+
+def entropy(probabilities_XM: Tensor) -> Tensor:
+    """Mean entropy of the rows, as a share of its largest value log M: 0 is one-hot, 1 is uniform."""
+    p = probabilities_XM.clamp_min(1e-12)
+    return -(p * p.log()).sum(-1).mean() / math.log(p.shape[-1])
+
+
+def cosine_schedule(start: float, end: float, progress: float) -> float:
+    """From ``start`` at progress 0 to ``end`` at progress 1, along half a cosine."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the teacher's parameters towards the student's: teacher = momentum * teacher + (1 - momentum) * student."""
+    for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
+        kept.mul_(momentum).add_(new, alpha=1 - momentum)

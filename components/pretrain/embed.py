@@ -1,0 +1,204 @@
+"""From a volume to a vector: the frozen encoder as evaluation and serving use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+
+from components.files import read_json, replacing, write_json
+from components.params import Line, StageConfig, UserError, parse
+from components.preprocess.store import StoredVolume, Volume, crop_box, voxel_of
+from components.pretrain.config import EncoderConfig, InputConfig
+from components.pretrain.intensity import apply_windows
+from components.pretrain.models import Encoder, build_encoder
+from components.pretrain.resample import resize
+from components.pretrain.views import BODY_HU
+
+Float32Array = npt.NDArray[np.float32]
+Int16Array = npt.NDArray[np.int16]
+
+BODY_FRACTION = 0.1  # a patch with less body than this says nothing about the patient
+BATCH = 32
+THREADS = 2  # fixed: the order of additions must not depend on the machine's cores
+SPACING_TOLERANCE = 0.01  # relative
+WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
+
+
+class EmbedConfig(StageConfig):
+    """All that is needed to rebuild the encoder and its input; ``encoder.json``."""
+
+    line: Line
+    encoder: EncoderConfig
+    input: InputConfig
+
+
+class Embedder:
+    """A frozen encoder with the two kinds of vectors that were fixed before any evaluation.
+
+    ``embed_points``: the pooled vector of the input-sized crop centred on a point (whole body).
+    ``embed_volume``: whole body: the mean over a regular grid of crops that hold at least 10 % body (HU > -500);
+    head: the whole volume resized to the model's cube.
+    """
+
+    def __init__(self, encoder: Encoder, config: EmbedConfig, device: str) -> None:
+        self.encoder = encoder.to(device).eval().requires_grad_(False)
+        self.config = config
+        self.device = torch.device(device)
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors."""
+        return self.encoder.embedding_dim
+
+    @classmethod
+    def from_encoder(cls, encoder: Encoder, config: EmbedConfig, device: str = "cpu") -> Embedder:
+        """Freeze an encoder that was just trained or loaded."""
+        return cls(encoder, config, device)
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> Embedder:
+        """Load ``encoder.safetensors`` and ``encoder.json`` from ``folder``.
+
+        Raises:
+            UserError: a file is missing or the weights do not fit the description.
+        """
+        for name in (WEIGHTS, DESCRIPTION):
+            if not (folder / name).is_file():
+                raise UserError(f"encoder {folder}: {name} is missing; run the pretrain stage first")
+        config = parse(EmbedConfig, read_json(folder / DESCRIPTION), DESCRIPTION)
+        encoder = build_encoder(config.encoder, config.input, seed=0)
+        try:
+            encoder.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            raise UserError(f"encoder {folder}: {WEIGHTS} does not fit {DESCRIPTION}: {error}") from None
+        return cls(encoder, config, device)
+
+    def save(self, folder: Path) -> None:
+        """Write both files; equal weights give equal bytes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in self.encoder.state_dict().items()
+        }
+        with replacing(folder / WEIGHTS) as temporary:
+            safetensors.torch.save_file(tensors, temporary)
+        write_json(folder / DESCRIPTION, self.config.model_dump(mode="json"))
+
+    def embed_points(self, volume: StoredVolume | Volume, points_mm: npt.ArrayLike) -> Float32Array:
+        """One vector per point.
+
+        Args:
+            volume: preprocessed as for training (orientation and spacing of ``config.input``).
+            points_mm: (N, 3) in RAS millimetres. What lies outside the volume counts as air.
+
+        Returns:
+            float32 (N, dim).
+
+        Raises:
+            UserError: a volume of another spacing or orientation, points of another shape, or the head line (whose
+                input is a whole head).
+        """
+        if self.config.line == "head":
+            raise UserError("embed_points: the head encoder sees whole heads; use embed_volume")
+        self._check(volume)
+        points_N3 = np.asarray(points_mm, dtype=np.float64)
+        if points_N3.ndim != 2 or points_N3.shape[1] != 3 or not np.isfinite(points_N3).all():
+            raise UserError(f"embed_points: points of shape {points_N3.shape} are not allowed: finite numbers, (N, 3)")
+        if len(points_N3) == 0:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        size = self.config.input.size_vox
+        centre_N3 = np.floor(voxel_of(volume.affine, points_N3) + 0.5).astype(np.int64)
+        starts_N3 = centre_N3 - np.array(size) // 2
+        return self._embed_crops(np.stack([_crop(volume, (int(a), int(b), int(c)), size) for a, b, c in starts_N3]))
+
+    def embed_volume(self, volume: StoredVolume | Volume) -> Float32Array:
+        """One vector for the whole volume, float32 (dim,).
+
+        Raises:
+            UserError: a volume of another spacing or orientation, or without any patch that holds enough body.
+        """
+        self._check(volume)
+        whole = volume.read() if isinstance(volume, StoredVolume) else volume
+        if self.config.line == "head":
+            return self._embed_cube(whole.hu)
+        size = self.config.input.size_vox
+        crops = [crop_box(whole.hu, _shape(whole), start, size) for start in grid_starts(_shape(whole), size)]
+        body = np.stack([crop for crop in crops if (crop > BODY_HU).mean() >= BODY_FRACTION] or [crops[0][:0]])
+        if body.size == 0:
+            raise UserError(f"embed_volume: no part of the volume {whole.hu.shape} holds enough body (HU > {BODY_HU})")
+        return np.asarray(self._embed_crops(body).mean(axis=0, dtype=np.float64), dtype=np.float32)
+
+    def _embed_crops(self, crops_NDHW: Int16Array) -> Float32Array:
+        parts = []
+        with torch.inference_mode(), fixed_threads():
+            for first in range(0, len(crops_NDHW), BATCH):
+                hu = torch.from_numpy(crops_NDHW[first : first + BATCH]).to(self.device)
+                parts.append(self.encoder(apply_windows(hu, self.config.input.windows)).float().cpu().numpy())
+        return np.concatenate(parts).astype(np.float32)
+
+    def _embed_cube(self, hu: Int16Array) -> Float32Array:
+        with torch.inference_mode(), fixed_threads():
+            windowed = apply_windows(torch.from_numpy(np.ascontiguousarray(hu)), self.config.input.windows)
+            cube = resize(windowed, self.config.input.size_vox)[None].to(self.device)
+            return np.asarray(self.encoder(cube)[0].float().cpu().numpy(), dtype=np.float32)
+
+    def _check(self, volume: StoredVolume | Volume) -> None:
+        wanted = self.config.input
+        if not np.allclose(volume.spacing, wanted.spacing_mm, rtol=SPACING_TOLERANCE):
+            raise UserError(f"volume: spacing {volume.spacing} mm is not allowed: {wanted.spacing_mm}; preprocess it")
+        found = orientation_of(volume.affine)
+        if found != wanted.orientation:
+            raise UserError(f"volume: orientation {found} is not allowed: {wanted.orientation}; preprocess it")
+
+
+def random_embedder(embedder: Embedder, seed: int) -> Embedder:
+    """The same architecture with fresh weights from ``seed``: the baseline that pretraining has to beat."""
+    config = embedder.config
+    return Embedder(build_encoder(config.encoder, config.input, seed), config, str(embedder.device))
+
+
+def orientation_of(affine: npt.NDArray[np.float64]) -> str:
+    """Axis codes such as 'RAS' or 'SPL', by the world axis that each array axis follows most closely."""
+    codes = []
+    for column in np.asarray(affine)[:3, :3].T:
+        world = int(np.abs(column).argmax())
+        codes.append(("LR", "PA", "IS")[world][int(column[world] > 0)])
+    return "".join(codes)
+
+
+def grid_starts(shape: tuple[int, int, int], size: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """First voxels of the fewest boxes of ``size`` that cover ``shape`` side by side, centred on it."""
+    axes = []
+    for n, k in zip(shape, size, strict=True):
+        count = -(-n // k)
+        first = (n - count * k) // 2
+        axes.append([first + i * k for i in range(count)])
+    return [(a, b, c) for a in axes[0] for b in axes[1] for c in axes[2]]
+
+
+@contextmanager
+def fixed_threads() -> Iterator[None]:
+    """Compute with a fixed number of threads, then put torch's own number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _shape(volume: Volume) -> tuple[int, int, int]:
+    a, b, c = volume.hu.shape
+    return int(a), int(b), int(c)
+
+
+def _crop(volume: StoredVolume | Volume, start: tuple[int, int, int], size: tuple[int, int, int]) -> Int16Array:
+    if isinstance(volume, StoredVolume):
+        return volume.crop(start, size)
+    return crop_box(volume.hu, _shape(volume), start, size)

@@ -1,0 +1,49 @@
+"""Training in this process, without Ray: ``workers: 0``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from components.files import replacing
+from components.pretrain.config import PretrainConfig
+from components.pretrain.loop import State, World, train
+
+
+def write_state(path: Path, state: State) -> None:
+    """Write a checkpoint under a temporary name and rename it, so that a half-written one is never read."""
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def read_state(path: Path) -> State:
+    """Read a checkpoint; tensors and plain values only, nothing in it can run."""
+    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+class FileCheckpoints:
+    """One file that always holds the newest complete state."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "state.pt"
+
+    def load(self) -> State | None:
+        return read_state(self.path) if self.path.is_file() else None
+
+    def save(self, state: State | None) -> None:
+        if state is not None:
+            write_state(self.path, state)
+
+
+def train_here(
+    config: PretrainConfig, volumes: tuple[Path, ...], folder: Path, progress: Callable[[str], None]
+) -> State:
+    """Train with one worker, this process; resumes from ``folder`` if it holds a checkpoint."""
+    threads = torch.get_num_threads()
+    try:
+        return train(config, volumes, World(0, 1, torch.device("cpu")), FileCheckpoints(folder), progress)
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,187 @@
+"""What the model sees: boxes read from the store, and the random views made of them.
+
+A view maker has two halves. ``draw`` reads voxels and draws every random number of one sample, from the generator it
+is given and nothing else. ``render`` turns a batch of drawn samples into views, batched, on the batch's device, and
+draws nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from components.preprocess.store import StoredVolume
+from components.pretrain.config import CropViewsConfig, InputConfig, MultiCropConfig
+from components.pretrain.intensity import apply_windows, gamma, histogram_shift, shift, smooth
+from components.pretrain.resample import axis_weights, resample, resize
+
+Sample = dict[str, npt.NDArray[np.generic]]
+Batch = dict[str, Tensor]
+Int16Array = npt.NDArray[np.int16]
+Size3 = tuple[int, int, int]
+
+BODY_HU = -500  # above: body (or table); below: air and most of the lung
+TRIES_PER_CROP = 4
+
+
+class Views(Protocol):
+    """Both view makers."""
+
+    def draw(self, volume: StoredVolume, rng: np.random.Generator) -> Sample: ...
+
+    def render(self, batch: Batch) -> Batch: ...
+
+    def sheet(self, rendered: Batch) -> list[list[npt.NDArray[np.float32]]]: ...
+
+
+class CropViews:
+    """Whole body: K crops of a volume, two views of each, as in CT-FM."""
+
+    def __init__(self, view: InputConfig, config: CropViewsConfig) -> None:
+        self.view, self.config = view, config
+
+    def _crop(self, volume: StoredVolume, rng: np.random.Generator) -> Int16Array:
+        """A crop at a random place; the first of a few tries that holds enough body, or the one that holds most."""
+        size = self.view.size_vox
+        best, best_share = None, -1.0
+        for _ in range(TRIES_PER_CROP):
+            low = [min(0, (n - k) // 2) for n, k in zip(volume.shape, size, strict=True)]
+            high = [max(n - k, (n - k) // 2) for n, k in zip(volume.shape, size, strict=True)]
+            a, b, c = (int(rng.integers(lo, hi + 1)) for lo, hi in zip(low, high, strict=True))
+            crop = volume.crop((a, b, c), size)
+            share = float((crop > BODY_HU).mean())
+            if share > best_share:
+                best, best_share = crop, share
+            if share >= self.config.body_fraction:
+                break
+        assert best is not None
+        return best
+
+    def draw(self, volume: StoredVolume, rng: np.random.Generator) -> Sample:
+        """Crops int16 (K, D, H, W) and, per crop and view (K, 2), every random number of the views."""
+        K = self.config.crops_per_volume
+        crops = np.stack([self._crop(volume, rng) for _ in range(K)])
+        size = np.array(self.view.size_vox)
+        factor_KP = rng.uniform(*self.config.scale, size=(K, 2))
+        side_KP3 = np.maximum(1, np.round(factor_KP[:, :, None] * size)).astype(np.int64)
+        points = self.config.histogram_points
+        levels = np.tile(np.linspace(0, 1, points), (K, 2, 1))
+        for i in range(1, points - 1):  # MONAI's rule: each point moves between its neighbours, the left one moved
+            levels[:, :, i] = rng.uniform(levels[:, :, i - 1], levels[:, :, i + 1])
+        return {
+            "crops": crops,
+            "side": side_KP3,
+            "start": np.floor(rng.uniform(size=(K, 2, 3)) * (size - side_KP3 + 1)).astype(np.int64),
+            "flip": rng.uniform(size=(K, 2)) < self.config.flip_probability,
+            "levels": levels.astype(np.float32),
+            "histogram": rng.uniform(size=(K, 2)) < self.config.histogram_probability,
+            "smooth": rng.uniform(size=(K, 2)) < self.config.smooth_probability,
+            "sigma": rng.uniform(*self.config.smooth_sigma_vox, size=(K, 2)).astype(np.float32),
+        }
+
+    def render(self, batch: Batch) -> Batch:
+        """``views``: (V, K, 2, C, D, H, W) float32 in [0, 1]."""
+        V, K = batch["crops"].shape[:2]
+        windowed = apply_windows(batch["crops"], self.view.windows)
+        C, *size = windowed.shape[2:]
+        flat = {key: value.flatten(0, 2) for key, value in batch.items() if key != "crops"}
+        x_BDHW = windowed[:, :, None].expand(V, K, 2, C, *size).reshape(V * K * 2 * C, *size)
+        none = torch.zeros_like(flat["flip"])
+        weights = [
+            axis_weights(
+                flat["start"][:, axis], flat["side"][:, axis], n, n, flat["flip"] if axis == 0 else none
+            ).repeat_interleave(C, dim=0)
+            for axis, n in enumerate(size)
+        ]
+        x_BCDHW = resample(x_BDHW, *weights).view(V * K * 2, C, *size)
+        x_BCDHW = histogram_shift(x_BCDHW, flat["levels"], flat["histogram"])
+        x_BCDHW = smooth(x_BCDHW, flat["sigma"], flat["smooth"])
+        return {"views": x_BCDHW.view(V, K, 2, C, *size)}
+
+    def sheet(self, rendered: Batch) -> list[list[npt.NDArray[np.float32]]]:
+        """Central slices for the picture: one row per view (first volume), one column per crop."""
+        views = rendered["views"][0, :8, :, 0]
+        return [[views[k, p, views.shape[2] // 2].numpy() for k in range(len(views))] for p in range(2)]
+
+
+class MultiCropViews:
+    """Head: global and local boxes cut from the stored 1 mm volume, so that local views hold more detail.
+
+    Args:
+        patch: the encoder's patch side in voxels, for the masks.
+        mask_ratio: share of the patches of each global view that masked image modelling hides.
+    """
+
+    def __init__(self, view: InputConfig, config: MultiCropConfig, patch: int, mask_ratio: float) -> None:
+        self.view, self.config = view, config
+        self.patches = math.prod(side // patch for side in view.size_vox)
+        self.visible = min(max(1, round(self.patches * (1 - mask_ratio))), self.patches - 1)
+
+    def _boxes(
+        self,
+        hu: Int16Array,
+        rng: np.random.Generator,
+        count: int,
+        sides: tuple[float, float],
+        field: float,
+        size: Size3,
+    ) -> npt.NDArray[np.float32]:
+        """``count`` boxes with sides of a random share of the volume's sides, windowed, resized: (count, C, *size)."""
+        views = []
+        shape = np.array(hu.shape)
+        for _ in range(count):
+            side = np.maximum(1, np.round(rng.uniform(*sides) * field * shape)).astype(int)
+            margin = (1 - field) / 2 * shape
+            start = np.floor(margin + rng.uniform(size=3) * (field * shape - side)).astype(int).clip(0, shape - side)
+            box = hu[tuple(slice(s, s + k) for s, k in zip(start, side, strict=True))]
+            views.append(resize(apply_windows(torch.from_numpy(np.ascontiguousarray(box)), self.view.windows), size))
+        return np.asarray(torch.stack(views).numpy(), dtype=np.float32)
+
+    def draw(self, volume: StoredVolume, rng: np.random.Generator) -> Sample:
+        """Resized boxes ``global`` (G, C, ...) and ``local`` (L, C, ...), the views' numbers, and the masks (G, N)."""
+        config = self.config
+        hu = volume.read().hu
+        sample: Sample = {
+            "global": self._boxes(hu, rng, config.globals, config.global_side, 1.0, self.view.size_vox),
+        }
+        if config.locals:
+            sample["local"] = self._boxes(
+                hu, rng, config.locals, config.local_side, config.local_field, config.local_size_vox
+            )
+        for kind, count in (("global", config.globals), ("local", config.locals)):
+            first = np.arange(count) == 0
+            sample |= {
+                f"{kind}_flip": rng.uniform(size=count) < config.flip_probability,
+                f"{kind}_shift": rng.uniform(-config.shift, config.shift, size=count).astype(np.float32),
+                f"{kind}_smooth": first & (rng.uniform(size=count) < config.smooth_probability),
+                f"{kind}_sigma": rng.uniform(*config.smooth_sigma_vox, size=count).astype(np.float32),
+                f"{kind}_gamma": np.where(first, 1.0, rng.uniform(*config.gamma, size=count)).astype(np.float32),
+            }
+        order = np.argsort(rng.uniform(size=(config.globals, self.patches)), axis=1)
+        return sample | {"visible": order[:, : self.visible], "hidden": order[:, self.visible :]}
+
+    def render(self, batch: Batch) -> Batch:
+        """``global`` (B, G, C, ...) and ``local`` (B, L, C, ...) in [0, 1]; ``visible`` and ``hidden`` as drawn."""
+        rendered = {"visible": batch["visible"], "hidden": batch["hidden"]}
+        for kind in ("global", "local"):
+            if kind not in batch:
+                continue
+            x_BCDHW = batch[kind].flatten(0, 1)
+            drawn = {key: batch[f"{kind}_{key}"].flatten() for key in ("flip", "shift", "smooth", "sigma", "gamma")}
+            x_BCDHW = torch.where(drawn["flip"][:, None, None, None, None], x_BCDHW.flip(2), x_BCDHW)
+            x_BCDHW = smooth(shift(x_BCDHW, drawn["shift"]), drawn["sigma"], drawn["smooth"])
+            rendered[kind] = gamma(x_BCDHW, drawn["gamma"]).view_as(batch[kind])
+        return rendered
+
+    def sheet(self, rendered: Batch) -> list[list[npt.NDArray[np.float32]]]:
+        """Central axial slices, first window: one row per volume, its global views, then its local views."""
+        rows = []
+        for b in range(min(4, len(rendered["global"]))):
+            views = [view[0] for kind in ("global", "local") if kind in rendered for view in rendered[kind][b]]
+            rows.append([view[:, :, view.shape[2] // 2].T.flip(0).numpy() for view in views])
+        return rows

@@ -1,0 +1,158 @@
+"""Judge a table of measurements with a Great Expectations suite: a reason per series, a verdict for the run.
+
+Great Expectations takes seconds to import, so it is imported where it is used. ``ValidationDefinition.run`` does not
+raise on failure: :func:`judge` does, for critical rules.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from components.params import UserError
+from components.quality.suites import Suite
+
+KEY = "series"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Attributes:
+    reasons: series to its failed reject rules' codes, in the suite's order; series without failure are absent.
+    results: one row per rule: reason, says, severity, success, and how many series failed it.
+    warnings: what was expected, of every failed warning rule.
+    """
+
+    reasons: dict[str, list[str]]
+    results: list[dict[str, Any]]
+    warnings: list[str]
+
+
+def prepare(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns derived from measurements, as the suites name them."""
+    derived = table.copy()
+    if "positions" in derived:
+        placed = derived["missing_tags"] == ""
+        derived["repeated"] = (derived["instances"] - derived["positions"]).where(placed, 0).clip(lower=0)
+        derived["geometries"] = derived[["orientations", "matrices", "pixel_spacings"]].max(axis=1)
+    return derived
+
+
+def judge(table: pd.DataFrame, suite: Suite) -> Judgement:
+    """Judge every row, then the table.
+
+    Args:
+        table: one row per series, with column ``series`` and what the suite names.
+        suite: the rules.
+
+    Raises:
+        UserError: a critical rule failed; the message names it.
+    """
+    prepared = prepare(table)
+    reject = [i for i, rule in enumerate(suite.rules) if rule.severity == "reject"]
+    whole = [i for i, rule in enumerate(suite.rules) if rule.severity != "reject"]
+    first = _validate(prepared, suite, reject)
+    reasons: dict[str, list[str]] = {}
+    for index in reject:
+        for key in first[index].failed:
+            codes = reasons.setdefault(key, [])
+            if suite.rules[index].reason not in codes:
+                codes.append(suite.rules[index].reason)
+    prepared["accepted"] = (~prepared[KEY].isin(list(reasons))).astype(float)
+    outcome = {**first, **_validate(prepared, suite, whole)}
+    results = [
+        {"reason": rule.reason, "says": rule.says, "severity": rule.severity, "success": outcome[i].success,
+         "failed": len(outcome[i].failed)}
+        for i, rule in enumerate(suite.rules)
+    ]  # fmt: skip
+    broken = [str(r["says"]) for r in results if r["severity"] == "critical" and not r["success"]]
+    if broken:
+        raise UserError(f"suite {suite.name}: critical expectation failed: {'; '.join(broken)}")
+    warnings = [str(r["says"]) for r in results if r["severity"] == "warning" and not r["success"]]
+    return Judgement(dict(sorted(reasons.items())), results, warnings)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    success: bool
+    failed: list[str]
+
+
+def _validate(table: pd.DataFrame, suite: Suite, indices: list[int]) -> dict[int, _Outcome]:
+    """Run some rules of a suite with Great Expectations, in memory."""
+    gx = _great_expectations()
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = gx.data_context.types.base.ProgressBarsConfig(globally=False)
+    definition = _definition(context, suite, indices)
+    result = definition.run(
+        batch_parameters={"dataframe": table},
+        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [KEY]},
+    )
+    outcome = {}
+    for found in result.results:
+        if found.exception_info and found.exception_info.get("raised_exception"):
+            raise RuntimeError(f"suite {suite.name}: {found.exception_info}")
+        failed = [entry[KEY] for entry in found.result.get("unexpected_index_list") or []]
+        outcome[int(found.expectation_config.meta["rule"])] = _Outcome(bool(found.success), failed)
+    return outcome
+
+
+def _definition(context: Any, suite: Suite, indices: list[int], name: str | None = None) -> Any:
+    gx = _great_expectations()
+    name = name or suite.name
+    severities = {"reject": "warning", "critical": "critical", "warning": "info"}
+    expectations = [
+        getattr(gx.expectations, rule.expectation)(
+            **rule.arguments,
+            severity=severities[rule.severity],
+            notes=f"{rule.says}; otherwise {rule.severity}: {rule.reason}",
+            meta={"rule": index, "reason": rule.reason, "severity": rule.severity},
+        )
+        for index, rule in enumerate(suite.rules)
+        if index in indices
+    ]
+    asset = context.data_sources.add_pandas(name).add_dataframe_asset(name="series")
+    batch = asset.add_batch_definition_whole_dataframe("all")
+    suite_object = context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations))
+    return context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite_object))
+
+
+def write_data_docs(tables: list[tuple[str, pd.DataFrame, Suite]], folder: Path) -> Path:
+    """Build Data Docs, a site that people browse, from judged tables.
+
+    Args:
+        tables: name of the validation, its table (with column ``accepted``), its suite.
+        folder: replaced. Data Docs carry the clock, so they are a report and no tracked output.
+
+    Returns:
+        The site's ``index.html``.
+    """
+    gx = _great_expectations()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    context = gx.get_context(mode="file", project_root_dir=str(folder))
+    context.variables.progress_bars = gx.data_context.types.base.ProgressBarsConfig(globally=False)
+    for name, table, suite in tables:
+        definition = _definition(context, suite, list(range(len(suite.rules))), name)
+        checkpoint = gx.Checkpoint(
+            name=name,
+            validation_definitions=[definition],
+            result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [KEY]},
+        )
+        context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": prepare(table)})
+    context.build_data_docs()
+    return next((folder / "gx").glob("uncommitted/data_docs/*/index.html"))
+
+
+def _great_expectations() -> Any:
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    import great_expectations
+
+    return great_expectations

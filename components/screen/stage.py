@@ -1,0 +1,44 @@
+"""Stage ``screen``: judge one shard's header measurements with the suite *headers*."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from components.files import read_table, write_json, write_table
+from components.quality import judge, suites
+from components.screen.config import ScreenConfig
+
+log = logging.getLogger(__name__)
+
+
+def screen_shard(acquired: Path, cohort: pd.DataFrame, shard: int, config: ScreenConfig, folder: Path) -> pd.DataFrame:
+    """Write ``screened.parquet`` (the receipt with ``accepted`` and ``reason``) and ``quality.json``.
+
+    Args:
+        acquired: folder of the shard's receipt.
+        cohort: the whole cohort, so that a series lost on the way is noticed.
+        shard: number of the shard.
+        config: thresholds.
+        folder: output.
+
+    Raises:
+        UserError: a critical expectation failed.
+    """
+    receipt = read_table(acquired / "receipt.parquet")
+    suite = suites.headers(config, rows=int((cohort["shard"] == shard).sum()))
+    judgement = judge.judge(receipt, suite)
+    screened = receipt.assign(
+        reason=[";".join(judgement.reasons.get(s, [])) for s in receipt["series"]],
+        accepted=[s not in judgement.reasons for s in receipt["series"]],
+    )
+    write_table(folder / "screened.parquet", screened)
+    write_json(
+        folder / "quality.json", {"suite": suite.name, "rules": judgement.results, "warnings": judgement.warnings}
+    )
+    log.info("shard %d: %d of %d series accepted", shard, int(screened["accepted"].sum()), len(screened))
+    for warning in judgement.warnings:
+        log.warning("shard %d: expected %s", shard, warning)
+    return screened

@@ -1,0 +1,119 @@
+"""What a run shows on Prefect's page and on the terminal: series funnel, gate table, quality summary, plots."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from rich.console import Console
+from rich.table import Table
+
+from components.files import read_json
+from components.params import shards
+
+MAX_INLINE_BYTES = 400_000  # of one plot on Prefect's page
+
+
+def publish_data(line: str) -> None:
+    """Funnel and quality summary, after ``curate``."""
+    funnel = read_json(Path("data") / line / "curate" / "funnel.json")
+    create_table_artifact(key=f"{line}-series-funnel", table=funnel_rows(funnel), description=f"Series of line {line}")
+    create_table_artifact(
+        key=f"{line}-series", table=funnel["series"], description=f"Every series of line {line} and its fate"
+    )
+    create_table_artifact(key=f"{line}-quality", table=quality_rows(line), description="Great Expectations suites")
+
+
+def publish_model(line: str) -> None:
+    """Gate table and plots, as far as the run got."""
+    decision = Path("data") / line / "gate" / "decision.json"
+    if decision.is_file():
+        content = read_json(decision)
+        create_table_artifact(
+            key=f"{line}-gates",
+            table=[{k: _shown(v) for k, v in gate.items()} for gate in content["gates"]],
+            description=f"Gates of line {line}: verdict **{content['verdict']}**",
+        )
+    plots = [p for stage in ("pretrain", "evaluate") for p in sorted((Path("data") / line / stage).rglob("*.png"))]
+    inline = [_inline(path) for path in plots if path.stat().st_size <= MAX_INLINE_BYTES]
+    if inline:
+        create_markdown_artifact(key=f"{line}-plots", markdown="\n\n".join(inline), description=f"Plots of line {line}")
+
+
+def _inline(path: Path) -> str:
+    return f"### {path.stem}\n\n![{path.stem}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
+
+
+def _shown(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def funnel_rows(funnel: dict[str, Any]) -> list[dict[str, Any]]:
+    """Series in, rejected by first reason, accepted, and what the accepted ones are used for."""
+    rows = [{"step": "series in", "series": funnel["in"]}]
+    rows += [{"step": f"rejected: {reason}", "series": n} for reason, n in funnel["rejected"].items()]
+    rows.append({"step": "accepted", "series": funnel["accepted"]})
+    rows += [{"step": f"of these for: {role}", "series": n} for role, n in funnel["accepted_by_role"].items()]
+    return rows
+
+
+def quality_rows(line: str) -> list[dict[str, Any]]:
+    """One row per rule and suite, shards added up."""
+    data = Path("data") / line
+    found = [read_json(data / "screen" / str(shard) / "quality.json") for shard in shards()]
+    found.append(read_json(data / "curate" / "quality.json"))
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for suite in found:
+        for rule in suite["rules"]:
+            row = rows.setdefault(
+                (suite["suite"], rule["says"]),
+                {
+                    "suite": suite["suite"],
+                    "expectation": rule["says"],
+                    "severity": rule["severity"],
+                    "failed": 0,
+                    "met": True,
+                },
+            )
+            row["failed"] += rule["failed"]
+            row["met"] = row["met"] and rule["success"]
+    return list(rows.values())
+
+
+def print_summary(line: str, tag: str | None, digest: str | None, data_docs: str | None) -> None:
+    """The table that ends a release run; on a failed run, without Bento and bundle."""
+    console = Console(soft_wrap=True)
+    data = Path("data") / line
+    if (data / "curate" / "funnel.json").is_file():
+        funnel = read_json(data / "curate" / "funnel.json")
+        table = Table("series", "source", "name", "role", "fate", title=f"Series of line {line}")
+        external = [s for s in funnel["series"] if s["source"] != "phantom"]
+        for series in external:
+            fate = series["reason"] or "accepted"
+            table.add_row(series["series"], series["source"], series["name"], series["role"], fate)
+        if external:
+            console.print(table)
+        console.print(_table(f"Funnel of line {line}", funnel_rows(funnel)))
+    if (data / "gate" / "decision.json").is_file():
+        gates = read_json(data / "gate" / "decision.json")["gates"]
+        rows = [{k: _shown(g[k]) for k in ("gate", "figure", "bound", "verdict")} for g in gates]
+        console.print(_table(f"Gates of line {line}", rows))
+    rows = [
+        {"what": "Bento", "where": tag or "none built"},
+        {"what": "bundle digest", "where": digest or "no new bundle"},
+        {"what": "bundle", "where": f"releases/{line}"},
+        {"what": "evaluation report", "where": f"data/{line}/evaluate/report.html"},
+        {"what": "Data Docs", "where": data_docs or "none"},
+    ]
+    console.print(_table(f"Release of line {line}", rows))
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in rows[0] if rows else []:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    return table

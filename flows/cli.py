@@ -1,0 +1,137 @@
+"""``ctfoundry``: the platform's command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from components.params import LINES, UserError
+from flows.environment import prepare
+
+
+def main() -> None:
+    """Entry point of the console script. Exits with 1 and one line on stderr for a mistake of the user."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    if not Path("dvc.yaml").is_file():
+        parser.exit(1, "ctfoundry: dvc.yaml not found; run from the project's root\n")
+    prepare()
+    try:
+        sys.exit(arguments.run(arguments))
+    except UserError as error:
+        parser.exit(1, "".join(f"ctfoundry: {text}\n" for text in str(error).splitlines()))
+    except KeyboardInterrupt:
+        parser.exit(130, "ctfoundry: interrupted; the same command goes on where this stopped\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ctfoundry", description="Make, verify and serve CT foundation models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, text: str, line: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        if line:
+            sub.add_argument("--line", choices=LINES, default="wholebody", help="model line (default: wholebody)")
+        return sub
+
+    sub = command("release", _release, "Make a release: run the graph as a Prefect flow, build the Bento.")
+    sub.add_argument("--source", help="phantom, dicom:<folder> or nifti:<folder> (default: what params.yaml says)")
+    sub.add_argument(
+        "--evaluation",
+        help="real evaluation set: lidc_nodules:<folder> or none (default: a folder lidc_nodules beside the source's)",
+    )
+    sub = command(
+        "verify", _verify, "Recompute the release from its commit without any cache and compare every output."
+    )
+    sub.add_argument("--keep", type=Path, help="leave the clone in this new folder")
+    command("params", _params, "Check params.yaml: every mistake in one line.", line=False)
+    command("docs", _docs, "Build Great Expectations Data Docs of the judged tables.")
+    sub = command("promote", _promote, "Make the present release the champion that later ones must not fall behind.")
+    sub.add_argument("--none", action="store_true", help="unset the champion")
+    sub = command("serve", _serve, "Serve the newest Bento of a line.")
+    sub.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
+    sub.add_argument("--port", type=int, default=3000, help="port (default: 3000)")
+    sub = command("embed", _embed, "Embed a DICOM series (zip) or NIfTI file with the release, without a server.")
+    sub.add_argument("file", type=Path)
+    return parser
+
+
+def _release(arguments: argparse.Namespace) -> int:
+    from components.params import check_file
+    from flows.sources import pin_source
+
+    check_file()
+    if arguments.source:
+        pin_source(arguments.line, arguments.source, arguments.evaluation)
+        check_file()
+    from components.files import read_json
+    from flows.artifacts import print_summary
+    from flows.release import GateFailed, StageFailed, release
+
+    manifest = Path("releases") / arguments.line / "manifest.json"
+    try:
+        result = release(arguments.line)
+    except (GateFailed, StageFailed) as error:
+        print_summary(arguments.line, None, None, None)
+        print(f"ctfoundry: {error}", file=sys.stderr)
+        return 1
+    print_summary(arguments.line, result["tag"], read_json(manifest)["digest"], result["data_docs"])
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from flows.verify import verify
+
+    compared = verify(arguments.line, arguments.keep)
+    table = Table("stage", "output", "recorded", "recomputed", "identical")
+    for row in compared:
+        table.add_row(
+            row.stage, row.output, row.recorded[:12], row.recomputed[:12] or "missing", "yes" if row.identical else "NO"
+        )
+    Console(soft_wrap=True).print(table)
+    different = [row for row in compared if not row.identical]
+    print(f"{len(compared) - len(different)} of {len(compared)} outputs identical")
+    return 1 if different else 0
+
+
+def _params(arguments: argparse.Namespace) -> int:
+    from components.params import check_file
+
+    check_file()
+    print("params.yaml: every block is valid")
+    return 0
+
+
+def _docs(arguments: argparse.Namespace) -> int:
+    return subprocess.run([sys.executable, "-m", "components.quality", "--line", arguments.line]).returncode
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    from flows.champion import promote, unset
+
+    print(unset(arguments.line) if arguments.none else promote(arguments.line))
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from serving.run import serve
+
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    return serve(arguments.line, arguments.host, arguments.port)
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    import json
+
+    from serving.embedding import embed_file, open_release
+
+    answer = embed_file(arguments.file, open_release(Path("releases") / arguments.line))
+    print(json.dumps(answer, indent=2))
+    return 0

@@ -1,0 +1,63 @@
+"""Pin where a line's CT comes from: ``phantom``, ``dicom:<dir>`` or ``nifti:<dir>``.
+
+The folder goes to this machine's own configuration; ``params.yaml`` gets the kind and the digest of the data, so that
+the parameters say what a release was made from and hold no path.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dvc.utils.serialize import modify_yaml
+
+from components.cohort.roots import record_root, tree_digest
+from components.files import sha256_file
+from components.params import PARAMS_FILE, UserError, read_yaml
+
+KINDS = ("phantom", "dicom", "nifti")
+
+
+def pin_source(line: str, source: str, evaluation: str | None) -> None:
+    """Write the source into ``params.yaml`` where it differs from what stands there.
+
+    Args:
+        line: model line.
+        source: ``phantom``, ``dicom:<dir>`` or ``nifti:<dir>``.
+        evaluation: ``lidc_nodules:<dir>`` or ``none``; None looks for a folder ``lidc_nodules`` beside the source's.
+
+    Raises:
+        UserError: an unknown kind, or a folder that is not there.
+    """
+    kind, _, folder = source.partition(":")
+    if kind not in KINDS or (kind == "phantom") != (folder == ""):
+        raise UserError(f"source {source!r} is not allowed: phantom, dicom:<folder> or nifti:<folder>")
+    digest = None
+    if folder:
+        record_root(kind, Path(folder))
+        digest = tree_digest(Path(folder))
+    _set(line, "cohort", {"source": kind, "source_digest": digest})
+    _set(line, "evaluate", {"lidc_nodules": _nodules(line, folder, evaluation)})
+
+
+def _nodules(line: str, folder: str, evaluation: str | None) -> str | None:
+    if evaluation is None:
+        beside = Path(folder).resolve().parent / "lidc_nodules" if folder else None
+        if line != "wholebody" or beside is None or not (beside / "labels.csv").is_file():
+            return None
+        print("evaluation set lidc_nodules found beside the source")
+        evaluation = f"lidc_nodules:{beside}"
+    if evaluation == "none":
+        return None
+    name, _, root = evaluation.partition(":")
+    if name != "lidc_nodules" or not (Path(root) / "labels.csv").is_file():
+        raise UserError(f"evaluation {evaluation!r} is not allowed: none, or lidc_nodules:<folder with labels.csv>")
+    record_root(name, Path(root))
+    return sha256_file(Path(root) / "labels.csv")
+
+
+def _set(line: str, stage: str, values: dict[str, Any]) -> None:
+    current = read_yaml()[line][stage]
+    if any(current.get(key) != value for key, value in values.items()):
+        with modify_yaml(str(PARAMS_FILE)) as content:  # keeps comments and order
+            content[line][stage].update(values)

@@ -1,0 +1,109 @@
+"""A Bento from a release folder: code, bundle and pinned requirements, built offline and once per digest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from components.bundle.inputs import SOURCE_PACKAGES, SOURCE_SUFFIXES, code_hash
+from components.bundle.manifest import Manifest, verify_bundle
+from components.files import sha256_file
+from components.params import UserError
+from serving.requirements import pinned_requirements
+
+SERVICE = "serving.service:CTEmbed"
+LOCK_FILE = "constraints.txt"
+DEFAULT_HOME = Path(".ctfoundry/bentoml")
+VERSION_DIGITS = 16
+
+
+def bento_tag(manifest: Manifest) -> str:
+    """``ctfoundry-<line>:<first 16 hex digits of the bundle's digest>``."""
+    return f"ctfoundry-{manifest.line}:{manifest.digest[:VERSION_DIGITS]}"
+
+
+def build_bento(bundle: Path, labels: dict[str, str], root: Path = Path()) -> str:
+    """Build the Bento of a release, or find the one that was built from the same bundle.
+
+    Args:
+        bundle: the release folder.
+        labels: put on the Bento, such as the git commit.
+        root: the project, whose code and lock file go into the Bento.
+
+    Returns:
+        The Bento's tag.
+
+    Raises:
+        UserError: the bundle does not verify, code or lock file are not those it was made from, or BentoML fails.
+    """
+    manifest = verify_bundle(bundle)
+    tag = bento_tag(manifest)
+    existing = bento_path(tag)
+    if existing is not None:
+        verify_bundle(existing / "src" / "bundle")
+        return tag
+    for name, found in (("code", code_hash(root)), ("lock", sha256_file(root / LOCK_FILE))):
+        if found != manifest.inputs.get(name):
+            raise UserError(f"bundle {bundle.name}: {name} has changed since it was made; make the release again")
+    with tempfile.TemporaryDirectory(prefix="ctfoundry-bento-") as folder:
+        stage = Path(folder)
+        _stage(stage, bundle, root, manifest, labels)
+        arguments = ["build", ".", "-f", "bentofile.yaml", "--version", tag.partition(":")[2]]
+        done = run_bentoml(*arguments, cwd=stage, BENTOML_ENABLE_FEATURES="no_image")
+    if done.returncode != 0 or bento_path(tag) is None:
+        raise UserError(f"bento {tag}: bentoml build failed: {_last_line(done)}")
+    return tag
+
+
+def bento_path(tag: str) -> Path | None:
+    """Where a Bento lies in the local store, or None where there is none of this tag."""
+    done = run_bentoml("get", tag, "-o", "path")
+    path = Path(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 and done.stdout.strip() else None
+    return path if path is not None and path.is_dir() else None
+
+
+def bento_environment() -> dict[str, str]:
+    """This environment for a BentoML process: no telemetry, and a store of the project unless one is named."""
+    home = Path(os.environ.get("BENTOML_HOME") or DEFAULT_HOME).resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    return {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(home)}
+
+
+def run_bentoml(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run BentoML's command line in a process of its own: the Bento's code is imported there, not ours."""
+    command = [sys.executable, "-m", "bentoml", *arguments]
+    environment = {**bento_environment(), **variables}
+    return subprocess.run(command, cwd=cwd, env=environment, text=True, capture_output=True, check=False)
+
+
+def _stage(stage: Path, bundle: Path, root: Path, manifest: Manifest, labels: dict[str, str]) -> None:
+    for package in SOURCE_PACKAGES:
+        for path in sorted((root / package).rglob("*")):
+            if path.is_file() and path.suffix in SOURCE_SUFFIXES and "__pycache__" not in path.parts:
+                target = stage / path.relative_to(root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+    shutil.copytree(bundle, stage / "bundle")
+    (stage / "requirements.txt").write_text("\n".join(pinned_requirements(root / LOCK_FILE)) + "\n")
+    content = {
+        "name": f"ctfoundry-{manifest.line}",
+        "service": SERVICE,
+        "description": "file:bundle/MODEL_CARD.md",
+        "labels": {**labels, "digest": manifest.digest[:63], "line": manifest.line},
+        "include": ["*"],
+        # The requirements are complete and pinned: nothing is left to resolve, and no network is needed to build.
+        "python": {"requirements_txt": "requirements.txt", "lock_packages": False},
+    }
+    (stage / "bentofile.yaml").write_text(yaml.safe_dump(content, sort_keys=True))
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line or "ERROR" in line]
+    return (errors or lines or ["no output"])[-1][:300]

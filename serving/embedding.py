@@ -1,0 +1,149 @@
+"""A released bundle, loaded, and a file turned into its vector: the same code offline and in the service."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from components.bundle.manifest import Manifest, verify_bundle
+from components.curate.config import CurateConfig
+from components.files import read_json
+from components.params import UserError, parse
+from components.preprocess.config import PreprocessConfig
+from components.preprocess.measure import measure_volume
+from components.preprocess.standardise import crop_to_body, find_body, resample_only
+from components.preprocess.store import Volume
+from components.pretrain.embed import Embedder
+from components.quality import suites
+from components.screen.config import ScreenConfig
+from serving.judging import warnings_of
+from serving.limits import Limits
+from serving.reading import Reading, axes_of, check_size, read_upload
+from serving.sniff import kind_of
+
+DECIMALS = 4
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class ServedBundle:
+    """A verified release folder in memory."""
+
+    manifest: Manifest
+    embedder: Embedder
+    preprocess: PreprocessConfig
+    headers: suites.Suite
+    volumes: suites.Suite
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A volume's array: voxels and mm along each axis, and where the axes point, such as SPL."""
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    orientation: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the file held.
+
+    Attributes:
+        kind: ``dicom`` or ``nifti``.
+        series: pseudonym of the series (never its UID), empty for NIfTI.
+        instances: DICOM files used.
+        ignored: reason to number of files not used.
+        as_sent, standardised: grids before and after preprocessing.
+        body_fraction: share of the standardised volume that is body.
+        warnings: what training would have rejected, one line each; the vector is given all the same.
+    """
+
+    kind: str
+    series: str
+    instances: int
+    ignored: dict[str, int]
+    as_sent: Grid
+    standardised: Grid
+    body_fraction: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The vector of one scan: float32 of shape (dim,), and where it comes from."""
+
+    embedding: npt.NDArray[np.float32]
+    model: dict[str, str]
+    found: Found
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-like content of the service's answer."""
+        vector = [float(value) for value in self.embedding]
+        return {"embedding": vector, "dim": len(vector), "model": self.model, "found": asdict(self.found)}
+
+
+def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
+    """Verify a release folder and load its encoder.
+
+    Raises:
+        UserError: a file is missing, differs from the manifest or is not in it.
+    """
+    manifest = verify_bundle(folder)
+    preprocess = parse(PreprocessConfig, read_json(folder / "preprocess.json"), "preprocess.json")
+    quality = read_json(folder / "quality.json")
+    return ServedBundle(
+        manifest,
+        Embedder.load(folder, device=device),
+        preprocess,
+        headers=suites.headers(parse(ScreenConfig, quality["headers"], "quality.json: headers"), rows=1),
+        volumes=suites.volumes(parse(CurateConfig, quality["volumes"], "quality.json: volumes"), rows=1),
+    )
+
+
+def embed_file(path: Path, bundle: ServedBundle, limits: Limits = DEFAULT_LIMITS) -> Answer:
+    """Embed one CT scan.
+
+    Args:
+        path: a zip of one DICOM series, or a NIfTI volume; recognised by content, whatever its name.
+        bundle: the release.
+        limits: of archive and volume.
+
+    Raises:
+        InputError, UserError: the file holds no single readable CT volume, or is beyond the limits.
+    """
+    reading = read_upload(path, kind_of(path), limits)
+    sent, grid = reading.volume, bundle.preprocess
+    check_size(sent.hu.shape, sent.affine, grid.spacing_mm, limits.voxels)
+    resampled = resample_only(sent, grid)
+    body = find_body(resampled, grid.foreground_hu)
+    volume = crop_to_body(resampled, body, grid.foreground_margin_mm)
+    vector = np.asarray(bundle.embedder.embed_volume(volume), dtype=np.float32)
+    if vector.ndim != 1 or not np.isfinite(vector).all():
+        raise UserError("the model gives no finite vector for this volume; is it a CT in HU?")
+    measured = measure_volume(sent, resampled, body)
+    warnings = (*warnings_of(reading.measurements, bundle.headers), *warnings_of(measured, bundle.volumes))
+    found = _found(reading, volume, measured["body_fraction"], warnings)
+    return Answer(vector, {"name": bundle.manifest.name, "digest": bundle.manifest.digest}, found)
+
+
+def _found(reading: Reading, volume: Volume, body_fraction: float, warnings: tuple[str, ...]) -> Found:
+    return Found(
+        kind=reading.kind,
+        series=reading.series,
+        instances=reading.instances,
+        ignored=reading.ignored,
+        as_sent=_grid(reading.volume),
+        standardised=_grid(volume),
+        body_fraction=body_fraction,
+        warnings=warnings,
+    )
+
+
+def _grid(volume: Volume) -> Grid:
+    spacing = tuple(round(mm, DECIMALS) for mm in volume.spacing)
+    return Grid(tuple(volume.hu.shape), spacing, axes_of(volume.affine))

@@ -1,0 +1,204 @@
+"""One uploaded file to one CT volume, with an account of what was in it.
+
+The very readers of the training data do the work; what is added here are the limits of a service.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from components.acquire.archive import ArchiveError, ArchiveLimits, unpack_named
+from components.acquire.headers import Instance, group_series, measure_series, read_instance, series_identity
+from components.cohort.keys import series_key
+from components.params import UserError
+from components.preprocess.dicom import read_series
+from components.preprocess.nifti import measure_nifti, read_nifti
+from components.preprocess.store import FloatArray, Volume
+from serving.limits import Limits
+from serving.sniff import ZIP_MAGIC, InputError, Kind, check_nifti
+
+ARCHIVE_RATIO = 200.0  # slices of air deflate a few dozen to one, a bomb a thousand to one
+DIRECTORY_BYTES_PER_FILE = 512
+MAX_MATRIX = 4096  # rows or columns of one slice
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A volume as it was sent.
+
+    Attributes:
+        volume: in the sender's grid.
+        kind: ``dicom`` or ``nifti``.
+        series: pseudonym of the series, empty for NIfTI.
+        instances: slices read.
+        ignored: reason to number of files not used.
+        measurements: of the headers, as acquisition takes them.
+    """
+
+    volume: Volume
+    kind: str
+    series: str
+    instances: int
+    ignored: dict[str, int]
+    measurements: dict[str, Any]
+
+
+def read_upload(path: Path, kind: Kind, limits: Limits) -> Reading:
+    """Read a file whose kind is known from its content.
+
+    Raises:
+        InputError: not exactly one CT series, damaged, or beyond ``limits``; the message names no path and no patient.
+        UserError: from the readers: the series does not form a volume.
+    """
+    with tempfile.TemporaryDirectory(prefix="ctfoundry-") as scratch:
+        if kind == "zip":
+            return _read_zip(path, Path(scratch), limits)
+        check_nifti(path, kind, limits.voxels)
+        # nibabel goes by the name, so the file gets the one its content deserves.
+        named = Path(scratch) / f"volume.{kind}"
+        named.symlink_to(path.resolve())
+        try:
+            volume = read_nifti(named)
+        except zlib.error as error:
+            raise InputError(f"NIfTI: the compressed data are damaged: {error}; send the file again") from None
+        except UserError as error:
+            raise InputError(str(error).replace(str(named), named.name)) from None
+        return Reading(volume, "nifti", "", 1, {}, {**measure_series([]), **measure_nifti(named)})
+
+
+def check_size(shape: Sequence[int], affine: FloatArray, spacing_mm: Sequence[float], max_voxels: int) -> None:
+    """Refuse a volume that would be too large on the model's grid: a header may claim voxels of metres.
+
+    Raises:
+        InputError: 413, with the extent.
+    """
+    extent = [float(n * mm) for n, mm in zip(shape, np.linalg.norm(affine[:3, :3], axis=0), strict=True)]
+    voxels = math.prod(extent) / math.prod(spacing_mm)
+    if not voxels <= max_voxels:  # also for NaN
+        size = " x ".join(f"{mm:.0f}" for mm in extent)
+        raise InputError(f"volume of {size} mm: {voxels:.3g} voxels on the model's grid, at most {max_voxels}", 413)
+
+
+def _read_zip(path: Path, scratch: Path, limits: Limits) -> Reading:
+    _check_directory(path, limits)
+    instances, files, ignored = _unpack(path, scratch / "members", limits)
+    damaged = sorted(PurePosixPath(i.location).name for i in instances if i.status == "unreadable")
+    if damaged:
+        raise InputError(f"{_short(damaged[0])}: damaged or cut-short DICOM file; send the series again")
+    series = _only_series(instances, ignored)
+    for instance in series:
+        if instance.truncated:
+            name = PurePosixPath(instance.location).name
+            raise InputError(f"{_short(name)}: the file ends before its pixel data do; send the series again")
+    _check_voxels(series, limits)
+    volume = read_series([files[i.location] for i in series])
+    key = series_key(series_identity(series[0]))
+    return Reading(volume, "dicom", key, len(series), dict(sorted(ignored.items())), measure_series(series))
+
+
+def _unpack(path: Path, folder: Path, limits: Limits) -> tuple[list[Instance], dict[str, Path], Counter[str]]:
+    """Unpack and read every member's header: instances, where each lies, and files ignored by reason."""
+    instances: list[Instance] = []
+    files: dict[str, Path] = {}
+    ignored: Counter[str] = Counter()
+    bounds = ArchiveLimits(members=limits.files, unpacked_bytes=limits.unpacked_bytes, ratio=ARCHIVE_RATIO)
+    try:
+        for file, name in unpack_named(path, folder, bounds):
+            location = f"{len(files):06d}/{name}" if name in files else name  # two members may share a name
+            files[location] = file
+            with file.open("rb") as stream:
+                start = stream.read(4)
+                stream.seek(0)
+                if start.startswith(ZIP_MAGIC):
+                    ignored["archive_within_archive"] += 1
+                    continue
+                instance = read_instance(stream, location, file.stat().st_size)
+            if instance.status == "not_dicom":
+                ignored["not_dicom"] += 1
+            else:
+                instances.append(instance)
+    except ArchiveError as error:
+        raise InputError(str(error), 413 if "not allowed: at most" in str(error) else 422) from None
+    except OSError as error:  # a member's name that no file system takes
+        raise InputError(f"zip: a member cannot be unpacked: {error.strerror}") from None
+    return instances, files, ignored
+
+
+def _only_series(instances: list[Instance], ignored: Counter[str]) -> list[Instance]:
+    """The one CT series among ``instances``; the files of others are added to ``ignored`` by reason."""
+    found: list[list[Instance]] = []
+    for group in group_series(instances).values():
+        measured = measure_series(group)
+        images = [i for i in group if i.status == "image"]
+        if len(images) < len(group):
+            ignored["no_image"] += len(group) - len(images)
+        if not images:
+            continue
+        if not measured["is_ct_image"]:
+            ignored["not_ct"] += len(images)
+        elif measured["is_localizer"]:
+            ignored["localizer"] += len(images)
+        else:
+            found.append(images)
+    if not found:
+        seen = ", ".join(f"{count} {reason}" for reason, count in sorted(ignored.items()))
+        raise InputError(f"zip: no CT series in it ({seen or 'no file'}); send one CT series")
+    if len(found) > 1:
+        sizes = ", ".join(str(n) for n in sorted((len(group) for group in found), reverse=True)[:8])
+        raise InputError(f"zip: {len(found)} CT series in it (of {sizes} images); send one at a time")
+    return found[0]
+
+
+def _check_voxels(series: list[Instance], limits: Limits) -> None:
+    total = 0
+    for instance in series:
+        name = _short(PurePosixPath(instance.location).name)
+        rows, columns = (int(instance.tags.get(tag, 0)) for tag in ("Rows", "Columns"))
+        if not (0 < rows <= MAX_MATRIX and 0 < columns <= MAX_MATRIX):
+            raise InputError(f"{name}: {rows} x {columns} pixels are not allowed: 1 to {MAX_MATRIX} each")
+        frames = str(instance.tags.get("NumberOfFrames", 1))
+        if frames not in ("", "1"):
+            raise InputError(f"{name}: {frames[:12]} frames in one file are not supported: one slice per file")
+        total += rows * columns
+    if total > limits.voxels:
+        raise InputError(f"series of {total} voxels is too large: at most {limits.voxels}", 413)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 60 else f"...{name[-57:]}"
+
+
+def _check_directory(path: Path, limits: Limits) -> None:
+    """Refuse a zip whose directory alone would fill the memory, before it is read (APPNOTE 4.3.14, 4.3.16)."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        stream.seek(max(0, size - 65_536 - 98))
+        tail = stream.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) < end + 22:
+        raise InputError("zip: damaged or cut short: it has no directory at its end; send it again")
+    directory = int.from_bytes(tail[end + 12 : end + 16], "little")
+    if directory == 0xFFFFFFFF:
+        large = tail.rfind(b"PK\x06\x06", 0, end)
+        if large < 0:
+            raise InputError("zip: damaged: its directory cannot be found; send it again")
+        directory = int.from_bytes(tail[large + 40 : large + 48], "little")
+    allowed = max(65_536, limits.files * DIRECTORY_BYTES_PER_FILE)
+    if directory > allowed:
+        raise InputError(f"zip: a directory of {directory} bytes is too large: at most {limits.files} files", 413)
+
+
+def axes_of(affine: FloatArray) -> str:
+    """Orientation of an array as three letters, such as SPL."""
+    orientations: Any = nib.orientations
+    return "".join(str(code) for code in orientations.aff2axcodes(affine))

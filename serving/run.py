@@ -1,0 +1,50 @@
+"""Serve a Bento, or a release folder, on this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from components.bundle.manifest import read_manifest
+from components.params import LINES, UserError
+from serving.build import bento_environment, bento_path, bento_tag
+from serving.limits import BUNDLE_VARIABLE
+
+LOCALHOST = "127.0.0.1"
+PORT = 3000
+
+
+def serve_command(target: str, host: str = LOCALHOST, port: int = PORT) -> list[str]:
+    """The command that serves a release.
+
+    Args:
+        target: a model line (its last release) or a Bento's tag.
+        host: IP address to bind; other machines reach the service only where this is not the loopback address.
+        port: TCP port.
+
+    Raises:
+        UserError: there is no such release or Bento, or host or port are not allowed.
+    """
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise UserError(f"host {host!r} is not allowed: an IP address, such as {LOCALHOST}") from None
+    if not 0 < port < 65536:
+        raise UserError(f"port {port} is not allowed: 1 to 65535")
+    tag = bento_tag(read_manifest(Path("releases") / target)) if target in LINES else target
+    if bento_path(tag) is None:
+        raise UserError(f"bento {tag}: not in the local store; run `make release` first")
+    return [sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port)]
+
+
+def serve(target: str, host: str = LOCALHOST, port: int = PORT) -> NoReturn:
+    """Become the server (this process is replaced). Raises as :func:`serve_command`."""
+    command = serve_command(target, host, port)
+    environment = bento_environment()
+    # From the store's folder, so that the Bento's own code is imported and not this checkout's.
+    os.chdir(environment["BENTOML_HOME"])
+    environment.pop(BUNDLE_VARIABLE, None)
+    os.execve(command[0], command, environment)

@@ -1,0 +1,33 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from flows.environment import prepare
+
+prepare()
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def ct_root() -> Path:
+    """Real CT, beside the checkout. Its absence is a reason to skip on a developer's machine, and a failure in CI."""
+    folder = ROOT.parent / "shared" / "ct"
+    if not (folder / "dicom").is_dir():
+        reason = "real CT not found in ../shared/ct; see the README"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture
+def project(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project's root as the working directory."""
+    monkeypatch.chdir(ROOT)
+    return ROOT

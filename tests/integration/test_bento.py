@@ -1,0 +1,201 @@
+"""A Bento holds all that the service needs: built offline, once per digest, and served from its own code."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import httpx
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+
+from components.bundle.inputs import code_hash
+from components.bundle.manifest import Manifest, write_manifest
+from components.files import sha256_file, write_json
+from components.params import UserError, read_yaml
+from components.pretrain.config import InputConfig, SegResConfig
+from components.pretrain.embed import EmbedConfig, Embedder
+from components.pretrain.models import build_encoder
+from serving.build import bento_environment, bento_path, bento_tag, build_bento
+from serving.requirements import pinned_requirements
+from serving.run import serve_command
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project's code, with a lock file of what is installed, and a release made from it."""
+    root = tmp_path_factory.mktemp("project")
+    for package in ("components", "serving"):
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    pins = sorted(f"{d.name}=={d.version}" for d in metadata.distributions() if d.name != "ctfoundry")
+    (root / "constraints.txt").write_text("\n".join(["--extra-index-url https://wheels.invalid/simple", *pins]) + "\n")
+    folder = root / "releases" / "wholebody"
+    parameters = read_yaml(ROOT / "params.yaml")["wholebody"]
+    view = InputConfig(orientation="SPL", spacing_mm=(3.0, 1.0, 1.0), size_vox=(16, 64, 64), windows=((0.0, 2000.0),))
+    config = SegResConfig(kind="segres", init_filters=4, blocks_down=(1, 1))
+    encoder = build_encoder(config, view, seed=1)
+    Embedder.from_encoder(encoder, EmbedConfig(line="wholebody", encoder=config, input=view)).save(folder)
+    write_json(folder / "preprocess.json", parameters["preprocess"])
+    write_json(folder / "quality.json", {"headers": parameters["screen"], "volumes": parameters["curate"]})
+    (folder / "MODEL_CARD.md").write_text("# A model card\n")
+    _sign(root)
+    return root
+
+
+def _sign(root: Path) -> Manifest:
+    inputs = {"code": code_hash(root), "lock": sha256_file(root / "constraints.txt")}
+    return write_manifest(root / "releases" / "wholebody", "wholebody", "ctfoundry-wholebody", inputs)
+
+
+@pytest.fixture(scope="module")
+def tag(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The Bento of that release, in a store of its own, built where every way out ends at a closed port."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", str(tmp_path_factory.mktemp("bentoml")))
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            patch.setenv(name, "http://127.0.0.1:9")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setenv("no_proxy", "127.0.0.1")
+        yield build_bento(root / "releases" / "wholebody", {"commit": "abc123"}, root)
+
+
+def test_the_tag_is_the_line_and_the_digest(root: Path, tag: str) -> None:
+    assert tag == bento_tag(_sign(root))
+    assert tag.startswith("ctfoundry-wholebody:")
+    assert len(tag.partition(":")[2]) == 16
+
+
+def test_the_bento_holds_code_bundle_labels_and_pinned_requirements(root: Path, tag: str) -> None:
+    path = bento_path(tag)
+    assert path is not None
+    assert code_hash(path / "src") == code_hash(root)
+    assert (path / "src" / "bundle" / "encoder.safetensors").is_file()
+    assert (path / "README.md").read_text() == "# A model card\n"
+    labels = yaml.safe_load((path / "bento.yaml").read_text())["labels"]
+    assert (labels["commit"], labels["line"]) == ("abc123", "wholebody")
+    requirements = (path / "env" / "python" / "requirements.txt").read_text().splitlines()
+    packages = [line for line in requirements if line and not line.startswith(("--", "#"))]
+    assert all("==" in line for line in packages)
+    assert {"torch", "monai", "bentoml"} <= {line.partition("==")[0] for line in packages}
+    assert not {"prefect", "dvc", "great_expectations", "ray"} & {line.partition("==")[0] for line in packages}
+
+
+def test_the_same_bundle_is_not_built_twice(root: Path, tag: str) -> None:
+    path = bento_path(tag)
+    assert path is not None
+    before = (path / "bento.yaml").stat().st_mtime_ns
+    assert build_bento(root / "releases" / "wholebody", {"commit": "later"}, root) == tag
+    assert (path / "bento.yaml").stat().st_mtime_ns == before
+
+
+def test_code_that_is_not_the_bundles_builds_no_bento(root: Path, tag: str) -> None:
+    source = root / "components" / "command.py"
+    content = source.read_text()
+    (root / "releases" / "wholebody" / "note.txt").write_text("another digest\n")
+    try:
+        _sign(root)
+        source.write_text(content + "\n# changed\n")
+        with pytest.raises(UserError, match="code has changed since it was made"):
+            build_bento(root / "releases" / "wholebody", {}, root)
+    finally:
+        source.write_text(content)
+        (root / "releases" / "wholebody" / "note.txt").unlink()
+        _sign(root)
+
+
+def test_a_bento_is_served_with_its_own_code_and_bundle(tag: str, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = serve_command(tag, port=port)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=tmp_path, env=bento_environment(), stdout=log, stderr=log)
+        try:
+            told = _model(server, f"http://127.0.0.1:{port}", tmp_path / "log")
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+    assert told["digest"].startswith(tag.partition(":")[2])
+
+
+def _model(server: subprocess.Popen[bytes], url: str, log: Path) -> dict[str, str]:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            response = httpx.get(f"{url}/model", timeout=2)
+            if response.status_code == 200:
+                return dict(response.json())
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"the service did not start:\n{log.read_text()[-4000:]}")
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "port", "says"),
+    [
+        ("nothing:0", "127.0.0.1", 3000, "bento nothing:0: not in the local store"),
+        ("head", "127.0.0.1", 3000, "this is no release folder"),
+        ("wholebody", "example.org", 3000, "host 'example.org' is not allowed"),
+        ("wholebody", "127.0.0.1", 70000, "port 70000 is not allowed"),
+    ],
+)
+def test_what_cannot_be_served_is_one_clear_line(
+    tag: str, root: Path, monkeypatch: pytest.MonkeyPatch, target: str, host: str, port: int, says: str
+) -> None:
+    monkeypatch.chdir(root)
+    with pytest.raises(UserError, match=says):
+        serve_command(target, host, port)
+
+
+def test_a_package_that_the_lock_file_does_not_pin_is_named(tmp_path: Path) -> None:
+    (tmp_path / "constraints.txt").write_text("numpy==1.0\n")
+    with pytest.raises(UserError, match=r"constraints.txt: does not pin .*torch"):
+        pinned_requirements(tmp_path / "constraints.txt")
+
+
+BLOCKED = """
+import sys
+from importlib import metadata
+from pathlib import Path
+from packaging.utils import canonicalize_name
+from serving.requirements import runtime_closure
+
+closure = set(runtime_closure())
+owners = metadata.packages_distributions()
+outside = {name for name, of in owners.items() if not {canonicalize_name(o) for o in of} & closure}
+outside -= {"components", "serving", "flows"}
+for name in [n for n in sys.modules if n.partition(".")[0] in outside]:
+    del sys.modules[name]
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in outside:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import serving.service
+from serving.embedding import embed_file, open_release
+print(embed_file(Path(sys.argv[1]), open_release(Path(sys.argv[2]))).embedding.size)
+"""
+
+
+def test_the_requirements_alone_suffice_to_embed_a_scan(root: Path, tmp_path: Path) -> None:
+    hu = np.full((60, 60, 40), -1000, dtype=np.int16)
+    hu[10:50, 15:45] = 40
+    nib.Nifti1Image(hu, np.diag([3.0, 3.0, 3.0, 1.0])).to_filename(tmp_path / "scan.nii.gz")
+    command = [sys.executable, "-c", BLOCKED, str(tmp_path / "scan.nii.gz"), str(root / "releases" / "wholebody")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) > 0

@@ -1,0 +1,140 @@
+"""A tiny project for the tests of pretraining: parameters of both lines and curated synthetic volumes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from components.files import write_table
+from components.params import _tuples
+from components.preprocess.store import Volume, write_volume
+
+HEAD_WINDOWS = [[40.0, 80.0], [80.0, 200.0], [600.0, 2800.0]]
+RUN: dict[str, Any] = {
+    "seed": 3,
+    "steps": 6,
+    "volumes_per_step": 2,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "workers": 0,
+    "precision": "float32",
+    "optimiser": {
+        "learning_rate": 1e-3,
+        "final_learning_rate": 0.0,
+        "weight_decay": [1e-6, 1e-2],
+        "warmup": 0.2,
+        "clip_norm": 3.0,
+    },
+}
+WHOLEBODY: dict[str, Any] = RUN | {
+    "input": {
+        "orientation": "SPL",
+        "spacing_mm": [3.0, 1.0, 1.0],
+        "size_vox": [8, 16, 16],
+        "windows": [[512.0, 3072.0]],
+    },
+    "encoder": {"kind": "segres", "init_filters": 2, "blocks_down": [1, 1, 1]},
+    "objective": {
+        "kind": "within_volume",
+        "temperature": 0.1,
+        "hidden": 16,
+        "projection": 8,
+        "views": {
+            "crops_per_volume": 3,
+            "body_fraction": 0.3,
+            "scale": [0.4, 1.0],
+            "flip_probability": 0.5,
+            "histogram_probability": 0.5,
+            "histogram_points": 5,
+            "smooth_probability": 0.5,
+            "smooth_sigma_vox": [0.25, 1.5],
+        },
+    },
+}
+HEAD: dict[str, Any] = RUN | {
+    "input": {
+        "orientation": "RAS",
+        "spacing_mm": [1.0, 1.0, 1.0],
+        "size_vox": [24, 24, 24],
+        "windows": HEAD_WINDOWS,
+    },
+    "encoder": {
+        "kind": "vit",
+        "patch_vox": 12,
+        "dim": 24,
+        "depth": 2,
+        "heads": 2,
+        "mlp_ratio": 2.0,
+        "registers": 1,
+        "pooling": "class_mean",
+    },
+    "objective": {
+        "kind": "dino_mae",
+        "mae_weight": 1.0,
+        "dino": {
+            "hidden": 16,
+            "bottleneck": 8,
+            "prototypes": 16,
+            "student_temperature": 0.1,
+            "teacher_temperature": 0.04,
+            "centre_momentum": 0.9,
+            "ema_start": 0.9,
+            "ema_end": 1.0,
+        },
+        "mae": {"mask_ratio": 0.75, "decoder_dim": 12, "decoder_depth": 1, "decoder_heads": 2, "normalise": False},
+        "views": {
+            "globals": 2,
+            "locals": 2,
+            "global_side": [0.5, 1.0],
+            "local_side": [0.33, 0.58],
+            "local_field": 0.857,
+            "local_size_vox": [12, 12, 12],
+            "flip_probability": 0.5,
+            "shift": 0.05,
+            "smooth_probability": 0.5,
+            "smooth_sigma_vox": [0.25, 1.0],
+            "gamma": [0.8, 1.25],
+        },
+    },
+}
+BLOCKS = {"wholebody": WHOLEBODY, "head": HEAD}
+AFFINES = {
+    "wholebody": np.array([[0, 0, -1, 0], [0, -1, 0, 0], [3, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64),
+    "head": np.eye(4),
+}
+
+
+def block(line: str, **changes: Any) -> Any:
+    """The line's block of parameters as the parser would hand it over."""
+    return _tuples(copy.deepcopy(BLOCKS[line]) | changes)
+
+
+def volume(line: str, seed: int) -> Volume:
+    """A soft ball in air with some noise, other in size and place for every seed."""
+    rng = np.random.default_rng(seed)
+    shape = (20, 40, 44) if line == "wholebody" else (40, 44, 36)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
+    centre = rng.uniform(-0.2, 0.2, size=(3, 1, 1, 1))
+    inside = ((grid - centre) ** 2).sum(0) < rng.uniform(0.5, 0.9)
+    hu = np.where(inside, rng.normal(40, 20, shape) + 30 * np.sin(8 * grid[1]), -1000)
+    return Volume(hu=hu.astype(np.int16), affine=AFFINES[line])
+
+
+def write_project(root: Path, line: str, volumes: int = 4, **changes: Any) -> Path:
+    """``params.yaml`` and ``data/<line>/curate/curated.parquet`` with its volumes below ``root``."""
+    root.mkdir(parents=True, exist_ok=True)
+    content = {"shards": [0], line: {"pretrain": copy.deepcopy(BLOCKS[line]) | changes}}
+    (root / "params.yaml").write_text(yaml.safe_dump(content))
+    rows = []
+    for index in range(volumes):
+        path = Path("data") / line / "preprocess" / "0" / "volumes" / f"s{index:016x}.b2nd"
+        write_volume(root / path, volume(line, index), {"series": path.stem})
+        rows.append({"series": path.stem, "role": "pretrain", "status": "accepted", "volume": path.as_posix()})
+    rows.append({"series": "rejected", "role": "pretrain", "status": "rejected", "volume": "nowhere.b2nd"})
+    rows.append({"series": "evaluated", "role": "evaluation", "status": "accepted", "volume": "nowhere.b2nd"})
+    write_table(root / "data" / line / "curate" / "curated.parquet", pd.DataFrame(rows))
+    return root

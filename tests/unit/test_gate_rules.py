@@ -1,0 +1,132 @@
+"""Every gate passes and fails where it should, and says why."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from components.gate.config import GateConfig
+from components.gate.rules import Evidence, Verdict, decision, judge
+from components.gate.stage import failure_line
+from components.params import ParamsError, parse
+
+NUMBERS = {
+    "value": 0.9, "low": 0.8, "high": 0.95, "random": 0.7,
+    "difference": 0.2, "difference_low": 0.1, "difference_high": 0.3,
+}  # fmt: skip
+
+
+def config(**changes: Any) -> GateConfig:
+    block: dict[str, Any] = {
+        "max_reject_rate": 0.3,
+        "better_than_random": [{"task": "organs", "figure": "linear_auc", "minimum_difference_low": 0.0}],
+        "floors": [{"task": "organs", "figure": "linear_auc", "minimum": 0.85}],
+        "champion": [{"task": "organs", "figure": "linear_auc", "tolerance": 0.02}],
+    }
+    return parse(GateConfig, block | changes, "wholebody.gate")
+
+
+def evidence(**changes: Any) -> Evidence:
+    parts: dict[str, Any] = {
+        "line": "wholebody",
+        "metrics": {
+            "evaluation_data": "d1",
+            "tasks": {"organs": {"linear_auc": NUMBERS}},
+            "not_evaluated": {"lesions": "one class only"},
+        },
+        "funnel": {"in": 10, "accepted": 8, "rejected": {"no_body": 2}},
+        "curated": pd.DataFrame(
+            {
+                "patient": ["p1", "p2", "p3"],
+                "role": ["pretrain", "evaluation", "pretrain"],
+                "status": ["accepted", "accepted", "rejected"],
+            }
+        ),
+        "tasks": pd.DataFrame({"patient": ["p2", "p9"]}),
+        "champion": None,
+    }
+    return Evidence(**(parts | changes))
+
+
+def named(verdicts: list[Verdict], start: str) -> Verdict:
+    (found,) = [verdict for verdict in verdicts if verdict.gate.startswith(start)]
+    return found
+
+
+def test_all_gates_pass_and_the_decision_lists_each() -> None:
+    content = decision(judge(config(), evidence()))
+    assert content["verdict"] == "pass"
+    assert [gate["gate"] for gate in content["gates"]] == [
+        "leakage", "reject_rate", "better_than_random organs linear_auc", "floor organs linear_auc", "champion",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("leaking", ["p2", "p9"])  # in the cohort's evaluation role, or in a task from outside
+def test_one_patient_in_pretraining_and_evaluation_fails(leaking: str) -> None:
+    given = evidence()
+    row = pd.DataFrame({"patient": [leaking], "role": ["pretrain"], "status": ["accepted"]})
+    verdict = named(judge(config(), evidence(curated=pd.concat([given.curated, row]))), "leakage")
+    assert (verdict.figure, verdict.bound, verdict.verdict) == (1, 0, "fail")
+    assert leaking in verdict.detail
+
+
+def test_a_rejected_pretraining_scan_is_no_leak() -> None:
+    assert named(judge(config(), evidence(tasks=pd.DataFrame({"patient": ["p3"]}))), "leakage").passed
+
+
+def test_reject_rate_above_its_bound_fails() -> None:
+    verdict = named(judge(config(max_reject_rate=0.1), evidence()), "reject_rate")
+    assert (verdict.figure, verdict.bound, verdict.verdict) == (0.2, 0.1, "fail")
+
+
+def test_nothing_in_fails() -> None:
+    assert not named(judge(config(), evidence(funnel={"in": 0, "accepted": 0, "rejected": {}})), "reject_rate").passed
+
+
+def test_an_interval_that_only_touches_the_bound_is_not_better_than_random() -> None:
+    wanted = [{"task": "organs", "figure": "linear_auc", "minimum_difference_low": 0.1}]
+    verdict = named(judge(config(better_than_random=wanted), evidence()), "better_than_random")
+    assert (verdict.figure, verdict.verdict) == (0.1, "fail")
+
+
+def test_a_floor_out_of_reach_fails_and_its_line_names_gate_figure_and_bound() -> None:
+    wanted = [{"task": "organs", "figure": "linear_auc", "minimum": 0.99}]
+    verdict = named(judge(config(floors=wanted), evidence()), "floor")
+    assert failure_line(verdict).startswith("gate failed: floor organs linear_auc: figure 0.9, bound 0.99: ")
+
+
+@pytest.mark.parametrize(
+    ("task", "figure", "said"),
+    [
+        ("lesions", "linear_auc", "was not evaluated: one class only"),
+        ("liver", "linear_auc", "task 'liver' is unknown; evaluated were organs"),
+        ("organs", "auc", "no figure 'auc'; it has linear_auc"),
+    ],
+)
+def test_a_gate_without_its_figure_fails_with_the_reason(task: str, figure: str, said: str) -> None:
+    wanted = [{"task": task, "figure": figure, "minimum": 0.5}]
+    verdict = named(judge(config(floors=wanted), evidence()), "floor")
+    assert verdict.verdict == "fail"
+    assert said in verdict.detail
+
+
+def champion(value: float, data: str = "d1") -> dict[str, Any]:
+    metrics = {"tasks": {"organs": {"linear_auc": NUMBERS | {"value": value}}}}
+    return {"bundle": "b", "evaluation_data": data, "metrics": metrics}
+
+
+@pytest.mark.parametrize(("before", "verdict"), [(0.92, "pass"), (0.93, "fail"), (0.5, "pass")])
+def test_not_worse_than_the_champion_within_the_tolerance(before: float, verdict: str) -> None:
+    assert named(judge(config(), evidence(champion=champion(before))), "champion").verdict == verdict
+
+
+def test_a_champion_of_other_evaluation_data_fails_with_the_remedy() -> None:
+    verdict = named(judge(config(), evidence(champion=champion(0.5, data="d2"))), "champion")
+    assert verdict.verdict == "fail"
+    assert "ctfoundry promote --line wholebody --none" in verdict.detail
+
+
+def test_a_mistyped_bound_is_one_line() -> None:
+    with pytest.raises(ParamsError) as raised:
+        config(floors=[{"task": "organs", "figure": "linear_auc", "minimum": 9}])
+    assert str(raised.value).startswith("params.yaml: wholebody.gate.floors.0.minimum: 9 is not allowed")

@@ -1,0 +1,54 @@
+"""Self-distillation: the loss by its definition, the schedules over the whole run."""
+
+import math
+
+import pytest
+import torch
+from components.pretrain.dino import cosine_schedule, dino_loss, entropy, teacher_probabilities, update_teacher
+from torch import nn
+
+
+def test_equals_the_definition_over_pairs_of_different_views() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(4, 3, 7, dtype=torch.float64, generator=generator)
+    teacher = teacher_probabilities(
+        torch.randn(2, 3, 7, dtype=torch.float64, generator=generator), torch.zeros(7, dtype=torch.float64), 0.04
+    )
+    terms = [
+        -(teacher[g, b] * torch.log_softmax(student[s, b] / 0.1, dim=-1)).sum()
+        for g in range(2)
+        for s in range(4)
+        if s != g
+        for b in range(3)
+    ]
+    assert len(terms) == 2 * 3 * 3
+    assert dino_loss(student, teacher, 0.1).item() == pytest.approx(torch.stack(terms).mean().item(), abs=1e-9)
+
+
+def test_gradients_reach_the_student_in_double_precision_and_not_the_teacher() -> None:
+    generator = torch.Generator().manual_seed(1)
+    student = torch.randn(3, 2, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    logits = torch.randn(2, 2, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    teacher = teacher_probabilities(logits, torch.zeros(5, dtype=torch.float64), 0.1)
+    assert not teacher.requires_grad
+    assert torch.autograd.gradcheck(lambda x: dino_loss(x, teacher, 0.2), (student,))
+
+
+def test_schedule_moves_from_its_first_to_its_last_step() -> None:
+    values = [cosine_schedule(0.994, 1.0, step / 100) for step in range(101)]
+    assert values[0] == pytest.approx(0.994)
+    assert values[-1] == pytest.approx(1.0)
+    assert values == sorted(values)
+
+
+def test_teacher_follows_the_student() -> None:
+    teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
+    expected = 0.9 * teacher.weight.detach() + 0.1 * student.weight.detach()
+    update_teacher(teacher, student, 0.9)
+    assert torch.allclose(teacher.weight, expected)
+
+
+def test_entropy_is_a_share_of_the_largest() -> None:
+    assert entropy(torch.full((2, 8), 1 / 8)).item() == pytest.approx(1)
+    assert entropy(torch.eye(8)).item() == pytest.approx(0, abs=1e-6)
+    assert entropy(torch.tensor([[0.5, 0.5, 0, 0]])).item() == pytest.approx(math.log(2) / math.log(4), rel=1e-4)

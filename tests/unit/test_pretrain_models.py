@@ -1,0 +1,86 @@
+"""The encoders are the published ones, in names, shapes and sizes."""
+
+import pytest
+import torch
+from components.pretrain.config import InputConfig, SegResConfig, VitConfig
+from components.pretrain.models import build_encoder, parameter_count
+from components.pretrain.vit import Vit, sincos_positions
+from monai.networks.nets.segresnet_ds import SegResEncoder
+
+BODY = InputConfig(orientation="SPL", spacing_mm=(3.0, 1.0, 1.0), size_vox=(8, 16, 16), windows=((512.0, 3072.0),))
+HEAD = InputConfig(
+    orientation="RAS",
+    spacing_mm=(1.0, 1.0, 1.0),
+    size_vox=(24, 24, 24),
+    windows=((40.0, 80.0), (80.0, 200.0), (600.0, 2800.0)),
+)
+SEGRES = SegResConfig(kind="segres", init_filters=4, blocks_down=(1, 2, 2, 4, 4))
+VIT = VitConfig(
+    kind="vit", patch_vox=12, dim=24, depth=2, heads=2, mlp_ratio=2.0, registers=2, pooling="class_mean"
+)
+
+
+def test_published_segres_has_77_760_992_parameters() -> None:
+    with torch.device("meta"):
+        encoder = build_encoder(SEGRES.model_copy(update={"init_filters": 32}), BODY, seed=0)
+    assert parameter_count(encoder) == 77_760_992
+    assert encoder.embedding_dim == 512
+
+
+def test_published_vit_has_89_4_million_parameters() -> None:
+    size = HEAD.model_copy(update={"size_vox": (96, 96, 96)})
+    config = VIT.model_copy(update={"dim": 768, "depth": 12, "heads": 12, "mlp_ratio": 4.0, "registers": 0})
+    with torch.device("meta"):
+        encoder = build_encoder(config, size, seed=0)
+    assert parameter_count(encoder) / 1e6 == pytest.approx(89.4, abs=0.4)
+
+
+def test_segres_state_dict_is_monais_and_gives_its_output() -> None:
+    ours = build_encoder(SEGRES, BODY, seed=3).eval()
+    theirs = SegResEncoder(spatial_dims=3, init_filters=4, in_channels=1, blocks_down=(1, 2, 2, 4, 4)).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(2, 1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(ours(x), theirs(x)[-1].mean(dim=(2, 3, 4)), atol=1e-5)
+        assert ours.feature_map(x).shape[:2] == (2, ours.embedding_dim)
+
+
+def test_same_seed_same_weights_and_the_callers_generator_is_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second = build_encoder(VIT, HEAD, seed=1), build_encoder(VIT, HEAD, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(first.class_token, build_encoder(VIT, HEAD, seed=2).class_token)
+
+
+def test_vit_accepts_smaller_boxes_and_pools_as_told() -> None:
+    encoder = build_encoder(VIT, HEAD, seed=0)
+    assert isinstance(encoder, Vit)
+    x = torch.rand(2, 3, 24, 24, 24)
+    tokens = encoder.tokens(x)
+    assert tokens.shape == (2, 1 + 8, 24)
+    assert torch.equal(encoder(x), torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1))
+    assert encoder.feature_map(x).shape == (2, 24, 2, 2, 2)
+    assert encoder.tokens(torch.rand(2, 3, 12, 12, 12)).shape == (2, 2, 24)
+    with pytest.raises(ValueError, match="multiple of 12"):
+        encoder(torch.rand(1, 3, 20, 24, 24))
+
+
+def test_dropped_tokens_do_not_reach_the_others() -> None:
+    encoder = build_encoder(VIT, HEAD, seed=0)
+    assert isinstance(encoder, Vit)
+    x = torch.rand(1, 3, 24, 24, 24)
+    changed = x.clone()
+    changed[:, :, 12:] = 0
+    keep = torch.tensor([[0, 3]])
+    assert torch.equal(encoder.tokens(x, keep), encoder.tokens(changed, keep))
+
+
+def test_positions_are_distinct_and_spread_over_the_same_extent() -> None:
+    full, coarse = sincos_positions((4, 4, 4), (4, 4, 4), 24), sincos_positions((2, 2, 2), (4, 4, 4), 24)
+    assert full.unique(dim=0).shape[0] == 64
+    middle = sincos_positions((1, 1, 1), (4, 4, 4), 24)
+    nearest = (coarse - middle).norm(dim=1)
+    assert nearest.max() - nearest.min() < 1.0, "the one patch of a coarse grid lies in the middle"

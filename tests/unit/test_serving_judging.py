@@ -1,0 +1,69 @@
+"""The service's verdicts are Great Expectations' verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from components.curate.config import CurateConfig
+from components.params import load_stage
+from components.quality import judge, suites
+from components.screen.config import ScreenConfig
+from serving.judging import warnings_of
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+HEADERS: dict[str, Any] = {
+    "status": "acquired", "instances": 60, "unreadable_files": 0, "is_ct_image": True, "is_localizer": False,
+    "missing_tags": "", "lossy": False, "burned_in": False, "matrices": 1, "pixel_spacings": 1, "orientations": 1,
+    "positions": 60, "gap_ratio": 1.0, "tilt_degrees": 0.0, "thickness_min_mm": 3.0, "thickness_max_mm": 3.0,
+}  # fmt: skip
+HEADER_FAULTS: list[dict[str, Any]] = [
+    {}, {"is_ct_image": False}, {"is_localizer": True}, {"unreadable_files": 2}, {"instances": 3, "positions": 3},
+    {"thickness_max_mm": 8.0}, {"thickness_min_mm": 0.1}, {"positions": 59}, {"gap_ratio": 2.0}, {"tilt_degrees": 18.5},
+    {"matrices": 2}, {"lossy": True}, {"burned_in": True}, {"missing_tags": "PixelSpacing"},
+    {"tilt_degrees": 18.5, "gap_ratio": 6.4}, {"gap_ratio": None, "tilt_degrees": None},
+]  # fmt: skip
+VOXELS: dict[str, Any] = {
+    "decoded": True,
+    "extent_mm": 300.0,
+    "body_fraction": 0.4,
+    "body_median_hu": 30.0,
+    "constant_slices": 0,
+}
+VOXEL_FAULTS: list[dict[str, Any]] = [
+    {}, {"decoded": False}, {"extent_mm": 20.0}, {"body_fraction": 0.0}, {"body_median_hu": 1064.0},
+    {"constant_slices": 1},
+]  # fmt: skip
+
+
+def _table(base: dict[str, Any], faults: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame([{"series": f"s{i:02d}", **base, **fault} for i, fault in enumerate(faults)])
+
+
+def _compare(table: pd.DataFrame, suite: suites.Suite) -> int:
+    expected = judge.judge(table, suite).reasons
+    for row in table.to_dict("records"):
+        reasons = [warning.partition(":")[0] for warning in warnings_of(row, suite)]
+        assert list(dict.fromkeys(reasons)) == expected.get(row["series"], []), row
+    return len(expected)
+
+
+def test_headers_are_judged_as_great_expectations_judges_them() -> None:
+    config = load_stage(ScreenConfig, "wholebody", "screen", PARAMS)
+    assert (
+        _compare(_table(HEADERS, HEADER_FAULTS), suites.headers(config, len(HEADER_FAULTS))) == len(HEADER_FAULTS) - 2
+    )
+
+
+def test_voxels_are_judged_as_great_expectations_judges_them() -> None:
+    config = load_stage(CurateConfig, "wholebody", "curate", PARAMS)
+    assert _compare(_table(VOXELS, VOXEL_FAULTS), suites.volumes(config, len(VOXEL_FAULTS))) == len(VOXEL_FAULTS) - 1
+
+
+def test_a_warning_says_what_is_expected_and_what_was_found() -> None:
+    suite = suites.headers(load_stage(ScreenConfig, "wholebody", "screen", PARAMS), rows=1)
+    assert warnings_of({**HEADERS, "tilt_degrees": 18.5}, suite) == [
+        "gantry_tilt: gantry tilt at most 1.0 degrees; found 18.5"
+    ]
