@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
+import cv2
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -36,6 +37,11 @@ def track(items: Iterable[ItemT], total: int, label: str) -> Iterator[ItemT]:
     print(f"{label}: {total}/{total} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 
+def _one_thread() -> None:
+    """One process per core already: OpenCV's own threads would only contend."""
+    cv2.setNumThreads(1)
+
+
 def map_series(function: Callable[[ItemT], ResultT], items: list[ItemT], label: str) -> list[ResultT]:
     """``function`` over ``items`` in one process per core, results in the order of ``items``, with progress.
 
@@ -47,5 +53,5 @@ def map_series(function: Callable[[ItemT], ResultT], items: list[ItemT], label: 
         return list(track(map(function, items), len(items), label))
     # Fork would copy the locks of threads that torch, Arrow and OpenCV have started.
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
         return list(track(pool.map(function, items), len(items), label))

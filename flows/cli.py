@@ -133,5 +133,5 @@ def _embed(arguments: argparse.Namespace) -> int:
     from serving.embedding import embed_file, open_release
 
     answer = embed_file(arguments.file, open_release(Path("releases") / arguments.line))
-    print(json.dumps(answer, indent=2))
+    print(json.dumps(answer.to_json(), indent=2))
     return 0

@@ -6,6 +6,7 @@ The very readers of the training data do the work; what is added here are the li
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 import zlib
 from collections import Counter
@@ -29,7 +30,9 @@ from serving.sniff import ZIP_MAGIC, InputError, Kind, check_nifti
 
 ARCHIVE_RATIO = 200.0  # slices of air deflate a few dozen to one, a bomb a thousand to one
 DIRECTORY_BYTES_PER_FILE = 512
+VOXEL_MM = (0.01, 100.0)
 MAX_MATRIX = 4096  # rows or columns of one slice
+_MEMBER_NUMBER = re.compile(r"^\d{6}-")  # unpacked members are numbered; senders know them by their own names
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,17 @@ def read_upload(path: Path, kind: Kind, limits: Limits) -> Reading:
 
 
 def check_size(shape: Sequence[int], affine: FloatArray, spacing_mm: Sequence[float], max_voxels: int) -> None:
-    """Refuse a volume that would be too large on the model's grid: a header may claim voxels of metres.
+    """Refuse a volume that would be too large on the model's grid: a header may claim voxels of any size.
 
     Raises:
-        InputError: 413, with the extent.
+        InputError: 422 for a voxel size that no scanner has, 413 for too many voxels, with the extent.
     """
+    for mm in np.linalg.norm(affine[:3, :3], axis=0):
+        if not VOXEL_MM[0] <= mm <= VOXEL_MM[1]:
+            raise InputError(f"voxel size of {mm:g} mm is not allowed: {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm")
     extent = [float(n * mm) for n, mm in zip(shape, np.linalg.norm(affine[:3, :3], axis=0), strict=True)]
     voxels = math.prod(extent) / math.prod(spacing_mm)
-    if not voxels <= max_voxels:  # also for NaN
+    if voxels > max_voxels:
         size = " x ".join(f"{mm:.0f}" for mm in extent)
         raise InputError(f"volume of {size} mm: {voxels:.3g} voxels on the model's grid, at most {max_voxels}", 413)
 
@@ -101,9 +107,18 @@ def _read_zip(path: Path, scratch: Path, limits: Limits) -> Reading:
             name = PurePosixPath(instance.location).name
             raise InputError(f"{_short(name)}: the file ends before its pixel data do; send the series again")
     _check_voxels(series, limits)
-    volume = read_series([files[i.location] for i in series])
+    volume = _decode([files[i.location] for i in series])
     key = series_key(series_identity(series[0]))
     return Reading(volume, "dicom", key, len(series), dict(sorted(ignored.items())), measure_series(series))
+
+
+def _decode(paths: list[Path]) -> Volume:
+    try:
+        return read_series(paths)
+    except UserError as error:
+        raise InputError(_MEMBER_NUMBER.sub("", str(error))) from None
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise InputError(f"series: a header value is not the number it must be ({type(error).__name__})") from None
 
 
 def _unpack(path: Path, folder: Path, limits: Limits) -> tuple[list[Instance], dict[str, Path], Counter[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+
 from components.files import write_table
 from components.params import _tuples
 from components.preprocess.store import Volume, write_volume

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import stat
 import zipfile
@@ -81,6 +82,11 @@ def copy_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: IO[byte
         raise ArchiveError(f"zip: a member is damaged: {error}") from None
 
 
+def _base_name(member: str) -> str:
+    """The end of a member's base name in plain characters: at most 80 bytes, so that any file system takes it."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(member).name)[-80:]
+
+
 def unpack(path: Path, destination: Path, limits: ArchiveLimits) -> list[Path]:
     """Unpack every member of ``path`` into ``destination`` under numbered names.
 
@@ -101,7 +107,7 @@ def unpack_named(path: Path, destination: Path, limits: ArchiveLimits) -> Iterat
     with open_zip(path) as archive:
         try:
             for index, info in enumerate(members(archive, limits)):
-                file = destination / f"{index:06d}-{PurePosixPath(info.filename).name[-80:]}"
+                file = destination / f"{index:06d}-{_base_name(info.filename)}"
                 with file.open("wb") as target:
                     copy_member(archive, info, target)
                 yield file, info.filename

@@ -18,11 +18,26 @@ from components.files import sha256_file
 from components.params import UserError
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.store import Int16Array, StoredVolume, Volume, crop_box, voxel_of
+from components.pretrain.embed import Embedder
 from components.progress import track
 
 AnyVolume = StoredVolume | Volume
 PERCENTILES = (5, 25, 50, 75, 95)
 PLACE = ["volume", "x", "y", "z"]
+BATCH = 64  # crops given to a method at once, from as many volumes as it takes
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops of equal size, voxel size and orientation, each with its point in the middle.
+
+    Attributes:
+        hu: int16 (N, n0, n1, n2).
+        directions: (3, 3), the first three rows and columns of the volumes' affines.
+    """
+
+    hu: npt.NDArray[np.int16]
+    directions: Array
 
 
 @dataclass(frozen=True)
@@ -30,12 +45,26 @@ class Method:
     """One way to turn CT into a vector.
 
     Attributes:
-        points: (volume, points in RAS mm (N, 3)) to features (N, dimension).
+        points: crops round N points to features (N, dimension).
         whole: volume to a feature (dimension,).
     """
 
-    points: Callable[[AnyVolume, Array], npt.NDArray[np.floating]]
+    points: Callable[[Crops], npt.NDArray[np.floating]]
     whole: Callable[[AnyVolume], npt.NDArray[np.floating]]
+
+
+def encoder_method(embedder: Embedder) -> Method:
+    """An encoder, untouched. Crops of many volumes are stacked into one tall volume: it then embeds them in batches."""
+
+    def points(crops: Crops) -> npt.NDArray[np.floating]:
+        count, depth, height, width = crops.hu.shape
+        affine = np.eye(4)
+        affine[:3, :3] = crops.directions
+        tall = Volume(hu=crops.hu.reshape(count * depth, height, width), affine=affine)
+        centres = [(number * depth + depth // 2, height // 2, width // 2) for number in range(count)]
+        return embedder.embed_points(tall, np.asarray(centres) @ crops.directions.T)
+
+    return Method(points=points, whole=embedder.embed_volume)
 
 
 def crop_at(volume: AnyVolume, point_mm: Array, size: tuple[int, int, int]) -> Int16Array:
@@ -62,30 +91,31 @@ def hu_statistics(hu: Int16Array) -> Array:
     return np.array([values.mean(), values.std(), values.min(), values.max(), *np.percentile(values, PERCENTILES)])
 
 
-def baselines(config: EvaluateConfig, patch: tuple[int, int, int]) -> dict[str, Method]:
-    """Features that need no training: the histogram of what the encoder sees, and HU statistics of the centre."""
+def baselines(config: EvaluateConfig) -> dict[str, Method]:
+    """Features that need no training: the histogram of what the encoder sees, and HU statistics of its centre."""
 
-    def centre_box(volume: AnyVolume, point_mm: Array) -> Int16Array:
-        a, b, c = (max(1, round(config.centre_mm / mm)) for mm in volume.spacing)
-        return crop_at(volume, point_mm, (a, b, c))
-
-    def middle(volume: AnyVolume) -> Array:
-        shape = np.asarray(volume.shape if isinstance(volume, StoredVolume) else volume.hu.shape)
-        inside: Array = volume.affine[:3, :3] @ ((shape - 1) / 2) + volume.affine[:3, 3]
-        return inside
+    def of_centres(crops: Crops) -> Array:
+        return np.stack([hu_statistics(middle(hu, crops.directions, config.centre_mm)) for hu in crops.hu])
 
     return {
         "histogram": Method(
-            points=lambda volume, points: np.stack(
-                [histogram(crop_at(volume, point, patch), config.histogram) for point in points]
-            ),
+            points=lambda crops: np.stack([histogram(hu, config.histogram) for hu in crops.hu]),
             whole=lambda volume: histogram(_voxels(volume), config.histogram),
         ),
         "hu_statistics": Method(
-            points=lambda volume, points: np.stack([hu_statistics(centre_box(volume, point)) for point in points]),
-            whole=lambda volume: hu_statistics(centre_box(volume, middle(volume))),
+            points=of_centres,
+            whole=lambda volume: hu_statistics(middle(_voxels(volume), volume.affine[:3, :3], config.centre_mm)),
         ),
     }
+
+
+def middle(hu: Int16Array, directions: Array, side_mm: float) -> Int16Array:
+    """The central box of ``side_mm``, cut to the array where it is smaller."""
+    sides = [max(1, round(side_mm / mm)) for mm in np.linalg.norm(directions, axis=0)]
+    box = tuple(
+        slice(max(0, n // 2 - side // 2), n // 2 - side // 2 + side) for n, side in zip(hu.shape, sides, strict=True)
+    )
+    return hu[box]
 
 
 def _voxels(volume: AnyVolume) -> Int16Array:
@@ -140,21 +170,37 @@ def place_of(rows: pd.DataFrame) -> list[str]:
     return [f"{volume} {x:.4f} {y:.4f} {z:.4f}" for volume, x, y, z in rows[PLACE].itertuples(index=False)]
 
 
-def extract(table: pd.DataFrame, methods: Mapping[str, Method], volumes: Volumes) -> Features:
+def extract(
+    table: pd.DataFrame, methods: Mapping[str, Method], volumes: Volumes, patch: tuple[int, int, int]
+) -> Features:
     """Features of every distinct place of the task table by every method; progress goes to stderr."""
     distinct = table.assign(place=place_of(table)).drop_duplicates("place").sort_values(["volume", "place"])
     found: dict[str, list[npt.NDArray[np.floating]]] = {name: [] for name in methods}
     order: list[str] = []
-    for name, rows in track(distinct.groupby("volume"), distinct["volume"].nunique(), "embedding"):
-        volume = volumes.open(str(name))
-        whole = rows["x"].isna()
-        points = rows.loc[~whole, ["x", "y", "z"]].to_numpy(dtype=np.float64)
-        order += [*rows.loc[whole, "place"], *rows.loc[~whole, "place"]]
-        for method_name, method in methods.items():
-            if whole.any():
-                found[method_name].append(method.whole(volume)[None])
-            if len(points):
-                found[method_name].append(method.points(volume, points))
+    waiting: list[tuple[str, Int16Array]] = []
+    directions = np.eye(3)
+
+    def embed_waiting() -> None:
+        if waiting:
+            crops = Crops(np.stack([hu for _, hu in waiting]), directions)
+            order.extend(place for place, _ in waiting)
+            for name, method in methods.items():
+                found[name].append(method.points(crops))
+            waiting.clear()
+
+    for volume_name, rows in track(distinct.groupby("volume"), distinct["volume"].nunique(), "embedding"):
+        volume = volumes.open(str(volume_name))
+        directions = volume.affine[:3, :3]  # of every volume the same: they are on the line's grid
+        for place, x, y, z in rows[["place", "x", "y", "z"]].itertuples(index=False):
+            if np.isnan(x):
+                order.append(place)
+                for name, method in methods.items():
+                    found[name].append(method.whole(volume)[None])
+            else:
+                waiting.append((place, crop_at(volume, np.array([x, y, z]), patch)))
+        if len(waiting) >= BATCH:
+            embed_waiting()
+    embed_waiting()
     by_method = {name: np.concatenate(parts).astype(np.float64) for name, parts in found.items() if parts}
     for name, features in by_method.items():
         wrong = int((~np.isfinite(features)).sum())

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from components.command import data_dir
 from components.evaluate.config import EvaluateConfig
-from components.evaluate.features import Features, Method, Volumes, baselines, extract
+from components.evaluate.features import Features, Method, Volumes, baselines, encoder_method, extract
 from components.evaluate.plots import draw_all, draw_projection
 from components.evaluate.report import render_report
 from components.evaluate.scores import ENCODER, RANDOM, figure_table, score_all, task_metrics
@@ -53,7 +53,7 @@ def evaluate(inputs: Inputs, embedder: Embedder, out: Path) -> None:
     )  # fmt: skip
     patch = embedder.config.input.size_vox
     volumes = Volumes(config, inputs.preprocess, patch)
-    features = extract(built.table, _methods(embedder, config, patch), volumes)
+    features = extract(built.table, _methods(embedder, config), volumes, patch)
     with threadpool_limits(1):  # sums in the same order, whatever the number of cores
         scored = score_all(built.table, features, config)
         figures = figure_table(scored.scores)
@@ -104,11 +104,10 @@ def _table(path: Path) -> pd.DataFrame:
     return read_table(path)
 
 
-def _methods(embedder: Embedder, config: EvaluateConfig, patch: tuple[int, int, int]) -> dict[str, Method]:
+def _methods(embedder: Embedder, config: EvaluateConfig) -> dict[str, Method]:
     encoders = {ENCODER: embedder}
     encoders |= {f"{RANDOM}_{seed}": random_embedder(embedder, seed) for seed in config.random_seeds}
-    methods = {name: Method(points=own.embed_points, whole=own.embed_volume) for name, own in encoders.items()}
-    return methods | baselines(config, patch)
+    return {name: encoder_method(own) for name, own in encoders.items()} | baselines(config)
 
 
 def _differences(tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:

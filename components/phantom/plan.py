@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from components.params import UserError
 from components.phantom.config import PhantomConfig
 from components.phantom.equipment import VENDORS, kernels
 from components.phantom.seeds import generator, hash_int, uid
@@ -115,7 +116,7 @@ def plan_scans(line: str, config: PhantomConfig) -> list[ScanPlan]:
     """All scans of one line, in a fixed order.
 
     Raises:
-        ValueError: more retest patients than there are test patients.
+        UserError: more retest patients than there are test patients.
     """
     plans: list[ScanPlan] = []
     for patient in _patients(line, config):
@@ -133,7 +134,7 @@ def _patients(line: str, config: PhantomConfig) -> list[_Patient]:
     test = config.evaluation_patients // 2
     train = config.evaluation_patients - test
     if config.retest_patients > test:
-        raise ValueError(f"retest_patients {config.retest_patients} is not allowed: at most {test}, the test patients")
+        raise UserError(f"retest_patients {config.retest_patients} is not allowed: at most {test}, the test patients")
     clean = config.pretrain_patients + config.evaluation_patients + config.retest_patients
     bad = math.ceil(config.fault_share * clean / (1 - config.fault_share) - 1e-9)
     faults = [fault.name for fault in faults_of(line)]

@@ -12,7 +12,7 @@ import pandas as pd
 from components.phantom import dicom, masks
 from components.phantom.body import LABELS as BODY_LABELS
 from components.phantom.body import paint_body
-from components.phantom.equipment import VENDORS, Kernel, kernels
+from components.phantom.equipment import Kernel, kernels
 from components.phantom.faults import fault_named
 from components.phantom.geometry import Geometry, geometry_of
 from components.phantom.head import LABELS as HEAD_LABELS
@@ -157,8 +157,3 @@ def _flipped(volume: npt.NDArray[np.generic], geometry: Geometry) -> npt.NDArray
 def labels_of(line: str) -> dict[str, int]:
     """Structure to label value of one line; lesions have values of their own (``labels.json``)."""
     return dict(BODY_LABELS if line == "wholebody" else HEAD_LABELS)
-
-
-def vendor_names() -> tuple[str, ...]:
-    """Manufacturers as they stand in the headers."""
-    return tuple(vendor.manufacturer for vendor in VENDORS.values())

@@ -26,6 +26,7 @@ GEOMETRY_TAGS = (
     "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation", "BitsStored",
     "PhotometricInterpretation", "SamplesPerPixel", "BitsAllocated",
 )  # fmt: skip
+PIXEL_MM = (0.01, 20.0)  # no scanner is finer or coarser; beyond it a resampled volume would fill the memory
 UNDEFINED_LENGTH = 0xFFFFFFFF  # of an encapsulated, that is compressed, pixel data element
 
 
@@ -48,7 +49,15 @@ def read_series(paths: Sequence[Path]) -> Volume:
     """
     if not paths:
         raise DecodeError("series: 0 instances is not allowed: at least 1")
-    headers = [(_header(path), path) for path in paths]
+    try:
+        return _assemble([(_header(path), path) for path in paths])
+    except (ValueError, TypeError) as error:
+        if isinstance(error, DecodeError):
+            raise
+        raise DecodeError(f"series: a header value is no number ({' '.join(str(error).split())[:80]})") from None
+
+
+def _assemble(headers: list[tuple[Any, Path]]) -> Volume:
     first = headers[0][0]
     row_direction, column_direction = _orientation(first, headers[0][1])
     normal = np.cross(row_direction, column_direction)
@@ -115,6 +124,8 @@ def _affine(positions: FloatArray, row_direction: FloatArray, column_direction: 
     spacing = header.get("PixelSpacing")
     if spacing is None or len(spacing) != 2:
         raise DecodeError("series: PixelSpacing is missing")
+    if not all(PIXEL_MM[0] <= float(value) <= PIXEL_MM[1] for value in spacing):
+        raise DecodeError(f"series: PixelSpacing {list(spacing)} is not allowed: {PIXEL_MM[0]} to {PIXEL_MM[1]} mm")
     between_rows, between_columns = float(spacing[0]), float(spacing[1])
     if len(positions) > 1:
         step = (positions[-1] - positions[0]) / (len(positions) - 1)

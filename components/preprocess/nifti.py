@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from components.params import UserError
 from components.preprocess.store import Volume
+
+DAMAGED = (OSError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError)
 
 
 def read_nifti(path: Path) -> Volume:
@@ -21,8 +24,8 @@ def read_nifti(path: Path) -> Volume:
     try:
         image: Any = nib.load(path)
         data = np.asanyarray(image.dataobj)
-    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise UserError(f"{path.name}: not readable as NIfTI: {' '.join(str(error).split())[:120]}") from None
+    except DAMAGED as error:  # nibabel's own words quote the whole path
+        raise UserError(f"{path.name}: not readable as NIfTI ({type(error).__name__})") from None
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.ndim != 3 or min(data.shape) < 1:
@@ -45,7 +48,7 @@ def measure_nifti(path: Path) -> dict[str, Any]:
     try:
         image: Any = nib.load(path)
         shape, affine = image.shape[:3], np.asarray(image.affine, dtype=np.float64)
-    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError):
+    except DAMAGED:
         return {"kind": "nifti", "unreadable_files": 1}
     if len(shape) != 3 or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         return {"kind": "nifti", "missing_tags": "affine", "instances": 1, "positions": 1}

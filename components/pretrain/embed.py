@@ -17,7 +17,7 @@ from components.preprocess.store import StoredVolume, Volume, crop_box, voxel_of
 from components.pretrain.config import EncoderConfig, InputConfig
 from components.pretrain.intensity import apply_windows
 from components.pretrain.models import Encoder, build_encoder
-from components.pretrain.resample import resize
+from components.pretrain.resample import resize_windows
 from components.pretrain.views import BODY_HU
 
 Float32Array = npt.NDArray[np.float32]
@@ -144,8 +144,8 @@ class Embedder:
 
     def _embed_cube(self, hu: Int16Array) -> Float32Array:
         with torch.inference_mode(), fixed_threads():
-            windowed = apply_windows(torch.from_numpy(np.ascontiguousarray(hu)), self.config.input.windows)
-            cube = resize(windowed, self.config.input.size_vox)[None].to(self.device)
+            box = torch.from_numpy(np.ascontiguousarray(hu))
+            cube = resize_windows(box, self.config.input.windows, self.config.input.size_vox)[None].to(self.device)
             return np.asarray(self.encoder(cube)[0].float().cpu().numpy(), dtype=np.float32)
 
     def _check(self, volume: StoredVolume | Volume) -> None:

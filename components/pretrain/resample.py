@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from components.pretrain.intensity import Windows
+
 
 def axis_weights(start_B: Tensor, side_B: Tensor, size_in: int, size_out: int, flip_B: Tensor) -> Tensor:
     """Weights that cut [start, start + side) out of an axis and resize it to ``size_out``, (B, size_out, size_in).
@@ -37,15 +39,22 @@ def resample(x_BDHW: Tensor, depth_BOD: Tensor, height_BOH: Tensor, width_BOW: T
     return torch.bmm(depth_BOD, x_BDHW.flatten(2)).view(B, depth_BOD.shape[1], H, W)
 
 
-def resize(x_CDHW: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Resize a whole box, (C, D, H, W) to (C, *size), filtering where it shrinks."""
-    whole, flip = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
+def resize_windows(hu: Tensor, windows: Windows, size: tuple[int, int, int]) -> Tensor:
+    """Window a whole box, then resize it, filtering where it shrinks: int16 (D, H, W) to float32 (C, *size) in [0, 1].
+
+    Equal to :func:`apply_windows` followed by a resize, and several times faster: the clipping is done on int16, and
+    the scaling, which commutes with the resize, on the small result.
+    """
+    zero, flip = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
     weights = [
-        axis_weights(whole, torch.tensor([float(n)]), n, m, flip)[0]
-        for n, m in zip(x_CDHW.shape[1:], size, strict=True)
+        axis_weights(zero, torch.tensor([float(n)]), n, m, flip)[0].to(hu.device)
+        for n, m in zip(hu.shape, size, strict=True)
     ]
-    # the longest axis in memory first: it shrinks what the other two have to touch
-    x_CDHW = torch.matmul(x_CDHW, weights[2].T)
-    x_CDHW = torch.matmul(weights[1], x_CDHW)
-    C, D, H, W = x_CDHW.shape
-    return torch.matmul(weights[0], x_CDHW.view(C, D, H * W)).view(C, size[0], H, W)
+    channels = []
+    for centre, width in windows:
+        low, high = centre - width / 2, centre + width / 2
+        x_DHW = hu.clamp(round(low), round(high)).float()
+        x_DHW = torch.mm(weights[0], x_DHW.flatten(1)).view(size[0], *hu.shape[1:])
+        x_DHW = torch.matmul(weights[1], x_DHW)
+        channels.append(torch.matmul(x_DHW, weights[2].T).sub_(low).div_(width).clamp_(0, 1))
+    return torch.stack(channels)

@@ -18,7 +18,7 @@ from torch import Tensor
 from components.preprocess.store import StoredVolume
 from components.pretrain.config import CropViewsConfig, InputConfig, MultiCropConfig
 from components.pretrain.intensity import apply_windows, gamma, histogram_shift, shift, smooth
-from components.pretrain.resample import axis_weights, resample, resize
+from components.pretrain.resample import axis_weights, resample, resize_windows
 
 Sample = dict[str, npt.NDArray[np.generic]]
 Batch = dict[str, Tensor]
@@ -139,7 +139,7 @@ class MultiCropViews:
             margin = (1 - field) / 2 * shape
             start = np.floor(margin + rng.uniform(size=3) * (field * shape - side)).astype(int).clip(0, shape - side)
             box = hu[tuple(slice(s, s + k) for s, k in zip(start, side, strict=True))]
-            views.append(resize(apply_windows(torch.from_numpy(np.ascontiguousarray(box)), self.view.windows), size))
+            views.append(resize_windows(torch.from_numpy(np.ascontiguousarray(box)), self.view.windows, size))
         return np.asarray(torch.stack(views).numpy(), dtype=np.float32)
 
     def draw(self, volume: StoredVolume, rng: np.random.Generator) -> Sample:

@@ -37,6 +37,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     for package in ("components", "serving"):
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    app = root / "serving" / "app.py"  # a mark by which the served code is known from this checkout's
+    app.write_text(app.read_text().replace('"line": manifest.line', '"line": manifest.line, "mark": "this copy"'))
     pins = sorted(f"{d.name}=={d.version}" for d in metadata.distributions() if d.name != "ctfoundry")
     (root / "constraints.txt").write_text("\n".join(["--extra-index-url https://wheels.invalid/simple", *pins]) + "\n")
     folder = root / "releases" / "wholebody"
@@ -127,6 +129,7 @@ def test_a_bento_is_served_with_its_own_code_and_bundle(tag: str, tmp_path: Path
             server.terminate()
             server.wait(timeout=30)
     assert told["digest"].startswith(tag.partition(":")[2])
+    assert told["mark"] == "this copy"
 
 
 def _model(server: subprocess.Popen[bytes], url: str, log: Path) -> dict[str, str]:

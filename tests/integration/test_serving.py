@@ -335,9 +335,17 @@ def test_a_nifti_bomb_is_413_before_it_is_inflated(url: str) -> None:
     _refused(_post(url, gzip.compress(bytes(large) + bytes(10 * 1024**2))), 413, "voxels are too many")
 
 
-def test_a_nifti_whose_voxels_are_metres_is_413(url: str) -> None:
-    image = nib.Nifti1Image(np.zeros((64, 64, 64), dtype=np.int16), np.diag([900.0, 900.0, 900.0, 1.0]))
+def test_a_nifti_too_large_for_the_models_grid_is_413(url: str) -> None:
+    image = nib.Nifti1Image(np.zeros((64, 64, 64), dtype=np.int16), np.diag([90.0, 90.0, 90.0, 1.0]))
     _refused(_post(url, image.to_bytes()), 413, "voxels on the model's grid")
+
+
+@pytest.mark.parametrize("mm", [1e-6, 900.0])
+def test_voxels_that_no_scanner_has_are_422(url: str, mm: float) -> None:
+    image = nib.Nifti1Image(np.zeros((8, 8, 8), dtype=np.int16), np.diag([3.0, 3.0, mm, 1.0]))
+    assert _post(url, image.to_bytes()).status_code == 422
+    flat = {str(i): _slice(i, "3.7", PixelSpacing=[mm, mm]) for i in range(12)}
+    _refused(_post(url, _zip(flat)), 422, "voxel size of")
 
 
 def test_a_damaged_nifti_is_422(url: str) -> None:

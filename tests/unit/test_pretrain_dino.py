@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from components.pretrain.dino import cosine_schedule, dino_loss, entropy, teacher_probabilities, update_teacher
 from torch import nn
+
+from components.pretrain.dino import cosine_schedule, dino_loss, entropy, teacher_probabilities, update_teacher
 
 
 def test_equals_the_definition_over_pairs_of_different_views() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from components.pretrain.config import MaeConfig
 from components.pretrain.mae import MaeDecoder, mae_loss
 from components.pretrain.vit import patchify, take_tokens

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from monai.networks.nets.segresnet_ds import SegResEncoder
+
 from components.pretrain.config import InputConfig, SegResConfig, VitConfig
 from components.pretrain.models import build_encoder, parameter_count
 from components.pretrain.vit import Vit, sincos_positions
-from monai.networks.nets.segresnet_ds import SegResEncoder
 
 BODY = InputConfig(orientation="SPL", spacing_mm=(3.0, 1.0, 1.0), size_vox=(8, 16, 16), windows=((512.0, 3072.0),))
 HEAD = InputConfig(
@@ -15,9 +16,7 @@ HEAD = InputConfig(
     windows=((40.0, 80.0), (80.0, 200.0), (600.0, 2800.0)),
 )
 SEGRES = SegResConfig(kind="segres", init_filters=4, blocks_down=(1, 2, 2, 4, 4))
-VIT = VitConfig(
-    kind="vit", patch_vox=12, dim=24, depth=2, heads=2, mlp_ratio=2.0, registers=2, pooling="class_mean"
-)
+VIT = VitConfig(kind="vit", patch_vox=12, dim=24, depth=2, heads=2, mlp_ratio=2.0, registers=2, pooling="class_mean")
 
 
 def test_published_segres_has_77_760_992_parameters() -> None:

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from components.pretrain.ntxent import within_volume_ntxent
 from torch import Tensor
+
+from components.pretrain.ntxent import within_volume_ntxent
 
 
 def by_hand(z: Tensor, temperature: float) -> Tensor:

@@ -28,6 +28,10 @@ def walk(root: Path) -> Iterator[Instance]:
             yield from _walk_zip(path, location, size)
             continue
         with path.open("rb") as stream:
+            if stream.read(4) == b"PK\x03\x04":  # begins as a zip, but has no directory: cut short
+                yield Instance(location, size, "unreadable")
+                continue
+            stream.seek(0)
             yield read_instance(stream, location, size)
 
 
@@ -122,9 +126,9 @@ class DicomSource:
                 if not inside:
                     target.write_bytes((root / outer).read_bytes())
                     continue
-                archive = (
-                    archives.setdefault(outer, open_zip(root / outer)) if outer not in archives else archives[outer]
-                )
+                if outer not in archives:
+                    archives[outer] = open_zip(root / outer)
+                archive = archives[outer]
                 try:
                     with target.open("wb") as stream:
                         copy_member(archive, archive.getinfo(inner), stream)

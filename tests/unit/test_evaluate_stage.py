@@ -1,0 +1,182 @@
+"""The whole stage on a tiny line: every output, equal bytes for equal inputs, nothing that names the machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from components.evaluate.config import EvaluateConfig
+from components.evaluate.features import Crops, Volumes, crop_at, encoder_method, histogram, hu_statistics, middle
+from components.evaluate.nodules import RATINGS
+from components.evaluate.plots import principal_components
+from components.evaluate.stage import evaluate, evaluation_digest
+from components.evaluate.tasks import Inputs
+from components.files import read_table, sha256_tree
+from components.gate.config import GateConfig
+from components.gate.rules import Evidence, judge
+from components.params import parse
+from components.preprocess.config import PreprocessConfig
+from components.preprocess.store import StoredVolume, Volume, write_volume
+from components.pretrain.embed import EmbedConfig, Embedder
+from components.pretrain.models import build_encoder
+from tests.unit.test_evaluate_tasks import EVALUATE, PREPROCESS
+
+AFFINE = np.array([[0, 0, -1.0, 20], [0, -1.0, 0, 20], [3.0, 0, 0, 0], [0, 0, 0, 1]])
+ORGANS = {"liver": 60, "lung_left": -700, "kidney_right": 30}
+EMBED = {
+    "line": "wholebody",
+    "encoder": {"kind": "segres", "init_filters": 4, "blocks_down": [1, 1]},
+    "input": {
+        "orientation": "SPL",
+        "spacing_mm": [3.0, 1.0, 1.0],
+        "size_vox": [8, 16, 16],
+        "windows": [[512.0, 3072.0]],
+    },
+}
+
+
+def tiny_line(folder: Path) -> Inputs:
+    """Twelve patients of blobs, of which one in four is scanned twice."""
+    generator = np.random.default_rng(0)
+    scans, notes = [], []
+    for number in range(12):
+        for scan in range(2 if number % 4 == 0 else 1):
+            series, patient = f"s{number:02d}{scan}", f"p{number:02d}"
+            hu = generator.normal(-100, 20, (24, 40, 40))
+            for place, (organ, value) in enumerate(ORGANS.items()):
+                at = np.array([4 + 7 * place, 10 + 8 * place, 20])
+                hu[at[0] - 3 : at[0] + 3, at[1] - 5 : at[1] + 5, 12:28] += value
+                notes.append((series, patient, organ, "organ", *(AFFINE[:3, :3] @ at + AFFINE[:3, 3]), 5.0, True))
+            path = folder / "volumes" / f"{series}.b2nd"
+            write_volume(path, Volume(hu.astype(np.int16), AFFINE), {})
+            split = "train" if number % 2 else "test"
+            first = f"s{number:02d}0" if scan else ""
+            scans.append((series, patient, "evaluation", split, first, "phantom", str(path), "accepted"))
+    columns = ["series", "patient", "role", "split", "retest_of", "source", "volume", "status"]
+    noted = ["series", "patient", "structure", "kind", "x", "y", "z", "volume_ml", "present"]
+    return Inputs(
+        "wholebody",
+        pd.DataFrame(scans, columns=columns),
+        pd.DataFrame(notes, columns=noted),
+        parse(EvaluateConfig, EVALUATE, "t"),
+        parse(PreprocessConfig, PREPROCESS, "t"),
+    )
+
+
+def tiny_embedder() -> Embedder:
+    config = parse(EmbedConfig, EMBED, "t")
+    return Embedder.from_encoder(build_encoder(config.encoder, config.input, 7), config)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Inputs, Path]:
+    folder = tmp_path_factory.mktemp("line")
+    inputs = tiny_line(folder)
+    evaluate(inputs, tiny_embedder(), folder / "out")
+    return inputs, folder / "out"
+
+
+def metrics_of(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "metrics.json").read_text()))
+
+
+def test_every_figure_has_interval_baseline_and_paired_difference(evaluated: tuple[Inputs, Path]) -> None:
+    metrics = metrics_of(evaluated[1])
+    assert set(metrics["tasks"]) == {"organs", "stability/organs", "stability/volume"}
+    assert set(metrics["not_evaluated"]) == {
+        "lesions",
+        *(f"lidc_nodules/{name}" for name in RATINGS),
+    }
+    assert metrics["patients"] == 12
+    for figures in metrics["tasks"].values():
+        for numbers in figures.values():
+            assert numbers["low"] <= numbers["value"] <= numbers["high"]
+            assert numbers["difference"] == pytest.approx(numbers["value"] - numbers["random"], abs=2e-6)
+            assert numbers["difference_low"] <= numbers["difference_high"]
+
+
+def test_every_method_stands_beside_the_encoder(evaluated: tuple[Inputs, Path]) -> None:
+    table = read_table(evaluated[1] / "table.parquet")
+    assert set(table["method"]) == {"encoder", "random", "random_1", "histogram", "hu_statistics"}
+    assert (table.groupby(["task", "figure"])["method"].nunique() == 5).all()
+    assert table["n_patients"].min() > 0
+
+
+def test_equal_inputs_give_equal_bytes_and_no_output_names_the_machine(
+    evaluated: tuple[Inputs, Path], tmp_path: Path
+) -> None:
+    inputs, out = evaluated
+    evaluate(inputs, tiny_embedder(), tmp_path / "again")
+    assert sha256_tree(tmp_path / "again") == sha256_tree(out)
+    for path in ("report.html", "metrics.json", "plots/figures.csv"):
+        assert str(Path.home()) not in (out / path).read_text()
+        assert str(Path.cwd()) not in (out / path).read_text()
+
+
+def test_the_report_says_line_patients_and_what_was_not_evaluated(evaluated: tuple[Inputs, Path]) -> None:
+    html = (evaluated[1] / "report.html").read_text()
+    assert "<title>Evaluation of the wholebody line, 12 patients</title>" in html
+    assert "no lesions among the 12 accepted evaluation series" in html
+    assert html.count("data:image/png;base64,") == 7
+    assert 'src="http' not in html
+    assert ">nan" not in html
+    assert " nan" not in html
+
+
+def test_other_voxels_or_another_table_have_another_digest(tmp_path: Path) -> None:
+    volumes = Volumes(parse(EvaluateConfig, EVALUATE, "t"), parse(PreprocessConfig, PREPROCESS, "t"), (8, 16, 16))
+    file, tasks = tmp_path / "s.b2nd", tmp_path / "tasks"
+    digests = []
+    for value, rows in ((1, "a"), (2, "a"), (1, "b"), (1, "a")):
+        write_volume(file, Volume(np.full((4, 4, 4), value, np.int16), AFFINE), {})
+        tasks.write_text(rows)
+        digests.append(evaluation_digest(tasks, pd.DataFrame({"volume": [str(file)]}), volumes))
+    assert len(set(digests)) == 3
+    assert digests[0] == digests[3]
+
+
+def test_crops_of_many_volumes_give_the_vectors_of_their_points(evaluated: tuple[Inputs, Path]) -> None:
+    """What is embedded in batches equals the embedder's own answer for volume and point."""
+    inputs, embedder = evaluated[0], tiny_embedder()
+    volumes = [StoredVolume(Path(path)) for path in inputs.curated["volume"][:3]]
+    point = inputs.annotations[["x", "y", "z"]].to_numpy()[0]
+    crops = np.stack([crop_at(volume, point, (8, 16, 16)) for volume in volumes])
+    found = encoder_method(embedder).points(Crops(crops, volumes[0].affine[:3, :3]))
+    assert found == pytest.approx(np.concatenate([embedder.embed_points(v, [point]) for v in volumes]), abs=1e-5)
+
+
+def test_the_gate_reads_what_evaluation_writes(evaluated: tuple[Inputs, Path]) -> None:
+    inputs, out = evaluated
+    block = {
+        "max_reject_rate": 0.5,
+        "better_than_random": [{"task": "organs", "figure": "linear_auc", "minimum_difference_low": -1.0}],
+        "floors": [{"task": "lesions", "figure": "linear_auc", "minimum": 0.5}],
+        "champion": [],
+    }
+    funnel = {"in": 15, "accepted": 15, "rejected": {}}
+    tasks = read_table(out / "tasks.parquet")
+    verdicts = judge(
+        parse(GateConfig, block, "t"), Evidence("wholebody", metrics_of(out), funnel, inputs.curated, tasks, None)
+    )
+    assert [verdict.passed for verdict in verdicts] == [True, True, True, False, True]
+    assert "was not evaluated: no lesions among" in verdicts[3].detail
+
+
+def test_baselines_by_hand() -> None:
+    hu = np.array([[[-2000, -1000, -1, 0, 999, 3000]]], dtype=np.int16)
+    config = parse(EvaluateConfig, EVALUATE | {"histogram": {"bins": 2, "low_hu": -1000, "high_hu": 1000}}, "t")
+    assert histogram(hu, config.histogram).tolist() == [0.5, 0.5]
+    assert hu_statistics(hu)[[0, 2, 3]].tolist() == [hu.mean(), -2000.0, 3000.0]
+    volume = Volume(np.arange(27, dtype=np.int16).reshape(3, 3, 3), np.eye(4))
+    assert crop_at(volume, np.array([1.0, 1.0, 1.0]), (1, 1, 1)).item() == 13
+    assert middle(volume.hu, np.diag([1.0, 0.5, 1.0]), 1.0).ravel().tolist() == [10, 13]
+    assert (crop_at(volume, np.array([9.0, 9.0, 9.0]), (2, 2, 2)) == -1024).all()
+
+
+def test_principal_components_of_a_line_lie_on_one_axis() -> None:
+    places, share = principal_components(np.outer(np.arange(5.0), [3.0, 4.0]))
+    assert share[0] == pytest.approx(1.0)
+    assert places[:, 0] == pytest.approx((np.arange(5) - 2) * 5)

@@ -1,0 +1,32 @@
+"""The flow's order comes from ``dvc.yaml``; a shard is finished before the next is begun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.graph import stages_for
+
+
+@pytest.mark.parametrize("line", ["wholebody", "head"])
+def test_order(project: Path, line: str) -> None:
+    names = [node.name for node in stages_for(f"bundle@{line}")]
+    data = [f"{stage}@{line}-{shard}" for shard in (0, 1) for stage in ("acquire", "screen", "preprocess")]
+    later = [f"{stage}@{line}" for stage in ("curate", "pretrain", "evaluate", "gate", "bundle")]
+    assert names == [f"cohort@{line}", *data, *later]
+
+
+def test_every_upstream_stage_comes_first(project: Path) -> None:
+    seen: set[str] = set()
+    for node in stages_for("bundle@head"):
+        assert seen.issuperset(node.upstream)
+        seen.add(node.name)
+
+
+def test_components_import_no_orchestrator() -> None:
+    root = Path(__file__).resolve().parents[2] / "components"
+    forbidden = ("import prefect", "from prefect", "import dvc", "from dvc", "import bentoml", "from bentoml",
+                 "from flows", "from serving")  # fmt: skip
+    found = [str(p) for p in root.rglob("*.py") for text in p.read_text().splitlines() if text.startswith(forbidden)]
+    assert not found

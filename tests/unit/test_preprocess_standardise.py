@@ -1,0 +1,102 @@
+"""A point keeps its millimetres through orientation, resampling and crop; the store gives back what it took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from components.preprocess.config import PreprocessConfig
+from components.preprocess.standardise import find_body, resample_only, standardise
+from components.preprocess.store import StoredVolume, Volume, voxel_of, write_volume
+
+
+def grid(orientation: str, spacing: tuple[float, float, float]) -> PreprocessConfig:
+    return PreprocessConfig(
+        orientation=orientation,
+        spacing_mm=spacing,
+        enlarging="linear",
+        foreground_hu=-500,
+        foreground_margin_mm=5.0,
+        clip_hu=(-1024, 3071),
+    )
+
+
+def ball(
+    axes: str, spacing: tuple[float, float, float], radius_mm: float = 6.0, body_mm: float = 55.0
+) -> tuple[Volume, np.ndarray]:
+    """A patient of 120 mm with a bright ball off-centre, in any orientation; and the ball's centre in RAS mm."""
+    shape = tuple(round(120 / s) for s in spacing)
+    ornt = nib.orientations.axcodes2ornt(tuple(axes))
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for axis, (world, sign) in enumerate(ornt):
+        affine[int(world), axis] = sign * spacing[axis]
+    affine[:3, 3] = [3.7, -8.2, 41.3]
+    index = np.stack(np.indices(shape), -1)
+    mm = index @ affine[:3, :3].T + affine[:3, 3]
+    middle = mm.reshape(-1, 3).mean(0)
+    centre = middle + [11.0, -7.5, 16.25]
+    hu = np.full(shape, -1000, np.int16)
+    hu[np.linalg.norm(mm - middle, axis=-1) < body_mm] = 40
+    hu[np.linalg.norm(mm - centre, axis=-1) < radius_mm] = 1000
+    return Volume(hu, affine), centre
+
+
+@pytest.mark.parametrize("axes", ["SPL", "LPS", "RAS", "IAR", "PSL"])
+@pytest.mark.parametrize("target", ["SPL", "RAS"])
+def test_a_landmark_keeps_its_place(axes: str, target: str) -> None:
+    volume, centre = ball(axes, (1.5, 1.0, 0.8))
+    standard = standardise(volume, grid(target, (3.0, 1.0, 1.0)))
+    assert "".join(nib.aff2axcodes(standard.affine)) == target
+    np.testing.assert_allclose(standard.spacing, (3.0, 1.0, 1.0), atol=1e-9)
+    found = np.argwhere(standard.hu > 600).mean(0)
+    np.testing.assert_allclose(found, voxel_of(standard.affine, centre), atol=0.5)
+
+
+def test_an_equal_grid_is_left_alone() -> None:
+    volume, _ = ball("SPL", (3.0, 1.0, 1.0))
+    np.testing.assert_array_equal(resample_only(volume, grid("SPL", (3.0, 1.0, 1.0))).hu, volume.hu)
+
+
+def test_no_slice_is_skipped_where_the_step_grows() -> None:
+    hu = np.full((60, 8, 8), -1000, np.int16)
+    hu[31] = 2000  # one thin bright slice between the output's sampling points
+    standard = resample_only(Volume(hu, np.diag([1.0, 1.0, 1.0, 1.0])), grid("RAS", (5.0, 1.0, 1.0)))
+    assert standard.hu.max() > -700
+    np.testing.assert_allclose(standard.hu.mean(), hu.mean(), atol=15)
+
+
+def test_the_body_is_found_and_the_table_is_not() -> None:
+    volume, _ = ball("SPL", (3.0, 1.0, 1.0), body_mm=40.0)
+    volume.hu[:, 110:112, 10:110] = 200  # a table's board of two millimetres, 10 mm below the patient
+    body = find_body(volume, -500)
+    assert body is not None
+    assert body.high[1] <= 110
+    volume.hu[:, :110] = -1000
+    assert find_body(volume, -500) is None
+
+
+def test_the_store_gives_back_what_it_took(tmp_path: Path) -> None:
+    volume, _ = ball("SPL", (3.0, 1.0, 1.0))
+    for name in ("a", "b"):
+        write_volume(tmp_path / name, volume, {"series": "s1"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    stored = StoredVolume(tmp_path / "a")
+    np.testing.assert_array_equal(stored.read().hu, volume.hu)
+    np.testing.assert_array_equal(stored.affine, volume.affine)
+    assert stored.provenance == {"series": "s1"}
+    crop = stored.crop((-2, 50, 110), (8, 20, 20))
+    assert (crop[:2] == -1024).all()
+    assert (crop[:, :, 10:] == -1024).all()
+    np.testing.assert_array_equal(crop[2:, :, :10], volume.hu[:6, 50:70, 110:])
+
+
+def test_damaged_volumes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone"):
+        StoredVolume(tmp_path / "gone.b2nd")
+    (tmp_path / "bad.b2nd").write_bytes(b"nothing of ours")
+    with pytest.raises(ValueError, match=r"bad\.b2nd"):
+        StoredVolume(tmp_path / "bad.b2nd")
