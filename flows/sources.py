@@ -6,13 +6,14 @@ the parameters say what a release was made from and hold no path.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
-from dvc.utils.serialize import modify_yaml
+from ruamel.yaml import YAML
 
 from components.cohort.roots import record_root, tree_digest
-from components.files import sha256_file
+from components.files import sha256_file, write_text
 from components.params import PARAMS_FILE, UserError, read_yaml
 
 KINDS = ("phantom", "dicom", "nifti")
@@ -57,7 +58,19 @@ def _nodules(line: str, folder: str, evaluation: str | None) -> str | None:
 
 
 def _set(line: str, stage: str, values: dict[str, Any]) -> None:
+    """Change a block of ``params.yaml`` and nothing else in the file: comments, order and layout stay."""
     current = read_yaml()[line][stage]
-    if any(current.get(key) != value for key, value in values.items()):
-        with modify_yaml(str(PARAMS_FILE)) as content:  # keeps comments and order
-            content[line][stage].update(values)
+    if all(current.get(key) == value for key, value in values.items()):
+        return
+    editor = YAML()
+    editor.preserve_quotes = True
+    editor.width = 4096  # never fold a line
+    editor.indent(mapping=2, sequence=4, offset=2)
+    editor.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    content = editor.load(PARAMS_FILE.read_text())
+    content[line][stage].update(values)
+    text = io.StringIO()
+    editor.dump(content, text)
+    write_text(PARAMS_FILE, text.getvalue())
