@@ -37,8 +37,10 @@ def track(items: Iterable[ItemT], total: int, label: str) -> Iterator[ItemT]:
     print(f"{label}: {total}/{total} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 
-def _one_thread() -> None:
-    """One process per core already: OpenCV's own threads would only contend."""
+def _start_worker(environment: dict[str, str]) -> None:
+    """The fork server keeps the environment it was started with; and with one process per core, OpenCV's own threads
+    would only contend."""
+    os.environ.update(environment)
     cv2.setNumThreads(1)
 
 
@@ -53,5 +55,5 @@ def map_series(function: Callable[[ItemT], ResultT], items: list[ItemT], label: 
         return list(track(map(function, items), len(items), label))
     # Fork would copy the locks of threads that torch, Arrow and OpenCV have started.
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (dict(os.environ),)) as pool:
         return list(track(pool.map(function, items), len(items), label))

@@ -32,6 +32,7 @@ def prepare() -> None:
     if "PREFECT_API_URL" not in os.environ:
         # No server is named: Prefect starts one for the run, on the loopback, with its database beside the project.
         os.environ.setdefault("PREFECT_HOME", str(state / "prefect"))
+        Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
     # Stages call plain `python` and `dvc`: those of the environment that runs this.
     binaries = str(Path(sys.executable).parent)

@@ -23,6 +23,9 @@ from flows.graph import Node, stages_for
 RETRIES = {"acquire": 2, "preprocess": 1, "pretrain": 1}
 RETRY_DELAY_SECONDS = 10
 TAIL_LINES = 12
+# What DVC says after every stage, whoever runs it.
+DVC_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`",
+             "Updating lock file")  # fmt: skip
 
 
 class StageFailed(RuntimeError):
@@ -41,6 +44,8 @@ def run_stage(node: Node, line: str) -> str:
     outcome = "ran"
     with _started(["dvc", "repro", "--single-item", node.name]) as (process, lines):
         for text in lines:
+            if text.strip().startswith(DVC_HINTS):
+                continue
             tail = [*tail[-TAIL_LINES + 1 :], text]
             outcome = "unchanged" if "didn't change, skipping" in text else outcome
             log.info("%s", text)

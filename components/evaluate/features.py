@@ -112,9 +112,8 @@ def baselines(config: EvaluateConfig) -> dict[str, Method]:
 def middle(hu: Int16Array, directions: Array, side_mm: float) -> Int16Array:
     """The central box of ``side_mm``, cut to the array where it is smaller."""
     sides = [max(1, round(side_mm / mm)) for mm in np.linalg.norm(directions, axis=0)]
-    box = tuple(
-        slice(max(0, n // 2 - side // 2), n // 2 - side // 2 + side) for n, side in zip(hu.shape, sides, strict=True)
-    )
+    starts = [n // 2 - side // 2 for n, side in zip(hu.shape, sides, strict=True)]
+    box = tuple(slice(max(0, start), start + side) for start, side in zip(starts, sides, strict=True))
     return hu[box]
 
 

@@ -97,6 +97,8 @@ def _forest(figures: pd.DataFrame, shown: Sequence[str]) -> Figure:
         places = seeds["task"].map(tasks.index).to_numpy(dtype=np.float64) + offset
         axes.plot(seeds["value"], places, "|", color=METHODS[RANDOM][1], markersize=7, alpha=0.7, label="_seeds")
         axes.set_title(FIGURES[name])
+        if name.endswith("_auc"):
+            axes.axvline(0.5, color="#9aa1ab", linewidth=0.8, linestyle=":")  # chance
         axes.set_xlim(-0.02 if rows["low"].min() >= 0 else rows["low"].min() - 0.05, 1.02)
     panels[0][0].set_yticks(range(len(tasks)), tasks)
     panels[0][0].set_ylim(len(tasks) - 0.5, -0.5)
@@ -220,8 +222,12 @@ def draw_projection(path: Path, panels: dict[str, Array], labels: Sequence[str],
 
 
 def principal_components(features: Array) -> tuple[Array, Array]:
-    """First two principal components (cases, 2) and their shares of variance; signs fixed by the largest loading."""
+    """First two principal components (cases, 2) of standardised features and their shares of variance.
+
+    Signs are fixed by the largest loading.
+    """
     centred = features - features.mean(axis=0)
+    centred = centred / np.maximum(centred.std(axis=0), 1e-12)
     _, singular, loadings = np.linalg.svd(centred, full_matrices=False)
     top = loadings[:2]
     signs = np.sign(top[np.arange(len(top)), np.abs(top).argmax(axis=1)])

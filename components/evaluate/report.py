@@ -46,6 +46,7 @@ class Section:
     task: str
     size: str
     remark: str
+    baselines: tuple[str, ...]
     rows: tuple[Row, ...]
 
 
@@ -80,7 +81,6 @@ def render_report(
         evaluation_data=metrics["evaluation_data"],
         sections=[_section(task, metrics["tasks"][task], figures, table, remarks) for task in sorted(metrics["tasks"])],
         not_evaluated=sorted(metrics["not_evaluated"].items()),
-        baselines=list(BASELINES.values()),
         pictures=pictures,
         sources=sorted(sources),
         replicates=replicates,
@@ -97,11 +97,13 @@ def _section(
 ) -> Section:
     own = figures[figures["task"] == task]
     encoder = own[own["method"] == ENCODER].iloc[0]
-    rows = tuple(_row(name, of_task[name], own) for name in FIGURES if name in of_task)
+    shown = {method: name for method, name in BASELINES.items() if method in set(own["method"])}
+    rows = tuple(_row(name, of_task[name], own, shown) for name in FIGURES if name in of_task)
     return Section(
         task=task,
         size=f"{encoder['n_cases']} test cases of {encoder['n_patients']} patients{_classes(task, table)}",
         remark=remarks.get(task, ""),
+        baselines=tuple(shown.values()),
         rows=rows,
     )
 
@@ -115,7 +117,7 @@ def _classes(task: str, table: pd.DataFrame) -> str:
     return f" ({', '.join(f'{count} {name}' for name, count in counts.items())}); {train} training cases"
 
 
-def _row(name: str, numbers: Mapping[str, float], own: pd.DataFrame) -> Row:
+def _row(name: str, numbers: Mapping[str, float], own: pd.DataFrame, baselines: Mapping[str, str]) -> Row:
     low, high = numbers["difference_low"], numbers["difference_high"]
     values = own[own["figure"] == name].set_index("method")
     return Row(
@@ -128,7 +130,7 @@ def _row(name: str, numbers: Mapping[str, float], own: pd.DataFrame) -> Row:
             _with_interval(*(float(values.loc[method, column]) for column in ("value", "low", "high")))  # type: ignore[arg-type]
             if method in values.index
             else ""
-            for method in BASELINES
+            for method in baselines
         ),
     )
 

@@ -74,7 +74,9 @@ def evaluate(inputs: Inputs, embedder: Embedder, out: Path) -> None:
     }
     write_json(out / "metrics.json", metrics)
     sources = sorted(inputs.scans()["source"].unique())
-    html = render_report(plots, metrics, figures, built.table, built.remarks, sources, config.bootstrap)
+    averaged = sorted(task.removeprefix("findings/") for task in tasks if task.startswith("findings/"))
+    remarks = built.remarks | {"findings": f"Mean over {len(averaged)} findings: {', '.join(averaged)}."}
+    html = render_report(plots, metrics, figures, built.table, remarks, sources, config.bootstrap)
     write_text(out / "report.html", html)
 
 

@@ -59,6 +59,7 @@ def write_outputs(folder: Path, line: str, config: PretrainConfig, volumes: tupl
     """Encoder, history, pictures and summary into ``folder``."""
     objective = build_objective(config)
     objective.load_state_dict(state["objective"])
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)  # before the encoder is frozen
     embed_config = EmbedConfig(line=line, encoder=config.encoder, input=config.input)  # type: ignore[arg-type]
     Embedder.from_encoder(objective.encoder, embed_config).save(folder / "encoder")
     history = pd.DataFrame(state["history"]).astype({"step": int})
@@ -75,7 +76,7 @@ def write_outputs(folder: Path, line: str, config: PretrainConfig, volumes: tupl
             "volumes": len(volumes),
             "samples_seen": config.steps * config.volumes_per_step,
             "parameters_encoder": parameter_count(objective.encoder),
-            "parameters_training": sum(p.numel() for p in objective.parameters() if p.requires_grad),
+            "parameters_training": trained,
             "final_loss": float(last["loss"]),
             "final_embedding_spread": float(last["embedding_spread"]),
             "final_effective_rank": float(last["effective_rank"]),

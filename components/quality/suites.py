@@ -100,6 +100,8 @@ def volumes(config: CurateConfig, rows: int) -> Suite:
             _between("no_body", "body_fraction", config.min_body_fraction, None,
                      f"at least {config.min_body_fraction:.0%} of the volume is the patient"),
             _between("hu_calibration", "body_median_hu", low, high, f"soft tissue between {low} and {high} HU"),
+            _between("hu_calibration", "hu_p01", None, config.max_darkest_hu,
+                     f"the darkest percent at most {config.max_darkest_hu} HU"),
             _between("constant_slices", "constant_slices", 0, config.max_constant_slices,
                      f"at most {config.max_constant_slices} slices of one value"),
             *_accounting(rows, config.min_accepted_rate),

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from pretrain_project import write_project
 
 from components.files import sha256_tree
-from tests.pretrain_project import write_project
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40

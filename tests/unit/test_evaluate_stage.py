@@ -179,4 +179,4 @@ def test_baselines_by_hand() -> None:
 def test_principal_components_of_a_line_lie_on_one_axis() -> None:
     places, share = principal_components(np.outer(np.arange(5.0), [3.0, 4.0]))
     assert share[0] == pytest.approx(1.0)
-    assert places[:, 0] == pytest.approx((np.arange(5) - 2) * 5)
+    assert places[:, 0] == pytest.approx((np.arange(5) - 2) / np.std(np.arange(5)) * np.sqrt(2))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 
 from components.preprocess.dicom import DecodeError, read_series
 
@@ -18,11 +18,11 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 @pytest.mark.parametrize("name", ["sts_001", "sts_007"])
 def test_voxels_and_affine_equal_simpleitk(ct_root: Path, name: str) -> None:
     folder = ct_root / "dicom" / name
-    reader = sitk.ImageSeriesReader()
+    reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     image = reader.Execute()
     volume = read_series(sorted(folder.iterdir(), reverse=True))  # the order of names must not matter
-    np.testing.assert_array_equal(volume.hu, sitk.GetArrayFromImage(image))
+    np.testing.assert_array_equal(volume.hu, SimpleITK.GetArrayFromImage(image))
     np.testing.assert_allclose(volume.affine[:3, 3], LPS_TO_RAS @ image.GetOrigin(), atol=1e-4)
     np.testing.assert_allclose(volume.spacing, image.GetSpacing()[::-1], atol=1e-4)
 

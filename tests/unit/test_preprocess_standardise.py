@@ -38,7 +38,7 @@ def ball(
     index = np.stack(np.indices(shape), -1)
     mm = index @ affine[:3, :3].T + affine[:3, 3]
     middle = mm.reshape(-1, 3).mean(0)
-    centre = middle + [11.0, -7.5, 16.25]
+    centre = middle + np.array([11.0, -7.5, 16.25])
     hu = np.full(shape, -1000, np.int16)
     hu[np.linalg.norm(mm - middle, axis=-1) < body_mm] = 40
     hu[np.linalg.norm(mm - centre, axis=-1) < radius_mm] = 1000

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pretrain_project import AFFINES, block, volume
+
 from components.params import UserError, parse
 from components.preprocess.store import StoredVolume, Volume, write_volume
 from components.pretrain.embed import EmbedConfig, Embedder, grid_starts, orientation_of, random_embedder
 from components.pretrain.models import build_encoder
-
-from tests.pretrain_project import AFFINES, block, volume
 
 
 def embedder_of(line: str) -> Embedder:

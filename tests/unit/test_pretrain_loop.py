@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from pretrain_project import block, write_project
+
 from components.files import sha256_tree
 from components.params import UserError, parse
 from components.pretrain import __main__ as stage
 from components.pretrain.config import OptimiserConfig, PretrainConfig
 from components.pretrain.local_driver import read_state, write_state
 from components.pretrain.loop import State, World, learning_rate, sample_order, train
-
-from tests.pretrain_project import block, write_project
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -65,14 +64,18 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_state(line: str, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["dino", "mae", "dino_mae"])
-def test_each_head_objective_lowers_its_loss(kind: str, tmp_path: Path) -> None:
+def test_each_head_objective_learns(kind: str, tmp_path: Path) -> None:
+    """Painting gets better; distilling keeps its teacher between one answer for all and no answer."""
     objective = block("head")["objective"] | {"kind": kind}
-    config = config_of("head", objective=objective, steps=30)
     volumes = volumes_of(write_project(tmp_path, "head"), "head")
+    config = config_of("head", objective=objective, steps=30)
     history = train(config, volumes, HERE, InMemory(tmp_path), lambda _: None)["history"]
-    losses = [row["loss"] for row in history]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert ("mae_loss" in history[0]) == ("mae" in kind)
     assert ("teacher_entropy" in history[0]) == ("dino" in kind)
+    if "mae" in kind:
+        assert history[-1]["mae_loss"] < 0.8 * history[0]["mae_loss"]
+    if "dino" in kind:
+        assert 0.02 < history[-1]["teacher_entropy"] < 0.98
 
 
 def test_every_volume_is_seen_once_per_epoch_in_another_order_each() -> None:
@@ -99,7 +102,7 @@ def test_a_damaged_volume_is_named(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     optimiser = block("wholebody")["optimiser"] | {"learning_rate": 1e20, "clip_norm": 1e30}
     volumes = volumes_of(write_project(tmp_path, "wholebody"), "wholebody")
-    with pytest.raises(UserError, match="is not finite; lower optimiser.learning_rate"):
+    with pytest.raises(UserError, match="is not finite; lower optimiser"):
         train(config_of("wholebody", optimiser=optimiser), volumes, HERE, InMemory(tmp_path), lambda _: None)
 
 

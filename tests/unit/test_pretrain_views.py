@@ -4,16 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from monai.transforms import GaussianSmooth
+from pretrain_project import block, volume
+from torch.nn import functional
+
 from components.params import parse
 from components.preprocess.store import StoredVolume, write_volume
 from components.pretrain.config import CropViewsConfig, InputConfig, MultiCropConfig
 from components.pretrain.intensity import apply_windows, gamma, histogram_shift, smooth
 from components.pretrain.resample import axis_weights, resample, resize_windows
 from components.pretrain.views import CropViews, MultiCropViews, Views
-from monai.transforms import GaussianSmooth
-from torch.nn import functional
-
-from tests.pretrain_project import block, volume
 
 STILL = torch.zeros(1, dtype=torch.bool)
 
@@ -50,15 +50,14 @@ def test_shrinking_keeps_the_mean_and_does_not_alias() -> None:
     hu = torch.zeros(64, 64, 64, dtype=torch.int16)
     hu[::2] = 100
     out = resize_windows(hu, ((50.0, 100.0),), (16, 16, 16))
-    assert torch.allclose(out, torch.full_like(out, 0.5), atol=0.02), "every second plane must average out"
+    inside = out[:, 1:-1]
+    assert torch.allclose(inside, torch.full_like(inside, 0.5), atol=0.01), "every second plane must average out"
 
 
 def test_windows_before_the_resize_or_after_the_clipping_are_the_same() -> None:
     hu = torch.from_numpy(volume("head", 1).hu)
     windows = ((40.0, 80.0), (600.0, 2800.0))
-    weights = [
-        axis_weights(torch.zeros(1), torch.tensor([n]), n, 16, STILL).expand(2, -1, -1) for n in hu.shape
-    ]
+    weights = [axis_weights(torch.zeros(1), torch.tensor([n]), n, 16, STILL).expand(2, -1, -1) for n in hu.shape]
     expected = resample(apply_windows(hu, windows), *weights)
     assert torch.allclose(resize_windows(hu, windows, (16, 16, 16)), expected, atol=1e-5)
 
@@ -66,7 +65,7 @@ def test_windows_before_the_resize_or_after_the_clipping_are_the_same() -> None:
 def test_smoothing_agrees_with_monai_inside() -> None:
     x = torch.rand(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(0))
     ours = smooth(x, torch.tensor([1.0]), torch.tensor([True]))
-    theirs = GaussianSmooth(sigma=1.0)(x[0])
+    theirs = GaussianSmooth(sigma=1.0, approx="sampled")(x[0])
     assert torch.allclose(ours[0, 0, 6:-6, 6:-6, 6:-6], torch.as_tensor(theirs)[0, 6:-6, 6:-6, 6:-6], atol=0.01)
     assert torch.equal(smooth(x, torch.tensor([1.0]), torch.tensor([False])), x)
 

@@ -15,9 +15,9 @@ from components.screen.config import ScreenConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CLEAN = {
-    **measure_series([]), "status": "acquired", "is_ct_image": True, "instances": 60, "positions": 60, "orientations": 1,
-    "matrices": 1, "pixel_spacings": 1, "thickness_min_mm": 3.0, "thickness_max_mm": 3.0, "gap_ratio": 1.0,
-    "tilt_degrees": 0.0,
+    **measure_series([]), "status": "acquired", "is_ct_image": True, "instances": 60, "positions": 60,
+    "orientations": 1, "matrices": 1, "pixel_spacings": 1, "thickness_min_mm": 3.0, "thickness_max_mm": 3.0,
+    "gap_ratio": 1.0, "tilt_degrees": 0.0,
 }  # fmt: skip
 FAULTS: list[tuple[str, dict[str, object]]] = [
     ("acquire_failed", {"status": "failed"}),

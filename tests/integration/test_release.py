@@ -1,0 +1,93 @@
+"""A release from end to end: Prefect, DVC, Great Expectations, Ray and BentoML themselves, on small parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from checkout import Checkout
+
+from components.bundle.manifest import verify_bundle
+from components.files import sha256_tree
+from components.phantom.faults import fault_named
+
+
+@pytest.fixture(scope="module", params=["wholebody", "head"])
+def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, str, str]:
+    """A checkout after ``ctfoundry release``, its line, and what the command printed."""
+    line = str(request.param)
+    checkout = Checkout(tmp_path_factory.mktemp(line))
+    done = checkout.run("ctfoundry", "release", "--line", line, "--source", "phantom")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return checkout, line, done.stdout
+
+
+def test_the_run_ends_in_a_table_of_what_was_made(released: tuple[Checkout, str, str]) -> None:
+    checkout, line, printed = released
+    manifest = verify_bundle(checkout.folder / "releases" / line)
+    for said in ("series in", "rejected: not_ct", "leakage", f"ctfoundry-{line}:", manifest.digest, "report.html"):
+        assert said in printed
+    assert next((checkout.folder / "reports" / line / "data_docs").rglob("data_docs/*/index.html")).is_file()
+
+
+def test_every_planted_fault_is_caught_and_no_clean_series(released: tuple[Checkout, str, str]) -> None:
+    checkout, line, _ = released
+    data = checkout.folder / "data" / line
+    cohort = pd.read_parquet(data / "cohort" / "cohort.parquet")
+    curated = pd.read_parquet(data / "curate" / "curated.parquet")
+    faults = {row["series"]: json.loads(row["plan"])["fault"] for row in cohort.to_dict("records")}
+    assert sum(bool(f) for f in faults.values()) >= 0.2 * len(faults)
+    for row in curated.to_dict("records"):
+        fault = faults[row["series"]]
+        if fault:
+            assert fault_named(fault).reason in row["reason"].split(";"), f"{row['name']}: {fault} not caught"
+        else:
+            assert row["status"] == "accepted", f"{row['name']}: clean, but {row['reason']}"
+
+
+def test_nothing_is_left_to_do_and_a_parameter_reruns_what_depends_on_it(released: tuple[Checkout, str, str]) -> None:
+    checkout, line, _ = released
+    target = f"bundle@{line}"
+    again = checkout.run("dvc", "repro", target)
+    assert "Data and pipelines are up to date" in again.stdout, again.stdout + again.stderr
+
+    def hotter(content: dict[str, Any]) -> None:
+        objective = content[line]["pretrain"]["objective"]
+        block = objective if "temperature" in objective else objective["dino"]
+        key = "temperature" if "temperature" in block else "student_temperature"
+        block[key] = 0.2
+
+    before = (checkout.folder / "params.yaml").read_text()
+    checkout.edit(hotter)
+    dry = checkout.run("dvc", "repro", "--dry", target).stdout
+    (checkout.folder / "params.yaml").write_text(before)
+    reruns = {text.split("'")[1].partition("@")[0] for text in dry.splitlines() if text.startswith("Running stage")}
+    assert "pretrain" in reruns
+    assert not reruns & {"cohort", "acquire", "screen", "preprocess", "curate"}
+
+
+def test_a_gate_out_of_reach_fails_the_run_and_leaves_the_release(released: tuple[Checkout, str, str]) -> None:
+    checkout, line, _ = released
+    bundle = checkout.folder / "releases" / line
+    digest, bentos = sha256_tree(bundle), _bentos(checkout.folder)
+    before = (checkout.folder / "params.yaml").read_text()
+
+    def unreachable(content: dict[str, Any]) -> None:
+        content[line]["gate"]["floors"][0]["minimum"] = 1.0
+
+    checkout.edit(unreachable)
+    done = checkout.run("ctfoundry", "release", "--line", line)
+    (checkout.folder / "params.yaml").write_text(before)
+    assert done.returncode != 0
+    assert "gate not met: " in done.stderr
+    assert "bound 1" in done.stderr
+    assert sha256_tree(bundle) == digest
+    assert _bentos(checkout.folder) == bentos
+
+
+def _bentos(folder: Path) -> set[str]:
+    store = folder / ".ctfoundry" / "bentoml" / "bentos"
+    return {p.relative_to(store).as_posix() for p in store.glob("*/*") if p.is_dir()}

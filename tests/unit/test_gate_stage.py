@@ -1,0 +1,77 @@
+"""The gate as it is run: always a decision, exit code 0 or 3, one line per failed gate."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from components.files import read_json, write_json, write_table
+
+ROOT = Path(__file__).resolve().parents[2]
+NUMBERS = {
+    "value": 0.9, "low": 0.8, "high": 0.95, "random": 0.7,
+    "difference": 0.2, "difference_low": 0.1, "difference_high": 0.3,
+}  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project's folder with just what the gate reads; every gate passes."""
+    data = tmp_path / "data" / "wholebody"
+    metrics = {"evaluation_data": "d1", "tasks": {"organs": {"linear_auc": NUMBERS}}, "not_evaluated": {}}
+    write_json(data / "evaluate" / "metrics.json", metrics)
+    write_table(data / "evaluate" / "tasks.parquet", pd.DataFrame({"patient": ["p2"]}))
+    write_json(data / "curate" / "funnel.json", {"in": 3, "accepted": 3, "rejected": {}})
+    curated = pd.DataFrame({"patient": ["p1", "p2"], "role": ["pretrain", "evaluation"], "status": "accepted"})
+    write_table(data / "curate" / "curated.parquet", curated)
+    write_json(tmp_path / "infra" / "champions" / "wholebody.json", {"champion": None})
+    set_floor(tmp_path, 0.85)
+    return tmp_path
+
+
+def set_floor(project: Path, minimum: float) -> None:
+    block: dict[str, Any] = {"max_reject_rate": 0.3, "better_than_random": [], "champion": []}
+    block["floors"] = [{"task": "organs", "figure": "linear_auc", "minimum": minimum}]
+    (project / "params.yaml").write_text(yaml.safe_dump({"wholebody": {"gate": block}}))
+
+
+def gate(project: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "components.gate", "--line", "wholebody"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_pass_then_a_bound_out_of_reach(project: Path) -> None:
+    done = gate(project)
+    decision = project / "data" / "wholebody" / "gate" / "decision.json"
+    assert (done.returncode, read_json(decision)["verdict"]) == (0, "pass")
+
+    set_floor(project, 0.99)
+    done = gate(project)
+    assert (done.returncode, read_json(decision)["verdict"]) == (3, "fail")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("gate failed: floor organs linear_auc: figure 0.9, bound 0.99: ")
+    assert [gate["verdict"] for gate in read_json(decision)["gates"]] == ["pass", "pass", "fail", "pass"]
+
+
+@pytest.mark.parametrize(
+    ("champion", "said"),
+    [
+        (None, "infra/champions/wholebody.json: not found"),
+        ({}, 'no key "champion"'),
+        ({"champion": {}}, "champion lacks"),
+    ],
+)
+def test_a_missing_or_broken_champion_file_is_one_line(project: Path, champion: Any, said: str) -> None:
+    path = project / "infra" / "champions" / "wholebody.json"
+    path.unlink() if champion is None else path.write_text(json.dumps(champion))
+    done = gate(project)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert said in line
