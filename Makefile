@@ -4,6 +4,7 @@ SOURCE ?= phantom
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+export OMP_WAIT_POLICY := passive
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help release test test-slow check serve bench clean

@@ -19,6 +19,8 @@ QUIET = {
     "BENTOML_DO_NOT_TRACK": "True",
     "RAY_USAGE_STATS_ENABLED": "0",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # Not about the network: idle OpenMP threads that spin cost their neighbours two thirds of a shared core.
+    "OMP_WAIT_POLICY": "passive",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 from components.phantom.head import LABELS, Head
 from components.phantom.shapes import F32, Field, ellipsoid, lumpy, waves
 
-BLEED_HU = (48.0, 72.0)
+BLEED_HU = (55.0, 85.0)
 
 
 def _bleed(rng: np.random.Generator) -> float:
@@ -29,10 +29,10 @@ def brain_findings(head: Head, rng: np.random.Generator) -> None:
 
 def _oedema(head: Head, rng: np.random.Generator) -> None:
     centre = head.in_brain(0.45, 0.8)
-    a, b, c = (float(v * head.size) for v in rng.uniform(13, 27, 3))
+    a, b, c = (float(v * head.size) for v in rng.uniform(16, 32, 3))
     area = ellipsoid(head.canvas, centre, (a, b, c), (0.0, 0.0, float(rng.uniform(-60, 60))))
     area = head.only(lumpy(head.canvas, area, rng, 4.0, 20), "brain")
-    dark = float(head.white - rng.uniform(4, 12))
+    dark = float(head.white - rng.uniform(8, 18))
     mm = np.asarray(area.mm / np.float32(3), np.float32)  # a soft border
     head.canvas.paint(Field(area.box, mm), dark, LABELS["finding_oedema"], strength=0.85)
 
@@ -40,14 +40,14 @@ def _oedema(head: Head, rng: np.random.Generator) -> None:
 def _tumour(head: Head, rng: np.random.Generator) -> None:
     canvas = head.canvas
     centre = head.in_brain(0.35, 0.85)
-    radius = float(rng.uniform(7, 18) * head.size)
+    radius = float(rng.uniform(10, 24) * head.size)
     stretch = [float(radius * v) for v in rng.uniform(0.8, 1.25, 3)]
     ball = ellipsoid(canvas, centre, (stretch[0], stretch[1], stretch[2]))
     ball = lumpy(canvas, ball, rng, 0.14 * radius, 1.8 * radius)
     around = head.only(Field(ball.box, ball.mm), "brain", "finding_oedema")
     halo = Field(around.box, np.asarray((around.mm - np.float32(rng.uniform(0, 7))) / 2.5, np.float32))
     canvas.paint(halo, head.white - 7, strength=0.7)
-    mass = float(head.grey + rng.choice([-5.0, 4.0, 9.0, 14.0]))
+    mass = float(head.grey + rng.choice([-8.0, 8.0, 14.0, 20.0]))
     texture = np.float32(rng.uniform(1, 4)) * waves(canvas, ball.box, rng, 8)
     canvas.paint(around, mass + texture, LABELS["finding_tumour"])
     if rng.random() < 0.4:
@@ -61,7 +61,7 @@ def _iph(head: Head, rng: np.random.Generator) -> None:
     canvas = head.canvas
     deep = rng.random() < 0.5
     centre = head.in_brain(0.3, 0.45) if deep else head.in_brain(0.5, 0.8)
-    radius = float(rng.uniform(4.5, 17) * head.size)
+    radius = float(rng.uniform(8, 22) * head.size)
     a, b, c = (float(radius * v) for v in rng.uniform(0.75, 1.3, 3))
     clot = ellipsoid(canvas, centre, (a, b, c), (0.0, 0.0, float(rng.uniform(-60, 60))))
     clot = lumpy(canvas, clot, rng, 0.12 * radius, 1.8 * radius)
@@ -80,17 +80,17 @@ def fluid_findings(head: Head, rng: np.random.Generator) -> None:
         if side:
             where &= canvas.x * np.float32(side) > -3
         y = canvas.y[where]
-        level = np.quantile(y, rng.uniform(0.3, 0.88)) if y.size else 0.0
+        level = np.quantile(y, rng.uniform(0.5, 0.95)) if y.size else 0.0
         settled = np.where(where, (np.float32(level) - canvas.y) * np.float32(0.7), np.float32(9))
-        strength = float(rng.uniform(0.6, 1))
+        strength = float(rng.uniform(0.8, 1))
         canvas.paint(Field(canvas.everywhere, settled), _bleed(rng), LABELS["finding_ivh"], strength)
     if head.has("sah"):
         where = canvas.label == LABELS["csf"]
         centre = head.in_brain(0.55, 0.9) if rng.random() < 0.6 else (0.0, -4 * head.size, -24 * head.size)
-        reach = float(rng.uniform(26, 48) * head.size)
+        reach = float(rng.uniform(36, 60) * head.size)
         patch = ellipsoid(canvas, centre, (reach, reach, reach * 0.8))
         thin = np.where(where[patch.box], patch.mm, np.float32(9))
-        strength = float(rng.uniform(0.35, 0.95))
+        strength = float(rng.uniform(0.6, 1.0))
         canvas.paint(Field(patch.box, thin), _bleed(rng), LABELS["finding_sah"], strength=strength)
 
 
@@ -98,15 +98,15 @@ def shell_findings(head: Head, rng: np.random.Generator) -> None:
     """Bleedings under the skull: a wide crescent (subdural) or a short thick lens (epidural)."""
     if head.has("sdh"):
         by_age = (_bleed(rng), float(rng.uniform(36, 46)), float(rng.uniform(18, 28)))  # acute, subacute, chronic
-        hu = by_age[int(rng.choice(3, p=[0.55, 0.25, 0.2]))]
+        hu = by_age[int(rng.choice(3, p=[0.7, 0.15, 0.15]))]
         facing = _facing(head, rng, lowest=-0.1)
         crescent = np.minimum(1, 3.5 * np.clip((facing - np.float32(rng.uniform(0.3, 0.8))), 0, 1))
-        _shell(head, crescent * np.float32(rng.uniform(2.5, 9)), hu, "finding_sdh")
+        _shell(head, crescent * np.float32(rng.uniform(4, 13)), hu, "finding_sdh")
     if head.has("edh"):
         facing = _facing(head, rng, lowest=-0.05)
-        edge = rng.uniform(0.8, 0.93)
+        edge = rng.uniform(0.75, 0.9)
         lens = np.clip((facing - np.float32(edge)) / np.float32(1 - edge), 0, 1)
-        _shell(head, lens * np.float32(rng.uniform(8, 22)), _bleed(rng), "finding_edh")
+        _shell(head, lens * np.float32(rng.uniform(10, 26)), _bleed(rng), "finding_edh")
 
 
 def _facing(head: Head, rng: np.random.Generator, lowest: float) -> F32:

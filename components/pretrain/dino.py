@@ -12,11 +12,16 @@ from components.pretrain.config import DinoConfig
 
 
 class DinoHead(nn.Module):
-    """Three layers, a normalised bottleneck, then cosine similarity to unit-length prototypes: (B, D) to (B, M)."""
+    """Three layers, a normalised bottleneck, then cosine similarity to unit-length prototypes: (B, D) to (B, M).
+
+    The input is standardised over the batch: a fresh transformer gives all heads nearly the same embedding, and at a
+    few hundred steps self-distillation would not get away from that point.
+    """
 
     def __init__(self, dim: int, config: DinoConfig) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
+            nn.BatchNorm1d(dim, affine=False),
             nn.Linear(dim, config.hidden),
             nn.GELU(),
             nn.Linear(config.hidden, config.hidden),

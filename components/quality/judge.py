@@ -152,8 +152,10 @@ def write_data_docs(tables: list[tuple[str, pd.DataFrame, Suite]], folder: Path)
 
 def _great_expectations() -> Any:
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it says much while it is imported
     import great_expectations
 
-    for name in ("great_expectations", "great_expectations.data_context"):  # the second has a level of its own
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("great_expectations."):  # some set a level of their own
+            logging.getLogger(name).setLevel(logging.WARNING)
     return great_expectations
