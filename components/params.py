@@ -50,7 +50,9 @@ def parse(config_class: type[ConfigT], block: Any, prefix: str) -> ConfigT:
     try:
         return config_class.model_validate(_tuples(block))
     except ValidationError as error:
-        raise ParamsError("\n".join(_line(config_class, problem, prefix) for problem in error.errors())) from None
+        raise ParamsError(
+            "\n".join(_line(config_class, problem, prefix, block) for problem in error.errors())
+        ) from None
 
 
 def _tuples(value: Any) -> Any:
@@ -74,8 +76,20 @@ def _known_keys(config_class: type[BaseModel], path: tuple[Any, ...]) -> list[st
     return sorted(current.model_fields)
 
 
-def _line(config_class: type[BaseModel], problem: Any, prefix: str) -> str:
-    path = tuple(problem["loc"])
+def _written(path: tuple[Any, ...], block: Any) -> tuple[Any, ...]:
+    """``path`` as it stands in the file: pydantic puts the kind of a block in between, where several kinds are allowed."""
+    kept: list[Any] = []
+    for number, part in enumerate(path):
+        inside = block[part] if isinstance(block, dict) and part in block else None
+        if inside is None and number < len(path) - 1 and isinstance(block, dict):
+            continue
+        kept.append(part)
+        block = inside
+    return tuple(kept)
+
+
+def _line(config_class: type[BaseModel], problem: Any, prefix: str, block: Any) -> str:
+    path = _written(tuple(problem["loc"]), block)
     key = ".".join([prefix, *map(str, path)])
     if problem["type"] == "extra_forbidden":
         known = _known_keys(config_class, path[:-1])
