@@ -6,6 +6,7 @@ one after another because DVC holds one lock per checkout.
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,19 @@ class StageFailed(RuntimeError):
 
 class GateFailed(RuntimeError):
     """The gate's verdict is no; the message names each gate that was not met."""
+
+
+class _WithoutTraceback(logging.Filter):
+    """A stage's or a gate's failure is told in its message; our own call stack adds nothing to it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], StageFailed | GateFailed):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
+    logging.getLogger(_name).addFilter(_WithoutTraceback())
 
 
 @task

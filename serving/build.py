@@ -63,9 +63,10 @@ def build_bento(bundle: Path, labels: dict[str, str], root: Path = Path()) -> st
 
 def bento_path(tag: str) -> Path | None:
     """Where a Bento lies in the local store, or None where there is none of this tag."""
-    done = run_bentoml("get", tag, "-o", "path")
-    path = Path(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 and done.stdout.strip() else None
-    return path if path is not None and path.is_dir() else None
+    # `bentoml get -o path` folds a long path to the terminal's width: the store's layout is the steadier interface.
+    name, _, version = tag.partition(":")
+    path = Path(bento_environment()["BENTOML_HOME"]) / "bentos" / name / version
+    return path if (path / "bento.yaml").is_file() else None
 
 
 def bento_environment() -> dict[str, str]:
