@@ -128,14 +128,10 @@ class MaeConfig(StageConfig):
     """Masked image modelling: share of hidden patches and the decoder.
 
     Attributes:
-        decoder_sees: ``tokens``: the class token and the visible patches, as published. ``class``: the class token alone,
-            through which everything about the head must then pass; it makes the class token an embedding within a few
-            hundred steps, where the published form leaves it idle.
         normalise: targets with zero mean and unit variance per patch, instead of raw window values.
     """
 
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]
-    decoder_sees: Literal["tokens", "class"]
     decoder_dim: PositiveInt
     decoder_depth: PositiveInt
     decoder_heads: PositiveInt

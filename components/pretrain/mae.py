@@ -29,7 +29,6 @@ class MaeDecoder(nn.Module):
 
     def __init__(self, dim: int, grid: Size3, voxels: int, config: MaeConfig) -> None:
         super().__init__()
-        self.sees_tokens = config.decoder_sees == "tokens"
         self.embed = nn.Linear(dim, config.decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_dim))
         nn.init.normal_(self.mask_token, std=0.02)
@@ -43,12 +42,9 @@ class MaeDecoder(nn.Module):
     def forward(self, tokens_BLD: Tensor, visible_BK: Tensor, hidden_BH: Tensor) -> Tensor:
         """(B, H, voxels): tokens are the class token and the K visible patches, in the order of ``visible_BK``."""
         positions_BND = self.get_buffer("positions_ND").expand(len(tokens_BLD), -1, -1)
+        x_BLD = self.embed(tokens_BLD)
+        seen_BKD = x_BLD[:, 1:] + take_tokens(positions_BND, visible_BK)
         hidden_BHD = self.mask_token + take_tokens(positions_BND, hidden_BH)
-        class_B1D = self.embed(tokens_BLD[:, :1])
-        if self.sees_tokens:
-            seen_BKD = self.embed(tokens_BLD[:, 1:]) + take_tokens(positions_BND, visible_BK)
-            x_BLD = self.blocks(torch.cat([class_B1D, seen_BKD, hidden_BHD], dim=1))
-        else:  # added, not attended to: there is one token to look at
-            x_BLD = self.blocks(hidden_BHD + class_B1D)
-        predicted_BHP: Tensor = self.predict(self.norm(x_BLD[:, -hidden_BH.shape[1] :]))
+        x_BLD = self.blocks(torch.cat([x_BLD[:, :1], seen_BKD, hidden_BHD], dim=1))
+        predicted_BHP: Tensor = self.predict(self.norm(x_BLD[:, 1 + visible_BK.shape[1] :]))
         return predicted_BHP
