@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from components.files import read_json
 from components.params import shards
 
+LOG_WIDTH = 140  # of tables in a log, so that a digest stays on one line
 MAX_INLINE_BYTES = 400_000  # of one plot on Prefect's page
 
 
@@ -84,7 +86,7 @@ def quality_rows(line: str) -> list[dict[str, Any]]:
 
 def print_summary(line: str, tag: str | None, digest: str | None, data_docs: str | None) -> None:
     """The table that ends a release run; on a failed run, without Bento and bundle."""
-    console = Console(soft_wrap=True)
+    console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
     data = Path("data") / line
     if (data / "curate" / "funnel.json").is_file():
         funnel = read_json(data / "curate" / "funnel.json")

@@ -15,7 +15,7 @@ from pretrain_project import write_project
 from components.files import sha256_tree
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 40
+STEPS, EVERY = 150, 15
 
 
 def start(project: Path) -> subprocess.Popen[str]:
@@ -58,22 +58,22 @@ def kill_at(process: subprocess.Popen[str], step: int) -> None:
 
 
 def test_killed_and_resumed_is_byte_identical_to_undisturbed(tmp_path: Path) -> None:
-    changes = {"workers": 2, "steps": STEPS, "checkpoint_every": 5}
+    changes = {"workers": 2, "steps": STEPS, "checkpoint_every": EVERY}
     undisturbed = write_project(tmp_path / "undisturbed", "wholebody", **changes)
     _, log = (process := start(undisturbed)).communicate(timeout=300)
     assert process.returncode == 0, log
     assert "resuming" not in log
 
     killed = write_project(tmp_path / "killed", "wholebody", **changes)
-    kill_at(start(killed), step=17)
+    kill_at(start(killed), step=2 * EVERY + 5)
     assert not (killed / "data/wholebody/pretrain").exists(), "nothing is half-finished in the outputs' place"
     assert list((killed / ".ctfoundry/runs").iterdir())
     time.sleep(1)
     _, log = (process := start(killed)).communicate(timeout=300)
     assert process.returncode == 0, log
     step = int(log.split("resuming from the checkpoint at step ")[1].split()[0])
-    assert 0 < step <= 15
-    assert step % 5 == 0
+    assert 0 < step < STEPS
+    assert step % EVERY == 0
 
     assert sha256_tree(killed / "data/wholebody/pretrain") == sha256_tree(undisturbed / "data/wholebody/pretrain")
     assert not list((killed / ".ctfoundry/runs").iterdir()), "resume state is dropped after success"
