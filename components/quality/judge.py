@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from components.params import UserError
+from components.quality.offline import make_offline
 from components.quality.suites import Suite
 
 KEY = "series"
@@ -147,7 +148,9 @@ def write_data_docs(tables: list[tuple[str, pd.DataFrame, Suite]], folder: Path)
         )
         context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": prepare(table)})
     context.build_data_docs()
-    return next((folder / "gx").glob("uncommitted/data_docs/*/index.html"))
+    index = next((folder / "gx").glob("uncommitted/data_docs/*/index.html"))
+    make_offline(index.parent)
+    return index
 
 
 def _great_expectations() -> Any:

@@ -66,3 +66,6 @@ def test_data_docs_are_built(config: ScreenConfig, tmp_path: Path) -> None:
     table = pd.DataFrame([{"series": "a", **CLEAN, "accepted": 1.0}])
     index = write_data_docs([("headers", table, headers(config, 1))], tmp_path / "docs")
     assert "headers" in index.read_text()
+    for page in index.parent.rglob("*.html"):
+        assert 'src="http' not in page.read_text(), f"{page.name} calls out"
+        assert '<link rel="stylesheet" href="http' not in page.read_text()
