@@ -77,7 +77,7 @@ def _known_keys(config_class: type[BaseModel], path: tuple[Any, ...]) -> list[st
 
 
 def _written(path: tuple[Any, ...], block: Any) -> tuple[Any, ...]:
-    """``path`` as it stands in the file: where several kinds of block are allowed, pydantic puts the kind in between."""
+    """``path`` as it stands in the file: where a block may be of several kinds, pydantic puts the kind in between."""
     kept: list[Any] = []
     for number, part in enumerate(path):
         inside = block[part] if isinstance(block, dict) and part in block else None
