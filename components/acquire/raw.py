@@ -22,9 +22,9 @@ RAW = Path(".ctfoundry/raw")
 ANNOTATIONS = "annotations.json"  # beside the files, so that a resumed acquisition still has them
 
 
-def raw_folder(line: str, row: dict[str, Any], members: list[str], pin: str) -> Path:
-    """Where a series' raw files lie. ``pin`` tells apart data that share names, such as the source's digest."""
-    asked = json.dumps([row["source"], row["location"], row["plan"], members, pin])
+def raw_folder(line: str, row: dict[str, Any], members: list[str], version: str) -> Path:
+    """Where a series' raw files lie. ``version``: the source's, which tells apart data that share names."""
+    asked = json.dumps([row["source"], row["location"], row["plan"], members, version])
     return RAW / line / f"{row['series']}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from components.acquire import raw
 from components.acquire.config import AcquireConfig
 from components.acquire.headers import measure_series, read_instance
-from components.acquire.sources import source_of
+from components.acquire.sources import Source, source_of
 from components.cohort.config import CohortConfig
 from components.files import read_table, sha256_file, write_table
 from components.params import UserError
@@ -37,14 +37,18 @@ class SeriesJob:
     retries: int = 0
 
     @property
+    def source(self) -> Source:
+        return source_of(self.row["source"], self.line, self.cohort)
+
+    @property
     def folder(self) -> Path:
-        return raw.raw_folder(self.line, self.row, self.members, self.cohort.source_digest or "")
+        return raw.raw_folder(self.line, self.row, self.members, self.source.version)
 
     def fetch(self) -> None:
         """Raises UserError or OSError after the last attempt."""
         for attempt in range(self.retries + 1):
             try:
-                raw.fetch(source_of(self.row["source"], self.line, self.cohort), self.row, self.members, self.folder)
+                raw.fetch(self.source, self.row, self.members, self.folder)
                 return
             except (UserError, OSError) as error:
                 if attempt == self.retries:

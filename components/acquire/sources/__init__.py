@@ -48,7 +48,13 @@ class Listing:
 
 
 class Source(Protocol):
-    """A place CT comes from."""
+    """A place CT comes from.
+
+    Attributes:
+        version: what tells apart data that this source would give under the same names.
+    """
+
+    version: str
 
     def list_series(self) -> Listing:
         """Every series there is, judged by nobody yet."""

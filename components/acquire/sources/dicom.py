@@ -108,6 +108,7 @@ class DicomSource:
     def __init__(self, digest: str | None, key: str) -> None:
         """``digest`` pins the tree; ``key`` is its dotted name in params.yaml."""
         self._digest, self._key = digest, key
+        self.version = digest or ""
 
     def list_series(self) -> Listing:
         listing = list_tree(check_pinned("dicom", self._digest, self._key))

@@ -21,6 +21,7 @@ class NiftiSource:
 
     def __init__(self, digest: str | None, key: str) -> None:
         self._digest, self._key = digest, key
+        self.version = digest or ""
 
     def list_series(self) -> Listing:
         root = check_pinned("nifti", self._digest, self._key)

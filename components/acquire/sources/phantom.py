@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+import components.phantom
 from components.acquire.sources import Listed, Listing
 from components.cohort.keys import patient_key, series_key
 from components.phantom.config import PhantomConfig
 from components.phantom.plan import ScanPlan, plan_scans
 from components.phantom.scanner import scan
+
+
+@cache
+def _scanner_version() -> str:
+    """Digest of the scanner's own code: an improved scanner gives other series for the same plan."""
+    modules = sorted(Path(components.phantom.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()
 
 
 class PhantomSource:
@@ -20,6 +30,7 @@ class PhantomSource:
     def __init__(self, line: str, config: PhantomConfig, pretrain: bool) -> None:
         """``pretrain``: list pretraining patients too, not evaluation patients only."""
         self._line, self._config, self._pretrain = line, config, pretrain
+        self.version = _scanner_version()
 
     def list_series(self) -> Listing:
         plans = [p for p in plan_scans(self._line, self._config) if self._pretrain or p.role == "evaluation"]
