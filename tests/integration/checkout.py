@@ -20,10 +20,10 @@ def small(content: dict[str, Any]) -> None:
     """Few patients, few steps, and bounds that a model of that size meets."""
     for line in ("wholebody", "head"):
         content[line]["cohort"]["phantom"].update(
-            pretrain_patients=4, evaluation_patients=8, retest_patients=2, fault_share=0.2
+            pretrain_patients=4, evaluation_patients=16, retest_patients=2, fault_share=0.2
         )
         content[line]["pretrain"].update(steps=4, checkpoint_every=2, log_every=1, volumes_per_step=2, workers=2)
-        content[line]["evaluate"].update(bootstrap=100, random_seeds=[1], minimum_patients=1)
+        content[line]["evaluate"].update(bootstrap=100, random_seeds=[1], minimum_patients=2)
         gates = content[line]["gate"]
         for gate in gates["better_than_random"]:
             gate["minimum_difference_low"] = -1.0
