@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,14 @@ def write_project(root: Path, line: str, volumes: int = 4, **changes: Any) -> Pa
     rows.append({"series": "evaluated", "role": "evaluation", "status": "accepted", "volume": "nowhere.b2nd"})
     write_table(root / "data" / line / "curate" / "curated.parquet", pd.DataFrame(rows))
     return root
+
+
+def wait_for_checkpoint(runs: Path, process: subprocess.Popen[Any], seconds: float = 240) -> None:
+    """Wait until Ray's own snapshot of a run names a checkpoint: only then does a restart go on from it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        for snapshot in runs.rglob("checkpoint_manager_snapshot.json"):
+            if "checkpoint_" in snapshot.read_text().replace("checkpoint_results", ""):
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"no checkpoint counted before the run ended or {seconds:.0f} s were over")

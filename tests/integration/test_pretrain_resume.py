@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pretrain_project import write_project
+from pretrain_project import wait_for_checkpoint, write_project
 
 from components.files import sha256_tree
 
@@ -40,14 +40,15 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def kill_at(process: subprocess.Popen[str], step: int) -> None:
-    """Wait for the line of ``step``, then kill -9 the driver and every process below it."""
+def kill_at(process: subprocess.Popen[str], step: int, runs: Path) -> None:
+    """Wait for the line of ``step`` and for a checkpoint that counts, then kill -9 the driver and all below it."""
     assert process.stderr is not None
     for line in process.stderr:
         if f"step {step}/" in line:
             break
     else:
         pytest.fail(f"the run ended with {process.wait()} before step {step}")
+    wait_for_checkpoint(runs, process)
     for pid in descendants(process.pid):
         try:
             os.kill(pid, signal.SIGKILL)
@@ -57,6 +58,7 @@ def kill_at(process: subprocess.Popen[str], step: int) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_byte_identical_to_undisturbed(tmp_path: Path) -> None:
     changes = {"workers": 2, "steps": STEPS, "checkpoint_every": EVERY}
     undisturbed = write_project(tmp_path / "undisturbed", "wholebody", **changes)
@@ -65,7 +67,7 @@ def test_killed_and_resumed_is_byte_identical_to_undisturbed(tmp_path: Path) -> 
     assert "resuming" not in log
 
     killed = write_project(tmp_path / "killed", "wholebody", **changes)
-    kill_at(start(killed), step=2 * EVERY + 5)
+    kill_at(start(killed), 2 * EVERY + 5, killed / ".ctfoundry/runs")
     assert not (killed / "data/wholebody/pretrain").exists(), "nothing is half-finished in the outputs' place"
     assert list((killed / ".ctfoundry/runs").iterdir())
     time.sleep(1)
