@@ -84,9 +84,14 @@ def quality_rows(line: str) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def wide_console() -> Console:
+    """The terminal at its own width; a log or a pipe at a width that folds no digest."""
+    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
+
+
 def print_summary(line: str, tag: str | None, digest: str | None, data_docs: str | None) -> None:
     """The table that ends a release run; on a failed run, without Bento and bundle."""
-    console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
+    console = wide_console()
     data = Path("data") / line
     if (data / "curate" / "funnel.json").is_file():
         funnel = read_json(data / "curate" / "funnel.json")

@@ -84,9 +84,9 @@ def _release(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
+    from flows.artifacts import wide_console
     from flows.verify import verify
 
     compared = verify(arguments.line, arguments.keep)
@@ -95,7 +95,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         table.add_row(
             row.stage, row.output, row.recorded[:12], row.recomputed[:12] or "missing", "yes" if row.identical else "NO"
         )
-    Console(soft_wrap=True).print(table)
+    wide_console().print(table)
     different = [row for row in compared if not row.identical]
     print(f"{len(compared) - len(different)} of {len(compared)} outputs identical")
     return 1 if different else 0
