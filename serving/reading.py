@@ -18,7 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from components.acquire.archive import ArchiveError, ArchiveLimits, unpack_named
+from components.acquire.archive import ArchiveError, ArchiveLimits, unpack
 from components.acquire.headers import Instance, group_series, measure_series, read_instance, series_identity
 from components.cohort.keys import series_key
 from components.params import UserError
@@ -128,7 +128,7 @@ def _unpack(path: Path, folder: Path, limits: Limits) -> tuple[list[Instance], d
     ignored: Counter[str] = Counter()
     bounds = ArchiveLimits(members=limits.files, unpacked_bytes=limits.unpacked_bytes, ratio=ARCHIVE_RATIO)
     try:
-        for file, name in unpack_named(path, folder, bounds):
+        for file, name in unpack(path, folder, bounds):
             location = f"{len(files):06d}/{name}" if name in files else name  # two members may share a name
             files[location] = file
             with file.open("rb") as stream:

@@ -87,22 +87,17 @@ def _base_name(member: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(member).name)[-80:]
 
 
-def unpack(path: Path, destination: Path, limits: ArchiveLimits) -> list[Path]:
+def unpack(path: Path, destination: Path, limits: ArchiveLimits) -> Iterator[tuple[Path, str]]:
     """Unpack every member of ``path`` into ``destination`` under numbered names.
 
     Members' own names are never used as paths, so none can leave ``destination``.
 
-    Returns:
-        The files written, ``<number>-<base name>``, in the order of the members' names.
+    Yields:
+        Each file written, ``<number>-<base name>``, with its member name, in the order of the members' names.
 
     Raises:
         ArchiveError: see :func:`members` and :func:`copy_member`; nothing is left behind then.
     """
-    return [file for file, _ in unpack_named(path, destination, limits)]
-
-
-def unpack_named(path: Path, destination: Path, limits: ArchiveLimits) -> Iterator[tuple[Path, str]]:
-    """As :func:`unpack`, yielding each file with its member name."""
     destination.mkdir(parents=True, exist_ok=True)
     with open_zip(path) as archive:
         try:

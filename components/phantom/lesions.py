@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from components.phantom.shapes import Canvas, Field, Triple, ellipsoid, lumpy, waves
+
+Draws = npt.NDArray[np.float64]  # the site's random numbers, uniform in [0, 1)
 
 FIRST_LABEL = 20  # each lesion has a label of its own, from here on
 
@@ -56,7 +59,10 @@ def paint_lesions(
             label = 0
             if draws[0] < 0.5:
                 label = FIRST_LABEL + len(sites)
-                _PAINT[kind](canvas, point, draws, np.random.default_rng(seed), size, label, labels[organ])
+                lesion_rng, (smallest, more) = np.random.default_rng(seed), _RADIUS_MM[kind]
+                radius = float(smallest + more * draws[1]) * size
+                ball = _shape(canvas, point, radius, lesion_rng, labels[organ])
+                _PAINT[kind](canvas, ball, radius, draws, lesion_rng, label)
             sites.append(Site(kind, point, label, labels[organ]))
     return sites
 
@@ -82,18 +88,8 @@ def _shape(canvas: Canvas, point: Triple, radius: float, rng: np.random.Generato
     return Field(ball.box, np.where(canvas.label[ball.box] == organ, ball.mm, np.float32(9)))
 
 
-def _liver(
-    canvas: Canvas,
-    point: Triple,
-    u: np.ndarray,
-    rng: np.random.Generator,
-    size: float,
-    label: int,
-    organ: int,  # type: ignore[type-arg]
-) -> None:
+def _liver(canvas: Canvas, ball: Field, radius: float, u: Draws, rng: np.random.Generator, label: int) -> None:
     """Hypodense metastasis or cyst, sometimes bright with a dark centre."""
-    radius = float(5 + 11 * u[1]) * size
-    ball = _shape(canvas, point, radius, rng, organ)
     here = np.median(canvas.hu[ball.box][ball.mm < 0]) if np.any(ball.mm < 0) else np.float32(50)
     change = -(14 + 36 * u[2]) if u[3] < 0.75 else 14 + 26 * u[2]
     canvas.paint(ball, np.float32(here + change) + np.float32(4) * waves(canvas, ball.box, rng, 8), label)
@@ -101,36 +97,16 @@ def _liver(
         canvas.paint(Field(ball.box, ball.mm + np.float32(0.5 * radius)), float(here + change - 16))
 
 
-def _kidney(
-    canvas: Canvas,
-    point: Triple,
-    u: np.ndarray,
-    rng: np.random.Generator,
-    size: float,
-    label: int,
-    organ: int,  # type: ignore[type-arg]
-) -> None:
+def _kidney(canvas: Canvas, ball: Field, radius: float, u: Draws, rng: np.random.Generator, label: int) -> None:
     """Cyst of water, or a solid tumour of about the kidney's own brightness."""
-    radius = float(5 + 9 * u[1]) * size
-    ball = _shape(canvas, point, radius, rng, organ)
     if u[2] < 0.6:
         canvas.paint(ball, float(4 + 14 * u[3]), label)
     else:
         canvas.paint(ball, float(35 + 60 * u[3]) + np.float32(14) * waves(canvas, ball.box, rng, 7), label)
 
 
-def _lung(
-    canvas: Canvas,
-    point: Triple,
-    u: np.ndarray,
-    rng: np.random.Generator,
-    size: float,
-    label: int,
-    organ: int,  # type: ignore[type-arg]
-) -> None:
+def _lung(canvas: Canvas, ball: Field, radius: float, u: Draws, rng: np.random.Generator, label: int) -> None:
     """Nodule: solid, part solid or ground glass."""
-    radius = float(3 + 7 * u[1]) * size
-    ball = _shape(canvas, point, radius, rng, organ)
     if u[2] < 0.55:
         canvas.paint(ball, float(-40 + 80 * u[3]), label)
     else:
@@ -140,3 +116,4 @@ def _lung(
 
 
 _PAINT = {"lesion_liver": _liver, "lesion_kidney": _kidney, "lesion_lung": _lung}
+_RADIUS_MM = {"lesion_liver": (5, 11), "lesion_kidney": (5, 9), "lesion_lung": (3, 7)}  # smallest, and the spread

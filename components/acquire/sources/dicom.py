@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from components.acquire.archive import LOCAL_LIMITS, ArchiveError, copy_member, members, open_zip
-from components.acquire.headers import Instance, group_series, read_instance, read_instance_bytes, series_identity
+from components.acquire.headers import Instance, group_series, read_instance, read_instance_bytes
 from components.acquire.sources import Listed, Listing
 from components.cohort.keys import patient_key, series_key
 from components.cohort.roots import check_pinned, root_of
@@ -139,6 +139,3 @@ class DicomSource:
             for archive in archives.values():
                 archive.close()
         return None
-
-
-__all__ = ["DicomSource", "list_tree", "series_identity", "walk"]
