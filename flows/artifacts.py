@@ -49,6 +49,8 @@ def _inline(path: Path) -> str:
 
 
 def _shown(value: Any) -> Any:
+    if value is None:  # a gate without a figure, such as the champion's where there is none yet
+        return "-"
     return round(value, 4) if isinstance(value, float) else value
 
 

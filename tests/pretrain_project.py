@@ -28,6 +28,7 @@ RUN: dict[str, Any] = {
     "optimiser": {
         "learning_rate": 1e-3,
         "final_learning_rate": 0.0,
+        "betas": [0.9, 0.999],
         "weight_decay": [1e-6, 1e-2],
         "warmup": 0.2,
         "clip_norm": 3.0,
@@ -101,6 +102,7 @@ HEAD: dict[str, Any] = RUN | {
             "smooth_probability": 0.5,
             "smooth_sigma_vox": [0.25, 1.0],
             "gamma": [0.8, 1.25],
+            "cache_mb": 16,
         },
     },
 }

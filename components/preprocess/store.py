@@ -80,6 +80,7 @@ class StoredVolume:
         """Open ``path``. Raises FileNotFoundError, or ValueError where it is not a volume of ours."""
         if not path.is_file():
             raise FileNotFoundError(f"volume {path.name}: not in the store")
+        self.path = path
         try:
             self._array = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
             meta = self._array.schunk.meta["ct"]

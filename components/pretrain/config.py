@@ -96,6 +96,7 @@ class MultiCropConfig(StageConfig):
         shift: largest intensity shift, in units of the window.
         smooth_sigma_vox: smoothing, applied to the first view of a kind.
         gamma: range of the exponent, applied to the others.
+        cache_mb: windowed volumes that each worker keeps in memory, so that a small cohort is unpacked only once.
     """
 
     globals: Annotated[int, Field(ge=2)]
@@ -109,6 +110,7 @@ class MultiCropConfig(StageConfig):
     smooth_probability: Probability
     smooth_sigma_vox: tuple[PositiveFloat, PositiveFloat]
     gamma: tuple[PositiveFloat, PositiveFloat]
+    cache_mb: Annotated[int, Field(ge=0)]
 
 
 class DinoConfig(StageConfig):
@@ -152,12 +154,18 @@ ObjectiveConfig = Annotated[ContrastiveConfig | HeadObjectiveConfig, Field(discr
 
 
 class OptimiserConfig(StageConfig):
-    """AdamW with linear warm-up, then cosine; the weight decay goes from its first to its second value by cosine."""
+    """AdamW with linear warm-up, then cosine; the weight decay goes from its first to its second value by cosine.
+
+    Attributes:
+        betas: decay of the running mean of the gradient and of its square; runs of few steps want a shorter second.
+        warmup: share of the steps.
+    """
 
     learning_rate: PositiveFloat
     final_learning_rate: Annotated[float, Field(ge=0)]
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
     weight_decay: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
-    warmup: Probability  # share of the steps
+    warmup: Probability
     clip_norm: PositiveFloat
 
 

@@ -144,8 +144,7 @@ class Embedder:
 
     def _embed_cube(self, hu: Int16Array) -> Float32Array:
         with torch.inference_mode(), fixed_threads():
-            box = torch.from_numpy(np.ascontiguousarray(hu))
-            cube = resize_windows(box, self.config.input.windows, self.config.input.size_vox)[None].to(self.device)
+            cube = resize_windows(hu, self.config.input.windows, self.config.input.size_vox)[None].to(self.device)
             return np.asarray(self.encoder(cube)[0].float().cpu().numpy(), dtype=np.float32)
 
     def _check(self, volume: StoredVolume | Volume) -> None:

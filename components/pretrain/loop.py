@@ -102,7 +102,7 @@ def build_optimiser(objective: nn.Module, config: OptimiserConfig) -> torch.opti
     matrices = [p for p in trained if p.squeeze().ndim > 1]
     vectors = [p for p in trained if p.squeeze().ndim <= 1]
     groups = [{"params": matrices, "decayed": True}, {"params": vectors, "decayed": False, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay[0])
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay[0])
 
 
 def agree(world: World, error: UserError | None) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from components.pretrain.intensity import Windows
+
+Triple = tuple[int, int, int]
 
 
 def axis_weights(start_B: Tensor, side_B: Tensor, size_in: int, size_out: int, flip_B: Tensor) -> Tensor:
@@ -39,22 +45,70 @@ def resample(x_BDHW: Tensor, depth_BOD: Tensor, height_BOH: Tensor, width_BOW: T
     return torch.bmm(depth_BOD, x_BDHW.flatten(2)).view(B, depth_BOD.shape[1], H, W)
 
 
-def resize_windows(hu: Tensor, windows: Windows, size: tuple[int, int, int]) -> Tensor:
-    """Window a whole box, then resize it, filtering where it shrinks: int16 (D, H, W) to float32 (C, *size) in [0, 1].
+@dataclass(frozen=True)
+class Level:
+    """A volume seen through its windows, ready to be cut and resized; small enough to be kept in memory.
 
-    Equal to :func:`apply_windows` followed by a resize, and several times faster: the clipping is done on int16, and
-    the scaling, which commutes with the resize, on the small result.
+    Attributes:
+        values: uint16 (C, D, H, W), HU above the lower end of each window; where ``halved``, sums over 2^3 voxels.
+        halved: one value stands for a block of 2^3 voxels.
+        windows: (centre, width) per channel.
     """
-    zero, flip = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
-    weights = [
-        axis_weights(zero, torch.tensor([float(n)]), n, m, flip)[0].to(hu.device)
-        for n, m in zip(hu.shape, size, strict=True)
-    ]
-    channels = []
-    for centre, width in windows:
-        low, high = centre - width / 2, centre + width / 2
-        x_DHW = hu.clamp(round(low), round(high)).float()
-        x_DHW = torch.mm(weights[0], x_DHW.flatten(1)).view(size[0], *hu.shape[1:])
-        x_DHW = torch.matmul(weights[1], x_DHW)
-        channels.append(torch.matmul(x_DHW, weights[2].T).sub_(low).div_(width).clamp_(0, 1))
-    return torch.stack(channels)
+
+    values: npt.NDArray[np.uint16]
+    halved: bool
+    windows: Windows
+
+    @classmethod
+    def of(cls, hu: npt.NDArray[np.int16], windows: Windows, halved: bool) -> Level:
+        """Window a volume; with ``halved``, average blocks of 2^3 voxels (an odd last plane is repeated)."""
+        channels = []
+        for centre, width in windows:
+            low = round(centre - width / 2)
+            x = (np.clip(hu, low, round(centre + width / 2)) - np.int16(low)).view(np.uint16)
+            for axis in range(3) if halved else ():
+                first, second = _every_second(x, axis, 0), _every_second(x, axis, 1)
+                if first.shape != second.shape:
+                    second = np.concatenate([second, first.take([-1], axis=axis)], axis=axis)
+                x = first + second  # at most 8 * 8191, which uint16 holds
+            channels.append(x)
+        return cls(np.stack(channels), halved, windows)
+
+    def resize(self, start: Triple, side: Triple, size: Triple) -> Tensor:
+        """Cut a box and resize it, filtering where it shrinks: float32 (C, *size) in [0, 1].
+
+        Args:
+            start, side: first value and number of values of the box along each axis, in values of this level.
+            size: voxels afterwards.
+        """
+        cut = tuple(slice(s, s + k) for s, k in zip(start, side, strict=True))
+        x_CDHW = torch.from_numpy(self.values[(slice(None), *cut)].astype(np.float32))
+        zero, still = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
+        depth, height, width = (
+            axis_weights(zero, torch.tensor([float(k)]), k, m, still)[0] for k, m in zip(side, size, strict=True)
+        )
+        x_CDHW = torch.matmul(x_CDHW, width.T)
+        x_CDHW = torch.matmul(height, x_CDHW)
+        x_CDHW = torch.matmul(depth, x_CDHW.flatten(2)).view(len(self.windows), *size)
+        scale = torch.tensor([w * (8 if self.halved else 1) for _, w in self.windows])
+        return x_CDHW.div_(scale[:, None, None, None]).clamp_(0, 1)
+
+
+def _every_second(x: npt.NDArray[np.uint16], axis: int, first: int) -> npt.NDArray[np.uint16]:
+    return x[tuple(slice(first, None, 2) if i == axis else slice(None) for i in range(3))]
+
+
+def may_halve(side: Triple, size: Triple, windows: Windows) -> bool:
+    """Whether a box of ``side`` voxels loses no detail when it is halved before it is resized to ``size``."""
+    return all(k >= 2 * m for k, m in zip(side, size, strict=True)) and all(w < 8192 for _, w in windows)
+
+
+def resize_windows(hu: npt.NDArray[np.int16], windows: Windows, size: Triple) -> Tensor:
+    """Window a whole volume, then resize it, filtering where it shrinks: int16 (D, H, W) to float32 (C, *size).
+
+    The windowing is done on int16, and the scaling to [0, 1], which commutes with the resize, on the small result.
+    """
+    d, h, w = hu.shape
+    level = Level.of(hu, windows, may_halve((d, h, w), size, windows))
+    _, d, h, w = level.values.shape
+    return level.resize((0, 0, 0), (d, h, w), size)

@@ -8,6 +8,7 @@ draws nothing.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,12 +19,13 @@ from torch import Tensor
 from components.preprocess.store import StoredVolume
 from components.pretrain.config import CropViewsConfig, InputConfig, MultiCropConfig
 from components.pretrain.intensity import apply_windows, gamma, histogram_shift, shift, smooth
-from components.pretrain.resample import axis_weights, resample, resize_windows
+from components.pretrain.resample import Level, axis_weights, may_halve, resample
 
 Sample = dict[str, npt.NDArray[np.generic]]
 Batch = dict[str, Tensor]
 Int16Array = npt.NDArray[np.int16]
 Size3 = tuple[int, int, int]
+Range = tuple[float, float]
 
 BODY_HU = -500  # above: body (or table); below: air and most of the lung
 TRIES_PER_CROP = 4
@@ -120,38 +122,41 @@ class MultiCropViews:
     def __init__(self, view: InputConfig, config: MultiCropConfig, patch: int, mask_ratio: float) -> None:
         self.view, self.config = view, config
         self.patches = math.prod(side // patch for side in view.size_vox)
+        self._levels: dict[tuple[Path, bool], Level] = {}  # in order of their last use
         self.visible = min(max(1, round(self.patches * (1 - mask_ratio))), self.patches - 1)
 
+    def _level(self, volume: StoredVolume, halved: bool) -> Level:
+        """The windowed volume, from memory where it is still there; the oldest one makes room."""
+        key = (volume.path, halved)
+        level = self._levels.pop(key, None) or Level.of(volume.read().hu, self.view.windows, halved)
+        self._levels[key] = level
+        while sum(kept.values.nbytes for kept in self._levels.values()) > self.config.cache_mb * 2**20:
+            del self._levels[next(iter(self._levels))]
+        return level
+
     def _boxes(
-        self,
-        hu: Int16Array,
-        rng: np.random.Generator,
-        count: int,
-        sides: tuple[float, float],
-        field: float,
-        size: Size3,
+        self, volume: StoredVolume, rng: np.random.Generator, count: int, sides: Range, field: float, size: Size3
     ) -> npt.NDArray[np.float32]:
         """``count`` boxes with sides of a random share of the volume's sides, windowed, resized: (count, C, *size)."""
-        views = []
-        shape = np.array(hu.shape)
+        a, b, c = (int(sides[0] * field * n) for n in volume.shape)
+        level = self._level(volume, may_halve((a, b, c), size, self.view.windows))
+        views, shape = [], np.array(level.values.shape[1:])
         for _ in range(count):
             side = np.maximum(1, np.round(rng.uniform(*sides) * field * shape)).astype(int)
             margin = (1 - field) / 2 * shape
             start = np.floor(margin + rng.uniform(size=3) * (field * shape - side)).astype(int).clip(0, shape - side)
-            box = hu[tuple(slice(s, s + k) for s, k in zip(start, side, strict=True))]
-            views.append(resize_windows(torch.from_numpy(np.ascontiguousarray(box)), self.view.windows, size))
+            views.append(level.resize(tuple(start.tolist()), tuple(side.tolist()), size))
         return np.asarray(torch.stack(views).numpy(), dtype=np.float32)
 
     def draw(self, volume: StoredVolume, rng: np.random.Generator) -> Sample:
         """Resized boxes ``global`` (G, C, ...) and ``local`` (L, C, ...), the views' numbers, and the masks (G, N)."""
         config = self.config
-        hu = volume.read().hu
         sample: Sample = {
-            "global": self._boxes(hu, rng, config.globals, config.global_side, 1.0, self.view.size_vox),
+            "global": self._boxes(volume, rng, config.globals, config.global_side, 1.0, self.view.size_vox),
         }
         if config.locals:
             sample["local"] = self._boxes(
-                hu, rng, config.locals, config.local_side, config.local_field, config.local_size_vox
+                volume, rng, config.locals, config.local_side, config.local_field, config.local_size_vox
             )
         for kind, count in (("global", config.globals), ("local", config.locals)):
             first = np.arange(count) == 0

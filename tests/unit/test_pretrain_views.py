@@ -12,14 +12,15 @@ from components.params import parse
 from components.preprocess.store import StoredVolume, write_volume
 from components.pretrain.config import CropViewsConfig, InputConfig, MultiCropConfig
 from components.pretrain.intensity import apply_windows, gamma, histogram_shift, smooth
-from components.pretrain.resample import axis_weights, resample, resize_windows
+from components.pretrain.resample import axis_weights, may_halve, resample, resize_windows
 from components.pretrain.views import CropViews, MultiCropViews, Views
 
 STILL = torch.zeros(1, dtype=torch.bool)
 
 
-def views_of(line: str) -> Views:
+def views_of(line: str, **changes: object) -> Views:
     config = block(line)
+    config["objective"]["views"] |= changes
     box = parse(InputConfig, config["input"], "input")
     if line == "wholebody":
         return CropViews(box, parse(CropViewsConfig, config["objective"]["views"], "views"))
@@ -47,19 +48,54 @@ def test_enlarged_crop_equals_interpolation_of_the_cut_piece() -> None:
 
 
 def test_shrinking_keeps_the_mean_and_does_not_alias() -> None:
-    hu = torch.zeros(64, 64, 64, dtype=torch.int16)
+    hu = np.zeros((64, 64, 64), dtype=np.int16)
     hu[::2] = 100
-    out = resize_windows(hu, ((50.0, 100.0),), (16, 16, 16))
-    inside = out[:, 1:-1]
-    assert torch.allclose(inside, torch.full_like(inside, 0.5), atol=0.01), "every second plane must average out"
+    for side in (16, 40):  # halved first, and not
+        out = resize_windows(hu, ((50.0, 100.0),), (side, side, side))
+        inside = out[:, 1:-1]
+        assert torch.allclose(inside.mean(), torch.tensor(0.5), atol=0.01), "every second plane must average out"
+    assert torch.allclose(resize_windows(hu, ((50.0, 100.0),), (16, 16, 16))[:, 1:-1], torch.tensor(0.5), atol=0.01)
+
+
+WINDOWS = ((40.0, 80.0), (600.0, 2800.0))
+
+
+def resized_directly(hu: np.ndarray, size: int) -> torch.Tensor:
+    weights = [axis_weights(torch.zeros(1), torch.tensor([n]), n, size, STILL).expand(2, -1, -1) for n in hu.shape]
+    return resample(apply_windows(torch.from_numpy(hu), WINDOWS), *weights)
 
 
 def test_windows_before_the_resize_or_after_the_clipping_are_the_same() -> None:
-    hu = torch.from_numpy(volume("head", 1).hu)
-    windows = ((40.0, 80.0), (600.0, 2800.0))
-    weights = [axis_weights(torch.zeros(1), torch.tensor([n]), n, 16, STILL).expand(2, -1, -1) for n in hu.shape]
-    expected = resample(apply_windows(hu, windows), *weights)
-    assert torch.allclose(resize_windows(hu, windows, (16, 16, 16)), expected, atol=1e-5)
+    hu = volume("head", 1).hu
+    size = min(hu.shape) // 2 + 1
+    assert torch.allclose(resize_windows(hu, WINDOWS, (size, size, size)), resized_directly(hu, size), atol=1e-5)
+
+
+def test_halving_changes_little_and_keeps_the_place() -> None:
+    z, y, x = np.indices((64, 66, 71))
+    hu = (40 + 35 * np.sin(z / 9) * np.cos(y / 8) * np.sin(x / 10)).astype(np.int16)  # 71: an odd side
+    halved = resize_windows(hu, WINDOWS, (16, 16, 16))
+    assert may_halve((64, 66, 71), (16, 16, 16), WINDOWS)
+    assert float((halved - resized_directly(hu, 16)).abs().max()) < 0.05
+    assert float((halved - resized_directly(hu, 16)).abs().mean()) < 0.005
+
+
+def test_the_largest_sum_of_a_block_fits() -> None:
+    hu = np.full((8, 8, 8), 32767, dtype=np.int16)
+    assert torch.allclose(resize_windows(hu, ((3000.0, 8000.0),), (4, 4, 4)), torch.ones(1, 4, 4, 4))
+    assert not may_halve((8, 8, 8), (4, 4, 4), ((3000.0, 8192.0),))
+
+
+def test_a_volume_kept_in_memory_gives_the_same_views(tmp_path: Path) -> None:
+    source = stored(tmp_path, "head")
+    draws = []
+    for cache_mb in (0, 64):
+        views = views_of("head", cache_mb=cache_mb)
+        draws += [views.draw(source, np.random.default_rng(1)) for _ in range(2)]
+        assert isinstance(views, MultiCropViews)
+        assert bool(views._levels) == (cache_mb > 0)
+    for other in draws[1:]:
+        assert all(np.array_equal(draws[0][key], other[key]) for key in draws[0])
 
 
 def test_smoothing_agrees_with_monai_inside() -> None:
