@@ -7,6 +7,7 @@ that names the key, its value, what is allowed and, for an unknown key, the near
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -64,6 +65,12 @@ def _tuples(value: Any) -> Any:
     return value
 
 
+def nearest(name: object, known: Sequence[str]) -> str:
+    """The end of an error line: the known name that ``name`` was probably meant to be, or nothing."""
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def _known_keys(config_class: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     """The keys allowed where ``path`` points, walking through nested blocks."""
     current: Any = config_class
@@ -93,8 +100,7 @@ def _line(config_class: type[BaseModel], problem: Any, prefix: str, block: Any) 
     key = ".".join([prefix, *map(str, path)])
     if problem["type"] == "extra_forbidden":
         known = _known_keys(config_class, path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(path[-1], known)
         return f"params.yaml: {key}: unknown key (value {problem['input']!r}); allowed here: {', '.join(known)}{hint}"
     if problem["type"] == "missing":
         return f"params.yaml: {key}: missing; add it ({problem['msg'].lower()})"
@@ -174,8 +180,7 @@ def check_file(path: Path = PARAMS_FILE) -> None:
     mistakes: list[str] = []
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = nearest(key, sorted(known))
             mistakes.append(f"params.yaml: {key}: unknown key; allowed here: {', '.join(sorted(known))}{hint}")
     shards(path)
     for line in LINES:
@@ -185,8 +190,7 @@ def check_file(path: Path = PARAMS_FILE) -> None:
             continue
         for stage in block:
             if stage not in stage_classes():
-                near = difflib.get_close_matches(str(stage), list(stage_classes()), n=1, cutoff=0.5)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = nearest(stage, list(stage_classes()))
                 mistakes.append(
                     f"params.yaml: {line}.{stage}: unknown key; allowed here: {', '.join(stage_classes())}{hint}"
                 )
