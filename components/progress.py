@@ -6,35 +6,60 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
 import cv2
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 LOG_SECONDS = 15.0
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
-def track(items: Iterable[ItemT], total: int, label: str) -> Iterator[ItemT]:
-    """Yield ``items``, showing how many of ``total`` are done and the time left."""
+def track(items: Iterable[ItemT], sizes: Sequence[int], label: str, in_bytes: bool = False) -> Iterator[ItemT]:
+    """Yield ``items``, showing how many are done, the time left and, ``in_bytes``, bytes per second.
+
+    Args:
+        items: as many as ``sizes``.
+        sizes: share of each item in the whole, such as its bytes; the time left follows from them.
+        label: what is going on.
+        in_bytes: the sizes are bytes.
+    """
+    total, whole = len(sizes), max(1, sum(sizes))
     if sys.stderr.isatty():
-        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        rate = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
+        columns = (TextColumn(label), BarColumn(), *rate, TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
-            yield from progress.track(items, total=total)
+            task = progress.add_task(label, total=whole)
+            for item, size in zip(items, sizes, strict=True):
+                yield item
+                progress.advance(task, size)
         return
     start = shown = time.monotonic()
-    for done, item in enumerate(items, 1):
+    done = 0
+    for number, (item, size) in enumerate(zip(items, sizes, strict=True), 1):
         yield item
+        done += size
         now = time.monotonic()
-        if now - shown > LOG_SECONDS and done < total:
-            left = (now - start) / done * (total - done)
-            print(f"{label}: {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+        if now - shown > LOG_SECONDS and number < total and done:
+            left = (now - start) / done * (whole - done)
+            speed = f", {done / (now - start) / 1e6:.1f} MB/s" if in_bytes else ""
+            print(f"{label}: {number}/{total}{speed}, {left:.0f} s left", file=sys.stderr, flush=True)
             shown = now
-    print(f"{label}: {total}/{total} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    speed = f", {done / max(1e-3, time.monotonic() - start) / 1e6:.1f} MB/s" if in_bytes else ""
+    print(f"{label}: {total}/{total} in {time.monotonic() - start:.0f} s{speed}", file=sys.stderr, flush=True)
 
 
 def _start_worker(environment: dict[str, str]) -> None:
@@ -44,16 +69,32 @@ def _start_worker(environment: dict[str, str]) -> None:
     cv2.setNumThreads(1)
 
 
-def map_series(function: Callable[[ItemT], ResultT], items: list[ItemT], label: str) -> list[ResultT]:
-    """``function`` over ``items`` in one process per core, results in the order of ``items``, with progress.
+def map_series(
+    function: Callable[[ItemT], ResultT],
+    items: list[ItemT],
+    label: str,
+    *,
+    workers: int | None = None,
+    size: Callable[[ItemT], int] | None = None,
+) -> list[ResultT]:
+    """``function`` over ``items`` in several processes, results in the order of ``items``, with progress.
 
     ``function`` and ``items`` are picklable. An exception in one item ends the run: a function that may fail on bad
     data returns that as its result.
+
+    Args:
+        function, items: what to do.
+        label: shown with the progress.
+        workers: processes; None takes one per core.
+        size: bytes of an item, for the rate and the time left; None counts every item alike.
     """
-    workers = min(len(items), os.cpu_count() or 1)
+    workers = min(len(items), workers or os.cpu_count() or 1)
+    sizes = [size(item) for item in items] if size else []
+    in_bytes = sum(sizes) > 0
+    sizes = sizes if in_bytes else [1] * len(items)
     if workers <= 1:
-        return list(track(map(function, items), len(items), label))
+        return list(track(map(function, items), sizes, label, in_bytes))
     # Fork would copy the locks of threads that torch, Arrow and OpenCV have started.
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(workers, context, _start_worker, (dict(os.environ),)) as pool:
-        return list(track(pool.map(function, items), len(items), label))
+        return list(track(pool.map(function, items), sizes, label, in_bytes))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from components.params import LINES, UserError
+from flows import cohorts
 from flows.environment import prepare
 
 
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--keep", type=Path, help="leave the clone in this new folder")
     command("params", _params, "Check params.yaml: every mistake in one line.", line=False)
     command("docs", _docs, "Build Great Expectations Data Docs of the judged tables.")
+    cohorts.add_parser(commands, LINES)
     sub = command("promote", _promote, "Make the present release the champion that later ones must not fall behind.")
     sub.add_argument("--none", action="store_true", help="unset the champion")
     sub = command("serve", _serve, "Serve the newest Bento of a line.")

@@ -9,9 +9,33 @@ from pydantic import Field
 from components.params import StageConfig
 
 
-class AcquireConfig(StageConfig):
-    """Attributes:
-    retries: further attempts at a series whose transfer failed.
+class TransferConfig(StageConfig):
+    """How long the transfer of one series may take, and how hard it is tried.
+
+    Attributes:
+        attempts: in all.
+        backoff_s: wait before the second attempt; doubled before each further one.
+        stall_s: without a new byte for so long, an attempt is given up.
+        slowest_mb_s: the deadline of an attempt is the time that its bytes take at this rate, and twice ``stall_s``.
+        connections: objects of one series in flight at a time.
     """
 
-    retries: Annotated[int, Field(ge=0, le=20)]
+    attempts: Annotated[int, Field(ge=1, le=20)]
+    backoff_s: Annotated[float, Field(ge=0)]
+    stall_s: Annotated[float, Field(gt=0)]
+    slowest_mb_s: Annotated[float, Field(gt=0)]
+    connections: Annotated[int, Field(ge=1, le=256)]
+
+    def deadline_s(self, size: int) -> float:
+        """Seconds that one attempt at ``size`` bytes may take."""
+        return 2 * self.stall_s + size / (self.slowest_mb_s * 1e6)
+
+
+class AcquireConfig(StageConfig):
+    """Attributes:
+    workers: series in transfer at a time; null takes one per core.
+    transfer: of one series.
+    """
+
+    workers: Annotated[int, Field(ge=1)] | None
+    transfer: TransferConfig

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from components.acquire.config import TransferConfig
 from components.acquire.sources import Source
 from components.files import replacing, sha256_file
 from components.params import UserError
 
 RAW = Path(".ctfoundry/raw")
+BUDGET_VARIABLE = "CTFOUNDRY_RAW_BUDGET_GB"
+RESERVE = 200 * 2**20  # the rest of the machine needs a little, too
 ANNOTATIONS = "annotations.json"  # beside the files, so that a resumed acquisition still has them
+
+
+class DiskFullError(UserError):
+    """The disk is full: no other series will fare better, so the stage stops."""
 
 
 def raw_folder(line: str, row: dict[str, Any], members: list[str], version: str) -> Path:
@@ -28,15 +36,79 @@ def raw_folder(line: str, row: dict[str, Any], members: list[str], version: str)
     return RAW / line / f"{row['series']}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
 
 
-def fetch(source: Source, row: dict[str, Any], members: list[str], folder: Path) -> None:
+def fetch(source: Source, row: dict[str, Any], members: list[str], folder: Path, transfer: TransferConfig) -> None:
     """Bring a series into ``folder``, unless it is there. Raises UserError or OSError; nothing half-done stays."""
     if folder.is_dir():
         return
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
-        known = source.fetch(row, members, temporary)
+        known = source.fetch(row, members, temporary, transfer)
         if known is not None:
             (temporary / ANNOTATIONS).write_text(known.to_json(orient="records", double_precision=6))
+
+
+def make_room(needed: int, keep: set[Path]) -> None:
+    """Evict series until ``needed`` more bytes fit into the cache's budget, then make sure that the disk holds them.
+
+    The budget is ``CTFOUNDRY_RAW_BUDGET_GB`` on this machine; without one, the free disk is the budget.
+
+    Args:
+        needed: bytes that are still to come.
+        keep: folders that may not go: those of the shard itself.
+
+    Raises:
+        UserError: the budget is no number, or budget or disk cannot hold the shard.
+    """
+    RAW.mkdir(parents=True, exist_ok=True)
+    for partial in RAW.glob("*/.*.partial"):  # what a killed run has left
+        if not _alive(int(partial.name.split(".")[-2])):
+            evict(partial)
+    held = {folder: _size(folder) for folder in RAW.glob("*/*") if folder.is_dir()}
+    of_shard = sum(size for folder, size in held.items() if folder in keep)
+    others = sorted((f for f in held if f not in keep), key=lambda f: (f.stat().st_mtime, f.name))
+    budget = _budget()
+    if budget is not None and needed + of_shard > budget:
+        raise UserError(
+            f"raw cache: the shard's {(needed + of_shard) / 1e9:.2f} GB are more than {BUDGET_VARIABLE} "
+            f"({budget / 1e9:.2f} GB) allows; raise it, or use more shards"
+        )
+    while others and ((budget is not None and sum(held.values()) + needed > budget) or needed > _free()):
+        oldest = others.pop(0)
+        evict(oldest)
+        del held[oldest]
+    if needed > _free():
+        raise UserError(
+            f"disk: {needed / 1e9:.2f} GB of the shard are still to come, {_free() / 1e9:.2f} GB are free at {RAW}; "
+            "free some, or use more shards"
+        )
+
+
+def _budget() -> int | None:
+    text = os.environ.get(BUDGET_VARIABLE)
+    if text is None:
+        return None
+    try:
+        return int(float(text) * 1e9)
+    except ValueError:
+        raise UserError(f"{BUDGET_VARIABLE}: {text!r} is not allowed: a number of gigabytes") from None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _free() -> int:
+    return shutil.disk_usage(RAW).free - RESERVE
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def data_files(folder: Path) -> list[Path]:

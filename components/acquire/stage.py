@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from components.acquire import raw
-from components.acquire.config import AcquireConfig
+from components.acquire.config import AcquireConfig, TransferConfig
 from components.acquire.headers import measure_series, read_instance
 from components.acquire.sources import Source, source_of
 from components.cohort.config import CohortConfig
@@ -34,7 +35,12 @@ class SeriesJob:
     row: dict[str, Any]
     members: list[str]
     cohort: CohortConfig
-    retries: int = 0
+    transfer: TransferConfig
+
+    @property
+    def bytes(self) -> int:
+        """What the source says; 0 where it is known only after the transfer."""
+        return int(self.row["bytes"])
 
     @property
     def source(self) -> Source:
@@ -45,24 +51,32 @@ class SeriesJob:
         return raw.raw_folder(self.line, self.row, self.members, self.source.version)
 
     def fetch(self) -> None:
-        """Raises UserError or OSError after the last attempt."""
-        for attempt in range(self.retries + 1):
+        """Raises UserError or OSError after the last attempt; DiskFullError at once."""
+        for attempt in range(1, self.transfer.attempts + 1):
             try:
-                raw.fetch(self.source, self.row, self.members, self.folder)
+                raw.fetch(self.source, self.row, self.members, self.folder, self.transfer)
                 return
+            except raw.DiskFullError:
+                raise
             except (UserError, OSError) as error:
-                if attempt == self.retries:
+                if attempt == self.transfer.attempts:
                     raise
-                log.warning("series %s: attempt %d failed: %s", self.row["series"], attempt + 1, error)
+                wait = self.transfer.backoff_s * 2 ** (attempt - 1)
+                log.warning(
+                    "series %s: attempt %d failed: %s; again in %.0f s", self.row["series"], attempt, error, wait
+                )
+                time.sleep(wait)
 
 
-def jobs_of(line: str, cohort_folder: Path, shard: int, cohort: CohortConfig, retries: int) -> list[SeriesJob]:
+def jobs_of(
+    line: str, cohort_folder: Path, shard: int, cohort: CohortConfig, transfer: TransferConfig
+) -> list[SeriesJob]:
     """One job per series of the shard, in the order of the cohort."""
     table = read_table(cohort_folder / "cohort.parquet")
     files = read_table(cohort_folder / "files.parquet")
     members = files[files["series"] != ""].groupby("series")["location"].apply(list).to_dict()
     rows = table[table["shard"] == shard].to_dict("records")
-    return [SeriesJob(line, {str(k): v for k, v in row.items()}, members.get(row["series"], []), cohort, retries)
+    return [SeriesJob(line, {str(k): v for k, v in row.items()}, members.get(row["series"], []), cohort, transfer)
             for row in rows]  # fmt: skip
 
 
@@ -79,6 +93,8 @@ def acquire_series(job: SeriesJob) -> Received:
     """Fetch, hash and measure one series. A failed transfer is a row with status ``failed``, never an exception."""
     try:
         job.fetch()
+    except raw.DiskFullError:
+        raise
     except (UserError, OSError) as error:
         detail = str(error) if isinstance(error, UserError) else f"{type(error).__name__} {error.strerror}"
         return Received({**job.row, "status": "failed", "detail": detail, **measure_series([])}, [], None)
@@ -107,7 +123,14 @@ def acquire_shard(
     line: str, shard: int, cohort_folder: Path, cohort: CohortConfig, config: AcquireConfig, folder: Path
 ) -> None:
     """Bring in every series of a shard; write ``receipt``, ``files`` and ``annotations`` (Parquet) to ``folder``."""
-    received = map_series(acquire_series, jobs_of(line, cohort_folder, shard, cohort, config.retries), "acquire")
+    jobs = jobs_of(line, cohort_folder, shard, cohort, config.transfer)
+    missing = [job for job in jobs if not job.folder.is_dir()]
+    for name in sorted({job.row["source"] for job in missing}):
+        source_of(name, line, cohort).check()
+    raw.make_room(sum(job.bytes for job in missing), keep={job.folder for job in jobs})
+    received = map_series(
+        acquire_series, jobs, "acquire", workers=config.workers, size=lambda job: int(job.row["bytes"])
+    )
     receipt = pd.DataFrame([r.row for r in received])
     # Columns that are empty in one shard must not change their type between shards.
     receipt = receipt.astype({c: float for c in receipt if str(c).endswith(("_mm", "_degrees", "_ratio"))})

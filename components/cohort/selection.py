@@ -223,3 +223,10 @@ def _attribution(database: duckdb.DuckDBPyConnection) -> pd.DataFrame:
         ORDER BY collection_id, license_short_name, source_DOI
         """
     ).df()
+
+
+def patients_of_ct() -> list[str]:
+    """PatientIDs of all CT in the index, sorted."""
+    path = table_path("idc_index")
+    rows = duckdb.sql(f"SELECT DISTINCT PatientID FROM read_parquet('{path}') WHERE Modality = 'CT' ORDER BY 1")
+    return [str(row[0]) for row in rows.fetchall()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -13,11 +12,10 @@ from components.cohort.config import CohortConfig
 from components.cohort.keys import patient_key
 from components.cohort.roots import root_of
 from components.evaluate.nodules import read_labels
-from components.files import write_table
+from components.files import write_json, write_table
 
 log = logging.getLogger(__name__)
 
-PHANTOM_ATTRIBUTION = {"collection": "ctfoundry-phantom", "licence": "Apache-2.0", "doi": ""}
 FILE_COLUMNS = ("location", "bytes", "status", "series")
 
 
@@ -37,11 +35,13 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
     names = [config.source] if config.source == "phantom" else [config.source, "phantom"]
     rows, files = [], []
     for name in names:
-        listing = source_of(name, line, config).list_series()
-        attribution = PHANTOM_ATTRIBUTION if name == "phantom" else {
-            "collection": config.collection, "licence": config.licence, "doi": config.doi}  # fmt: skip
-        rows += [_row(series, name, attribution, held_out) for series in listing.series]
+        listing = source_of(name, line, config).list_series(held_out)
+        rows += [_row(series, name, held_out) for series in listing.series]
         files += listing.files
+        if listing.selection is not None:
+            write_json(folder / "selection.json", listing.selection)
+        if listing.attribution is not None:
+            write_table(folder / "attribution.parquet", listing.attribution)
     cohort = pd.DataFrame(rows).sort_values("series", ignore_index=True)
     if cohort["series"].duplicated().any():
         raise RuntimeError("cohort: two series share a key")
@@ -58,8 +58,8 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
     return cohort
 
 
-def _row(series: Listed, source: str, attribution: dict[str, str], held_out: frozenset[str]) -> dict[str, object]:
-    row = {**asdict(series), "source": source, **attribution}
+def _row(series: Listed, source: str, held_out: frozenset[str]) -> dict[str, object]:
+    row = {**vars(series), "source": source}
     del row["members"]
     if series.role == "pretrain" and series.patient in held_out:
         row["role"] = row["split"] = "held_out"

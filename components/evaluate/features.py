@@ -187,7 +187,7 @@ def extract(
                 found[name].append(method.points(crops))
             waiting.clear()
 
-    for volume_name, rows in track(distinct.groupby("volume"), distinct["volume"].nunique(), "embedding"):
+    for volume_name, rows in track(distinct.groupby("volume"), [1] * distinct["volume"].nunique(), "embedding"):
         volume = volumes.open(str(volume_name))
         directions = volume.affine[:3, :3]  # of every volume the same: they are on the line's grid
         for place, x, y, z in rows[["place", "x", "y", "z"]].itertuples(index=False):

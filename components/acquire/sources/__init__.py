@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from components.acquire.config import TransferConfig
 from components.cohort.config import CohortConfig
 
 
@@ -24,6 +25,7 @@ class Listed:
         retest_of: series whose patient was scanned again, or ''.
         plan: the phantom scanner's plan as JSON, or ''.
         members: locations of its files, in the source's terms.
+        collection, licence, doi: attribution.
     """
 
     series: str
@@ -32,6 +34,9 @@ class Listed:
     location: str
     files: int
     bytes: int
+    collection: str
+    licence: str
+    doi: str
     role: str = "pretrain"
     split: str = "pretrain"
     retest_of: str = ""
@@ -41,10 +46,17 @@ class Listed:
 
 @dataclass(frozen=True)
 class Listing:
-    """All series of a source, and every file it holds: location, bytes, status, series ('' where in none)."""
+    """Attributes:
+    series: all series of a source.
+    files: every file it holds: location, bytes, status, series ('' where in none).
+    selection: how they were chosen from a larger index: funnel and receipt, where there is one.
+    attribution: whose data they are, with citations, where the source knows more than the rows say.
+    """
 
     series: list[Listed]
     files: list[dict[str, Any]] = field(default_factory=list)
+    selection: dict[str, Any] | None = None
+    attribution: pd.DataFrame | None = None
 
 
 class Source(Protocol):
@@ -56,12 +68,29 @@ class Source(Protocol):
 
     version: str
 
-    def list_series(self) -> Listing:
-        """Every series there is, judged by nobody yet."""
+    def list_series(self, held_out: frozenset[str]) -> Listing:
+        """Every series there is, judged by nobody yet.
+
+        Args:
+            held_out: keys of patients that are kept for evaluation. A source that chooses leaves them out; one that
+                lists what is there lists them, and the cohort marks them.
+        """
         ...
 
-    def fetch(self, row: dict[str, Any], members: list[str], folder: Path) -> pd.DataFrame | None:
+    def check(self) -> None:
+        """Raise UserError where this machine cannot reach the source, before any series is tried."""
+        ...
+
+    def fetch(
+        self, row: dict[str, Any], members: list[str], folder: Path, transfer: TransferConfig
+    ) -> pd.DataFrame | None:
         """Bring one series' files into ``folder``; returns its annotation rows where the source knows them.
+
+        Args:
+            row: of the cohort.
+            members: locations of its files, where the source lists them.
+            folder: exists and is empty.
+            transfer: how long it may take.
 
         Raises:
             UserError or OSError: the transfer failed; ``folder`` is then thrown away by the caller.
@@ -78,7 +107,11 @@ def source_of(name: str, line: str, config: CohortConfig) -> Source:
     if name == "dicom":
         from components.acquire.sources.dicom import DicomSource
 
-        return DicomSource(config.source_digest, f"{line}.cohort.source_digest")
+        return DicomSource(config, line)
+    if name == "idc":
+        from components.acquire.sources.idc import IdcSource
+
+        return IdcSource(config.idc)
     from components.acquire.sources.nifti import NiftiSource
 
-    return NiftiSource(config.source_digest, f"{line}.cohort.source_digest")
+    return NiftiSource(config, line)

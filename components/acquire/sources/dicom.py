@@ -10,8 +10,10 @@ from typing import Any
 import pandas as pd
 
 from components.acquire.archive import LOCAL_LIMITS, ArchiveError, copy_member, members, open_zip
+from components.acquire.config import TransferConfig
 from components.acquire.headers import Instance, group_series, read_instance, read_instance_bytes
 from components.acquire.sources import Listed, Listing
+from components.cohort.config import CohortConfig
 from components.cohort.keys import patient_key, series_key
 from components.cohort.roots import check_pinned, root_of
 from components.params import UserError
@@ -49,7 +51,7 @@ def _walk_zip(path: Path, location: str, size: int) -> Iterator[Instance]:
         yield Instance(location, size, "unreadable")
 
 
-def list_tree(root: Path) -> Listing:
+def list_tree(root: Path, config: CohortConfig) -> Listing:
     """Series and files of a tree. An unreadable file counts to the series of its folder where that has only one,
     so that the damage is judged with the series, not lost."""
     instances = list(walk(root))
@@ -66,7 +68,7 @@ def list_tree(root: Path) -> Listing:
     listed, owner = [], {}
     for identity, group in groups.items():
         files = sorted(group + orphans.get(identity, []), key=lambda i: i.location)
-        series = _listed(identity, files)
+        series = _listed(identity, files, config)
         listed.append(series)
         owner.update(dict.fromkeys(series.members, series.series))
     rows = [
@@ -80,7 +82,7 @@ def _folder(location: str) -> str:
     return location.rpartition("/")[0]
 
 
-def _listed(identity: str, files: list[Instance]) -> Listed:
+def _listed(identity: str, files: list[Instance], config: CohortConfig) -> Listed:
     patient_id = next((i.tags["PatientID"] for i in files if i.tags.get("PatientID")), "")
     folders = sorted({_folder(i.location) for i in files})
     location = folders[0] if len(folders) == 1 else ";".join(folders)
@@ -92,6 +94,9 @@ def _listed(identity: str, files: list[Instance]) -> Listed:
         location=location,
         files=len(files),
         bytes=sum(i.bytes for i in files),
+        collection=config.collection,
+        licence=config.licence,
+        doi=config.doi,
         members=tuple(i.location for i in files),
     )
 
@@ -105,18 +110,22 @@ def _name(folder: str) -> str:
 class DicomSource:
     """A tree of DICOM files under the root ``dicom``."""
 
-    def __init__(self, digest: str | None, key: str) -> None:
-        """``digest`` pins the tree; ``key`` is its dotted name in params.yaml."""
-        self._digest, self._key = digest, key
-        self.version = digest or ""
+    def __init__(self, config: CohortConfig, line: str) -> None:
+        self._config, self._key = config, f"{line}.cohort.source_digest"
+        self.version = config.source_digest or ""
 
-    def list_series(self) -> Listing:
-        listing = list_tree(check_pinned("dicom", self._digest, self._key))
+    def list_series(self, held_out: frozenset[str]) -> Listing:
+        listing = list_tree(check_pinned("dicom", self._config.source_digest, self._key), self._config)
         if not listing.series:
             raise UserError("root 'dicom': no DICOM file below it; allowed: folders and zips of DICOM files")
         return listing
 
-    def fetch(self, row: dict[str, Any], members: list[str], folder: Path) -> pd.DataFrame | None:
+    def check(self) -> None:
+        root_of("dicom")
+
+    def fetch(
+        self, row: dict[str, Any], members: list[str], folder: Path, transfer: TransferConfig
+    ) -> pd.DataFrame | None:
         """Copy the members under numbered names: names from a zip are never used as paths."""
         root = root_of("dicom")
         archives: dict[str, zipfile.ZipFile] = {}

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 import components.phantom
+from components.acquire.config import TransferConfig
 from components.acquire.sources import Listed, Listing
 from components.cohort.keys import patient_key, series_key
 from components.phantom.config import PhantomConfig
@@ -32,7 +33,7 @@ class PhantomSource:
         self._line, self._config, self._pretrain = line, config, pretrain
         self.version = _scanner_version()
 
-    def list_series(self) -> Listing:
+    def list_series(self, held_out: frozenset[str]) -> Listing:
         plans = [p for p in plan_scans(self._line, self._config) if self._pretrain or p.role == "evaluation"]
         return Listing([self._listed(plan) for plan in plans])
 
@@ -44,11 +45,19 @@ class PhantomSource:
             location="",
             files=0,
             bytes=0,
+            collection="ctfoundry-phantom",
+            licence="Apache-2.0",
+            doi="",
             role=plan.role,
             split=plan.split,
             retest_of=series_key(plan.retest_of) if plan.retest_of else "",
             plan=plan.to_json(),
         )
 
-    def fetch(self, row: dict[str, Any], members: list[str], folder: Path) -> pd.DataFrame | None:
+    def check(self) -> None:
+        """It is part of this program."""
+
+    def fetch(
+        self, row: dict[str, Any], members: list[str], folder: Path, transfer: TransferConfig
+    ) -> pd.DataFrame | None:
         return scan(ScanPlan.from_json(row["plan"]), folder)

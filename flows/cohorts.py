@@ -1,0 +1,124 @@
+"""``ctfoundry cohort``: look at a selection before it is transferred, compare two, fetch the index's large tables."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.params import UserError
+
+if TYPE_CHECKING:  # what takes long to import is imported where it is used
+    import pandas as pd
+
+    from components.cohort.config import IdcConfig
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], lines: tuple[str, ...]) -> None:
+    """Add ``cohort`` and what follows it."""
+    parser = commands.add_parser("cohort", help="Preview and compare selections from the Imaging Data Commons.")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    preview = actions.add_parser(
+        "preview", help="the funnel and breakdowns of a selection, without any transfer",
+        description="The funnel and breakdowns of a selection, from the index on this machine; nothing is transferred. "
+        "Options stand in params.yaml, <line>.cohort.idc; those given here take their place for this preview.",
+    )  # fmt: skip
+    preview.set_defaults(run=_preview)
+    preview.add_argument("--line", choices=lines, default="wholebody", help="model line (default: wholebody)")
+    preview.add_argument("--query", help="a file of components/cohort/queries, without .sql")
+    preview.add_argument("--idc-version", type=int, help="newest IDC version whose series are taken")
+    preview.add_argument("--licence", action="append", help="allow this licence (again for more)")
+    preview.add_argument("--collection", action="append", help="take only this collection (again for more)")
+    preview.add_argument("--sample", type=int, help="at most so many series")
+    preview.add_argument("--output", type=Path, help="write the table, attribution, funnel and receipt to this folder")
+
+    diff = actions.add_parser(
+        "diff", help="what two selections, releases or IDC versions have in common, and what not",
+        description="Compare two selections by series and patient. Each is an IDC version such as v14, a table "
+        "(selection.parquet, cohort.parquet), or a git revision, whose cohort is taken from DVC's cache.",
+    )  # fmt: skip
+    diff.set_defaults(run=_diff)
+    diff.add_argument("before", help="v<IDC version>, a .parquet file, or a git revision")
+    diff.add_argument("after", help="likewise")
+    diff.add_argument("--line", choices=lines, default="wholebody", help="model line (default: wholebody)")
+
+    fetch = actions.add_parser("fetch-index", help="fetch ct_index and volume_geometry_index through idc-index")
+    fetch.set_defaults(run=_fetch_index)
+
+
+def _preview(arguments: argparse.Namespace) -> int:
+    from components.cohort.preview import print_preview, write_selection
+    from components.cohort.selection import select
+    from flows.artifacts import wide_console
+
+    changes = {
+        "query": arguments.query,
+        "idc_version": arguments.idc_version,
+        "licences": arguments.licence,
+        "collections": arguments.collection,
+        "sample": arguments.sample,
+    }
+    selection = select(_config(arguments.line, {k: v for k, v in changes.items() if v is not None}))
+    print_preview(selection, wide_console())
+    if arguments.output:
+        write_selection(selection, arguments.output)
+        print(f"written to {arguments.output}: selection.parquet, attribution.parquet, selection.json")
+    return 0
+
+
+def _config(line: str, changes: dict[str, object]) -> IdcConfig:
+    from components.cohort.config import IdcConfig
+    from components.params import parse, read_yaml
+
+    return parse(IdcConfig, {**read_yaml()[line]["cohort"]["idc"], **changes}, f"{line}.cohort.idc")
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from components.cohort.diff import compare, print_diff
+    from flows.artifacts import wide_console
+
+    tables = [_table(text, arguments.line) for text in (arguments.before, arguments.after)]
+    print_diff(compare(*tables), arguments.before, arguments.after, wide_console())
+    return 0
+
+
+def _table(text: str, line: str) -> pd.DataFrame:
+    """A selection as a table with columns series, patient, collection, licence, bytes."""
+    from components.cohort.diff import of_cohort, of_selection
+    from components.cohort.selection import select
+    from components.files import read_table
+
+    if text[:1] == "v" and text[1:].isdigit():
+        return of_selection(select(_config(line, {"idc_version": int(text[1:])})).series)
+    path = Path(text)
+    if path.suffix == ".parquet":
+        if not path.is_file():
+            raise UserError(f"cohort {text!r}: no such file")
+        return of_cohort(read_table(path))
+    from dvc.api import DVCFileSystem
+
+    try:
+        with DVCFileSystem(".", rev=text).open(f"data/{line}/cohort/cohort.parquet", "rb") as stream:
+            import pandas as pd
+
+            return of_cohort(pd.read_parquet(stream))
+    except Exception as error:  # DVC, git and its cache each raise their own kinds
+        raise UserError(
+            f"cohort {text!r}: no IDC version, .parquet file or git revision with a cohort in DVC's cache "
+            f"({type(error).__name__}); `dvc fetch` may help"
+        ) from None
+
+
+def _fetch_index(arguments: argparse.Namespace) -> int:
+    from components.cohort.selection import FETCHED, table_path
+
+    for name in FETCHED:
+        if table_path(name) is None:
+            from idc_index import IDCClient
+
+            IDCClient.client().fetch_index(name)
+        if table_path(name) is None:  # idc-index logs what went wrong and returns
+            raise UserError(f"{name}: could not be fetched; is the network up?")
+        print(f"{name}: {table_path(name)}")
+    return 0
