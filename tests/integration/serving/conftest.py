@@ -22,7 +22,7 @@ from components.pretrain.embed import EmbedConfig, Embedder
 from components.pretrain.models import build_encoder
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release with a small untrained encoder and the whole-body line's own preprocessing and thresholds."""
     folder = tmp_path_factory.mktemp("releases") / "wholebody"
@@ -37,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def url(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The service on a free port of 127.0.0.1."""
     with socket.socket() as probe:
@@ -78,6 +78,6 @@ def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> N
     raise AssertionError(f"the service did not start:\n{log.read_text()[-4000:]}")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def good() -> bytes:
     return zipped({**ct_series(), "README.txt": b"hello", "DICOMDIR.zip": zipped({"a": b"b"})})
