@@ -79,8 +79,10 @@ def crop_at(volume: AnyVolume, point_mm: Array, size: tuple[int, int, int]) -> I
 
 def histogram(hu: Int16Array, config: HistogramConfig) -> Array:
     """Share of voxels in each of the equal bins (bins,); values outside the range count in the end bins."""
-    scaled = (hu.ravel().astype(np.int64) - config.low_hu) * config.bins // (config.high_hu - config.low_hu)
-    counts = np.bincount(np.clip(scaled, 0, config.bins - 1), minlength=config.bins)
+    of_value = np.bincount(hu.ravel().view(np.uint16), minlength=2**16)  # the bins of 65,536 values, not of all voxels
+    values = np.arange(2**16).astype(np.uint16).view(np.int16).astype(np.int64)
+    bins = (values - config.low_hu) * config.bins // (config.high_hu - config.low_hu)
+    counts = np.bincount(np.clip(bins, 0, config.bins - 1), weights=of_value, minlength=config.bins)
     share: Array = counts / counts.sum()
     return share
 
@@ -193,8 +195,9 @@ def extract(
         for place, x, y, z in rows[["place", "x", "y", "z"]].itertuples(index=False):
             if np.isnan(x):
                 order.append(place)
+                whole = volume.read() if isinstance(volume, StoredVolume) else volume
                 for name, method in methods.items():
-                    found[name].append(method.whole(volume)[None])
+                    found[name].append(method.whole(whole)[None])
             else:
                 waiting.append((place, crop_at(volume, np.array([x, y, z]), patch)))
         if len(waiting) >= BATCH:

@@ -5,10 +5,28 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
 from components.pretrain.config import DinoConfig
+
+
+class BatchStandardise(nn.Module):
+    """Zero mean and unit variance of each feature over the *global* batch: (B, D) to (B, D).
+
+    A batch norm without affine part and without memory, over all workers on any device: torch's own synchronised one
+    needs CUDA, and statistics of one worker's few rows would make the targets depend on the number of workers.
+    """
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        rows = torch.full((1,), float(len(x_BD)), device=x_BD.device)
+        sums = torch.cat([x_BD.sum(dim=0), x_BD.square().sum(dim=0), rows])
+        if distributed.is_available() and distributed.is_initialized():
+            # The differentiable one: every worker's loss depends on every worker's rows.
+            sums = all_reduce(sums)  # type: ignore[no-untyped-call]
+        mean_D, square_D = (sums[:-1] / sums[-1]).chunk(2)
+        return (x_BD - mean_D) * torch.rsqrt((square_D - mean_D.square()).clamp(min=0) + 1e-5)
 
 
 class DinoHead(nn.Module):
@@ -21,7 +39,7 @@ class DinoHead(nn.Module):
     def __init__(self, dim: int, config: DinoConfig) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.BatchNorm1d(dim, affine=False),
+            BatchStandardise(),
             nn.Linear(dim, config.hidden),
             nn.GELU(),
             nn.Linear(config.hidden, config.hidden),

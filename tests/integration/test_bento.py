@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-import httpx
 import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from released import ROOT, first_answer, free_port, write_release
 
 from components.bundle.inputs import code_hash
 from components.bundle.manifest import Manifest, write_manifest
-from components.files import sha256_file, write_json
-from components.params import UserError, read_yaml
-from components.pretrain.config import InputConfig, SegResConfig
-from components.pretrain.embed import EmbedConfig, Embedder
-from components.pretrain.models import build_encoder
+from components.files import sha256_file
+from components.params import UserError
 from serving.build import bento_environment, bento_path, bento_tag, build_bento
 from serving.requirements import pinned_requirements
 from serving.run import serve_command
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pins = sorted(f"{d.name}=={d.version}" for d in metadata.distributions() if d.name != "ctfoundry")
     (root / "constraints.txt").write_text("\n".join(["--extra-index-url https://wheels.invalid/simple", *pins]) + "\n")
     folder = root / "releases" / "wholebody"
-    parameters = read_yaml(ROOT / "params.yaml")["wholebody"]
-    view = InputConfig(orientation="SPL", spacing_mm=(3.0, 1.0, 1.0), size_vox=(16, 64, 64), windows=((0.0, 2000.0),))
-    config = SegResConfig(kind="segres", init_filters=4, blocks_down=(1, 1))
-    encoder = build_encoder(config, view, seed=1)
-    Embedder.from_encoder(encoder, EmbedConfig(line="wholebody", encoder=config, input=view)).save(folder)
-    write_json(folder / "preprocess.json", parameters["preprocess"])
-    write_json(folder / "quality.json", {"headers": parameters["screen"], "volumes": parameters["curate"]})
+    write_release(folder)
     (folder / "MODEL_CARD.md").write_text("# A model card\n")
     _sign(root)
     return root
@@ -116,33 +103,18 @@ def test_code_that_is_not_the_bundles_builds_no_bento(root: Path, tag: str) -> N
 
 
 def test_a_bento_is_served_with_its_own_code_and_bundle(tag: str, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = serve_command(tag, port=port)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=tmp_path, env=bento_environment(), stdout=log, stderr=log)
         try:
-            told = _model(server, f"http://127.0.0.1:{port}", tmp_path / "log")
+            told = first_answer(server, f"http://127.0.0.1:{port}/model", tmp_path / "log").json()
         finally:
             server.terminate()
             server.wait(timeout=30)
     assert told["digest"].startswith(tag.partition(":")[2])
     assert told["mark"] == "this copy"
-
-
-def _model(server: subprocess.Popen[bytes], url: str, log: Path) -> dict[str, str]:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            response = httpx.get(f"{url}/model", timeout=2)
-            if response.status_code == 200:
-                return dict(response.json())
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError(f"the service did not start:\n{log.read_text()[-4000:]}")
 
 
 @pytest.mark.parametrize(

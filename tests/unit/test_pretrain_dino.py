@@ -1,12 +1,20 @@
 """Self-distillation: the loss by its definition, the schedules over the whole run."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from components.pretrain.dino import cosine_schedule, dino_loss, entropy, teacher_probabilities, update_teacher
+from components.pretrain.dino import (
+    BatchStandardise,
+    cosine_schedule,
+    dino_loss,
+    entropy,
+    teacher_probabilities,
+    update_teacher,
+)
 
 
 def test_equals_the_definition_over_pairs_of_different_views() -> None:
@@ -53,3 +61,35 @@ def test_entropy_is_a_share_of_the_largest() -> None:
     assert entropy(torch.full((2, 8), 1 / 8)).item() == pytest.approx(1)
     assert entropy(torch.eye(8)).item() == pytest.approx(0, abs=1e-6)
     assert entropy(torch.tensor([[0.5, 0.5, 0, 0]])).item() == pytest.approx(math.log(2) / math.log(4), rel=1e-4)
+
+
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(8, 5, generator=generator) * 3 + 1, torch.randn(8, 5, generator=generator)
+
+
+def test_standardising_equals_a_batch_norm_without_affine_part() -> None:
+    x, _ = rows()
+    assert torch.allclose(BatchStandardise()(x), nn.BatchNorm1d(5, affine=False)(x), atol=1e-5)
+
+
+def one_of_two_workers(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    x, weight = (part[4 * rank : 4 * rank + 4] for part in rows())
+    x = x.clone().requires_grad_()
+    y = BatchStandardise()(x)
+    (y.square() * weight).sum().backward()
+    torch.save((y.detach(), x.grad), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_standardise_over_the_rows_of_both(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two_workers, (tmp_path,), nprocs=2)
+    x, weight = rows()
+    x.requires_grad_()
+    y = BatchStandardise()(x)
+    (y.square() * weight).sum().backward()
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert torch.allclose(torch.cat([part[0] for part in found]), y, atol=1e-5)
+    assert x.grad is not None
+    assert torch.allclose(torch.cat([part[1] for part in found]), x.grad, atol=1e-5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +13,6 @@ import numpy as np
 import pydicom
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-ROOT = Path(__file__).resolve().parents[3]
 PATIENT = "SECRET^PATIENT"
 MAX_BODY = 256 * 1024**2
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from client import PATIENT, ROOT, ct_series, ct_slice, nifti, post, zipped
+from client import PATIENT, ct_series, ct_slice, nifti, post, zipped
+from released import ROOT
 
 from components.params import read_yaml
 from components.pretrain.embed import Embedder

@@ -1,0 +1,50 @@
+"""A small release to serve, and a server to wait for."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+
+from components.files import write_json
+from components.params import read_yaml
+from components.pretrain.config import InputConfig, SegResConfig
+from components.pretrain.embed import EmbedConfig, Embedder
+from components.pretrain.models import build_encoder
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_release(folder: Path) -> None:
+    """An untrained encoder, the whole-body line's own preprocessing and thresholds; the manifest is the caller's."""
+    parameters = read_yaml(ROOT / "params.yaml")["wholebody"]
+    view = InputConfig(orientation="SPL", spacing_mm=(3.0, 1.0, 1.0), size_vox=(16, 64, 64), windows=((0.0, 2000.0),))
+    config = SegResConfig(kind="segres", init_filters=4, blocks_down=(1, 1, 1))
+    encoder = build_encoder(config, view, seed=1)
+    Embedder.from_encoder(encoder, EmbedConfig(line="wholebody", encoder=config, input=view)).save(folder)
+    write_json(folder / "preprocess.json", parameters["preprocess"])
+    write_json(folder / "quality.json", {"headers": parameters["screen"], "volumes": parameters["curate"]})
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def first_answer(server: subprocess.Popen[bytes], url: str, log: Path) -> httpx.Response:
+    """The first 200 at ``url``; fails with the end of ``log`` where the server ends before, or two minutes are over."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            response = httpx.get(url, timeout=2)
+            if response.status_code == 200:
+                return response
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"the service did not start:\n{log.read_text()[-4000:]}")
