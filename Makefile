@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
-	@echo "variables: LINE=wholebody|head  SOURCE=phantom|dicom:<dir>|nifti:<dir>  EVALUATION=lidc_nodules:<dir>|none"
+	@echo "variables: LINE=wholebody|head  SOURCE=phantom|idc|dicomweb|dicom:<dir>|nifti:<dir>  EVALUATION=lidc_nodules:<dir>|none  PRIVACY=critical|reject|warning"
 
 # Pip's own file list tells nothing of a half-done install: the stamp is written last.
 $(READY): constraints.txt pyproject.toml
@@ -22,7 +22,7 @@ $(READY): constraints.txt pyproject.toml
 	@touch $@
 
 release: $(READY) ## make a release of LINE from SOURCE: run the graph, judge the gates, build the Bento
-	@$(BIN)/ctfoundry release --line $(LINE) --source '$(SOURCE)' $(if $(EVALUATION),--evaluation '$(EVALUATION)')
+	@$(BIN)/ctfoundry release --line $(LINE) --source '$(SOURCE)' $(if $(EVALUATION),--evaluation '$(EVALUATION)') $(if $(PRIVACY),--privacy '$(PRIVACY)')
 
 test: $(READY) ## fast unit tests and integration tests with the real tools
 	$(BIN)/python -m pytest -m "not slow"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
-import cv2
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,8 +23,14 @@ from rich.progress import (
 )
 
 LOG_SECONDS = 15.0
+LOG_WIDTH = 140  # of tables in a log, so that a digest stays on one line
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+
+
+def wide_console() -> Console:
+    """The terminal at its own width; a log or a pipe at a width that folds no digest."""
+    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
 
 
 def track(items: Iterable[ItemT], sizes: Sequence[int], label: str, in_bytes: bool = False) -> Iterator[ItemT]:
@@ -65,6 +70,8 @@ def track(items: Iterable[ItemT], sizes: Sequence[int], label: str, in_bytes: bo
 def _start_worker(environment: dict[str, str]) -> None:
     """The fork server keeps the environment it was started with; and with one process per core, OpenCV's own threads
     would only contend."""
+    import cv2
+
     os.environ.update(environment)
     cv2.setNumThreads(1)
 

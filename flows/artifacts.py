@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import base64
-import sys
 from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from rich.console import Console
 from rich.table import Table
 
 from components.files import read_json
 from components.params import shards
+from components.progress import wide_console
 
-LOG_WIDTH = 140  # of tables in a log, so that a digest stays on one line
 MAX_INLINE_BYTES = 400_000  # of one plot on Prefect's page
 
 
@@ -66,8 +64,10 @@ def funnel_rows(funnel: dict[str, Any]) -> list[dict[str, Any]]:
 def quality_rows(line: str) -> list[dict[str, Any]]:
     """One row per rule and suite, shards added up."""
     data = Path("data") / line
-    found = [read_json(data / "screen" / str(shard) / "quality.json") for shard in shards()]
-    found.append(read_json(data / "curate" / "quality.json"))
+    found = [read_json(data / "cohort" / "quality.json")]
+    found += [read_json(data / "screen" / str(shard) / "quality.json") for shard in shards()]
+    release = read_json(data / "curate" / "drift.json")
+    found += [read_json(data / "curate" / "quality.json"), release]
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for suite in found:
         for rule in suite["rules"]:
@@ -83,12 +83,9 @@ def quality_rows(line: str) -> list[dict[str, Any]]:
             )
             row["failed"] += rule["failed"]
             row["met"] = row["met"] and rule["success"]
-    return list(rows.values())
-
-
-def wide_console() -> Console:
-    """The terminal at its own width; a log or a pipe at a width that folds no digest."""
-    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
+    unjudged = {"suite": release["suite"], "expectation": f"not judged: {release['why']}", "severity": "-",
+                "failed": "-", "met": "-"}  # fmt: skip
+    return [*rows.values(), *([] if release["judged"] else [unjudged])]
 
 
 def print_summary(line: str, tag: str | None, digest: str | None, data_docs: str | None) -> None:
@@ -114,6 +111,7 @@ def print_summary(line: str, tag: str | None, digest: str | None, data_docs: str
         {"what": "bundle digest", "where": digest or "no new bundle"},
         {"what": "bundle", "where": f"releases/{line}"},
         {"what": "evaluation report", "where": f"data/{line}/evaluate/report.html"},
+        {"what": "data quality", "where": f"reports/{line}/quality.html" if data_docs else "none"},
         {"what": "Data Docs", "where": data_docs or "none"},
     ]
     console.print(_table(f"Release of line {line}", rows))

@@ -1,4 +1,7 @@
-"""The champion: the release that later ones must not fall behind. Its figures are tracked in ``infra/champions``."""
+"""The champion: the release that later ones must not fall behind.
+
+Its figures and its training set's data profile are tracked in ``infra/champions``, so that a fresh clone has them.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ def promote(line: str) -> str:
     manifest = verify_bundle(folder)
     metrics = read_json(folder / "metrics.json")
     champion = {"bundle": manifest.digest, "evaluation_data": metrics["evaluation_data"], "metrics": metrics}
+    profile = folder / "profile.json"  # a release made by an earlier version has none
+    champion["profile"] = read_json(profile) if profile.is_file() else None
     write_json(_file(line), {"champion": champion})
     return f"{_file(line)}: champion is bundle {manifest.digest[:16]}; commit this file"
 

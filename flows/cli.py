@@ -40,11 +40,18 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("release", _release, "Make a release: run the graph as a Prefect flow, build the Bento.")
-    sub.add_argument("--source", help="phantom, dicom:<folder> or nifti:<folder> (default: what params.yaml says)")
+    sub.add_argument(
+        "--source", help="phantom, idc, dicomweb, dicom:<folder> or nifti:<folder> (default: what params.yaml says)"
+    )
     sub.add_argument(
         "--evaluation",
         help="real evaluation set: lidc_nodules:<folder> or none (default: a folder lidc_nodules beside the source's)",
     )
+    sub.add_argument(
+        "--privacy", choices=("critical", "reject", "warning"),
+        help="what it costs where a header names a person or holds unknown private elements: the run, the series, or a "
+        "warning, for data that you know to be harmless (default: what params.yaml says)",
+    )  # fmt: skip
     sub = command(
         "verify", _verify, "Recompute the release from its commit without any cache and compare every output."
     )
@@ -52,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     command("params", _params, "Check params.yaml: every mistake in one line.", line=False)
     command("docs", _docs, "Build Great Expectations Data Docs of the judged tables.")
     cohorts.add_parser(commands, LINES)
+    sub = command("locate", _locate, "Where the bytes of a pseudonym in a table lie on this machine.")
+    sub.add_argument("key", help="a series' key, or a file's in the cohort's table of files")
     sub = command("promote", _promote, "Make the present release the champion that later ones must not fall behind.")
     sub.add_argument("--none", action="store_true", help="unset the champion")
     sub = command("serve", _serve, "Serve the newest Bento of a line.")
@@ -64,12 +73,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _release(arguments: argparse.Namespace) -> int:
     from components.params import check_file
-    from flows.sources import pin_source
+    from flows.sources import pin, pin_source
 
     check_file()
     if arguments.source:
         pin_source(arguments.line, arguments.source, arguments.evaluation)
-        check_file()
+    if arguments.privacy:
+        pin(arguments.line, "screen", {"privacy": arguments.privacy})
+    check_file()
     from components.files import read_json
     from flows.artifacts import print_summary
     from flows.release import GateFailed, StageFailed, release
@@ -88,7 +99,7 @@ def _release(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from flows.artifacts import wide_console
+    from components.progress import wide_console
     from flows.verify import verify
 
     compared = verify(arguments.line, arguments.keep)
@@ -113,6 +124,13 @@ def _params(arguments: argparse.Namespace) -> int:
 
 def _docs(arguments: argparse.Namespace) -> int:
     return subprocess.run([sys.executable, "-m", "components.quality", "--line", arguments.line]).returncode
+
+
+def _locate(arguments: argparse.Namespace) -> int:
+    from components.acquire.locate import locate
+
+    print("\n".join(locate(arguments.line, arguments.key)))
+    return 0
 
 
 def _promote(arguments: argparse.Namespace) -> int:

@@ -50,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], li
 def _preview(arguments: argparse.Namespace) -> int:
     from components.cohort.preview import print_preview, write_selection
     from components.cohort.selection import select
-    from flows.artifacts import wide_console
+    from components.progress import wide_console
 
     changes = {
         "query": arguments.query,
@@ -76,7 +76,7 @@ def _config(line: str, changes: dict[str, object]) -> IdcConfig:
 
 def _diff(arguments: argparse.Namespace) -> int:
     from components.cohort.diff import compare, print_diff
-    from flows.artifacts import wide_console
+    from components.progress import wide_console
 
     tables = [_table(text, arguments.line) for text in (arguments.before, arguments.after)]
     print_diff(compare(*tables), arguments.before, arguments.after, wide_console())
@@ -115,7 +115,7 @@ def _fetch_index(arguments: argparse.Namespace) -> int:
 
     for name in FETCHED:
         if table_path(name) is None:
-            from idc_index import IDCClient
+            from idc_index.index import IDCClient
 
             IDCClient.client().fetch_index(name)
         if table_path(name) is None:  # idc-index logs what went wrong and returns

@@ -1,7 +1,8 @@
-"""Pin where a line's CT comes from: ``phantom``, ``dicom:<dir>`` or ``nifti:<dir>``.
+"""Pin where a line's CT comes from: ``phantom``, ``idc``, ``dicomweb``, ``dicom:<dir>`` or ``nifti:<dir>``.
 
-The folder goes to this machine's own configuration; ``params.yaml`` gets the kind and the digest of the data, so that
-the parameters say what a release was made from and hold no path.
+A folder goes to this machine's own configuration; ``params.yaml`` gets the kind and the digest of the data, so that
+the parameters say what a release was made from and hold no path. What is taken from the IDC or a PACS stands in
+``params.yaml``, ``<line>.cohort.idc`` and ``<line>.cohort.dicomweb``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from components.cohort.roots import record_root, tree_digest
 from components.files import sha256_file, write_text
 from components.params import PARAMS_FILE, UserError, read_yaml
 
-KINDS = ("phantom", "dicom", "nifti")
+FOLDERS = ("dicom", "nifti")
+KINDS = ("phantom", "idc", "dicomweb", *FOLDERS)
 
 
 def pin_source(line: str, source: str, evaluation: str | None) -> None:
@@ -24,21 +26,21 @@ def pin_source(line: str, source: str, evaluation: str | None) -> None:
 
     Args:
         line: model line.
-        source: ``phantom``, ``dicom:<dir>`` or ``nifti:<dir>``.
+        source: as above.
         evaluation: ``lidc_nodules:<dir>`` or ``none``; None looks for a folder ``lidc_nodules`` beside the source's.
 
     Raises:
         UserError: an unknown kind, or a folder that is not there.
     """
     kind, _, folder = source.partition(":")
-    if kind not in KINDS or (kind == "phantom") != (folder == ""):
-        raise UserError(f"source {source!r} is not allowed: phantom, dicom:<folder> or nifti:<folder>")
+    if kind not in KINDS or (kind in FOLDERS) != (folder != ""):
+        raise UserError(f"source {source!r} is not allowed: phantom, idc, dicomweb, dicom:<folder> or nifti:<folder>")
     digest = None
     if folder:
         record_root(kind, Path(folder))
         digest = tree_digest(Path(folder))
-    _set(line, "cohort", {"source": kind, "source_digest": digest})
-    _set(line, "evaluate", {"lidc_nodules": _nodules(line, folder, evaluation)})
+    pin(line, "cohort", {"source": kind, "source_digest": digest})
+    pin(line, "evaluate", {"lidc_nodules": _nodules(line, folder, evaluation)})
 
 
 def _nodules(line: str, folder: str, evaluation: str | None) -> str | None:
@@ -57,7 +59,7 @@ def _nodules(line: str, folder: str, evaluation: str | None) -> str | None:
     return sha256_file(Path(root) / "labels.csv")
 
 
-def _set(line: str, stage: str, values: dict[str, Any]) -> None:
+def pin(line: str, stage: str, values: dict[str, Any]) -> None:
     """Change a block of ``params.yaml`` and nothing else in the file: comments, order and layout stay."""
     current = read_yaml()[line][stage]
     if all(current.get(key) == value for key, value in values.items()):

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from components.quality.judge import prepare
+from components.quality.derived import prepare
+from components.quality.geometry import even_stack, orthonormal
 from components.quality.suites import Rule, Suite
 
 
@@ -24,10 +25,14 @@ def warnings_of(measurements: Mapping[str, Any], suite: Suite) -> list[str]:
     """
     row = prepare(pd.DataFrame([{"series": "", **measurements}])).iloc[0].to_dict()
     failed = [rule for rule in suite.rules if rule.severity == "reject" and _fails(row, rule)]
-    return [f"{rule.reason}: {rule.says}; found {_shown(row[rule.arguments['column']])}" for rule in failed]
+    return [f"{rule.reason}: {rule.says}; found {_found(row, rule)}" for rule in failed]
 
 
 def _fails(row: Mapping[Any, Any], rule: Rule) -> bool:
+    if rule.expectation == "ExpectSlicesToFormAnEvenStack":
+        stack = pd.DataFrame([{name: row.get(name) for name in rule.arguments["column_list"]}])
+        bounds = rule.arguments["max_gap_ratio"], rule.arguments["max_off_line_mm"]
+        return not bool(even_stack(stack, *bounds).iloc[0])
     value = row.get(rule.arguments["column"])
     if value is None or pd.isna(value):
         return False
@@ -36,7 +41,14 @@ def _fails(row: Mapping[Any, Any], rule: Rule) -> bool:
     if rule.expectation == "ExpectColumnValuesToBeBetween":
         low, high = rule.arguments.get("min_value"), rule.arguments.get("max_value")
         return bool((low is not None and value < low) or (high is not None and value > high))
+    if rule.expectation == "ExpectColumnValuesToBeOrthonormalOrientation":
+        return not orthonormal(str(value), rule.arguments["tolerance"])
     raise ValueError(f"rule {rule.reason}: expectation {rule.expectation} is not known to the service")
+
+
+def _found(row: Mapping[Any, Any], rule: Rule) -> str:
+    names = rule.arguments.get("column_list") or [rule.arguments["column"]]
+    return ", ".join(_shown(row.get(name)) for name in names)
 
 
 def _shown(value: Any) -> str:

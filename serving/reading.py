@@ -138,8 +138,8 @@ def _unpack(path: Path, folder: Path, limits: Limits) -> tuple[list[Instance], d
                     ignored["archive_within_archive"] += 1
                     continue
                 instance = read_instance(stream, location, file.stat().st_size)
-            if instance.status == "not_dicom":
-                ignored["not_dicom"] += 1
+            if instance.status in ("not_dicom", "dicomdir"):
+                ignored[instance.status] += 1
             else:
                 instances.append(instance)
     except ArchiveError as error:

@@ -58,8 +58,9 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """Open a zip. Raises ArchiveError where it is none, or damaged."""
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise ArchiveError(f"{path.name}: not readable as a zip archive: {error}") from None
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ArchiveError(f"zip: not readable as an archive: {reason}") from None
 
 
 def copy_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: IO[bytes]) -> None:

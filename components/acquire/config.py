@@ -33,7 +33,7 @@ class TransferConfig(StageConfig):
 
 class AcquireConfig(StageConfig):
     """Attributes:
-    workers: series in transfer at a time; null takes one per core.
+    workers: series in transfer at a time; null takes two per core, or one where they are computed, as phantoms are.
     transfer: of one series.
     """
 

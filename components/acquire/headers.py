@@ -8,24 +8,35 @@ from __future__ import annotations
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
+from pydicom.dataelem import RawDataElement
 
+from components.acquire import consistency
+from components.acquire.elements import ELEMENT_BYTES, SEQUENCES, Header, Irregular, Short, read_header
+from components.acquire.privacy import IDENTIFYING, ITEMS, Findings, joined
 from components.preprocess.dicom import native_pixels
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
-TAGS = (
+DIRECTORY_STORAGE = "1.2.840.10008.1.3.10"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+TAGS: tuple[str, ...] = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID",
     "Modality", "ImageType", "Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "KVP", "BodyPartExamined",
     "SliceThickness", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns",
     "BitsAllocated", "PatientPosition", "GantryDetectorTilt", "LossyImageCompression", "BurnedInAnnotation",
     "PatientIdentityRemoved", "AcquisitionNumber", "SeriesDescription", "NumberOfFrames", "RescaleIntercept",
+    *consistency.TAGS,
+)  # fmt: skip
+LISTED_TAGS: tuple[str, ...] = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID",
+    "Modality", "Rows",
 )  # fmt: skip
 DELIMITER = b"\xfe\xff\xdd\xe0"  # ends encapsulated pixel data
+HEAD_BYTES = (1 << 14, 1 << 18, 1 << 22)  # nearly every header ends within the first
 
 
 @dataclass(frozen=True)
@@ -35,9 +46,11 @@ class Instance:
     Attributes:
         location: path relative to the source's root; a zip's members follow ``!/``.
         bytes: size.
-        status: ``image``, ``object`` (DICOM without an image), ``not_dicom`` or ``unreadable``.
+        status: ``image``, ``object`` (DICOM without an image), ``dicomdir``, ``not_dicom`` or ``unreadable``.
         truncated: pixel data end before the length they declare.
         tags: keyword to value, only what is present and not empty.
+        identifiers: keywords of direct identifiers with a real value.
+        private_unknown: private elements that are not known to be harmless.
     """
 
     location: str
@@ -46,6 +59,8 @@ class Instance:
     truncated: bool = False
     tags: dict[str, Any] = field(default_factory=dict)
     transfer_syntax: str = ""
+    identifiers: tuple[str, ...] = ()
+    private_unknown: frozenset[str] = frozenset()
 
     def vector(self, keyword: str, length: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
         """A numeric multi-value as floats, or None where it is missing or not of ``length`` finite numbers."""
@@ -56,52 +71,124 @@ class Instance:
         return values if values.shape == (length,) and np.isfinite(values).all() else None
 
 
-def read_instance(stream: IO[bytes], location: str, size: int) -> Instance:
+def read_instance(stream: IO[bytes], location: str, size: int, listing: bool = False) -> Instance:
     """Read one file's header, without its pixels, and check that its pixel data are complete.
 
     Args:
         stream: seekable, at its start.
         location: for the table.
         size: the file's bytes.
+        listing: read only :data:`LISTED_TAGS`, and nothing about persons.
     """
-    head = stream.read(132)
+    head = stream.read(HEAD_BYTES[0])
     bare = head[:2] in (b"\x08\x00", b"\x02\x00") and head[3:4] == b"\x00"  # old files without a preamble
     if head[128:132] != b"DICM" and not bare:
         return Instance(location, size, "not_dicom")
+    tags, findings = LISTED_TAGS if listing else TAGS, None if listing else Findings()
+    header = None if bare else _regular(stream, head, tags, findings)
+    if header is None or "Rows" not in header.values:
+        return read_with_pydicom(stream, location, size, listing)
+    return _image(stream, location, size, header.values, header.syntax, header.pixels_at, header.pixels, findings)
+
+
+def _regular(stream: IO[bytes], head: bytes, tags: tuple[str, ...], findings: Findings | None) -> Header | None:
+    """The header by the short reader, or None where pydicom must read it."""
+    for more in (*HEAD_BYTES[1:], 0):
+        try:
+            return read_header(head, tags, findings)
+        except Irregular:
+            return None
+        except Short:
+            if not more or not (rest := stream.read(more - len(head))):
+                return None
+            head += rest
+    return None
+
+
+def read_with_pydicom(stream: IO[bytes], location: str, size: int, listing: bool = False) -> Instance:
+    """As :func:`read_instance`, for every kind of DICOM file, more slowly: the reference for it."""
     stream.seek(0)
+    tags, findings = LISTED_TAGS if listing else TAGS, None if listing else Findings()
     try:
-        dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS), force=bare)
-        tags = {tag: _plain(dataset.get(tag)) for tag in TAGS if dataset.get(tag) not in (None, "", [])}
-    except InvalidDicomError:
-        return Instance(location, size, "not_dicom")
+        dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(tags) if listing else None,
+                                  force=True)  # fmt: skip
+        if findings is not None:
+            _look(dataset, findings)  # before values are asked for, which decodes them
+        values = {tag: _plain(dataset.get(tag)) for tag in tags if dataset.get(tag) not in (None, "", [])}
+        meta = getattr(dataset, "file_meta", {})
+        syntax = str(meta.get("TransferSyntaxUID", ""))
+        if str(meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY_STORAGE:
+            return Instance(location, size, "dicomdir", transfer_syntax=syntax)
     except Exception:  # pydicom raises many kinds on damaged files; the file is counted as unreadable
         return Instance(location, size, "unreadable")
-    syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else ""
-    if "Rows" not in tags:
+    if "Rows" not in values:
         # A file cut inside its header parses, but holds no image: only objects of other classes may lack Rows.
-        damaged = tags.get("SOPClassUID") == CT_IMAGE_STORAGE or not tags.get("SOPClassUID")
-        return Instance(location, size, "unreadable" if damaged else "object", tags=tags, transfer_syntax=syntax)
-    return Instance(location, size, "image", _truncated(stream, size), tags, syntax)
+        damaged = values.get("SOPClassUID") == CT_IMAGE_STORAGE or not values.get("SOPClassUID")
+        return _with_findings(
+            Instance(location, size, "unreadable" if damaged else "object", False, values, syntax), findings
+        )
+    at = stream.tell()
+    return _image(stream, location, size, values, syntax, at, stream.read(ELEMENT_BYTES), findings)
+
+
+def _look(dataset: pydicom.Dataset, findings: Findings) -> None:
+    """Gather what a data set says about persons, sequences included."""
+    creators: dict[tuple[int, int], str] = {}
+    for element in dataset.elements():
+        tag = int(element.tag)
+        raw = isinstance(element, RawDataElement)  # others are sequences, or empty
+        if tag & 0x10000:
+            findings.add_private(creators, tag, ITEMS if element.VR == "SQ" and not raw else element.value or b"")
+        elif element.VR == "SQ" or (raw and element.VR in (None, "UN") and tag in SEQUENCES):
+            items = dataset[tag].value
+            if items and tag in IDENTIFYING:
+                findings.identifying.append((IDENTIFYING[tag], ITEMS))
+            for item in items:
+                _look(item, findings)
+        elif raw and tag in IDENTIFYING and element.value:
+            findings.identifying.append((IDENTIFYING[tag], element.value))
+
+
+def _image(
+    stream: IO[bytes],
+    location: str,
+    size: int,
+    tags: dict[str, Any],
+    syntax: str,
+    pixels_at: int,
+    pixels: bytes,
+    findings: Findings | None,
+) -> Instance:
+    truncated = syntax != DEFLATED and _truncated(stream, size, pixels_at, pixels)
+    return _with_findings(Instance(location, size, "image", truncated, tags, syntax), findings)
+
+
+def _with_findings(instance: Instance, findings: Findings | None) -> Instance:
+    if findings is None or not (findings.identifying or findings.private):
+        return instance
+    patient, removed = instance.tags.get("PatientID", ""), instance.tags.get("PatientIdentityRemoved") == "YES"
+    return replace(
+        instance,
+        identifiers=findings.identifiers(patient if isinstance(patient, str) else "", removed),
+        private_unknown=frozenset(findings.private),
+    )
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, pydicom.multival.MultiValue):
         return tuple(str(v) for v in value)
-    return value if isinstance(value, int) else str(value)
+    return int(value) if isinstance(value, int) else str(value)
 
 
-def _truncated(stream: IO[bytes], size: int) -> bool:
-    """Whether the file ends before its pixel data do. The stream stands at the pixel data element."""
-    start = stream.tell()
-    element = stream.read(12)
+def _truncated(stream: IO[bytes], size: int, start: int, element: bytes) -> bool:
+    """Whether the file ends before its pixel data do. ``element``: its first bytes, at ``start``."""
     if len(element) < 8 or element[:4] != b"\xe0\x7f\x10\x00":
         return len(element) < 8 and start >= size
-    stream.seek(start)
-    native = native_pixels(stream)
+    native = native_pixels(io.BytesIO(element))
     if native is None:
         stream.seek(max(0, size - 4096))
         return DELIMITER not in stream.read()
-    return sum(native) > size
+    return start + sum(native) > size
 
 
 def read_instance_bytes(content: bytes, location: str) -> Instance:
@@ -134,7 +221,8 @@ def measure_series(instances: Sequence[Instance]) -> dict[str, Any]:
 
     Lengths are in mm, angles in degrees; what cannot be measured is None. ``gap_ratio`` is the largest gap between
     neighbouring slices over the median gap; ``tilt_degrees`` the angle between the slices' normal and the direction
-    in which their positions move, which shows a gantry tilt whatever the tag says.
+    in which their positions move, which shows a gantry tilt whatever the tag says. ``burned_in`` is text in the pixels
+    only: RecognizableVisualFeatures is true of every head scan that was not defaced, whether the tag says so or not.
     """
     images = [i for i in instances if i.status == "image"]
     first = images[0].tags if images else {}
@@ -144,7 +232,7 @@ def measure_series(instances: Sequence[Instance]) -> dict[str, Any]:
     spacing = min(spacings) if spacings else (None, None)
     return {
         "instances": len(images),
-        "unreadable_files": sum(i.status == "unreadable" or i.truncated for i in instances),
+        "unreadable_files": sum(i.truncated or i.status not in ("image", "object") for i in instances),
         "modality": "|".join(sorted({i.tags.get("Modality", "") for i in instances})),
         "sop_class": "|".join(sorted({i.tags.get("SOPClassUID", "") for i in instances})),
         # Exports that strip the class UID keep the modality; where both are there, both must say CT.
@@ -155,6 +243,9 @@ def measure_series(instances: Sequence[Instance]) -> dict[str, Any]:
         "transfer_syntax": "|".join(sorted({i.transfer_syntax for i in images})),
         "lossy": any(i.tags.get("LossyImageCompression") == "01" for i in images),
         "burned_in": any(i.tags.get("BurnedInAnnotation") == "YES" for i in images),
+        "identifiers": "|".join(sorted(joined(i.identifiers for i in instances))),
+        "private_unknown": len(joined(i.private_unknown for i in instances)),
+        "identity_removed": bool(images) and all(i.tags.get("PatientIdentityRemoved") == "YES" for i in images),
         "duplicate_instances": len(uids) - len(set(uids)),
         "matrices": len({(i.tags.get("Rows"), i.tags.get("Columns")) for i in images}),
         "pixel_spacings": len(spacings),
@@ -172,6 +263,7 @@ def measure_series(instances: Sequence[Instance]) -> dict[str, Any]:
         "body_part": first.get("BodyPartExamined", ""),
         "patient_position": first.get("PatientPosition", ""),
         **_geometry(images),
+        **consistency.measure_consistency(images),
     }  # fmt: skip
 
 

@@ -6,8 +6,10 @@ that exists is whole and is the right one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -20,14 +22,21 @@ from components.acquire.sources import Source
 from components.files import replacing, sha256_file
 from components.params import UserError
 
+log = logging.getLogger(__name__)
+
 RAW = Path(".ctfoundry/raw")
 BUDGET_VARIABLE = "CTFOUNDRY_RAW_BUDGET_GB"
 RESERVE = 200 * 2**20  # the rest of the machine needs a little, too
 ANNOTATIONS = "annotations.json"  # beside the files, so that a resumed acquisition still has them
+RECEIVED = "received.json"  # file to SHA-256 as it arrived: what a later look at the disk is compared with
 
 
-class DiskFullError(UserError):
-    """The disk is full: no other series will fare better, so the stage stops."""
+class StopStageError(UserError):
+    """No other series will fare better, so the stage stops; what is finished stays, and a later run goes on from it."""
+
+
+class DiskFullError(StopStageError):
+    """The disk is full."""
 
 
 def raw_folder(line: str, row: dict[str, Any], members: list[str], version: str) -> Path:
@@ -36,15 +45,51 @@ def raw_folder(line: str, row: dict[str, Any], members: list[str], version: str)
     return RAW / line / f"{row['series']}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
 
 
-def fetch(source: Source, row: dict[str, Any], members: list[str], folder: Path, transfer: TransferConfig) -> None:
-    """Bring a series into ``folder``, unless it is there. Raises UserError or OSError; nothing half-done stays."""
+def fetch(
+    source: Source, row: dict[str, Any], members: list[str], folder: Path, transfer: TransferConfig
+) -> dict[str, str]:
+    """Bring a series into ``folder``, unless it is there and unharmed; nothing half-done stays.
+
+    Returns:
+        File name to SHA-256, of the series' own files.
+
+    Raises:
+        DiskFullError: see there.
+        UserError or OSError: the transfer failed.
+    """
     if folder.is_dir():
-        return
-    with replacing(folder) as temporary:
-        temporary.mkdir(parents=True)
-        known = source.fetch(row, members, temporary, transfer)
-        if known is not None:
-            (temporary / ANNOTATIONS).write_text(known.to_json(orient="records", double_precision=6))
+        hashes = _hashes(folder)
+        if hashes == _received(folder):
+            return hashes
+        log.warning(
+            "series %s: its raw files on this disk have changed since they arrived; fetched again", row["series"]
+        )
+        evict(folder)
+    try:
+        with replacing(folder) as temporary:
+            temporary.mkdir(parents=True)
+            known = source.fetch(row, members, temporary, transfer)
+            hashes = _hashes(temporary)
+            (temporary / RECEIVED).write_text(json.dumps(hashes))
+            if known is not None:
+                (temporary / ANNOTATIONS).write_text(known.to_json(orient="records", double_precision=6))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"disk: full while a series came in at {RAW}") from None
+        raise
+    return hashes
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in data_files(folder)}
+
+
+def _received(folder: Path) -> Any:
+    """What was noted on arrival; None where the note is gone or damaged."""
+    try:
+        return json.loads((folder / RECEIVED).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def make_room(needed: int, keep: set[Path]) -> None:
@@ -122,19 +167,18 @@ def read_annotations(folder: Path) -> pd.DataFrame | None:
     return pd.DataFrame(json.loads(path.read_text())) if path.is_file() else None
 
 
-def check(folder: Path, receipt: pd.DataFrame) -> None:
-    """Compare the raw files with their receipt (columns file, sha256).
+def check(series: str, found: dict[str, str], receipt: pd.DataFrame) -> None:
+    """Compare a series' raw files (name to SHA-256) with their receipt (columns file, sha256).
 
     Raises:
         UserError: a file is missing, new, or other bytes than those received.
     """
-    found = {path.name: sha256_file(path) for path in data_files(folder)}
     expected = dict(zip(receipt["file"], receipt["sha256"], strict=True))
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if wrong:
         raise UserError(
-            f"raw series {folder.name.partition('-')[0]}: {len(wrong)} of {len(expected)} files differ from the "
-            f"receipt, first {wrong[0]}; the source has changed since `acquire`: run `dvc repro --force acquire`"
+            f"raw series {series}: {len(wrong)} of {len(expected)} files differ from the receipt, first {wrong[0]}; "
+            "the source has changed since `acquire`: run `dvc repro --force acquire`"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from components.acquire.config import AcquireConfig, TransferConfig
 from components.acquire.headers import measure_series, read_instance
 from components.acquire.sources import Source, source_of
 from components.cohort.config import CohortConfig
-from components.files import read_table, sha256_file, write_table
+from components.files import read_table, write_table
 from components.params import UserError
 from components.preprocess.nifti import measure_nifti
 from components.progress import map_series
@@ -50,22 +51,36 @@ class SeriesJob:
     def folder(self) -> Path:
         return raw.raw_folder(self.line, self.row, self.members, self.source.version)
 
-    def fetch(self) -> None:
-        """Raises UserError or OSError after the last attempt; DiskFullError at once."""
-        for attempt in range(1, self.transfer.attempts + 1):
+    def fetch(self) -> dict[str, str]:
+        """Bring the series into the raw cache, trying again as the parameters say; file name to SHA-256.
+
+        Raises:
+            StopStageError: the disk is full, or the source itself is gone.
+            UserError or OSError: this series did not come, at the last attempt either.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
             try:
-                raw.fetch(self.source, self.row, self.members, self.folder, self.transfer)
-                return
-            except raw.DiskFullError:
+                return raw.fetch(self.source, self.row, self.members, self.folder, self.transfer)
+            except raw.StopStageError:
                 raise
             except (UserError, OSError) as error:
                 if attempt == self.transfer.attempts:
+                    self._check_source()
                     raise
                 wait = self.transfer.backoff_s * 2 ** (attempt - 1)
                 log.warning(
                     "series %s: attempt %d failed: %s; again in %.0f s", self.row["series"], attempt, error, wait
                 )
                 time.sleep(wait)
+
+    def _check_source(self) -> None:
+        """A source that has gone would fail every series to come, one by one: raise StopStageError instead."""
+        try:
+            self.source.check()
+        except UserError as error:
+            raise raw.StopStageError(str(error)) from None
 
 
 def jobs_of(
@@ -80,6 +95,18 @@ def jobs_of(
             for row in rows]  # fmt: skip
 
 
+def make_ready(jobs: list[SeriesJob]) -> None:
+    """Before a shard's series are fetched: each source answers, and cache and disk have room for what is missing.
+
+    Raises:
+        UserError: one of these is not so.
+    """
+    missing = [job for job in jobs if not job.folder.is_dir()]
+    for job in {job.row["source"]: job for job in missing}.values():
+        job.source.check()
+    raw.make_room(sum(job.bytes for job in missing), keep={job.folder for job in jobs})
+
+
 @dataclass(frozen=True)
 class Received:
     """One series as it came in: its receipt row, its files, its annotations."""
@@ -92,14 +119,14 @@ class Received:
 def acquire_series(job: SeriesJob) -> Received:
     """Fetch, hash and measure one series. A failed transfer is a row with status ``failed``, never an exception."""
     try:
-        job.fetch()
-    except raw.DiskFullError:
+        hashes = job.fetch()
+    except raw.StopStageError:
         raise
     except (UserError, OSError) as error:
         detail = str(error) if isinstance(error, UserError) else f"{type(error).__name__} {error.strerror}"
         return Received({**job.row, "status": "failed", "detail": detail, **measure_series([])}, [], None)
     paths = raw.data_files(job.folder)
-    files = [{"series": job.row["series"], "file": p.name, "bytes": p.stat().st_size, "sha256": sha256_file(p)}
+    files = [{"series": job.row["series"], "file": p.name, "bytes": p.stat().st_size, "sha256": hashes[p.name]}
              for p in paths]  # fmt: skip
     row = {**job.row, "status": "acquired", "detail": "", **_measure(paths)}
     row["files"], row["bytes"] = len(files), sum(f["bytes"] for f in files)
@@ -124,12 +151,9 @@ def acquire_shard(
 ) -> None:
     """Bring in every series of a shard; write ``receipt``, ``files`` and ``annotations`` (Parquet) to ``folder``."""
     jobs = jobs_of(line, cohort_folder, shard, cohort, config.transfer)
-    missing = [job for job in jobs if not job.folder.is_dir()]
-    for name in sorted({job.row["source"] for job in missing}):
-        source_of(name, line, cohort).check()
-    raw.make_room(sum(job.bytes for job in missing), keep={job.folder for job in jobs})
+    make_ready(jobs)
     received = map_series(
-        acquire_series, jobs, "acquire", workers=config.workers, size=lambda job: int(job.row["bytes"])
+        acquire_series, jobs, "acquire", workers=config.workers or _workers(jobs), size=lambda job: job.bytes
     )
     receipt = pd.DataFrame([r.row for r in received])
     # Columns that are empty in one shard must not change their type between shards.
@@ -140,6 +164,12 @@ def acquire_shard(
     write_table(folder / "annotations.parquet", _annotation_table([r.annotations for r in received]))
     failed = receipt[receipt["status"] == "failed"]
     log.info("shard %d: %d series, %.1f MB, %d failed", shard, len(receipt), receipt["bytes"].sum() / 1e6, len(failed))
+
+
+def _workers(jobs: list[SeriesJob]) -> int:
+    """Phantoms are computed, one per core; of others, one can be hashed and measured while the next comes in."""
+    cores = os.cpu_count() or 1
+    return cores if all(job.row["plan"] for job in jobs) else 2 * cores
 
 
 def _annotation_table(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ when objects are missing. So the process is watched from outside, and what arriv
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -140,7 +141,8 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, size: int, transfer: 
                 f"transfer too slow: {arrived} of {size} bytes in {now - begin:.0f} s; "
                 f"at least {transfer.slowest_mb_s:g} MB/s is expected"
             )
-        time.sleep(POLL_SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_SECONDS)
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from components.files import sha256_file
 
-SOURCE_SUFFIXES = (".py", ".j2", ".html")
+SOURCE_SUFFIXES = (".py", ".j2", ".html", ".sql")
 SOURCE_PACKAGES = ("components", "serving")
 
 

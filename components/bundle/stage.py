@@ -30,18 +30,22 @@ class Sources:
 
     Attributes:
         cohort: ``cohort.parquet``.
+        attribution: ``attribution.parquet`` of the cohort.
         receipts: shard to its ``receipt.parquet``.
         curated: ``curated.parquet``.
         funnel: ``funnel.json`` of curation.
+        profile: ``profile.json`` of curation; a later release is held beside it.
         encoder: folder with ``encoder.safetensors`` and ``encoder.json``.
         metrics, figures, report: ``metrics.json``, ``figures.csv`` and ``report.html`` of evaluation.
         decision: the gate's ``decision.json``.
     """
 
     cohort: Path
+    attribution: Path
     receipts: dict[int, Path]
     curated: Path
     funnel: Path
+    profile: Path
     encoder: Path
     metrics: Path
     figures: Path
@@ -53,9 +57,11 @@ class Sources:
         """The layout of ``data/<line>``."""
         return cls(
             cohort=data / "cohort" / "cohort.parquet",
+            attribution=data / "cohort" / "attribution.parquet",
             receipts={shard: data / "acquire" / str(shard) / "receipt.parquet" for shard in shards},
             curated=data / "curate" / "curated.parquet",
             funnel=data / "curate" / "funnel.json",
+            profile=data / "curate" / "profile.json",
             encoder=data / "pretrain" / "encoder",
             metrics=data / "evaluate" / "metrics.json",
             figures=data / "evaluate" / "plots" / "figures.csv",
@@ -65,8 +71,16 @@ class Sources:
 
     def missing(self) -> list[Path]:
         """Parts that are not there."""
-        files = [self.cohort, *self.receipts.values(), self.curated, self.funnel, self.metrics, self.figures]
-        files += [self.report, self.decision, *(self.encoder / name for name in ENCODER_FILES)]
+        files = [
+            self.cohort,
+            self.attribution,
+            *self.receipts.values(),
+            self.curated,
+            self.funnel,
+            self.metrics,
+            self.figures,
+        ]
+        files += [self.profile, self.report, self.decision, *(self.encoder / name for name in ENCODER_FILES)]
         return [path for path in files if not path.is_file()]
 
 
@@ -107,7 +121,7 @@ def make_bundle(
         temporary.mkdir()
         _copy_parts(temporary, sources, parameters)
         cohort, curated = read_table(sources.cohort), read_table(sources.curated)
-        licences = licence_table(cohort, curated)
+        licences = licence_table(cohort, curated, read_table(sources.attribution))
         write_text(temporary / "licences.csv", licences.to_csv(index=False, lineterminator="\n"))
         facts = CardFacts(
             line=line,
@@ -129,7 +143,7 @@ def make_bundle(
 def _copy_parts(folder: Path, sources: Sources, parameters: dict[str, Any]) -> None:
     for name in ENCODER_FILES:
         shutil.copyfile(sources.encoder / name, folder / name)
-    for path in (sources.metrics, sources.figures, sources.decision, sources.report):
+    for path in (sources.metrics, sources.figures, sources.decision, sources.report, sources.profile):
         shutil.copyfile(path, folder / path.name)
     write_json(folder / "funnel.json", _without_names(read_json(sources.funnel)))
     # The service preprocesses and judges with the very parameters of training.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from components.params import StageConfig
 from components.phantom.config import PhantomConfig
@@ -44,20 +45,77 @@ class IdcConfig(StageConfig):
     seed: int
 
 
+class DicomwebConfig(StageConfig):
+    """Which CT series of a PACS are taken. How it is reached is configuration of the machine.
+
+    Attributes:
+        body_parts: values of BodyPartExamined, in capitals; series that state none are left out. Null takes all.
+        study_dates: first and last day, as '2015-01-31'; null takes all.
+        min_instances: series with fewer are left out, such as localisers.
+        page: answers to one query; more are asked for page by page.
+    """
+
+    body_parts: Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Z0-9_ ]+$")], ...], Field(min_length=1)] | None
+    study_dates: tuple[str, str] | None
+    min_instances: AtLeastOne
+    page: AtLeastOne
+
+    @field_validator("study_dates")
+    @classmethod
+    def _are_days(cls, days: tuple[str, str] | None) -> tuple[str, str] | None:
+        try:
+            ordered = days is None or date.fromisoformat(days[0]) <= date.fromisoformat(days[1])
+        except ValueError:
+            ordered = False
+        if not ordered or any(len(day) != len("2015-01-31") for day in days or ()):
+            raise ValueError("first and last day, such as ['2015-01-31', '2024-12-31'], or null")
+        return days
+
+
+class CohortQuality(StageConfig):
+    """Thresholds of the suite *cohort*.
+
+    Attributes:
+        licences: allowed besides those of ``idc.licences``.
+        file_kb: allowed mean size of a series' DICOM files.
+        max_series_mb: larger series are no single scan.
+        min_pretrain_series: fewer, and the run stops.
+        max_shard_load: series or bytes of a shard over its even share (warning).
+        max_collection_share, max_patient_share: of the series to pretrain on, where there are several (warning).
+        min_accepted_rate: below this share of accepted series the suite warns.
+    """
+
+    licences: tuple[Name, ...]
+    file_kb: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    max_series_mb: Annotated[float, Field(gt=0)]
+    min_pretrain_series: AtLeastOne
+    max_shard_load: Annotated[float, Field(ge=1)]
+    max_collection_share: Annotated[float, Field(gt=0, le=1)]
+    max_patient_share: Annotated[float, Field(gt=0, le=1)]
+    min_accepted_rate: Annotated[float, Field(ge=0, le=1)]
+
+
 class CohortConfig(StageConfig):
     """Attributes:
     source: where the pretraining series come from. The evaluation series are the phantom scanner's for every
         source, so that releases from different data stay comparable.
     source_digest: digest of the source's tree, pinned by ``ctfoundry release --source``; null where there is no tree.
-    collection, licence, doi: attribution of a dicom or nifti tree, carried into the bundle.
+    paths: how tables name the files of a dicom or nifti tree: ``keyed`` by pseudonyms, as file and folder names of a
+        site often hold patients' names; or ``shown``.
+    collection, licence, doi: attribution of a dicom or nifti tree or a PACS, carried into the bundle.
     idc: what is taken from the Imaging Data Commons, when it is the source.
+    dicomweb: what is taken from a PACS, when it is the source.
     phantom: the embedded scanner: pretraining patients (when it is the source) and evaluation patients.
+    quality: thresholds of the suite *cohort*.
     """
 
-    source: Literal["phantom", "dicom", "nifti", "idc"]
+    source: Literal["phantom", "dicom", "nifti", "idc", "dicomweb"]
     source_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    paths: Literal["keyed", "shown"]
     collection: Name
     licence: Name
     doi: str
     idc: IdcConfig
+    dicomweb: DicomwebConfig
     phantom: PhantomConfig
+    quality: CohortQuality

@@ -39,10 +39,13 @@ def of_selection(series: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_cohort(cohort: pd.DataFrame) -> pd.DataFrame:
-    """A ``cohort.parquet`` or ``selection.parquet``; series for pretraining only."""
+    """A ``cohort.parquet`` or ``selection.parquet``; series for pretraining that the suite *cohort* accepted."""
     if "crdc_series_uuid" in cohort:
         return of_selection(cohort)
-    return cohort.loc[cohort["role"] == "pretrain", COLUMNS].reset_index(drop=True)
+    used = cohort["role"] == "pretrain"
+    if "reason" in cohort:  # cohorts of earlier versions were not judged
+        used &= cohort["reason"] == ""
+    return cohort.loc[used, COLUMNS].reset_index(drop=True)
 
 
 def compare(before: pd.DataFrame, after: pd.DataFrame) -> Difference:

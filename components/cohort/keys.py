@@ -13,7 +13,8 @@ PUBLIC_KEY = "ctfoundry"
 
 def _pseudonym(kind: str, text: str) -> str:
     key = os.environ.get(KEY_VARIABLE, PUBLIC_KEY).encode()
-    return kind[0] + hmac.new(key, f"{kind}\0{text}".encode(), hashlib.sha256).hexdigest()[:16]
+    message = f"{kind}\0{text}".encode("utf-8", "surrogateescape")  # a file's name may be any bytes
+    return kind[0] + hmac.new(key, message, hashlib.sha256).hexdigest()[:16]
 
 
 def patient_key(patient_id: str) -> str:
@@ -24,3 +25,8 @@ def patient_key(patient_id: str) -> str:
 def series_key(identity: str) -> str:
     """Pseudonym of a series: ``s`` and 16 hex digits. ``identity`` is its UID, or what stands in for an empty one."""
     return _pseudonym("series", identity)
+
+
+def file_key(location: str) -> str:
+    """Pseudonym of a file's location below its source's root: ``f`` and 16 hex digits."""
+    return _pseudonym("file", location)

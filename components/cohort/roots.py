@@ -54,9 +54,14 @@ def tree_digest(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as stream:
-            head = hashlib.sha256(stream.read(HEAD_BYTES)).hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0{head}\n".encode())
+        try:
+            with path.open("rb") as stream:
+                head = hashlib.sha256(stream.read(HEAD_BYTES)).hexdigest()
+                size = stream.seek(0, os.SEEK_END)
+        except OSError:  # without permission, or gone: the cohort's table of files says so
+            head, size = "unreadable", 0
+        entry = f"{path.relative_to(folder).as_posix()}\0{size}\0{head}\n"
+        digest.update(entry.encode("utf-8", "surrogateescape"))  # a file's name may be any bytes
     return digest.hexdigest()
 
 

@@ -13,14 +13,19 @@ from components.cohort.keys import patient_key
 from components.cohort.roots import root_of
 from components.evaluate.nodules import read_labels
 from components.files import write_json, write_table
+from components.quality import judge, suites
 
 log = logging.getLogger(__name__)
 
+NO_SHARD = -1  # of a rejected series: no stage brings it in
+ATTRIBUTION = ["collection", "licence", "doi"]
 FILE_COLUMNS = ("location", "bytes", "status", "series")
 
 
 def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozenset[str], folder: Path) -> pd.DataFrame:
-    """List, assign and write ``cohort.parquet`` and ``files.parquet`` (every file of the source, accounted for).
+    """List, assign, judge and write ``cohort.parquet``, ``files.parquet`` (every file of the source, accounted for),
+    ``attribution.parquet`` (whose data they are) and ``quality.json`` (suite *cohort*). A series that the suite rejects
+    stays in the table, with its reason and without a shard: nothing transfers it, and ``curate`` accounts for it.
 
     Args:
         line: model line.
@@ -31,9 +36,12 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
 
     Returns:
         The cohort, sorted by series.
+
+    Raises:
+        UserError: a critical expectation failed.
     """
     names = [config.source] if config.source == "phantom" else [config.source, "phantom"]
-    rows, files = [], []
+    rows, files, cited = [], [], []
     for name in names:
         listing = source_of(name, line, config).list_series(held_out)
         rows += [_row(series, name, held_out) for series in listing.series]
@@ -41,11 +49,11 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
         if listing.selection is not None:
             write_json(folder / "selection.json", listing.selection)
         if listing.attribution is not None:
-            write_table(folder / "attribution.parquet", listing.attribution)
+            cited.append(listing.attribution)
     cohort = pd.DataFrame(rows).sort_values("series", ignore_index=True)
-    if cohort["series"].duplicated().any():
-        raise RuntimeError("cohort: two series share a key")
+    write_table(folder / "attribution.parquet", _attribution(cohort, cited))
     cohort["shard"] = cohort.index % shards
+    cohort = judged(cohort, config, shards, held_out, len(rows), folder)
     write_table(folder / "cohort.parquet", cohort)
     table = pd.DataFrame(files, columns=list(FILE_COLUMNS)).sort_values("location", ignore_index=True)
     write_table(folder / "files.parquet", table)
@@ -56,6 +64,39 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
         statuses = table["status"].value_counts().sort_index()
         log.info("%d files: %s", len(table), ", ".join(f"{name} {n}" for name, n in statuses.items()))
     return cohort
+
+
+def judged(
+    cohort: pd.DataFrame, config: CohortConfig, shards: int, held_out: frozenset[str], listed: int, folder: Path
+) -> pd.DataFrame:
+    """The cohort with column ``reason`` ('' where accepted); rejected series are in shard -1. Writes ``quality.json``.
+
+    Raises:
+        UserError: a critical expectation failed.
+    """
+    suite = suites.cohort(config, shards, listed)
+    judgement = judge.judge(cohort.assign(kept_out=cohort["patient"].isin(held_out)), suite)
+    out = cohort.assign(reason=[";".join(judgement.reasons.get(series, [])) for series in cohort["series"]])
+    out["shard"] = out["shard"].where(out["reason"] == "", NO_SHARD)
+    write_json(
+        folder / "quality.json", {"suite": suite.name, "rules": judgement.results, "warnings": judgement.warnings}
+    )
+    rejected = out[out["reason"] != ""]["reason"].str.split(";").str[0].value_counts().sort_index()
+    if len(rejected):
+        log.warning("%d series rejected before any transfer: %s", int(rejected.sum()),
+                    ", ".join(f"{reason} {n}" for reason, n in rejected.items()))  # fmt: skip
+    for warning in judgement.warnings:
+        log.warning("expected %s", warning)
+    return out
+
+
+def _attribution(cohort: pd.DataFrame, cited: list[pd.DataFrame]) -> pd.DataFrame:
+    """Collection, licence and DOI of every series, once, with the ``citation`` that its owners ask for where the source
+    knows it."""
+    used = cohort[ATTRIBUTION].drop_duplicates()
+    known = pd.concat([table[[*ATTRIBUTION, "citation"]].fillna("") for table in cited]) if cited else None
+    found = used.assign(citation="") if known is None else used.merge(known, on=ATTRIBUTION, how="left")
+    return found.fillna({"citation": ""}).sort_values(ATTRIBUTION, ignore_index=True)
 
 
 def _row(series: Listed, source: str, held_out: frozenset[str]) -> dict[str, object]:

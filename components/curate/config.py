@@ -1,12 +1,43 @@
-"""Thresholds of the suite *volumes*."""
+"""Thresholds of the suites *volumes* and *release*."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.params import StageConfig
+
+FeatureName = Literal[
+    "slice_spacing", "slice_thickness", "pixel_spacing", "slices", "extent", "body_region", "vendor", "kernel", "kvp",
+    "body_fraction", "body_median_hu", "hu_p01", "hu_p50", "hu_p99", "noise_hu",
+]  # fmt: skip
+
+
+class DriftConfig(StageConfig):
+    """How far the training set may be from the champion's, see ``components/quality/drift.py``.
+
+    Attributes:
+        warn_psi: population stability index above which a feature has shifted.
+        critical_psi: above which it has shifted strongly.
+        confidence: where two samples of one population would exceed a bound more often than 1 - confidence, the bound
+            rises to what they stay below.
+        critical_features: features whose strong shift stops the run; the others warn.
+    """
+
+    warn_psi: Annotated[float, Field(gt=0, le=10)]
+    critical_psi: Annotated[float, Field(gt=0, le=10)]
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]
+    critical_features: tuple[FeatureName, ...]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.warn_psi > self.critical_psi:
+            raise ValueError(f"allowed: warn_psi at most critical_psi, {self.critical_psi:g}")
+        return self
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class CurateConfig(StageConfig):
@@ -17,7 +48,17 @@ class CurateConfig(StageConfig):
         rescale shows.
     max_darkest_hu: the first percentile of a scan is air, or at least fat; where it is not, the intercept is wrong.
     max_constant_slices: slices whose voxels all have one value.
+    max_extent_mm: longest scan.
+    max_air_fraction: share of the volume that is no tissue.
+    brightest_hu: allowed 99th percentile: some bone or contrast, and no scan of metal.
+    max_saturated_fraction: share of the tissue that has the highest value of all: more was clipped to a window.
+    min_levels: distinct HU values; 256 are a picture, not a scan.
+    noise_hu: allowed noise: none means smoothed or painted pixels.
+    max_duplicate_slices: slices whose pixels are those of another.
+    max_slice_jump: largest difference between neighbouring slices over the median one: slices of another scan.
+    max_border_fraction: share of the planes' edges that lies in the patient, above which the field was cut (warning).
     min_accepted_rate: below this share of accepted series the suite warns.
+    drift: of the training set from the champion's.
     """
 
     min_extent_mm: Annotated[float, Field(ge=0)]
@@ -25,4 +66,14 @@ class CurateConfig(StageConfig):
     body_median_hu: tuple[int, int]
     max_darkest_hu: Annotated[int, Field(ge=-1024, le=0)]
     max_constant_slices: Annotated[int, Field(ge=0)]
+    max_extent_mm: Annotated[float, Field(gt=0)]
+    max_air_fraction: Fraction
+    brightest_hu: tuple[int, int]
+    max_saturated_fraction: Fraction
+    min_levels: Annotated[int, Field(ge=2)]
+    noise_hu: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]]
+    max_duplicate_slices: Annotated[int, Field(ge=0)]
+    max_slice_jump: Annotated[float, Field(ge=1)]
+    max_border_fraction: Fraction
     min_accepted_rate: Annotated[float, Field(ge=0, le=1)]
+    drift: DriftConfig

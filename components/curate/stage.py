@@ -1,4 +1,4 @@
-"""Stage ``curate``: judge the volumes, account for every series, and name the training set."""
+"""Stage ``curate``: judge the volumes, account for every series, name the training set and hold it beside the last."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from components.curate.config import CurateConfig
 from components.files import read_table, write_json, write_table
 from components.params import UserError
-from components.quality import judge, suites
+from components.quality import drift, judge, suites
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +20,13 @@ ACCOUNT = ["series", "patient", "name", "source", "collection", "role", "split",
 
 def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Path) -> pd.DataFrame:
     """Write ``curated.parquet`` (every series of the cohort, with status and reason), ``annotations.parquet`` (of
-    accepted series), ``volumes.parquet`` (the judged catalogue), ``funnel.json`` and ``quality.json``.
+    accepted series), ``volumes.parquet`` (the judged catalogue), ``funnel.json``, ``quality.json``, ``profile.json``
+    (the training set's data profile) and ``drift.json`` (suite *release*: beside the champion's).
 
     Args:
         data: the line's data folder.
         shards: shard numbers.
-        config: thresholds of the suite *volumes*.
+        config: thresholds of the suites *volumes* and *release*.
         folder: output.
 
     Raises:
@@ -52,7 +53,13 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     )
     log.info("%d of %d series accepted, %d to pretrain on", int(curated["accepted"].sum()), len(curated),
              int((curated["accepted"] & (curated["role"] == "pretrain")).sum()))  # fmt: skip
-    for warning in judgement.warnings:
+    profile = drift.profile(curated, screened, catalogue)
+    write_json(folder / "profile.json", profile)
+    release = drift.judge_release(profile, drift.champion_of(data), config.drift)
+    write_json(folder / "drift.json", release)
+    if not release["judged"]:
+        log.info("suite %s not judged: %s", release["suite"], release["why"])
+    for warning in [*judgement.warnings, *release["warnings"]]:
         log.warning("expected %s", warning)
     return curated
 
@@ -64,13 +71,14 @@ def _concat(paths: list[Path]) -> pd.DataFrame:
 
 
 def _account(cohort: pd.DataFrame, screened: pd.DataFrame, catalogue: pd.DataFrame, data: Path) -> pd.DataFrame:
-    """One row per series of the cohort: accepted, or rejected by the headers or by the voxels and why."""
+    """One row per series of the cohort: accepted, or rejected by one of the suites, in their order, and why."""
     curated = cohort[ACCOUNT].copy()
+    listed = dict(zip(cohort["series"], cohort["reason"], strict=True))
     header = dict(zip(screened["series"], screened["reason"], strict=True))
     voxel = dict(zip(catalogue["series"], catalogue["reason"], strict=True))
     detail = {**dict(zip(screened["series"], screened["detail"], strict=True)),
               **dict(zip(catalogue["series"], catalogue["detail"], strict=True))}  # fmt: skip
-    curated["reason"] = [header[s] or voxel[s] for s in curated["series"]]
+    curated["reason"] = [listed[s] or header[s] or voxel[s] for s in curated["series"]]
     curated["detail"] = [detail.get(s, "") for s in curated["series"]]
     curated["accepted"] = curated["reason"] == ""
     curated["status"] = curated["accepted"].map({True: "accepted", False: "rejected"})

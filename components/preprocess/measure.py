@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from components.preprocess.standardise import Body
-from components.preprocess.store import AIR_HU, Volume
+from components.preprocess.store import AIR_HU, Int16Array, Volume
 
 TISSUE_HU = -500  # above it lies tissue; below it lungs, fat-free air and bowel gas
 SAMPLE = 2_000_000  # voxels that statistics are taken from: enough for a median to a fraction of a HU
+COARSE = 4  # voxels between those that neighbouring slices are compared at
 
 
 def measure_volume(native: Volume, standard: Volume, body: Body | None) -> dict[str, Any]:
@@ -22,13 +25,19 @@ def measure_volume(native: Volume, standard: Volume, body: Body | None) -> dict[
         body: where the patient is in ``standard``.
 
     Returns:
-        ``extent_mm`` (first to last slice), ``body_fraction``,
-        ``body_median_hu``, ``constant_slices``, ``hu_p01``, ``hu_p50``, ``hu_p99`` and ``noise_hu`` (robust standard
-        deviation of differences between neighbours in tissue, over the square root of two).
+        ``extent_mm`` (first to last slice), ``body_fraction``, ``body_median_hu``, ``constant_slices``, ``hu_p01``,
+        ``hu_p50``, ``hu_p99``, ``noise_hu`` (robust standard deviation of differences between neighbours in tissue,
+        over the square root of two), ``hu_min``, ``hu_max``, ``hu_levels`` (distinct values), ``saturated_fraction``
+        (share of tissue that has the highest value), ``air_fraction`` (share that is no tissue), ``border_fraction``
+        (share of the planes' edges that is tissue), ``duplicate_slices`` (equal to an earlier one),
+        ``slice_jump`` (largest mean difference between neighbouring slices over the median one) and ``grid`` (axes
+        and spacing of ``standard``).
     """
     sample = native.hu.reshape(-1)[:: max(1, native.hu.size // SAMPLE)]
     inside = sample[sample > TISSUE_HU]
     low, middle, high = np.percentile(sample, [1, 50, 99])
+    highest = int(native.hu.max())
+    axes = "".join(nib.orientations.aff2axcodes(standard.affine))
     return {
         "extent_mm": round((native.hu.shape[0] - 1) * native.spacing[0], 3),
         "body_fraction": round(body.fraction, 4) if body else 0.0,
@@ -38,7 +47,36 @@ def measure_volume(native: Volume, standard: Volume, body: Body | None) -> dict[
         "hu_p50": round(float(middle), 1),
         "hu_p99": round(float(high), 1),
         "noise_hu": _noise(native),
+        "hu_min": int(native.hu.min()),
+        "hu_max": highest,
+        "hu_levels": int(np.count_nonzero(np.bincount(sample.astype(np.int32) - int(sample.min())))),
+        "saturated_fraction": round(float((inside == highest).mean()), 6) if len(inside) else 0.0,
+        "air_fraction": round(1 - len(inside) / len(sample), 4),
+        "border_fraction": _border(native.hu),
+        "duplicate_slices": _duplicates(native.hu),
+        "slice_jump": _jump(native.hu),
+        "grid": " ".join([axes, *(f"{mm:.4g}" for mm in standard.spacing)]),
     }
+
+
+def _border(hu: Int16Array) -> float:
+    edges = (hu[:, 0], hu[:, -1], hu[:, :, 0], hu[:, :, -1])
+    return round(sum(int((e > TISSUE_HU).sum()) for e in edges) / sum(e.size for e in edges), 4)
+
+
+def _duplicates(hu: Int16Array) -> int:
+    """Slices whose pixels are an earlier slice's; slices of one value are counted elsewhere. Noise makes every real
+    slice different from every other."""
+    varied = [plane for plane in hu if plane.min() != plane.max()]
+    return len(varied) - len({hashlib.blake2b(plane.tobytes(), digest_size=16).digest() for plane in varied})
+
+
+def _jump(hu: Int16Array) -> float:
+    """On every fourth row and column: enough to tell neighbours from strangers."""
+    coarse = hu[:, ::COARSE, ::COARSE].astype(np.int32)
+    steps = np.abs(np.diff(coarse, axis=0)).mean(axis=(1, 2))
+    usual = float(np.median(steps)) if len(steps) else 0.0
+    return round(float(steps.max()) / usual, 3) if usual > 0 else 1.0
 
 
 def _noise(volume: Volume) -> float:

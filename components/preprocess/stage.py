@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from components.acquire import raw
-from components.acquire.stage import SeriesJob
+from components.acquire.stage import SeriesJob, make_ready
 from components.files import read_table, replacing, sha256_file, write_table
 from components.params import UserError
 from components.preprocess.config import PreprocessConfig
@@ -52,8 +52,7 @@ def preprocess_series(job: VolumeJob) -> dict[str, Any]:
         UserError: the raw files are gone for good, or are not those of the receipt.
     """
     folder = job.series.folder
-    job.series.fetch()
-    raw.check(folder, job.receipt)
+    raw.check(job.series.row["series"], job.series.fetch(), job.receipt)
     row: dict[str, Any] = {key: job.series.row[key] for key in CARRIED}
     try:
         native = read_raw(raw.data_files(folder))
@@ -91,6 +90,7 @@ def preprocess_shard(
     accepted = set(screened.loc[screened["accepted"], "series"])
     with replacing(folder / "volumes") as store:
         store.mkdir(parents=True)
+        make_ready([job for job in jobs if job.row["series"] in accepted])
         todo = [
             VolumeJob(job, files[job.row["series"]], config, store) for job in jobs if job.row["series"] in accepted
         ]

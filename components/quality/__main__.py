@@ -1,22 +1,29 @@
-"""``python -m components.quality --line wholebody``: Data Docs of the line's judged tables, for people to browse."""
+"""``python -m components.quality --line wholebody``: the one-page summary and Data Docs, for people to browse."""
 
 import logging
 from pathlib import Path
 
+from components.cohort.config import CohortConfig
 from components.command import data_dir, run_stage
 from components.curate.config import CurateConfig
 from components.files import read_table
 from components.params import load_stage, shards
-from components.quality import suites
+from components.quality import drift, suites, summary
 from components.quality.judge import write_data_docs
+from components.quality.offline import write_index
 from components.screen.config import ScreenConfig
 
 log = logging.getLogger(__name__)
 
 
 def main(line: str) -> None:
+    """Write ``reports/<line>/data_docs`` and ``reports/<line>/quality.html``."""
     screen, curate = load_stage(ScreenConfig, line, "screen"), load_stage(CurateConfig, line, "curate")
-    tables = []
+    folder = Path("reports") / line
+    cohort = read_table(data_dir(line, "cohort") / "cohort.parquet")
+    cohort["accepted"] = (cohort["reason"] == "").astype(float)
+    selected = suites.cohort(load_stage(CohortConfig, line, "cohort"), len(shards()), len(cohort))
+    tables = [("cohort", cohort, selected)]
     for shard in shards():
         screened = read_table(data_dir(line, "screen", shard) / "screened.parquet")
         screened["accepted"] = screened["accepted"].astype(float)
@@ -24,9 +31,19 @@ def main(line: str) -> None:
     volumes = read_table(data_dir(line, "curate") / "volumes.parquet")
     volumes["accepted"] = volumes["accepted"].astype(float)
     tables.append(("volumes", volumes, suites.volumes(curate, len(volumes))))
-    index = write_data_docs(tables, Path("reports") / line / "data_docs")
-    log.info("Data Docs: %s", index)
+    index = folder / "data_docs" / "gx" / "uncommitted" / "data_docs" / "local_site" / "index.html"
+    data, docs = data_dir(line, "curate").parent, index.relative_to(folder).as_posix()
+    facts = summary.read_facts(data, shards(), curate.drift, docs)
+    before = summary.champion_profile(facts)[0]
+    if facts.profile and before:
+        drifts = drift.compare(facts.profile, before, curate.drift)
+        tables.append((drift.RELEASE, drift.table(drifts), drift.release(drifts, curate.drift)))
+    write_data_docs(tables, folder / "data_docs")
+    page = folder / "quality.html"
+    write_index(index.parent, {view.name: view.why for view in summary.suite_views(facts) if view.why}, page)
+    summary.write_summary(facts, page)
+    log.info("summary: %s; Data Docs: %s", page, index)
 
 
 if __name__ == "__main__":
-    run_stage("quality", "Build Data Docs from the judged tables.", main)
+    run_stage("quality", "Write the one-page summary and Data Docs of the judged tables.", main)

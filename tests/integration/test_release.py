@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from checkout import Checkout
+import yaml
+from checkout import ROOT, Checkout
 
 from components.bundle.manifest import verify_bundle
 from components.files import sha256_tree
@@ -86,6 +87,24 @@ def test_a_gate_out_of_reach_fails_the_run_and_leaves_the_release(released: tupl
     assert "bound 1" in done.stderr
     assert sha256_tree(bundle) == digest
     assert _bentos(checkout.folder) == bentos
+
+
+def test_an_experiment_runs_where_only_one_line_was_ever_made(released: tuple[Checkout, str, str]) -> None:
+    """The repository's lock file names the outputs of both lines; a machine may hold those of one."""
+    checkout, line, _ = released
+    lock = checkout.folder / "dvc.lock"
+    other = {"wholebody": "head", "head": "wholebody"}[line]
+    stages = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    mine = yaml.safe_load(lock.read_text())
+    mine["stages"].update({name: stage for name, stage in stages.items() if f"@{other}" in name})
+    lock.write_text(yaml.safe_dump(mine, sort_keys=False))
+    checkout.git("add", "-A")
+    checkout.git("commit", "-q", "-m", "both lines' lock")
+    done = checkout.run("dvc", "exp", "run", "-S", f"{line}.gate.max_reject_rate=0.65", f"gate@{line}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Ran experiment(s)" in done.stdout
+    changed = checkout.run("dvc", "params", "diff").stdout
+    assert "max_reject_rate" in changed
 
 
 def _bentos(folder: Path) -> set[str]:

@@ -55,5 +55,5 @@ def test_a_lying_directory_is_caught_while_unpacking(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"not a zip", b"PK\x03\x04 truncated"])
 def test_damaged(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.zip").write_bytes(content)
-    with pytest.raises(ArchiveError, match=r"a\.zip: not readable as a zip archive"):
+    with pytest.raises(ArchiveError, match="zip: not readable as an archive"):
         list(unpack(tmp_path / "a.zip", tmp_path / "out", LIMITS))

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import io
+import random
 import zipfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import pydicom
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from components.acquire.headers import group_series, measure_series, read_instance_bytes
-from components.acquire.sources.dicom import list_tree
+from components.acquire.elements import read_header
+from components.acquire.headers import (
+    LISTED_TAGS,
+    TAGS,
+    Instance,
+    group_series,
+    measure_series,
+    read_instance,
+    read_instance_bytes,
+    read_with_pydicom,
+)
+from components.acquire.privacy import Findings
+from components.phantom.config import PhantomConfig
+from components.phantom.plan import plan_scans
+from components.phantom.scanner import scan
 
 
 def measured(folder: Path) -> list[dict[str, object]]:
@@ -42,25 +63,95 @@ def test_truncation_is_seen_to_the_byte(ct_root: Path) -> None:
     assert read_instance_bytes(compressed[:-2000], "a").truncated
 
 
-def test_every_file_of_a_mess_is_accounted_for(ct_root: Path, tmp_path: Path) -> None:
-    slices = sorted((ct_root / "dicom" / "abdomen_3slices").iterdir())
-    nameless = sorted((ct_root / "dicom" / "abdomen_jpeg2000").iterdir())[:4]
-    for place, files in {"a": slices[:1], "a/deep": slices[1:2], "b": nameless[:2], "c": nameless[2:]}.items():
-        (tmp_path / place).mkdir(parents=True, exist_ok=True)
-        for file in files:
-            (tmp_path / place / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "a" / "readme.txt").write_text("not DICOM")
-    (tmp_path / "a" / "cut.dcm").write_bytes(slices[0].read_bytes()[:300])
-    with zipfile.ZipFile(tmp_path / "rest.zip", "w") as archive:
-        archive.write(slices[2], "x/y.dcm")
-    (tmp_path / "broken.zip").write_bytes((tmp_path / "rest.zip").read_bytes()[:-30])
-    listing = list_tree(tmp_path)
-    # One series over two folders and a zip; two series without a UID, told apart by their folders.
-    assert sorted(s.files for s in listing.series) == [2, 2, 4]
-    statuses = {row["location"]: row["status"] for row in listing.files}
-    assert len(statuses) == 10
-    assert statuses["broken.zip"] == "unreadable"
-    assert statuses["a/readme.txt"] == "not_dicom"
-    assert statuses["a/cut.dcm"] == "unreadable"
-    by_location = {row["location"]: row["series"] for row in listing.files}
-    assert by_location["a/cut.dcm"] == by_location["rest.zip!/x/y.dcm"] != ""
+def both(content: bytes, listing: bool) -> tuple[Instance, Instance]:
+    """As it is read, and as pydicom alone reads it."""
+    read = read_instance(io.BytesIO(content), "a", len(content), listing)
+    return read, read_with_pydicom(io.BytesIO(content), "a", len(content), listing)
+
+
+@pytest.mark.parametrize("listing", [False, True])
+def test_every_real_file_reads_as_pydicom_reads_it(ct_root: Path, listing: bool) -> None:
+    files = sorted(p for part in ("dicom", "bad_geometry", "labels") for p in (ct_root / part).rglob("*"))
+    contents = [p.read_bytes() for p in files if p.is_file() and p.suffix != ".zip"]
+    with zipfile.ZipFile(ct_root / "dicom" / "lidc_idri_0314.zip") as archive:
+        contents += [archive.read(info) for info in archive.infolist()[:5]]
+    contents = [content for content in contents if content[128:132] == b"DICM"]
+    assert len(contents) > 800
+    for content in contents:
+        read, reference = both(content, listing)
+        assert read == reference
+
+
+def damaged(sources: list[bytes], seed: int, files: int) -> Iterator[bytes]:
+    """Files cut short, with bytes changed, lost or repeated within the header."""
+    rng = random.Random(seed)
+    for number in range(files):
+        content, at = bytearray(rng.choice(sources)), rng.randrange(132, 3000)
+        if number % 4 == 0:
+            content = content[: rng.randrange(132, 6000)]
+        elif number % 4 == 1:
+            content[at] = rng.randrange(256)
+        elif number % 4 == 2:
+            del content[at : at + rng.choice((1, 2, 4, 8, 16))]
+        else:
+            other = rng.randrange(132, 3000)
+            content[at : at + rng.choice((2, 4, 8))] = content[other : other + 8]
+        yield bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_read_as_pydicom_reads_them(ct_root: Path) -> None:
+    folders = ("sts_001", "ge_head_tilted", "abdomen_jpeg2000", "abdomen_3slices")
+    sources = [min((ct_root / "dicom" / name).iterdir()).read_bytes() for name in folders]
+    seen: Counter[str] = Counter()
+    for content in damaged(sources, 1, 160):
+        for listing in (False, True):
+            read, reference = both(content, listing)
+            assert read == reference
+            seen[read.status] += 1
+    assert min(seen["image"], seen["unreadable"]) > 40
+
+
+def test_phantoms_read_as_pydicom_reads_them(tmp_path: Path) -> None:
+    sizes = {"pretrain_patients": 6, "evaluation_patients": 4, "retest_patients": 0, "fault_share": 0.0}
+    config = PhantomConfig(seed=1, **sizes)
+    for plan in plan_scans("head", config)[:3]:
+        folder = tmp_path / plan.series_uid
+        folder.mkdir()
+        scan(plan, folder)
+        for path in sorted(folder.glob("*.dcm"))[::8]:
+            read, reference = both(path.read_bytes(), False)
+            assert read == reference
+
+
+@pytest.mark.parametrize("listing", [False, True])
+def test_what_one_file_taught_holds_for_the_next(ct_root: Path, listing: bool) -> None:
+    """Elements are remembered by their first bytes, which tell no size where the length is undefined."""
+    for length in (2, 40, 6):
+        dataset = pydicom.dcmread(min((ct_root / "dicom" / "sts_001").iterdir()))
+        item = Dataset()
+        item.add_new(0x00091002, "LO", "x" * length)
+        dataset.add_new(0x00090010, "LO", "SITE")
+        dataset.add_new(0x00091001, "SQ", Sequence([item]))
+        dataset[0x00091001].is_undefined_length = True
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, implicit_vr=True, little_endian=True)
+        read, reference = both(buffer.getvalue(), listing)
+        assert (read.status, read) == ("image", reference)
+        keywords, findings = (LISTED_TAGS, None) if listing else (TAGS, Findings())
+        assert read_header(buffer.getvalue(), keywords, findings).values == read.tags, "without pydicom's help"
+
+
+def test_deflated_files_are_whole(ct_root: Path) -> None:
+    dataset = pydicom.dcmread(ct_root / "dicom" / "ge_head_tilted" / "01.dcm")
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    read = read_instance_bytes(buffer.getvalue(), "a")
+    assert (read.status, read.truncated) == ("image", False)
+
+
+def test_what_is_no_image_counts_as_unreadable_in_a_series(ct_root: Path) -> None:
+    content = min((ct_root / "dicom" / "sts_001").iterdir()).read_bytes()
+    series = [read_instance_bytes(part, str(n)) for n, part in enumerate((content, content[:96], b"", content[:-1]))]
+    assert measure_series(series)["unreadable_files"] == 3

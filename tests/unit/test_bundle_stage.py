@@ -52,6 +52,9 @@ def root(tmp_path: Path) -> Path:
     """A project whose stages before the bundle are done."""
     data, cohort = tmp_path / "data" / "wholebody", _cohort()
     write_table(data / "cohort" / "cohort.parquet", cohort)
+    attribution = cohort[["collection", "licence", "doi"]].drop_duplicates()
+    attribution["citation"] = ["Cite me." if name == "lidc" else "" for name in attribution["collection"]]
+    write_table(data / "cohort" / "attribution.parquet", attribution)
     for shard in (0, 1):
         write_table(data / "acquire" / str(shard) / "receipt.parquet", cohort.iloc[shard::2])
     curated = cohort[["series", "patient", "role"]].assign(status=["accepted"] * 4 + ["rejected"])
@@ -61,6 +64,7 @@ def root(tmp_path: Path) -> Path:
     write_json(data / "curate" / "funnel.json",
                {"in": 5, "accepted": 4, "rejected": {"gantry_tilt": 1},
                 "accepted_by_role": {"evaluation": 1, "pretrain": 3}, "series": series})  # fmt: skip
+    write_json(data / "curate" / "profile.json", {"series": 3})
     for name in ("encoder.safetensors", "encoder.json"):
         write_text(data / "pretrain" / "encoder" / name, "{}\n")
     metrics = {"tasks": {"organs": {"linear_auc": NUMBERS}}, "not_evaluated": {"lidc_nodules": "not configured"}}
@@ -99,7 +103,7 @@ def test_a_release_holds_all_its_parts_and_verifies(root: Path) -> None:
     manifest = verify_bundle(release)
     assert sorted(manifest.files) == [
         "MODEL_CARD.md", "decision.json", "encoder.json", "encoder.safetensors", "figures.csv", "funnel.json",
-        "licences.csv", "metrics.json", "preprocess.json", "quality.json", "report.html",
+        "licences.csv", "metrics.json", "preprocess.json", "profile.json", "quality.json", "report.html",
     ]  # fmt: skip
     assert sorted(manifest.inputs) == [
         "code", "data/cohort", "data/curated", "data/receipt-0", "data/receipt-1", "lock", "parameters",
@@ -142,9 +146,9 @@ def test_a_missing_part_is_named_and_nothing_is_written(root: Path, part: str) -
 def test_licences_count_accepted_series_by_collection(root: Path) -> None:
     lines = (_make(root) / "licences.csv").read_text().splitlines()
     assert lines == [
-        "collection,licence,doi,pretraining_series,pretraining_patients,evaluation_series",
-        "lidc,CC BY 3.0,10.7937/A,2,1,0",
-        "phantom,Apache-2.0,,1,1,1",
+        "collection,licence,doi,pretraining_series,pretraining_patients,evaluation_series,citation",
+        "lidc,CC BY 3.0,10.7937/A,2,1,0,Cite me.",
+        "phantom,Apache-2.0,,1,1,1,",
     ]
 
 
@@ -153,7 +157,7 @@ def test_the_card_says_what_the_release_is_worth(root: Path) -> None:
     for said in (
         "# Test encoder", "Not for clinical use", "| gantry_tilt | 1 |", "| lidc | CC BY 3.0 | 10.7937/A | 2 | 1 | 0 |",
         "| organs | linear_auc | 12 | 0.910 [0.850, 0.950] | 0.700 | 0.210 [0.100, 0.300] |",
-        "| histogram 0.640 [0.500, 0.750] |",
+        "- lidc: Cite me.", "| histogram 0.640 [0.500, 0.750] |",
         "lidc_nodules: not configured", "| floor organs linear_auc | 0.91 | 0.99 | pass | a\\|b |", "temperature: 0.1",
         "It was never trained.", "encoder.safetensors", "5 series were looked at, 4 accepted",
     ):  # fmt: skip

@@ -40,9 +40,7 @@ def config(**changes: object) -> IdcConfig:
 def no_fetched_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine that has fetched neither ct_index nor volume_geometry_index."""
     found = selection.table_path
-    monkeypatch.setattr(
-        selection, "table_path", lambda name: None if name in selection.FETCHED else found(name)
-    )
+    monkeypatch.setattr(selection, "table_path", lambda name: None if name in selection.FETCHED else found(name))
 
 
 def test_ct_fm_has_the_published_counts(no_fetched_tables: None) -> None:

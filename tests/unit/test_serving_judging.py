@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from components.acquire.headers import measure_series
 from components.curate.config import CurateConfig
 from components.params import load_stage
 from components.quality import judge, suites
@@ -15,6 +16,8 @@ from serving.judging import warnings_of
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 HEADERS: dict[str, Any] = {
+    **measure_series([]), "orientation": r"1\0\0\0\1\0", "gap_min_ratio": 1.0, "off_line_mm": 0.0,
+    "identity_removed": True,
     "status": "acquired", "instances": 60, "unreadable_files": 0, "is_ct_image": True, "is_localizer": False,
     "missing_tags": "", "lossy": False, "burned_in": False, "matrices": 1, "pixel_spacings": 1, "orientations": 1,
     "positions": 60, "gap_ratio": 1.0, "tilt_degrees": 0.0, "thickness_min_mm": 3.0, "thickness_max_mm": 3.0,
@@ -23,6 +26,7 @@ HEADER_FAULTS: list[dict[str, Any]] = [
     {}, {"is_ct_image": False}, {"is_localizer": True}, {"unreadable_files": 2}, {"instances": 3, "positions": 3},
     {"thickness_max_mm": 8.0}, {"thickness_min_mm": 0.1}, {"positions": 59}, {"gap_ratio": 2.0}, {"tilt_degrees": 18.5},
     {"matrices": 2}, {"lossy": True}, {"burned_in": True}, {"missing_tags": "PixelSpacing"},
+    {"gap_min_ratio": 0.5}, {"off_line_mm": 20.0}, {"orientation": r"1\0\0\0\2\0"}, {"rescale_slopes": 2},
     {"tilt_degrees": 18.5, "gap_ratio": 6.4}, {"gap_ratio": None, "tilt_degrees": None},
 ]  # fmt: skip
 VOXELS: dict[str, Any] = {
@@ -30,11 +34,13 @@ VOXELS: dict[str, Any] = {
     "extent_mm": 300.0,
     "body_fraction": 0.4,
     "body_median_hu": 30.0,
-    "constant_slices": 0,
-}
+    "constant_slices": 0, "hu_p01": -1000.0, "hu_p99": 400.0, "air_fraction": 0.6, "saturated_fraction": 0.0,
+    "hu_levels": 2000, "noise_hu": 12.0, "duplicate_slices": 0, "slice_jump": 2.0, "border_fraction": 0.0,
+    "grid": "SPL 3 1 1",
+}  # fmt: skip
 VOXEL_FAULTS: list[dict[str, Any]] = [
     {}, {"decoded": False}, {"extent_mm": 20.0}, {"body_fraction": 0.0}, {"body_median_hu": 1064.0},
-    {"constant_slices": 1},
+    {"constant_slices": 1}, {"hu_levels": 256}, {"noise_hu": 0.0}, {"saturated_fraction": 0.2},
 ]  # fmt: skip
 
 

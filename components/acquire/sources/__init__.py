@@ -112,6 +112,10 @@ def source_of(name: str, line: str, config: CohortConfig) -> Source:
         from components.acquire.sources.idc import IdcSource
 
         return IdcSource(config.idc)
+    if name == "dicomweb":
+        from components.acquire.sources.dicomweb import DicomwebSource
+
+        return DicomwebSource(config, line)
     from components.acquire.sources.nifti import NiftiSource
 
     return NiftiSource(config, line)

@@ -9,10 +9,11 @@ import pandas as pd
 
 from components.acquire.config import TransferConfig
 from components.acquire.sources import Listed, Listing
-from components.acquire.transfer import Bucket, download
+from components.acquire.transfer import Bucket, download, s5cmd
 from components.cohort.config import IdcConfig
 from components.cohort.keys import patient_key, series_key
-from components.cohort.selection import funnel_rows, patients_of_ct, select
+from components.cohort.preview import funnel_rows
+from components.cohort.selection import patients_of_ct, select
 from components.params import UserError
 
 
@@ -31,22 +32,23 @@ class IdcSource:
             raise UserError(f"cohort query {self._config.query!r}: no series is left; see `ctfoundry cohort preview`")
         listed = [
             Listed(
-                series=series_key(row.SeriesInstanceUID),
-                patient=patient_key(row.PatientID),
-                name=row.crdc_series_uuid,
-                location=f"{row.aws_bucket}/{row.crdc_series_uuid}",
-                files=int(row.instanceCount),
-                bytes=round(row.series_size_MB * 1e6),
-                collection=row.collection_id,
-                licence=row.license_short_name,
-                doi=row.source_DOI or "",
+                series=series_key(row["SeriesInstanceUID"]),
+                patient=patient_key(row["PatientID"]),
+                name=row["crdc_series_uuid"],
+                location=f"{row['aws_bucket']}/{row['crdc_series_uuid']}",
+                files=int(row["instanceCount"]),
+                bytes=round(row["series_size_MB"] * 1e6),
+                collection=row["collection_id"],
+                licence=row["license_short_name"],
+                doi=row["source_DOI"] if isinstance(row["source_DOI"], str) else "",
             )
-            for row in selection.series.itertuples(index=False)
+            for row in selection.series.to_dict("records")
         ]
         chosen = {"funnel": funnel_rows(selection), "receipt": selection.receipt}
         return Listing(listed, selection=chosen, attribution=selection.attribution)
 
     def check(self) -> None:
+        s5cmd()
         Bucket.configured().check_reachable()
 
     def fetch(

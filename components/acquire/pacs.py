@@ -1,0 +1,164 @@
+"""A client of this machine's PACS (DICOMweb, DICOM PS3.18), watched, whose every failure is one line.
+
+How the PACS is reached stands in the environment, never in parameters or tables:
+
+- ``CTFOUNDRY_DICOMWEB_URL``: root of the service, such as ``https://pacs.hospital.example/dicom-web``.
+- ``CTFOUNDRY_DICOMWEB_USER`` and ``CTFOUNDRY_DICOMWEB_PASSWORD``, or ``CTFOUNDRY_DICOMWEB_TOKEN`` (a bearer token);
+  none of them where the PACS asks for none.
+- ``CTFOUNDRY_DICOMWEB_CA``: PEM file of the authorities that may vouch for its certificate, where they are a site's
+  own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import urllib3.exceptions
+from dicomweb_client.api import DICOMwebClient
+from requests.auth import HTTPBasicAuth
+from requests.utils import get_environ_proxies
+from retrying import RetryError
+
+from components.acquire.config import TransferConfig
+from components.params import UserError
+
+for _name in ("dicomweb_client", "retrying", "urllib3.connection", "urllib3.connectionpool"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)  # their lines hold UIDs
+
+PREFIX = "CTFOUNDRY_DICOMWEB_"
+CONNECT_SECONDS = 10.0
+NO_JSON = f"its answer is no DICOM JSON; is {PREFIX}URL the root of a DICOMweb service?"
+STATUSES = {
+    401: f"access denied (401); check {PREFIX}USER and _PASSWORD, or _TOKEN",
+    403: "access denied (403); may this user read the series?",
+    404: f"not found (404); is {PREFIX}URL the root of a DICOMweb service, and the series still there?",
+}
+# What requests says of a connection, and what that means; the first that is found counts.
+MEANINGS = (
+    ("connecttimeout", f"no connection within {CONNECT_SECONDS:.0f} s; is {PREFIX}URL right, and the network up?"),
+    ("connection refused", f"refuses connections; is {PREFIX}URL right, and the service up?"),
+    ("nameresolutionerror", f"the host of {PREFIX}URL is not known"),
+    ("proxyerror", "the proxy of this machine's environment does not let through"),
+    ("sslerror", f"TLS failed; is {PREFIX}URL an https address, and _CA a PEM file of certificates?"),
+    ("jsondecodeerror", NO_JSON),
+)
+
+
+class _Body:
+    """A response's body that is given up where it comes too slowly, and that knows its end.
+
+    Orthanc, for one, sends WADO-RS without a length: a server that dies looks like one that is done, but for the
+    delimiter that closes a multipart message (RFC 2046, 5.1.1).
+    """
+
+    def __init__(self, response: requests.Response, transfer: TransferConfig) -> None:
+        boundary = re.search(r'boundary="?([^";]+)', response.headers.get("Content-Type", ""))
+        self._closing = f"--{boundary[1].strip()}--".encode() if boundary else b""
+        self._raw, self._transfer, self._begin = response.raw, transfer, time.monotonic()
+
+    def stream(self, amount: int, decode_content: bool) -> Iterator[bytes]:
+        """Pieces as they arrive: a read of ``amount`` whole bytes would wait for a server that drips."""
+        arrived, tail = 0, b""
+        while piece := self._raw.read1(amount, decode_content=decode_content):
+            arrived += len(piece)
+            tail = (tail + piece)[-256:]
+            passed = time.monotonic() - self._begin
+            if passed > self._transfer.deadline_s(arrived):
+                raise UserError(
+                    f"transfer too slow: {arrived} bytes in {passed:.0f} s; "
+                    f"at least {self._transfer.slowest_mb_s:g} MB/s is expected"
+                )
+            yield piece
+        if self._closing not in tail:
+            raise UserError(f"PACS: the connection broke off after {arrived} bytes")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+
+def _setting(name: str) -> str:
+    return os.environ.get(PREFIX + name, "").strip()
+
+
+def _url() -> str:
+    """Raises UserError where it is not set or no address; it is not quoted, for it may hold a password."""
+    url = _setting("URL").rstrip("/")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        state = "not an address" if url else "not set"
+        raise UserError(f"{PREFIX}URL: {state}; allowed: http(s)://host[:port]/path of a DICOMweb service")
+    if "@" in parts.netloc:
+        raise UserError(f"{PREFIX}URL: holds a user name; set {PREFIX}USER and {PREFIX}PASSWORD instead")
+    return url
+
+
+def _open_session(url: str) -> requests.Session:
+    """A session that takes credentials and authorities from this module's variables alone: ``REQUESTS_CA_BUNDLE`` and
+    ``.netrc`` would silently go before them."""
+    user, password, token, authorities = (_setting(name) for name in ("USER", "PASSWORD", "TOKEN", "CA"))
+    if bool(user) != bool(password) or (user and token):
+        raise UserError(f"{PREFIX}USER, _PASSWORD, _TOKEN: set user and password, or the token, or none")
+    if authorities and not Path(authorities).is_file():
+        raise UserError(f"{PREFIX}CA: not a file; allowed: a PEM file of certificates")
+    session = requests.Session()
+    session.trust_env = False
+    session.proxies = get_environ_proxies(url)
+    session.verify = authorities or True
+    if user:
+        session.auth = HTTPBasicAuth(user.encode(), password.encode())
+    if token:
+        session.headers["Authorization"] = f"Bearer {token}".encode().decode("latin-1")
+    return session
+
+
+@contextmanager
+def asking(answer_s: float, transfer: TransferConfig | None = None, attempts: int = 1) -> Iterator[DICOMwebClient]:
+    """A client of this machine's PACS. What goes wrong with it is one line, without address, UIDs or credentials.
+
+    Args:
+        answer_s: seconds without a byte after which the PACS is given up.
+        transfer: limits of each answer, where there are any.
+        attempts: of each request, where the PACS cannot be reached or is too busy.
+    """
+    url = _url()
+
+    def watch(response: requests.Response, *_: Any, **__: Any) -> None:
+        if transfer is not None:
+            response.raw = _Body(response, transfer)
+
+    with _open_session(url) as session:
+        client = DICOMwebClient(url, session, callback=watch, permissive_uid=True, timeout=(CONNECT_SECONDS, answer_s))
+        client.set_http_retry_params(attempts > 1, attempts, wait_exponential_multiplier=500)
+        try:
+            yield client
+        except UserError:
+            raise
+        except (requests.RequestException, urllib3.exceptions.HTTPError, RetryError) as error:
+            raise UserError(f"PACS: {_meaning(error, answer_s)}") from None
+
+
+def _meaning(error: Exception, answer_s: float) -> str:
+    """What an error means to a person. Its own text is never quoted, but for OpenSSL's verdict on a certificate."""
+    answer = error.last_attempt.value if isinstance(error, RetryError) else getattr(error, "response", None)
+    if isinstance(answer, requests.Response) and answer.status_code >= 400:
+        status = answer.status_code
+        return STATUSES.get(status, f"failed ({status})" if status >= 500 else f"refused the query ({status})")
+    text = repr(error)
+    verdict = re.search(r"certificate verify failed: ([a-zA-Z -]+)", text)
+    if verdict:
+        return f"its certificate is not trusted ({verdict[1].strip()}); set {PREFIX}CA to a PEM file of its authority"
+    if isinstance(error, requests.ReadTimeout) or "ReadTimeoutError" in text or "Read timed out" in text:
+        return f"no byte for {answer_s:.0f} s"
+    return next((said for sign, said in MEANINGS if sign in text.lower()), "the connection broke off")

@@ -1,0 +1,115 @@
+"""Columns that rules name and that follow from measured ones, or from other rows of the same table.
+
+The service calls :func:`prepare` with one series and only some of the columns: what cannot be derived is left out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+# Transfer syntaxes that lose information (PS3.5 A.4), whatever LossyImageCompression says.
+LOSSY_SYNTAXES = {
+    f"1.2.840.10008.1.2.4.{n}" for n in ("50", "51", "81", "91", "93", "100", "101", "102", "103", "104", "105", "106")
+}
+SIZED = ("idc", "dicom", "nifti")  # sources that know files and bytes before the transfer
+PER_FILE = ("idc", "dicom")  # of these, sources of one slice per file
+
+
+def prepare(table: pd.DataFrame) -> pd.DataFrame:
+    """A copy of ``table`` with the derived columns of a receipt (it has ``positions``) or of a cohort (``plan``)."""
+    derived = table.copy()
+    if "positions" in derived:
+        _of_headers(derived)
+    elif "plan" in derived:
+        _of_cohort(derived)
+    return derived
+
+
+def _of_headers(table: pd.DataFrame) -> None:
+    placed = table["missing_tags"] == ""
+    table["repeated"] = (table["instances"] - table["positions"]).where(placed, 0).clip(lower=0)
+    table["geometries"] = table[["orientations", "matrices", "pixel_spacings"]].max(axis=1)
+    if "transfer_syntax" in table:
+        table["lossy_syntax"] = [bool(LOSSY_SYNTAXES & set(str(v).split("|"))) for v in table["transfer_syntax"]]
+    if _has(table, "spacing_row_mm", "spacing_column_mm"):
+        sides = pd.DataFrame({c: _numbers(table, c) for c in ("spacing_row_mm", "spacing_column_mm")})
+        table["pixel_min_mm"], table["pixel_max_mm"] = sides.min(axis=1), sides.max(axis=1)
+        table["pixel_aspect"] = table["pixel_max_mm"] / table["pixel_min_mm"]
+    if _has(table, "rows", "columns"):
+        sides = pd.DataFrame({c: _numbers(table, c) for c in ("rows", "columns")})
+        table["matrix_min"], table["matrix_aspect"] = sides.min(axis=1), sides.max(axis=1) / sides.min(axis=1)
+    if _has(table, "field_rows_mm", "field_columns_mm"):
+        table["field_min_mm"] = table[["field_rows_mm", "field_columns_mm"]].min(axis=1)
+        table["field_max_mm"] = table[["field_rows_mm", "field_columns_mm"]].max(axis=1)
+    if _has(table, "gap_median_mm", "thickness_max_mm"):
+        table["step_per_thickness"] = _numbers(table, "gap_median_mm") / _numbers(table, "thickness_max_mm")
+    if _has(table, "thickness_min_mm", "thickness_max_mm"):
+        table["thickness_ratio"] = _numbers(table, "thickness_max_mm") / _numbers(table, "thickness_min_mm")
+    if _has(table, "gap_median_mm", "spacing_between_mm"):
+        table["step_per_stated"] = _numbers(table, "gap_median_mm") / _numbers(table, "spacing_between_mm")
+    if "frames_of_reference" in table:
+        # Some de-identification (LIDC-IDRI's) gives every image a frame of its own: that says nothing of a mixture.
+        frames = table["frames_of_reference"]
+        table["frames_mixed"] = frames.where(frames < table["instances"], 1)
+    if "orientation" in table:
+        table["orientation"] = table["orientation"].replace("", None)
+    if _has(table, "identifiers", "private_unknown", "burned_in", "identity_removed"):
+        stated = table["identity_removed"].fillna(False).astype(bool)
+        table["unstated_identifiers"] = table["identifiers"].where(~stated, "")
+        table["unstated_private"] = table["private_unknown"].where(~stated, 0)
+        table["unstated_burned_in"] = table["burned_in"].where(~stated, False)
+
+
+def _of_cohort(table: pd.DataFrame) -> None:
+    for name in ("series", "patient", "collection", "licence", "doi", "retest_of"):
+        table[name] = table[name].fillna("")
+    pretrain = table["role"] == "pretrain"
+    kept_out = table["kept_out"].astype(bool) if "kept_out" in table else pd.Series(False, index=table.index)
+    others = set(table.loc[~pretrain | kept_out, "patient"])
+    table["leaks"] = pretrain & table["patient"].isin(others)
+    table["patient_splits"] = table.groupby("patient")["split"].transform("nunique")
+    table["role_split"] = table["role"].astype(str) + "/" + table["split"].astype(str)
+    owner = table.drop_duplicates("series").set_index("series")["patient"]
+    first = table["retest_of"]
+    table["retest_found"] = (first == "") | (first.map(owner) == table["patient"])
+    from_idc = table["source"] == "idc"
+    table["attributed"] = ~from_idc | ((table["collection"] != "") & (table["doi"] != ""))
+    where = table["location"].where(from_idc)
+    table["location_uses"] = where.map(where.value_counts()).fillna(1).astype(int)
+    _sizes(table)
+    _shares(table, pretrain)
+
+
+def _sizes(table: pd.DataFrame) -> None:
+    known = table["source"].isin(SIZED)
+    table["files_known"] = table["files"].where(known, 1)
+    table["series_mb"] = (table["bytes"] / 1e6).where(known)
+    per_file = table["bytes"] / table["files"].where(table["files"] > 0)
+    table["file_kb"] = (per_file / 1e3).where(table["source"].isin(PER_FILE))
+    table["bytes_known"] = table["bytes"].where(known, 1)
+
+
+def _shares(table: pd.DataFrame, pretrain: pd.Series[bool]) -> None:
+    reason = table["reason"] if "reason" in table else pd.Series("", index=table.index)
+    dealt = reason.fillna("") == ""  # a rejected series is in no shard
+    table["shard_dealt"] = table["shard"].astype(float).where(dealt)
+    shards = max(int(table["shard"].max()) + 1, 1)
+    loads = pd.DataFrame({"series": 1.0, "bytes": table["bytes"].astype(float)})[dealt].groupby(table["shard"]).sum()
+    shares = loads / loads.sum().replace(0, np.nan) * shards  # 1: the shard holds its even share
+    table["shard_load"] = table["shard"].map(shares.max(axis=1)).astype(float)
+    for name in ("collection", "patient"):
+        counts = table.loc[pretrain, name].value_counts()
+        # Where there is but one collection, such as the phantom's, its share says nothing.
+        share = counts / counts.sum() if len(counts) > 1 else counts * np.nan
+        table[f"{name}_share"] = table[name].where(pretrain).map(share).astype(float)
+    if "accepted" in table:
+        table["pretrain_left"] = pretrain.astype(float) * table["accepted"].astype(float)
+
+
+def _has(table: pd.DataFrame, *columns: str) -> bool:
+    return all(column in table for column in columns)
+
+
+def _numbers(table: pd.DataFrame, column: str) -> pd.Series[float]:
+    return pd.to_numeric(table[column], errors="coerce").astype(float)
