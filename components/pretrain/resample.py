@@ -61,7 +61,7 @@ class Level:
 
     @classmethod
     def of(cls, hu: npt.NDArray[np.int16], windows: Windows, halved: bool) -> Level:
-        """Window a volume; with ``halved``, average blocks of 2^3 voxels (an odd last plane is repeated)."""
+        """Window a volume; with ``halved``, add up blocks of 2^3 voxels (an odd last plane is repeated)."""
         channels = []
         for centre, width in windows:
             low = round(centre - width / 2)
