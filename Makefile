@@ -40,7 +40,7 @@ serve: $(READY) ## serve the newest Bento of LINE on 127.0.0.1:3000
 	@$(BIN)/ctfoundry serve --line $(LINE)
 
 bench: $(READY) ## benchmarks against the peers, ratios printed
-	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+	@for file in tests/benchmarks/bench_*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 clean: ## remove outputs, reports, state and the environment; DVC's cache and dvc.lock stay
 	rm -rf .venv .ctfoundry data releases reports .mypy_cache .ruff_cache .pytest_cache *.egg-info

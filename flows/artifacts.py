@@ -13,6 +13,8 @@ from components.files import read_json
 from components.params import shards
 from components.progress import wide_console
 
+MAX_ROWS = 1000  # of a table on Prefect's page
+MAX_ROWS_PRINTED = 100
 MAX_INLINE_BYTES = 400_000  # of one plot on Prefect's page
 
 
@@ -20,9 +22,8 @@ def publish_data(line: str) -> None:
     """Funnel and quality summary, after ``curate``."""
     funnel = read_json(Path("data") / line / "curate" / "funnel.json")
     create_table_artifact(key=f"{line}-series-funnel", table=funnel_rows(funnel), description=f"Series of line {line}")
-    create_table_artifact(
-        key=f"{line}-series", table=funnel["series"], description=f"Every series of line {line} and its fate"
-    )
+    shown, note = _shortened(funnel["series"], MAX_ROWS)
+    create_table_artifact(key=f"{line}-series", table=shown, description=f"Series of line {line} and their fate{note}")
     create_table_artifact(key=f"{line}-quality", table=quality_rows(line), description="Great Expectations suites")
 
 
@@ -40,6 +41,14 @@ def publish_model(line: str) -> None:
     inline = [_inline(path) for path in plots if path.stat().st_size <= MAX_INLINE_BYTES]
     if inline:
         create_markdown_artifact(key=f"{line}-plots", markdown="\n\n".join(inline), description=f"Plots of line {line}")
+
+
+def _shortened(series: list[dict[str, Any]], most: int) -> tuple[list[dict[str, Any]], str]:
+    """As many as a page or terminal bears, the rejected ones first, and what to say of the others."""
+    if len(series) <= most:
+        return series, ""
+    rejected_first = sorted(series, key=lambda row: row["status"] == "accepted")
+    return rejected_first[:most], f" ({most} of {len(series)}; all are in curated.parquet)"
 
 
 def _inline(path: Path) -> str:
@@ -94,12 +103,14 @@ def print_summary(line: str, tag: str | None, digest: str | None, data_docs: str
     data = Path("data") / line
     if (data / "curate" / "funnel.json").is_file():
         funnel = read_json(data / "curate" / "funnel.json")
-        table = Table("series", "source", "name", "role", "fate", title=f"Series of line {line}")
+        table = Table("series", "source", "name", "role", "fate", title_justify="left")
         external = [s for s in funnel["series"] if s["source"] != "phantom"]
-        for series in external:
+        shown, note = _shortened(external, MAX_ROWS_PRINTED)
+        for series in shown:
             fate = series["reason"] or "accepted"
             table.add_row(series["series"], series["source"], series["name"], series["role"], fate)
         if external:
+            table.title = f"Series of line {line}{note}"
             console.print(table)
         console.print(_table(f"Funnel of line {line}", funnel_rows(funnel)))
     if (data / "gate" / "decision.json").is_file():

@@ -8,10 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from components.files import read_table, write_json, write_table
+from components.params import UserError
 from components.quality import judge, suites
 from components.screen.config import ScreenConfig
 
 log = logging.getLogger(__name__)
+
+PRIVACY = ("direct_identifiers:", "private_tags:", "burned_in_annotation:")
 
 
 def screen_shard(acquired: Path, cohort: pd.DataFrame, shard: int, config: ScreenConfig, folder: Path) -> pd.DataFrame:
@@ -29,7 +32,10 @@ def screen_shard(acquired: Path, cohort: pd.DataFrame, shard: int, config: Scree
     """
     receipt = read_table(acquired / "receipt.parquet")
     suite = suites.headers(config, rows=int((cohort["shard"] == shard).sum()))
-    judgement = judge.judge(receipt, suite)
+    try:
+        judgement = judge.judge(receipt, suite)
+    except UserError as error:
+        raise UserError(f"{error}{_advice(receipt, str(error))}") from None
     screened = receipt.assign(
         reason=[";".join(judgement.reasons.get(s, [])) for s in receipt["series"]],
         accepted=[s not in judgement.reasons for s in receipt["series"]],
@@ -42,3 +48,14 @@ def screen_shard(acquired: Path, cohort: pd.DataFrame, shard: int, config: Scree
     for warning in judgement.warnings:
         log.warning("shard %d: expected %s", shard, warning)
     return screened
+
+
+def _advice(receipt: pd.DataFrame, said: str) -> str:
+    """What to do about a privacy finding, with the attributes' names; their values are nowhere."""
+    if not any(reason in said for reason in PRIVACY):
+        return ""
+    found = sorted({name for names in receipt["identifiers"] for name in names.split("|") if name})
+    return (
+        f"; attributes with a value: {', '.join(found) or 'none'}; de-identify the source, or set screen.privacy to "
+        "reject (costs these series) or warning (for data known to be harmless)"
+    )

@@ -77,8 +77,10 @@ def test_identifiers_stop_a_run_where_the_header_states_nothing(
     root = ct_root / "dicom" / "abdomen_3slices"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CTFOUNDRY_ROOT_DICOM", str(root))
-    with pytest.raises(UserError, match="critical expectation failed: direct_identifiers"):
+    with pytest.raises(UserError, match="critical expectation failed: direct_identifiers") as caught:
         brought_in(root, "dicom", frozenset(), "critical")
+    assert "attributes with a value: AccessionNumber, PatientName; de-identify the source" in str(caught.value)
+    assert "JANCT" not in str(caught.value)
 
 
 def test_nifti_volumes_and_the_masks_among_them(ct_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
