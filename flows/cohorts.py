@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,8 +119,10 @@ def _fetch_index(arguments: argparse.Namespace) -> int:
         if table_path(name) is None:
             from idc_index.index import IDCClient
 
-            IDCClient.client().fetch_index(name)
-        if table_path(name) is None:  # idc-index logs what went wrong and returns
-            raise UserError(f"{name}: could not be fetched; is the network up?")
+            logging.getLogger("idc_index").setLevel(logging.CRITICAL)  # it logs a whole traceback
+            with contextlib.suppress(OSError):  # what requests raises; it may also fail without raising
+                IDCClient.client().fetch_index(name)
+        if table_path(name) is None:
+            raise UserError(f"{name}: could not be fetched from the release of idc-index-data; is the network up?")
         print(f"{name}: {table_path(name)}")
     return 0
