@@ -18,7 +18,7 @@ MAX_BODY = 256 * 1024**2
 
 
 def ct_slice(index: int, series: str, **changes: Any) -> bytes:
-    """One CT instance: an ellipse of soft tissue in air, 3 mm below the one before."""
+    """One CT instance: an ellipse of soft tissue with bone in air, 3 mm below the one before."""
     meta = pydicom.dataset.FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[series, str(index)])
@@ -37,6 +37,7 @@ def ct_slice(index: int, series: str, **changes: Any) -> bytes:
     y, x = np.mgrid[:128, :128] - 63.5
     noise = np.random.default_rng(index).normal(0, 8, (128, 128))
     hu = np.where((x / 44) ** 2 + (y / 30) ** 2 < 1, 40 + 30 * np.sin(index / 5), -1000) + noise
+    hu = np.where(x**2 + (y - 18) ** 2 < 64, hu + 400 + 40 * x, hu)  # bone
     dataset.PixelData = np.rint(hu + 1024).astype("<i2").tobytes()
     for keyword, value in changes.items():
         setattr(dataset, keyword, value)
