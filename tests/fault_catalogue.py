@@ -36,7 +36,8 @@ from components.preprocess.stage import read_raw
 from components.preprocess.standardise import find_body, resample_only
 from components.quality import judge, suites
 from components.screen.config import ScreenConfig
-from tests.planted_faults import Planted, cohort_faults, header_faults, privacy_faults, voxel_faults
+from tests.planted_faults import Planted, header_faults, privacy_faults, voxel_faults
+from tests.planted_in_cohort import cohort_faults
 
 PARAMS = Path(__file__).resolve().parents[1] / "params.yaml"
 SHARDS, SLICES = 4, 24
