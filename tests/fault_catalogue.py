@@ -219,20 +219,21 @@ class Catalogue:
         return outcomes
 
     def _rejected(self, clean: pd.DataFrame, suite: suites.Suite, run: Any) -> list[Outcome]:
-        """Faults that cost a series, each in a row of its own, judged together."""
+        """Faults that cost a series, each in rows of its own, judged together."""
         faults = [fault for fault in cohort_faults() if fault.severity == "reject"]
         table, rows = clean, {}
         for fault in faults:
             assert fault.cohort is not None
             before, table = table, fault.cohort(table)
-            (rows[fault.name],) = table.index[(table != before).any(axis=1)]
+            rows[fault.name] = list(table.index[(table != before).any(axis=1)])
         out = run(table)
         assert len(out) == len(clean), "counts in are counts out"
-        assert sorted(out.index[out["reason"] != ""]) == sorted(rows.values()), "no other series is rejected"
+        planted = [row for changed in rows.values() for row in changed]
+        assert sorted(out.index[out["reason"] != ""]) == sorted(planted), "no other series is rejected"
         assert ((out["shard"] == -1) == (out["reason"] != "")).all(), "rejected series are in no shard"
         expected = judge.judge(table, suite).expected
-        return [_outcome(fault, suite, out.loc[rows[fault.name], "reason"].split(";"),
-                         expected[out.loc[rows[fault.name], "series"]]) for fault in faults]  # fmt: skip
+        return [_outcome(fault, suite, out.loc[row, "reason"].split(";"), expected[out.loc[row, "series"]])
+                for fault in faults for row in rows[fault.name][:1]]  # fmt: skip
 
     def cohort_config(self) -> CohortConfig:
         config = load_stage(CohortConfig, self.line, "cohort", PARAMS)

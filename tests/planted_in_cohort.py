@@ -51,6 +51,9 @@ def _listed_faults() -> list[Planted]:
         other = cohort.loc[cohort["split"] == "train", "series"].iloc[0]
         return _set(lambda t: _retests(t, 1), retest_of=other)(cohort)
 
+    def two_patients(cohort: pd.DataFrame) -> Any:
+        return cohort[(cohort["source"] == "idc")][13:].drop_duplicates("patient").index[:2]
+
     return [
         row("non_commercial", "licence_not_allowed", "a series under CC BY-NC 3.0", 4, licence="CC BY-NC 3.0"),
         row("no_licence", "licence_not_allowed", "a series without a licence", 5, licence=""),
@@ -65,6 +68,8 @@ def _listed_faults() -> list[Planted]:
               _set(lambda t: _retests(t, 0), retest_of="s0123456789abcdef")),
         fault("retest_of_another", "retest_unknown", "a second scan of another patient's series", "reject",
               retest_of_another),
+        fault("study_of_two", "mixed_patients", "one study under two PatientIDs", "reject",
+              _set(two_patients, study="e0123456789abcdef")),
         fault("doi_malformed", "doi_malformed", "a DOI that is a web address", "warning",
               _set(_of("idc", "pretrain", 3), doi="https://example.org/data")),
         fault("licence_not_stated", "licence_not_stated", "a licence that is not stated", "warning",

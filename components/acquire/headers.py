@@ -191,11 +191,6 @@ def _truncated(stream: IO[bytes], size: int, start: int, element: bytes) -> bool
     return start + sum(native) > size
 
 
-def read_instance_bytes(content: bytes, location: str) -> Instance:
-    """As :func:`read_instance`, from memory."""
-    return read_instance(io.BytesIO(content), location, len(content))
-
-
 def series_identity(instance: Instance) -> str:
     """What tells one series from another: patient, study and series UID; where the series UID is empty, the folder
     and frame of reference stand in for it, so that neither everything nor nothing falls together."""

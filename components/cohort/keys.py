@@ -27,6 +27,11 @@ def series_key(identity: str) -> str:
     return _pseudonym("series", identity)
 
 
+def study_key(study_uid: str) -> str:
+    """Pseudonym of a study: ``e`` (examination) and 16 hex digits; '' where none is named."""
+    return _pseudonym("examination", study_uid) if study_uid else ""
+
+
 def file_key(location: str) -> str:
     """Pseudonym of a file's location below its source's root: ``f`` and 16 hex digits."""
     return _pseudonym("file", location)

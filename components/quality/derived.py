@@ -62,13 +62,15 @@ def _of_headers(table: pd.DataFrame) -> None:
 
 
 def _of_cohort(table: pd.DataFrame) -> None:
-    for name in ("series", "patient", "collection", "licence", "doi", "retest_of"):
+    for name in ("series", "patient", "collection", "licence", "doi", "retest_of", "study"):
         table[name] = table[name].fillna("")
     pretrain = table["role"] == "pretrain"
     kept_out = table["kept_out"].astype(bool) if "kept_out" in table else pd.Series(False, index=table.index)
     others = set(table.loc[~pretrain | kept_out, "patient"])
     table["leaks"] = pretrain & table["patient"].isin(others)
     table["patient_splits"] = table.groupby("patient")["split"].transform("nunique")
+    patients = table[table["study"] != ""].groupby("study")["patient"].nunique()
+    table["study_patients"] = table["study"].map(patients).fillna(1).astype(int)
     table["role_split"] = table["role"].astype(str) + "/" + table["split"].astype(str)
     owner = table.drop_duplicates("series").set_index("series")["patient"]
     first = table["retest_of"]

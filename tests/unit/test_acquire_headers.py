@@ -23,7 +23,6 @@ from components.acquire.headers import (
     group_series,
     measure_series,
     read_instance,
-    read_instance_bytes,
     read_with_pydicom,
 )
 from components.acquire.privacy import Findings
@@ -32,10 +31,12 @@ from components.phantom.plan import plan_scans
 from components.phantom.scanner import scan
 
 
+def in_memory(content: bytes, location: str) -> Instance:
+    return read_instance(io.BytesIO(content), location, len(content))
+
+
 def measured(folder: Path) -> list[dict[str, object]]:
-    instances = [
-        read_instance_bytes(p.read_bytes(), p.relative_to(folder).as_posix()) for p in sorted(folder.rglob("*.dcm"))
-    ]
+    instances = [in_memory(p.read_bytes(), p.relative_to(folder).as_posix()) for p in sorted(folder.rglob("*.dcm"))]
     return [measure_series(group) for group in group_series(instances).values()]
 
 
@@ -55,12 +56,12 @@ def test_bad_geometry(ct_root: Path) -> None:
 
 def test_truncation_is_seen_to_the_byte(ct_root: Path) -> None:
     content = (ct_root / "dicom" / "sts_001" / "000000.dcm").read_bytes()
-    assert not read_instance_bytes(content, "a").truncated
-    assert read_instance_bytes(content[:-1], "a").truncated
-    assert read_instance_bytes(content[:600], "a").status == "unreadable"
+    assert not in_memory(content, "a").truncated
+    assert in_memory(content[:-1], "a").truncated
+    assert in_memory(content[:600], "a").status == "unreadable"
     compressed = next((ct_root / "dicom" / "abdomen_jpeg2000").iterdir()).read_bytes()
-    assert not read_instance_bytes(compressed, "a").truncated
-    assert read_instance_bytes(compressed[:-2000], "a").truncated
+    assert not in_memory(compressed, "a").truncated
+    assert in_memory(compressed[:-2000], "a").truncated
 
 
 def both(content: bytes, listing: bool) -> tuple[Instance, Instance]:
@@ -147,11 +148,11 @@ def test_deflated_files_are_whole(ct_root: Path) -> None:
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     buffer = io.BytesIO()
     dataset.save_as(buffer)
-    read = read_instance_bytes(buffer.getvalue(), "a")
+    read = in_memory(buffer.getvalue(), "a")
     assert (read.status, read.truncated) == ("image", False)
 
 
 def test_what_is_no_image_counts_as_unreadable_in_a_series(ct_root: Path) -> None:
     content = min((ct_root / "dicom" / "sts_001").iterdir()).read_bytes()
-    series = [read_instance_bytes(part, str(n)) for n, part in enumerate((content, content[:96], b"", content[:-1]))]
+    series = [in_memory(part, str(n)) for n, part in enumerate((content, content[:96], b"", content[:-1]))]
     assert measure_series(series)["unreadable_files"] == 3

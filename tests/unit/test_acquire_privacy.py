@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from components.acquire.headers import Instance, measure_series, read_instance_bytes, read_with_pydicom
+from components.acquire.headers import Instance, measure_series, read_instance, read_with_pydicom
 from components.acquire.privacy import DIRECT_IDENTIFIERS, IDENTIFYING, is_dummy
 from components.phantom.config import PhantomConfig
 from components.phantom.plan import plan_scans
@@ -28,12 +28,16 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.glob("*.dcm"))
 
 
+def in_memory(content: bytes, location: str) -> Instance:
+    return read_instance(io.BytesIO(content), location, len(content))
+
+
 def read(dataset: Dataset, explicit: bool = True) -> Instance:
     """Through bytes, and checked against pydicom."""
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian
     buffer = io.BytesIO()
     dataset.save_as(buffer, implicit_vr=not explicit, little_endian=True)
-    instance = read_instance_bytes(buffer.getvalue(), "a")
+    instance = in_memory(buffer.getvalue(), "a")
     assert instance == read_with_pydicom(io.BytesIO(buffer.getvalue()), "a", len(buffer.getvalue()))
     return instance
 
@@ -43,7 +47,7 @@ def test_every_listed_keyword_is_in_the_dictionary() -> None:
 
 
 def test_the_phantoms_own_series_are_clean(phantom: list[Path]) -> None:
-    measured = measure_series([read_instance_bytes(p.read_bytes(), p.name) for p in phantom])
+    measured = measure_series([in_memory(p.read_bytes(), p.name) for p in phantom])
     assert {name: measured[name] for name in CLEAN} == CLEAN
     assert {name: measure_series([])[name] for name in CLEAN} == {**CLEAN, "identity_removed": False}
 
@@ -68,7 +72,7 @@ def test_a_planted_identifier_is_named(phantom: list[Path], keyword: str, value:
     setattr(dataset, keyword, value)
     instance = read(dataset, explicit)
     assert instance.identifiers == (keyword,)
-    clean = read_instance_bytes(phantom[1].read_bytes(), "b")
+    clean = in_memory(phantom[1].read_bytes(), "b")
     assert measure_series([clean, instance])["identifiers"] == keyword, "one slice is enough"
 
 
@@ -129,7 +133,7 @@ def test_private_elements_are_counted_once_and_safe_ones_not(phantom: list[Path]
 def test_the_statement_must_stand_in_every_image(phantom: list[Path]) -> None:
     dataset = pydicom.dcmread(phantom[0])
     del dataset.PatientIdentityRemoved
-    instances = [read(dataset), read_instance_bytes(phantom[1].read_bytes(), "b")]
+    instances = [read(dataset), in_memory(phantom[1].read_bytes(), "b")]
     assert not measure_series(instances)["identity_removed"]
 
 

@@ -18,6 +18,7 @@ class Listed:
 
     Attributes:
         series, patient: pseudonyms.
+        study: pseudonym, '' where the source names none.
         name: short name for funnels and reports.
         location: where the source finds it again, relative to its root.
         files, bytes: size, 0 where it is known only after the transfer.
@@ -37,6 +38,7 @@ class Listed:
     collection: str
     licence: str
     doi: str
+    study: str = ""
     role: str = "pretrain"
     split: str = "pretrain"
     retest_of: str = ""

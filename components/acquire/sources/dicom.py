@@ -36,7 +36,7 @@ from components.acquire.sources.tree import (
     zip_members,
 )
 from components.cohort.config import CohortConfig
-from components.cohort.keys import patient_key, series_key
+from components.cohort.keys import patient_key, series_key, study_key
 from components.cohort.roots import check_pinned, root_of
 from components.params import UserError
 from components.progress import map_series, track
@@ -56,7 +56,7 @@ class Found:
         location, bytes: where it is, and its size.
         status: see :func:`list_tree`.
         identity: of its series, '' where it tells none.
-        instance, patient: SOPInstanceUID and PatientID.
+        instance, patient, study: SOPInstanceUID, PatientID, StudyInstanceUID.
     """
 
     location: str
@@ -65,6 +65,7 @@ class Found:
     identity: str = ""
     instance: str = ""
     patient: str = ""
+    study: str = ""
 
 
 def list_tree(root: Path, config: CohortConfig, workers: int | None = None) -> Listing:
@@ -150,8 +151,8 @@ def _found(instance: Instance) -> Found:
         status = "empty" if instance.bytes == 0 else "unreadable" if claims else status
     if not instance.tags:
         return Found(instance.location, instance.bytes, status)
-    uid, patient = instance.tags.get("SOPInstanceUID", ""), instance.tags.get("PatientID", "")
-    return Found(instance.location, instance.bytes, status, series_identity(instance), str(uid), str(patient))
+    uids = (str(instance.tags.get(tag, "")) for tag in ("SOPInstanceUID", "PatientID", "StudyInstanceUID"))
+    return Found(instance.location, instance.bytes, status, series_identity(instance), *uids)
 
 
 def _read_zip(path: Path, location: str, size: int) -> Iterator[Found]:
@@ -248,11 +249,13 @@ def _folder(location: str) -> str:
 
 def _listed(identity: str, files: list[Found], config: CohortConfig) -> Listed:
     patient_id = next((file.patient for file in files if file.patient), "")
+    study = next((file.study for file in files if file.study), "")
     folders = sorted({_folder(file.location) for file in files})
     return Listed(
         series=series_key(identity),
-        # Series without a PatientID are nobody's: as one patient they would all fall into one split.
-        patient=patient_key(patient_id or f"no PatientID|{identity}"),
+        # Studies without a PatientID are nobody's: as one patient they would all fall into one split.
+        patient=patient_key(patient_id or f"no PatientID|{study or identity}"),
+        study=study_key(study),
         name=_name(folders[0]),
         location=";".join(folders),
         files=len(files),

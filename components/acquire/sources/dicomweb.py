@@ -32,7 +32,7 @@ from components.acquire.config import TransferConfig
 from components.acquire.pacs import NO_JSON, asking
 from components.acquire.sources import Listed, Listing
 from components.cohort.config import CohortConfig, DicomwebConfig
-from components.cohort.keys import patient_key, series_key
+from components.cohort.keys import patient_key, series_key, study_key
 from components.files import write_table
 from components.params import UserError
 
@@ -82,8 +82,9 @@ class DicomwebSource:
         files = _count(row)
         return Listed(
             series=key,
-            # Series without a PatientID are nobody's: as one patient they would all fall into one split.
-            patient=patient_key(row.get("PatientID") or f"no PatientID|{_identity(row)}"),
+            # Studies without a PatientID are nobody's: as one patient they would all fall into one split.
+            patient=patient_key(row.get("PatientID") or f"no PatientID|{row['StudyInstanceUID']}"),
+            study=study_key(row["StudyInstanceUID"]),
             name=key,
             location=key,
             files=files,

@@ -11,7 +11,7 @@ from components.acquire.config import TransferConfig
 from components.acquire.sources import Listed, Listing
 from components.acquire.transfer import Bucket, download, s5cmd
 from components.cohort.config import IdcConfig
-from components.cohort.keys import patient_key, series_key
+from components.cohort.keys import patient_key, series_key, study_key
 from components.cohort.preview import funnel_rows
 from components.cohort.selection import patients_of_ct, select
 from components.params import UserError
@@ -34,6 +34,7 @@ class IdcSource:
             Listed(
                 series=series_key(row["SeriesInstanceUID"]),
                 patient=patient_key(row["PatientID"]),
+                study=study_key(row["StudyInstanceUID"]),
                 name=row["crdc_series_uuid"],
                 location=f"{row['aws_bucket']}/{row['crdc_series_uuid']}",
                 files=int(row["instanceCount"]),

@@ -12,7 +12,7 @@ import pandas as pd
 import components.phantom
 from components.acquire.config import TransferConfig
 from components.acquire.sources import Listed, Listing
-from components.cohort.keys import patient_key, series_key
+from components.cohort.keys import patient_key, series_key, study_key
 from components.phantom.config import PhantomConfig
 from components.phantom.plan import ScanPlan, plan_scans
 from components.phantom.scanner import scan
@@ -41,6 +41,7 @@ class PhantomSource:
         return Listed(
             series=series_key(plan.series_uid),
             patient=patient_key(plan.patient_id),
+            study=study_key(plan.study_uid),
             name=plan.name,
             location="",
             files=0,
