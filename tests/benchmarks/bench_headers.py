@@ -1,6 +1,6 @@
 """Listing a tree of 20,000 CT files: ours beside plain pydicom, interleaved in one run.
 
-    python tests/benchmarks/bench_headers.py [folder of DICOM files] [--files 20000] [--rounds 3] [--workers 1]
+    python -m tests.benchmarks.bench_headers [folder of DICOM files] [--files 20000] [--rounds 3] [--workers 1]
 
 The files have the headers of the given ones (of phantom series without a folder), each with its own SOPInstanceUID,
 and pixels cut to 8 rows. Plain pydicom is ``dcmread(stop_before_pixels=True)`` and the attributes that a listing needs;

@@ -1,6 +1,6 @@
 """DICOM series to stored volume: ours beside the MONAI chain that most would write, interleaved in one run.
 
-    python tests/benchmarks/bench_preprocess.py [folder of one DICOM series] [--rounds 3]
+    python -m tests.benchmarks.bench_preprocess [folder of one DICOM series] [--rounds 3]
 
 Without a folder, a phantom series is scanned. Both sides end on disk: ours as a stored volume, MONAI's as the tensor
 that ``PersistentDataset`` writes. Prints medians and the ratio; quote the ratio, machines are noisy.

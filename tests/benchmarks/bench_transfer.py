@@ -1,6 +1,6 @@
 """Series from a bucket to hashed folders: ours beside bare s5cmd, interleaved in one run.
 
-    python tests/benchmarks/bench_transfer.py [--rounds 5] [--series 12]
+    python -m tests.benchmarks.bench_transfer [--rounds 5] [--series 12]
 
 Both read the same real series (LIDC chest, sarcoma; noise where real CT is missing) from a moto server here. Bare
 s5cmd brings all of them with one `s5cmd run` and checks nothing. Ours starts one s5cmd per series, two per core at a

@@ -1,6 +1,6 @@
 """Rehearse the data stages at the size of the Imaging Data Commons: all but the transfers and the pixels is real.
 
-    python tests/benchmarks/rehearse_idc.py [10000 50000 155221]
+    python -m tests.benchmarks.rehearse_idc [10000 50000 155221]
 
 For each size, in a process of its own: the stage ``cohort`` on the real index (query ct_fm, IDC v14, all licences); a
 receipt per shard of 5,000 series with a row and a hash per file; the suite *headers* over each shard; a catalogue row
