@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any
+from typing import IO, Any
 
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -23,6 +23,8 @@ ENCAPSULATED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5")  # explicit, pixe
 UNDEFINED = 0xFFFFFFFF
 PIXELS, FLOAT_PIXELS = 0x7FE00010, 0x7FE00008
 ELEMENT_BYTES = 12  # tag, representation and length of the longest kind
+HEAD_BYTES = (1 << 14, 1 << 18, 1 << 22)  # nearly every header ends within the first
+PIXEL_TAGS = {b"\xe0\x7f\x10\x00": "little", b"\x7f\xe0\x00\x10": "big"}  # as bytes of a file: which end comes first
 REMEMBERED = 10_000  # elements of a grammar, so that odd files cannot fill the memory
 # With these, bytes of ASCII mean ASCII. ISO_IR 13 is missing: it has a yen sign for the backslash.
 CHARSETS = frozenset({
@@ -95,6 +97,42 @@ def _grammar(keywords: tuple[str, ...], explicit: bool, looking: bool) -> Gramma
     tags = {tag_for_keyword(keyword): keyword for keyword in ("SpecificCharacterSet", *keywords)}
     wanted = {tag: (keyword, dictionary_VR(tag).encode()) for tag, keyword in tags.items() if tag is not None}
     return Grammar(wanted, explicit, looking)
+
+
+def read_regular(stream: IO[bytes], head: bytes, keywords: tuple[str, ...], findings: Findings | None) -> Header | None:
+    """As :func:`read_header`, or None where pydicom must read it.
+
+    Args:
+        stream: stands behind ``head``.
+        head: the file's first ``HEAD_BYTES[0]`` bytes.
+        keywords, findings: as there.
+    """
+    for more in (*HEAD_BYTES[1:], 0):
+        try:
+            return read_header(head, keywords, findings)
+        except Irregular:
+            return None
+        except Short:
+            if not more or not (rest := stream.read(more - len(head))):
+                return None
+            head += rest
+    return None
+
+
+def native_pixels(element: bytes, start: int) -> tuple[int, int] | None:
+    """First byte and declared length of a native pixel data element; None where it is encapsulated (compressed), or no
+    such element.
+
+    Args:
+        element: its first bytes.
+        start: where in the file they stand.
+    """
+    order = PIXEL_TAGS.get(element[:4])
+    if order is None or len(element) < 8:
+        return None
+    explicit = element[4:6] in (b"OB", b"OW", b"UN")
+    length = int.from_bytes(element[8:12] if explicit else element[4:8], "little" if order == "little" else "big")
+    return None if length == UNDEFINED else (start + (12 if explicit else 8), length)
 
 
 def read_header(content: bytes, keywords: tuple[str, ...], findings: Findings | None) -> Header:
@@ -270,9 +308,9 @@ def _convert(raw: bytes, vr: bytes, explicit: bool, of: tuple[str, bytes], value
     """Add a value to ``values``, unless it is empty. Raises Irregular where pydicom's opinion is needed."""
     keyword, expected = of
     if raw:
-        if explicit and vr != expected:
+        if explicit and vr != expected and vr not in expected.split(b" or "):
             raise Irregular
-        value = _value(raw, expected)
+        value = _value(raw, vr if explicit else expected)
         if keyword == "SpecificCharacterSet":
             terms = value if isinstance(value, tuple) else (value or "",)
             if not all(term.strip() in CHARSETS for term in terms):
@@ -284,10 +322,10 @@ def _convert(raw: bytes, vr: bytes, explicit: bool, of: tuple[str, bytes], value
 @lru_cache(maxsize=4096)  # most values are those of the slice before
 def _value(raw: bytes, vr: bytes) -> Any:
     """An element's value, as a tuple where it has several; None where it is empty."""
-    if vr == b"US":
+    if vr in (b"US", b"SS", b"US or SS"):  # implicit: PixelRepresentation tells; unsigned until somebody asks it
         if len(raw) != 2:
             raise Irregular
-        return raw[0] | raw[1] << 8
+        return int.from_bytes(raw, "little", signed=vr == b"SS")
     raw = raw.rstrip(b"\0 ")
     if not raw:
         return None

@@ -5,7 +5,6 @@ Measurements are judged elsewhere (``components/quality``); nothing here rejects
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +15,8 @@ import pydicom
 from pydicom.dataelem import RawDataElement
 
 from components.acquire import consistency
-from components.acquire.elements import ELEMENT_BYTES, SEQUENCES, Header, Irregular, Short, read_header
+from components.acquire.elements import ELEMENT_BYTES, HEAD_BYTES, PIXEL_TAGS, SEQUENCES, native_pixels, read_regular
 from components.acquire.privacy import IDENTIFYING, ITEMS, Findings, joined
-from components.preprocess.dicom import native_pixels
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 DIRECTORY_STORAGE = "1.2.840.10008.1.3.10"
@@ -36,7 +34,6 @@ LISTED_TAGS: tuple[str, ...] = (
     "Modality", "Rows",
 )  # fmt: skip
 DELIMITER = b"\xfe\xff\xdd\xe0"  # ends encapsulated pixel data
-HEAD_BYTES = (1 << 14, 1 << 18, 1 << 22)  # nearly every header ends within the first
 
 
 @dataclass(frozen=True)
@@ -85,24 +82,10 @@ def read_instance(stream: IO[bytes], location: str, size: int, listing: bool = F
     if head[128:132] != b"DICM" and not bare:
         return Instance(location, size, "not_dicom")
     tags, findings = LISTED_TAGS if listing else TAGS, None if listing else Findings()
-    header = None if bare else _regular(stream, head, tags, findings)
+    header = None if bare else read_regular(stream, head, tags, findings)
     if header is None or "Rows" not in header.values:
         return read_with_pydicom(stream, location, size, listing)
     return _image(stream, location, size, header.values, header.syntax, header.pixels_at, header.pixels, findings)
-
-
-def _regular(stream: IO[bytes], head: bytes, tags: tuple[str, ...], findings: Findings | None) -> Header | None:
-    """The header by the short reader, or None where pydicom must read it."""
-    for more in (*HEAD_BYTES[1:], 0):
-        try:
-            return read_header(head, tags, findings)
-        except Irregular:
-            return None
-        except Short:
-            if not more or not (rest := stream.read(more - len(head))):
-                return None
-            head += rest
-    return None
 
 
 def read_with_pydicom(stream: IO[bytes], location: str, size: int, listing: bool = False) -> Instance:
@@ -182,13 +165,13 @@ def _plain(value: Any) -> Any:
 
 def _truncated(stream: IO[bytes], size: int, start: int, element: bytes) -> bool:
     """Whether the file ends before its pixel data do. ``element``: its first bytes, at ``start``."""
-    if len(element) < 8 or element[:4] != b"\xe0\x7f\x10\x00":
+    if len(element) < 8 or element[:4] not in PIXEL_TAGS:
         return len(element) < 8 and start >= size
-    native = native_pixels(io.BytesIO(element))
+    native = native_pixels(element, start)
     if native is None:
         stream.seek(max(0, size - 4096))
         return DELIMITER not in stream.read()
-    return start + sum(native) > size
+    return sum(native) > size
 
 
 def series_identity(instance: Instance) -> str:

@@ -1,21 +1,25 @@
 """DICOM pixels to HU and geometry to an affine, for one screened CT series.
 
-Pixels are decoded by dicomsdl (11 times pydicom's speed, exact, all common transfer syntaxes), with pydicom as the
-fallback. Slices are ordered by position along the normal, never by name or instance number.
+Native pixels are read as they lie in the file; compressed ones are decoded by dicomsdl (11 times pydicom's speed,
+exact), RLE and what dicomsdl does not take by pydicom. Slices are ordered by position along the normal, never by name
+or number.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import dicomsdl
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.uid import RLELossless
 
+from components.acquire.elements import ELEMENT_BYTES, EXPLICIT, HEAD_BYTES, IMPLICIT, native_pixels, read_regular
 from components.params import UserError
 from components.preprocess.store import AIR_HU, FloatArray, Int16Array, Volume
 
@@ -23,15 +27,47 @@ log = logging.getLogger(__name__)
 
 GEOMETRY_TAGS = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "RescaleSlope",
-    "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation", "BitsStored",
-    "PhotometricInterpretation", "SamplesPerPixel", "BitsAllocated",
+    "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation", "BitsStored", "HighBit",
+    "SamplesPerPixel", "BitsAllocated", "NumberOfFrames",
 )  # fmt: skip
 PIXEL_MM = (0.01, 20.0)  # no scanner is finer or coarser; beyond it a resampled volume would fill the memory
-UNDEFINED_LENGTH = 0xFFFFFFFF  # of an encapsulated, that is compressed, pixel data element
 
 
 class DecodeError(UserError):
     """The series cannot be turned into a volume; the message names the file (its base name) and the cause."""
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One instance, not yet decoded.
+
+    Attributes:
+        path: of the file.
+        header: keyword to value (``get``).
+        syntax: transfer syntax UID.
+        native: first byte and length of its pixel data, None where they are compressed.
+    """
+
+    path: Path
+    header: Any
+    syntax: str
+    native: tuple[int, int] | None
+
+    def number(self, keyword: str, default: float) -> float:
+        value = self.header.get(keyword)
+        return default if value in (None, "") else float(value)
+
+    def vector(self, keyword: str, length: int) -> FloatArray:
+        """Raises DecodeError where the header does not state so many values."""
+        value = self.header.get(keyword)
+        values = (value,) if isinstance(value, str) else value
+        if values is None or len(values) != length:
+            raise DecodeError(f"{self.path.name}: {keyword} is missing")
+        return np.asarray(values, dtype=np.float64)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.number("Rows", 0)), int(self.number("Columns", 0))
 
 
 def read_series(paths: Sequence[Path]) -> Volume:
@@ -50,83 +86,70 @@ def read_series(paths: Sequence[Path]) -> Volume:
     if not paths:
         raise DecodeError("series: 0 instances is not allowed: at least 1")
     try:
-        return _assemble([(_header(path), path) for path in paths])
+        return _assemble([_open(path) for path in paths])
     except (ValueError, TypeError) as error:
         if isinstance(error, DecodeError):
             raise
         raise DecodeError(f"series: a header value is no number ({' '.join(str(error).split())[:80]})") from None
 
 
-def _assemble(headers: list[tuple[Any, Path]]) -> Volume:
-    first = headers[0][0]
-    row_direction, column_direction = _orientation(first, headers[0][1])
-    normal = np.cross(row_direction, column_direction)
-    ordered = sorted(headers, key=lambda item: float(np.dot(_position(*item), normal)))
-    slices = [_slice_hu(header, path) for header, path in ordered]
-    if len({plane.shape for plane in slices}) != 1:
-        raise DecodeError(f"series: slices of {len({p.shape for p in slices})} different matrix sizes")
-    positions = np.stack([_position(header, path) for header, path in ordered])
-    return Volume(hu=np.stack(slices), affine=_affine(positions, row_direction, column_direction, first))
+def _assemble(slices: list[_Slice]) -> Volume:
+    first = slices[0]
+    orientation = first.vector("ImageOrientationPatient", 6)
+    normal = np.cross(orientation[:3], orientation[3:])
+    placed = [(item.vector("ImagePositionPatient", 3), item) for item in slices]
+    placed.sort(key=lambda pair: float(np.dot(pair[0], normal)))
+    shapes = {item.shape for item in slices}
+    if len(shapes) != 1:
+        raise DecodeError(f"series: slices of {len(shapes)} different matrix sizes")
+    affine = _affine(np.stack([position for position, _ in placed]), orientation, first.vector("PixelSpacing", 2))
+    hu: Int16Array = np.empty((len(slices), *first.shape), dtype=np.int16)
+    for plane, (_, item) in zip(hu, placed, strict=True):
+        _fill_hu(plane, item)
+    return Volume(hu=hu, affine=affine)
 
 
-def _header(path: Path) -> pydicom.Dataset:
+def _open(path: Path) -> _Slice:
+    """Read one header, with the short reader where it will."""
     try:
         with path.open("rb") as stream:
-            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(GEOMETRY_TAGS), force=True)
-            _check_length(header, native_pixels(stream), path)
-            return header
+            head = stream.read(HEAD_BYTES[0])
+            regular = read_regular(stream, head, GEOMETRY_TAGS, None) if head[128:132] == b"DICM" else None
+            if regular is not None:
+                pixels = native_pixels(regular.pixels, regular.pixels_at)
+                item = _Slice(path, regular.values, regular.syntax, pixels)
+            else:
+                stream.seek(0)
+                tags = list(GEOMETRY_TAGS)
+                header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags, force=True)
+                syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID", ""))
+                at = stream.tell()
+                item = _Slice(path, header, syntax, native_pixels(stream.read(ELEMENT_BYTES), at))
+            _check_length(item)
+            return item
     except DecodeError:
         raise
     except Exception as error:  # pydicom raises many kinds on damaged files; each is this series' rejection
         raise DecodeError(f"{path.name}: header not readable ({type(error).__name__})") from None
 
 
-def native_pixels(stream: IO[bytes]) -> tuple[int, int] | None:
-    """First byte and declared length of the native pixel data element at which ``stream`` stands; None where it is
-    encapsulated (compressed), or where there is no such element."""
-    start = stream.tell()
-    element = stream.read(12)
-    if len(element) < 8 or element[:4] != b"\xe0\x7f\x10\x00":
-        return None
-    explicit = element[4:6] in (b"OB", b"OW", b"UN")
-    length = int.from_bytes(element[8:12] if explicit else element[4:8], "little")
-    return None if length == UNDEFINED_LENGTH else (start + (12 if explicit else 8), length)
-
-
-def _check_length(header: Any, native: tuple[int, int] | None, path: Path) -> None:
+def _check_length(item: _Slice) -> None:
     """dicomsdl fills what is missing from native pixel data with whatever lies in memory, without a word."""
-    if native is None:
+    if item.native is None:
         return
-    first, length = native
-    needed = int(header.Rows) * int(header.Columns) * int(header.get("SamplesPerPixel") or 1)
-    needed *= int(header.get("BitsAllocated") or 16) // 8
-    there = min(length, path.stat().st_size - first)
+    first, length = item.native
+    rows, columns = item.shape
+    needed = rows * columns * int(item.number("SamplesPerPixel", 1)) * int(item.number("BitsAllocated", 16)) // 8
+    there = min(length, item.path.stat().st_size - first)
     if there < needed:
-        raise DecodeError(f"{path.name}: {there} bytes of pixel data, its matrix needs {needed}")
+        raise DecodeError(f"{item.path.name}: {there} bytes of pixel data, its matrix needs {needed}")
 
 
-def _orientation(header: Any, path: Path) -> tuple[FloatArray, FloatArray]:
-    values = header.get("ImageOrientationPatient")
-    if values is None or len(values) != 6:
-        raise DecodeError(f"{path.name}: ImageOrientationPatient is missing")
-    orientation = np.asarray(values, dtype=np.float64)
-    return orientation[:3], orientation[3:]
-
-
-def _position(header: Any, path: Path) -> FloatArray:
-    values = header.get("ImagePositionPatient")
-    if values is None or len(values) != 3:
-        raise DecodeError(f"{path.name}: ImagePositionPatient is missing")
-    return np.asarray(values, dtype=np.float64)
-
-
-def _affine(positions: FloatArray, row_direction: FloatArray, column_direction: FloatArray, header: Any) -> FloatArray:
-    spacing = header.get("PixelSpacing")
-    if spacing is None or len(spacing) != 2:
-        raise DecodeError("series: PixelSpacing is missing")
-    if not all(PIXEL_MM[0] <= float(value) <= PIXEL_MM[1] for value in spacing):
-        raise DecodeError(f"series: PixelSpacing {list(spacing)} is not allowed: {PIXEL_MM[0]} to {PIXEL_MM[1]} mm")
-    between_rows, between_columns = float(spacing[0]), float(spacing[1])
+def _affine(positions: FloatArray, orientation: FloatArray, spacing: FloatArray) -> FloatArray:
+    if not all(PIXEL_MM[0] <= value <= PIXEL_MM[1] for value in spacing):
+        raise DecodeError(f"series: PixelSpacing {spacing.tolist()} is not allowed: {PIXEL_MM[0]} to {PIXEL_MM[1]} mm")
+    between_rows, between_columns = spacing
+    row_direction, column_direction = orientation[:3], orientation[3:]
     if len(positions) > 1:
         step = (positions[-1] - positions[0]) / (len(positions) - 1)
     else:
@@ -141,20 +164,32 @@ def _affine(positions: FloatArray, row_direction: FloatArray, column_direction: 
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
 
 
-def _slice_hu(header: Any, path: Path) -> Int16Array:
-    stored = _stored_values(path)
-    if stored.ndim != 2 or stored.shape != (header.get("Rows"), header.get("Columns")):
-        declared = (header.get("Rows"), header.get("Columns"))
-        raise DecodeError(f"{path.name}: pixels of shape {stored.shape}, the header says {declared}")
-    slope, intercept = float(header.get("RescaleSlope", 1) or 1), float(header.get("RescaleIntercept", 0) or 0)
-    hu = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    if header.get("PhotometricInterpretation") == "MONOCHROME1":
-        hu = -hu  # stored inverted for display
-    out: Int16Array = np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
-    padding = padding_mask(header, stored)
+def _fill_hu(out: Int16Array, item: _Slice) -> None:
+    """Decode one instance into its plane. MONOCHROME1 says how to show values, not what they mean (PS3.3 C.7.6.3.1.2):
+    the rescaled values are HU either way."""
+    stored = _stored_values(item)
+    if stored.shape != out.shape:
+        raise DecodeError(f"{item.path.name}: pixels of shape {stored.shape}, the header says {out.shape}")
+    slope, intercept = item.number("RescaleSlope", 1) or 1.0, item.number("RescaleIntercept", 0)
+    if not _shifted_into(out, stored, slope, intercept):
+        hu = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+        out[:] = np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
+    padding = padding_mask(item.header, stored)
     if padding is not None:
         out[padding] = AIR_HU
-    return out
+
+
+def _shifted_into(out: Int16Array, stored: npt.NDArray[Any], slope: float, intercept: float) -> bool:
+    """Write the HU of stored values that only need a shift, as nearly all do; False where these do not, or where
+    int16 could not hold them."""
+    if slope != 1.0 or not intercept.is_integer() or stored.dtype.kind not in "iu" or not stored.dtype.isnative:
+        return False
+    shift = int(intercept)
+    if int(stored.min()) + shift < -32768 or int(stored.max()) + shift > 32767 or abs(shift) > 32767:
+        return False
+    # Modulo 2^16: the results fit, so it does not matter that uint16 values above 32767 turn negative on the way.
+    np.add(stored.astype(np.int16, copy=False), np.int16(shift), out=out)
+    return True
 
 
 def padding_mask(header: Any, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
@@ -177,12 +212,31 @@ def _as_signed(value: Any, header: Any) -> int:
     return number
 
 
-def _stored_values(path: Path) -> npt.NDArray[Any]:
-    try:
-        return np.asarray(dicomsdl.open(str(path)).pixelData(storedvalue=True))
-    except Exception as first:  # dicomsdl raises RuntimeError subclasses of its own; pydicom has the last word
+def _stored_values(item: _Slice) -> npt.NDArray[Any]:
+    allocated, samples = item.number("BitsAllocated", 16), item.number("SamplesPerPixel", 1)
+    frames = item.number("NumberOfFrames", 1)
+    if item.native and item.syntax in (EXPLICIT, IMPLICIT) and (allocated, samples, frames) == (16, 1, 1):
+        return _native_values(item, item.native[0])
+    if item.syntax != RLELossless:  # of damaged RLE, dicomsdl writes past its buffers, and the process dies
         try:
-            return np.asarray(pydicom.dcmread(path, force=True).pixel_array)
-        except Exception as second:
-            log.debug("dicomsdl: %s; pydicom: %s", first, second)
-            raise DecodeError(f"{path.name}: pixels do not decode ({type(second).__name__})") from None
+            return np.asarray(dicomsdl.open(str(item.path)).pixelData(storedvalue=True))
+        except Exception as error:  # dicomsdl raises RuntimeError subclasses of its own; pydicom has the last word
+            log.debug("dicomsdl: %s", error)
+    try:
+        return np.asarray(pydicom.dcmread(item.path, force=True).pixel_array)
+    except Exception as error:
+        log.debug("pydicom: %s", error)
+        raise DecodeError(f"{item.path.name}: pixels do not decode ({type(error).__name__})") from None
+
+
+def _native_values(item: _Slice, first: int) -> npt.NDArray[Any]:
+    """Little-endian words of 16 bits, of which HighBit and BitsStored say where the value lies (PS3.5 8.1.1)."""
+    rows, columns = item.shape
+    kind = "<i2" if item.number("PixelRepresentation", 0) == 1 else "<u2"
+    stored = np.fromfile(item.path, kind, rows * columns, offset=first).reshape(rows, columns)
+    bits = int(item.number("BitsStored", 16))
+    high = int(item.number("HighBit", bits - 1))
+    if bits < 16 and bits - 1 <= high <= 15:  # other bits may hold an overlay; the shifts also extend the sign
+        stored <<= 15 - high
+        stored >>= 16 - bits
+    return stored

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 
 from components.preprocess.standardise import Body
 from components.preprocess.store import AIR_HU, Int16Array, Volume
@@ -35,28 +37,38 @@ def measure_volume(native: Volume, standard: Volume, body: Body | None) -> dict[
     """
     sample = native.hu.reshape(-1)[:: max(1, native.hu.size // SAMPLE)]
     inside = sample[sample > TISSUE_HU]
-    low, middle, high = np.percentile(sample, [1, 50, 99])
-    highest = int(native.hu.max())
+    counts = np.bincount(sample.astype(np.int32) - int(sample.min()))
+    low, middle, high = (_percentile(counts, int(sample.min()), share) for share in (0.01, 0.5, 0.99))
+    lows, highs = native.hu.min(axis=(1, 2)), native.hu.max(axis=(1, 2))
+    highest = int(highs.max())
     axes = "".join(nib.orientations.aff2axcodes(standard.affine))
     return {
         "extent_mm": round((native.hu.shape[0] - 1) * native.spacing[0], 3),
         "body_fraction": round(body.fraction, 4) if body else 0.0,
         "body_median_hu": float(np.median(inside)) if len(inside) else float(AIR_HU),
-        "constant_slices": int(sum(plane.min() == plane.max() for plane in native.hu)),
-        "hu_p01": round(float(low), 1),
-        "hu_p50": round(float(middle), 1),
-        "hu_p99": round(float(high), 1),
+        "constant_slices": int((lows == highs).sum()),
+        "hu_p01": round(low, 1),
+        "hu_p50": round(middle, 1),
+        "hu_p99": round(high, 1),
         "noise_hu": _noise(native),
-        "hu_min": int(native.hu.min()),
+        "hu_min": int(lows.min()),
         "hu_max": highest,
-        "hu_levels": int(np.count_nonzero(np.bincount(sample.astype(np.int32) - int(sample.min())))),
+        "hu_levels": int(np.count_nonzero(counts)),
         "saturated_fraction": round(float((inside == highest).mean()), 6) if len(inside) else 0.0,
         "air_fraction": round(1 - len(inside) / len(sample), 4),
         "border_fraction": _border(native.hu),
-        "duplicate_slices": _duplicates(native.hu),
+        "duplicate_slices": _duplicates(native.hu, lows != highs),
         "slice_jump": _jump(native.hu),
         "grid": " ".join([axes, *(f"{mm:.4g}" for mm in standard.spacing)]),
     }
+
+
+def _percentile(counts: npt.NDArray[np.int64], lowest: int, share: float) -> float:
+    """Of whole numbers that are counted from ``lowest`` on, linear between neighbours, as NumPy's."""
+    upto = np.cumsum(counts)
+    place = share * (int(upto[-1]) - 1)
+    below, above = (lowest + int(np.searchsorted(upto, n, side="right")) for n in (int(place), int(np.ceil(place))))
+    return below + (above - below) * (place - int(place))
 
 
 def _border(hu: Int16Array) -> float:
@@ -64,11 +76,18 @@ def _border(hu: Int16Array) -> float:
     return round(sum(int((e > TISSUE_HU).sum()) for e in edges) / sum(e.size for e in edges), 4)
 
 
-def _duplicates(hu: Int16Array) -> int:
-    """Slices whose pixels are an earlier slice's; slices of one value are counted elsewhere. Noise makes every real
-    slice different from every other."""
-    varied = [plane for plane in hu if plane.min() != plane.max()]
-    return len(varied) - len({hashlib.blake2b(plane.tobytes(), digest_size=16).digest() for plane in varied})
+def _duplicates(hu: Int16Array, varied: npt.NDArray[np.bool_]) -> int:
+    """Slices whose pixels are an earlier slice's; slices of one value (not ``varied``) are counted elsewhere. Noise
+    makes every real slice different from every other, so that one row of each tells most apart."""
+    alike: dict[bytes, list[Int16Array]] = defaultdict(list)
+    for plane, counts in zip(hu, varied, strict=True):
+        if counts:
+            alike[plane[len(plane) // 2].tobytes()].append(plane)
+    return sum(
+        len(planes) - len({hashlib.blake2b(plane.tobytes(), digest_size=16).digest() for plane in planes})
+        for planes in alike.values()
+        if len(planes) > 1
+    )
 
 
 def _jump(hu: Int16Array) -> float:

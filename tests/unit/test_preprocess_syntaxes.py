@@ -1,0 +1,175 @@
+"""Every way of storing the same pixels gives the same HU; what does not decode is named."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from phantom_plans import small
+from pydicom.datadict import dictionary_VR
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    MPEG4HP41,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+)
+
+from components.phantom.scanner import scan
+from components.preprocess.dicom import DecodeError, read_series
+
+# One slice of `phantom_plans.small("head")` at 64 x 64, as OpenJPH wrote it: nothing here can encode it.
+HTJ2K = Path(__file__).parent / "data" / "phantom_htj2k.dcm"
+PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+DCMTK = {
+    "implicit": ["dcmconv", "+ti"],
+    "big endian": ["dcmconv", "+tb"],
+    "deflated": ["dcmconv", "+td"],
+    "RLE": ["dcmcrle"],
+    "JPEG lossless, selection value 1": ["dcmcjpeg", "+e1"],
+    "JPEG lossless, process 14": ["dcmcjpeg", "+el"],
+    "JPEG-LS": ["dcmcjpls", "+el"],
+}
+
+
+@pytest.fixture(scope="module")
+def originals(ct_root: Path) -> list[Path]:
+    """Three slices of a real series, stored as signed words of 16 bits."""
+    return sorted((ct_root / "dicom" / "sts_001").glob("*.dcm"))[20:23]
+
+
+@pytest.mark.parametrize("syntax", sorted(DCMTK))
+def test_what_dcmtk_writes_is_read_exactly(originals: list[Path], syntax: str, tmp_path: Path) -> None:
+    program, *options = DCMTK[syntax]
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed (Debian package dcmtk)")
+    for path in originals:
+        subprocess.run([program, *options, str(path), str(tmp_path / path.name)], check=True, capture_output=True)
+    np.testing.assert_array_equal(read_series(sorted(tmp_path.iterdir())).hu, read_series(originals).hu)
+
+
+@pytest.mark.parametrize(
+    "syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless, JPEG2000Lossless]
+)
+def test_what_pydicom_writes_is_read_exactly(originals: list[Path], syntax: UID, tmp_path: Path) -> None:
+    for path in originals:
+        dataset = pydicom.dcmread(path)
+        if syntax.is_encapsulated:
+            dataset.compress(syntax)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.save_as(tmp_path / path.name)
+    np.testing.assert_array_equal(read_series(sorted(tmp_path.iterdir())).hu, read_series(originals).hu)
+
+
+def test_high_throughput_jpeg_2000_is_read_exactly(tmp_path: Path) -> None:
+    scan(replace(small("head"), matrix=64, slices=1), tmp_path)
+    native = read_series(sorted(tmp_path.glob("*.dcm")))
+    np.testing.assert_array_equal(read_series([HTJ2K]).hu, native.hu)
+    assert np.ptp(native.hu) > 1000
+
+
+@pytest.fixture
+def stored(originals: list[Path], tmp_path: Path) -> Callable[..., np.ndarray[Any, Any]]:
+    """HU of one plane of stored words under a header of the test's own."""
+
+    def read(words: np.ndarray[Any, Any], **values: Any) -> np.ndarray[Any, Any]:
+        dataset = pydicom.dcmread(originals[0])
+        dataset.Rows, dataset.Columns = words.shape
+        dataset.PixelRepresentation = int(words.dtype.kind == "i")
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
+        dataset.PixelData = words.tobytes()
+        for name in PADDING:
+            if name in dataset:
+                delattr(dataset, name)
+        for name, value in values.items():
+            kind = ("SS" if words.dtype.kind == "i" else "US") if name in PADDING else dictionary_VR(name)
+            dataset.add_new(name, kind, value)
+        dataset.save_as(tmp_path / "one.dcm")
+        return read_series([tmp_path / "one.dcm"]).hu[0]
+
+    return read
+
+
+def test_words_are_read_as_the_header_says(stored: Callable[..., np.ndarray[Any, Any]]) -> None:
+    signed = np.array([[-2000, -1, 0], [1, 2000, 30000]], dtype="<i2")
+    np.testing.assert_array_equal(stored(signed), signed)
+    unsigned = np.array([[0, 1, 1024], [4095, 33000, 33791]], dtype="<u2")
+    np.testing.assert_array_equal(stored(unsigned, RescaleIntercept=-1024), unsigned.astype(int) - 1024)
+    np.testing.assert_array_equal(stored(np.array([[65535]], "<u2")), [[32767]], "int16 ends there")
+    halves = np.array([[0, 1, 3]], dtype="<u2")
+    np.testing.assert_array_equal(stored(halves, RescaleSlope=0.5, RescaleIntercept=-10), [[-10, -10, -8]])
+
+
+def test_twelve_bits_of_a_word(stored: Callable[..., np.ndarray[Any, Any]]) -> None:
+    """The four bits above are an old overlay's in one file, and the sign in another."""
+    words = np.array([[0xF123, 0x0FFF]], dtype="<u2")
+    np.testing.assert_array_equal(stored(words, BitsStored=12, HighBit=11), [[0x123, 0xFFF]])
+    np.testing.assert_array_equal(stored(words.view("<i2"), BitsStored=12, HighBit=11), [[0x123, -1]])
+    np.testing.assert_array_equal(stored(words, BitsStored=12, HighBit=15), [[0xF12, 0x0FF]])
+
+
+def test_monochrome1_is_a_way_to_show_not_another_value(stored: Callable[..., np.ndarray[Any, Any]]) -> None:
+    words = np.array([[0, 1000, 2000]], dtype="<u2")
+    shown = stored(words, PhotometricInterpretation="MONOCHROME1", RescaleIntercept=-1000)
+    np.testing.assert_array_equal(shown, [[-1000, 0, 1000]])
+
+
+def test_padding_is_air_whatever_its_sign(stored: Callable[..., np.ndarray[Any, Any]]) -> None:
+    words = np.array([[-2000, -1500, 0, 40]], dtype="<i2")
+    np.testing.assert_array_equal(stored(words, PixelPaddingValue=-2000), [[-1024, -1500, 0, 40]])
+    both = {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1500}
+    np.testing.assert_array_equal(stored(words, **both), [[-1024, -1024, 0, 40]])
+    unsigned = np.array([[63536, 24, 1024]], dtype="<u2")
+    np.testing.assert_array_equal(
+        stored(unsigned, PixelPaddingValue=63536, RescaleIntercept=-1024), [[-1024, -1000, 0]]
+    )
+
+
+def test_each_slice_has_its_own_rescale(originals: list[Path], tmp_path: Path) -> None:
+    expected = read_series(originals).hu
+    for number, path in enumerate(originals):
+        dataset = pydicom.dcmread(path)
+        dataset.PixelData = (dataset.pixel_array - 100 * number).astype("<i2").tobytes()
+        dataset.RescaleIntercept = float(dataset.RescaleIntercept) + 100 * number
+        dataset.save_as(tmp_path / path.name)
+    np.testing.assert_array_equal(read_series(sorted(tmp_path.iterdir())).hu, expected)
+
+
+@pytest.mark.parametrize("option", ["+te", "+ti", "+tb", "+td"])
+def test_a_file_cut_short_is_named(originals: list[Path], option: str, tmp_path: Path) -> None:
+    if shutil.which("dcmconv") is None:
+        pytest.skip("dcmconv is not installed (Debian package dcmtk)")
+    cut = tmp_path / "cut.dcm"
+    subprocess.run(["dcmconv", option, str(originals[0]), str(cut)], check=True, capture_output=True)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 2 // 3])
+    with pytest.raises(DecodeError, match=r"cut\.dcm: "):
+        read_series([cut])
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_a_compressed_frame_of_noise_is_named(originals: list[Path], syntax: UID, tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(originals[0])
+    dataset.compress(syntax)
+    dataset.PixelData = encapsulate([b"\x12\x34" * 500])
+    dataset.save_as(tmp_path / "noise.dcm")
+    with pytest.raises(DecodeError, match=r"noise\.dcm: pixels do not decode"):
+        read_series([tmp_path / "noise.dcm"])
+
+
+def test_a_film_is_refused(originals: list[Path], tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(originals[0])
+    dataset.PixelData = encapsulate([bytes(1000)])
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = MPEG4HP41
+    dataset.save_as(tmp_path / "film.dcm")
+    with pytest.raises(DecodeError, match=r"film\.dcm: pixels do not decode"):
+        read_series([tmp_path / "film.dcm"])
