@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from components.params import LINES, UserError
-from flows import cohorts
+from flows import cohorts, volumes
 from flows.environment import prepare
 
 
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     command("params", _params, "Check params.yaml: every mistake in one line.", line=False)
     command("docs", _docs, "Build Great Expectations Data Docs of the judged tables.")
     cohorts.add_parser(commands, LINES)
+    volumes.add_parser(commands, LINES)
     sub = command("locate", _locate, "Where the bytes of a pseudonym in a table lie on this machine.")
     sub.add_argument("key", help="a series' key, or a file's in the cohort's table of files")
     sub = command("promote", _promote, "Make the present release the champion that later ones must not fall behind.")

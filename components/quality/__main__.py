@@ -7,6 +7,7 @@ from components.cohort.config import CohortConfig
 from components.command import data_dir, run_stage
 from components.curate.config import CurateConfig
 from components.files import read_table
+from components.looking.sheet import contact_sheet
 from components.params import load_stage, shards
 from components.quality import drift, suites, summary
 from components.quality.judge import write_data_docs
@@ -15,9 +16,11 @@ from components.screen.config import ScreenConfig
 
 log = logging.getLogger(__name__)
 
+WINDOWS = {"wholebody": "soft", "head": "brain"}  # of the contact sheet
+
 
 def main(line: str) -> None:
-    """Write ``reports/<line>/data_docs`` and ``reports/<line>/quality.html``."""
+    """Write ``data_docs``, ``contact_sheet.png`` and ``quality.html`` to ``reports/<line>``."""
     screen, curate = load_stage(ScreenConfig, line, "screen"), load_stage(CurateConfig, line, "curate")
     folder = Path("reports") / line
     cohort = read_table(data_dir(line, "cohort") / "cohort.parquet")
@@ -41,7 +44,9 @@ def main(line: str) -> None:
     write_data_docs(tables, folder / "data_docs")
     page = folder / "quality.html"
     write_index(index.parent, {view.name: view.why for view in summary.suite_views(facts) if view.why}, page)
-    summary.write_summary(facts, page)
+    sheet = folder / "contact_sheet.png"
+    shown = contact_sheet(facts.curated, data / "preprocess", sheet, WINDOWS[line])
+    summary.write_summary(facts, page, sheet.name if shown else "")
     log.info("summary: %s; Data Docs: %s", page, index)
 
 

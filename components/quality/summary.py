@@ -130,12 +130,12 @@ def read_facts(data: Path, shards: Sequence[int], config: DriftConfig, docs: str
     )
 
 
-def write_summary(facts: Facts, path: Path) -> None:
-    """Write the page."""
-    write_text(path, render(facts))
+def write_summary(facts: Facts, path: Path, sheet: str = "") -> None:
+    """Write the page. ``sheet``: path of the contact sheet from it."""
+    write_text(path, render(facts, sheet))
 
 
-def render(facts: Facts) -> str:
+def render(facts: Facts, sheet: str = "") -> str:
     """The page's HTML. Equal facts give equal text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("components.quality", ""), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -145,6 +145,7 @@ def render(facts: Facts) -> str:
     return environment.get_template(TEMPLATE).render(
         line=facts.line,
         docs=facts.docs,
+        sheet=sheet,
         counts=counts,
         patients=int(facts.cohort["patient"].nunique()),
         steps=funnel_steps(counts, suites),

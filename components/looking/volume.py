@@ -1,0 +1,243 @@
+"""A volume as people look at it: three planes through a point, under CT windows, masks over it; its facts; NIfTI out.
+
+Reads the store's volumes, NIfTI, and folders of one DICOM series alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from scipy import ndimage
+
+from components.files import replacing
+from components.params import UserError
+from components.preprocess.dicom import read_series
+from components.preprocess.nifti import read_nifti
+from components.preprocess.store import FloatArray, Int16Array, StoredVolume, Volume, voxel_of
+
+# Level and width in HU, as radiologists name them.
+WINDOWS = {"soft": (40.0, 400.0), "lung": (-600.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0)}
+# Plane: axis of RAS it is cut across, axes along the picture (right, up), letters at its left, right, top and bottom.
+# The patient's right is at the left of the picture, anterior at the left of the sagittal one, as on a workstation.
+PLANES = {
+    "axial": (2, (0, 1), "RLAP"),
+    "coronal": (1, (0, 2), "RLSI"),
+    "sagittal": (0, (1, 2), "APSI"),
+}
+MASK_COLOURS = ListedColormap(["#ff3b30", "#34c759", "#0a84ff", "#ffd60a", "#bf5af2", "#64d2ff", "#ff9f0a", "#ac8e68"])
+DOTS_PER_INCH = 110
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A volume with what is known of it.
+
+    Attributes:
+        name: for titles and file names.
+        volume: voxels and affine.
+        facts: label to text, beyond what the voxels say.
+    """
+
+    name: str
+    volume: Volume
+    facts: dict[str, str]
+
+
+def find(reference: str, line: str) -> Path:
+    """A path that exists, or the stored volume of a series' key.
+
+    Raises:
+        UserError: neither.
+    """
+    path = Path(reference)
+    if path.exists():
+        return path
+    stored = sorted(Path("data", line, "preprocess").glob(f"*/volumes/{path.name}.b2nd"))
+    if not stored:
+        raise UserError(
+            f"volume {reference!r}: no such file or folder, and no such series in data/{line}/preprocess; "
+            "allowed: a series' key, a .b2nd, .nii or .nii.gz file, a folder of one DICOM series"
+        )
+    return stored[0]
+
+
+def open_volume(path: Path) -> Opened:
+    """Raises UserError where there is no volume in ``path``."""
+    name = path.name.removesuffix(".b2nd").removesuffix(".gz").removesuffix(".nii")
+    if path.is_dir():
+        return Opened(name, read_series(sorted(p for p in path.iterdir() if p.is_file())), {"kind": "DICOM series"})
+    if path.name.endswith(NIFTI_SUFFIXES):
+        return Opened(name, read_nifti(path), {"kind": "NIfTI"})
+    try:
+        stored = StoredVolume(path)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    volume = stored.read()
+    grid = stored.provenance.get("grid", {})
+    facts = {
+        "kind": "stored volume",
+        "source": str(stored.provenance.get("source", "")),
+        "grid asked for": f"{grid.get('orientation', '')} {grid.get('spacing_mm', '')}",
+        "bytes on disk": f"{path.stat().st_size:,} (voxels {volume.hu.nbytes:,})",
+    }
+    return Opened(name, volume, facts)
+
+
+def facts(opened: Opened) -> dict[str, str]:
+    """Label to text: grid, place and HU of a volume."""
+    volume = opened.volume
+    percent = np.percentile(volume.hu, [1, 50, 99])
+    low, high = _corners(volume)
+    return {
+        **opened.facts,
+        "shape": " x ".join(map(str, volume.hu.shape)),
+        "orientation": "".join(nib.orientations.aff2axcodes(volume.affine)),
+        "spacing mm": " x ".join(f"{mm:.4g}" for mm in volume.spacing),
+        "size mm": " x ".join(f"{n * mm:.1f}" for n, mm in zip(volume.hu.shape, volume.spacing, strict=True)),
+        "first voxel mm (RAS)": " ".join(f"{v:.3f}" for v in volume.affine[:3, 3]),
+        "reaches mm (RAS)": ", ".join(f"{a} {lo:.1f} to {hi:.1f}" for a, lo, hi in zip("RAS", low, high, strict=True)),
+        "HU": f"{volume.hu.min()} to {volume.hu.max()}, percentiles 1/50/99: " + "/".join(f"{p:.0f}" for p in percent),
+    }
+
+
+def _corners(volume: Volume) -> tuple[FloatArray, FloatArray]:
+    ends = np.array(np.meshgrid(*[(0, n - 1) for n in volume.hu.shape])).reshape(3, -1).T
+    corners = ends @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def read_mask(path: Path, volume: Volume) -> npt.NDArray[np.int32]:
+    """A NIfTI label image on the grid of ``volume``, nearest label; 0 where it does not reach.
+
+    Raises:
+        UserError: not NIfTI, labels that are no whole numbers, or no voxel in common.
+    """
+    mask = read_nifti(path)
+    if np.array_equal(mask.affine, volume.affine) and mask.hu.shape == volume.hu.shape:
+        return mask.hu.astype(np.int32)
+    change = np.linalg.inv(mask.affine) @ volume.affine
+    labels: npt.NDArray[np.int32] = ndimage.affine_transform(
+        mask.hu.astype(np.int32), change[:3, :3], change[:3, 3], volume.hu.shape, order=0, cval=0
+    )
+    if mask.hu.any() and not labels.any():
+        raise UserError(f"mask {path.name}: no labelled voxel lies within the volume; is it of the same scan?")
+    return labels
+
+
+def draw(
+    opened: Opened,
+    target: Path,
+    windows: tuple[str, ...] = ("soft",),
+    at_mm: tuple[float, float, float] | None = None,
+    mask: npt.NDArray[np.int32] | None = None,
+) -> None:
+    """Write a PNG of three planes, a row per window.
+
+    Args:
+        opened: the volume.
+        target: PNG.
+        windows: names in :data:`WINDOWS`.
+        at_mm: RAS point that the planes pass; None takes the mask's centre, or else the volume's.
+        mask: labels on the volume's grid.
+
+    Raises:
+        UserError: ``at_mm`` lies outside.
+    """
+    hu, affine = upright(opened.volume)
+    turn = nib.orientations.io_orientation(opened.volume.affine)
+    labels = None if mask is None else nib.orientations.apply_orientation(mask, turn)
+    centre = _place(affine, hu.shape, at_mm, labels)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    size = np.array(hu.shape) * spacing
+    widths = [float(size[along[0]]) for _, along, _ in PLANES.values()]
+    tallest = float(max(size[along[1]] for _, along, _ in PLANES.values()))
+    width = 11.0
+    figure = Figure(figsize=(width, 0.5 + len(windows) * width * tallest / sum(widths)), facecolor="black")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(windows), 3, squeeze=False, gridspec_kw={"width_ratios": widths})
+    for row, window in zip(axes, windows, strict=True):
+        level, span = WINDOWS[window]
+        for axis, (plane, (across, along, letters)) in zip(row, PLANES.items(), strict=True):
+            aspect = spacing[along[1]] / spacing[along[0]]
+            show = {"origin": "lower", "aspect": aspect, "interpolation": "nearest"}
+            axis.imshow(cut(hu, across, centre), cmap="gray", vmin=level - span / 2, vmax=level + span / 2, **show)
+            if labels is not None:
+                plane_labels = cut(labels, across, centre)
+                coloured = np.where(plane_labels > 0, (plane_labels - 1) % MASK_COLOURS.N + 1, 0)
+                shown = np.ma.masked_equal(coloured, 0)
+                axis.imshow(shown, cmap=MASK_COLOURS, vmin=1, vmax=MASK_COLOURS.N, alpha=0.45, **show)
+            millimetre = float((affine[:3, :3] @ centre + affine[:3, 3])[across])
+            axis.set_title(f"{plane} {'RAS'[across]} {millimetre:.0f} mm, {window}", color="white", fontsize=9)
+            _letter(axis, letters)
+    figure.suptitle(opened.name, color="white", fontsize=10)
+    figure.tight_layout()
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png", facecolor="black", metadata={"Software": None})
+
+
+def upright(volume: Volume) -> tuple[Int16Array, FloatArray]:
+    """Voxels with axes turned to right, anterior, superior, as near as whole turns can; and their affine."""
+    turn = nib.orientations.io_orientation(volume.affine)
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(turn, volume.hu.shape)
+    return nib.orientations.apply_orientation(volume.hu, turn), affine
+
+
+def _place(
+    affine: FloatArray,
+    shape: tuple[int, ...],
+    at_mm: tuple[float, float, float] | None,
+    labels: npt.NDArray[np.int32] | None,
+) -> npt.NDArray[np.int64]:
+    if at_mm is not None:
+        voxel = np.rint(voxel_of(affine, at_mm)).astype(np.int64)
+        if (voxel < 0).any() or (voxel >= np.array(shape)).any():
+            raise UserError(f"point {at_mm} mm (RAS): outside of the volume; `ctfoundry volume info` tells its reach")
+        return voxel
+    if labels is not None and labels.any():
+        where = np.argwhere(labels > 0)
+        nearest = where[np.abs(where - where.mean(axis=0)).sum(axis=1).argmin()]  # the mean itself may lie outside
+        return np.asarray(nearest, dtype=np.int64)
+    return np.array([n // 2 for n in shape], dtype=np.int64)
+
+
+def cut(array: npt.NDArray[Any], across: int, centre: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """A plane with rows upwards; the patient's right, or anterior, at the left: both grow to the left."""
+    plane: npt.NDArray[Any] = np.take(array, int(centre[across]), axis=across)
+    return plane[::-1].T
+
+
+def _letter(axis: Any, letters: str) -> None:
+    places = ((0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"),
+              (0.5, 0.01, "center", "bottom"))  # fmt: skip
+    for letter, (x, y, across, along) in zip(letters, places, strict=True):
+        axis.text(x, y, letter, transform=axis.transAxes, color="#ffd60a", fontsize=8, ha=across, va=along)
+    axis.set_axis_off()
+
+
+def export(opened: Opened, target: Path) -> None:
+    """Write int16 HU as NIfTI, with the affine in millimetres.
+
+    Raises:
+        UserError: a name that no NIfTI has.
+    """
+    if not target.name.endswith(NIFTI_SUFFIXES):
+        raise UserError(f"export to {target.name}: allowed are names that end in .nii or .nii.gz")
+    # Columns first, slices last, as other software writes NIfTI and as ours reads it.
+    image = nib.Nifti1Image(opened.volume.hu.transpose(2, 1, 0), opened.volume.affine[:, [2, 1, 0, 3]], dtype=np.int16)
+    image.header.set_xyzt_units("mm")
+    with replacing(target) as temporary:
+        packed = temporary.with_name(temporary.name + target.name[target.name.index(".nii") :])
+        try:
+            nib.save(image, packed)
+            packed.rename(temporary)
+        finally:
+            packed.unlink(missing_ok=True)

@@ -1,0 +1,128 @@
+"""What people see of a volume is where it says it is: a landmark keeps its millimetres in the store, in NIfTI, in a
+label and in the picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+from matplotlib.image import imread
+from phantom_plans import small
+
+from components.looking.volume import draw, export, facts, find, open_volume, read_mask
+from components.params import UserError, load_stage
+from components.phantom.scanner import scan
+from components.preprocess.config import PreprocessConfig
+from components.preprocess.dicom import read_series
+from components.preprocess.standardise import resample_only
+from components.preprocess.store import Volume, voxel_of, write_volume
+
+PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
+
+
+def marked(line: str, position: str, folder: Path) -> tuple[Volume, np.ndarray]:
+    """A phantom as it was scanned, with a bright ball of 12 mm put into it at a point in RAS mm."""
+    scan(small(line, position=position, oblique_deg=0.6), folder)
+    volume = read_series(sorted(folder.glob("*.dcm")))
+    middle = volume.affine[:3, :3] @ (np.array(volume.hu.shape) / 2) + volume.affine[:3, 3]
+    point = middle + np.array([17.0, -11.0, 8.0])
+    places = np.stack(np.indices(volume.hu.shape), -1) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    volume.hu[np.linalg.norm(places - point, axis=-1) < 12] = 3000
+    return volume, point
+
+
+@pytest.mark.parametrize("line", ["wholebody", "head"])
+@pytest.mark.parametrize("position", ["HFS", "FFS", "HFP", "FFP"])
+def test_a_landmark_keeps_its_millimetres(line: str, position: str, tmp_path: Path) -> None:
+    native, point = marked(line, position, tmp_path / "dicom")
+    standard = resample_only(native, load_stage(PreprocessConfig, line, "preprocess", PARAMS))
+    write_volume(tmp_path / "s1.b2nd", standard, {"source": "phantom", "grid": {}})
+    stored = open_volume(tmp_path / "s1.b2nd").volume
+    half = 0.5 * np.array(stored.spacing)
+    assert np.linalg.norm(middle_of(stored.hu > 2000, stored.affine) - point) <= half.max()
+
+    export(open_volume(tmp_path / "s1.b2nd"), tmp_path / "s1.nii.gz")
+    image = SimpleITK.ReadImage(str(tmp_path / "s1.nii.gz"))  # a reader that is not ours
+    where = np.argwhere(SimpleITK.GetArrayFromImage(image) > 2000).mean(axis=0)[::-1]
+    lps = np.array(image.TransformContinuousIndexToPhysicalPoint(where.tolist()))
+    assert np.linalg.norm(lps * [-1, -1, 1] - point) <= half.max()
+
+    label = nib.Nifti1Image((native.hu > 2000).astype(np.uint8), native.affine)  # on the scanner's grid
+    nib.save(label, tmp_path / "label.nii.gz")
+    mask = read_mask(tmp_path / "label.nii.gz", stored)
+    assert np.linalg.norm(middle_of(mask > 0, stored.affine) - point) <= half.max()
+
+
+def middle_of(chosen: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Centre of the chosen voxels in RAS mm."""
+    found: np.ndarray = affine[:3, :3] @ np.argwhere(chosen).mean(axis=0) + affine[:3, 3]
+    return found
+
+
+@pytest.fixture
+def sided(tmp_path: Path) -> Path:
+    """Air with a bright block in the patient's right, anterior, upper corner; slices first, as in the store."""
+    hu = np.full((40, 40, 40), -1000, np.int16)
+    affine = np.array([[0.0, 0, -2, 50], [0, -2, 0, 60], [2, 0, 0, -30], [0, 0, 0, 1]])  # SPL
+    corner = voxel_of(affine, [40.0, 50.0, 38.0]).astype(int)
+    hu[corner[0] - 6 :, : corner[1] + 6, : corner[2] + 6] = 300
+    write_volume(tmp_path / "sided.b2nd", Volume(hu, affine), {"source": "test"})
+    return tmp_path / "sided.b2nd"
+
+
+def test_right_is_left_and_anterior_is_up(sided: Path, tmp_path: Path) -> None:
+    draw(open_volume(sided), tmp_path / "a.png", ("soft", "bone"), (40.0, 50.0, 38.0))
+    draw(open_volume(sided), tmp_path / "b.png", ("soft", "bone"), (40.0, 50.0, 38.0))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    picture = imread(tmp_path / "a.png")[:, :, :3].mean(axis=2)
+    axial = picture[: picture.shape[0] // 2, : picture.shape[1] // 3]
+    rows, columns = np.nonzero(axial > 0.9)
+    assert columns.mean() < axial.shape[1] / 2, "the patient's right at the left"
+    assert rows.mean() < axial.shape[0] / 2, "anterior at the top"
+    sagittal = picture[: picture.shape[0] // 2, picture.shape[1] * 2 // 3 :]
+    rows, columns = np.nonzero(sagittal > 0.9)
+    assert columns.mean() < sagittal.shape[1] / 2, "anterior at the left"
+    assert rows.mean() < sagittal.shape[0] / 2, "superior at the top"
+
+
+def test_a_mask_is_drawn_over_its_voxels(sided: Path, tmp_path: Path) -> None:
+    opened = open_volume(sided)
+    mask = (opened.volume.hu > 0).astype(np.int32)
+    draw(opened, tmp_path / "mask.png", mask=mask)
+    red, green, _ = np.moveaxis(imread(tmp_path / "mask.png")[:, :, :3], 2, 0)
+    assert ((red > 0.9) & (green < 0.8)).sum() > 500
+    assert list(tmp_path.glob(".*")) == [], "nothing half-written"
+
+
+def test_facts(sided: Path) -> None:
+    told = facts(open_volume(sided))
+    assert (told["orientation"], told["shape"], told["spacing mm"]) == ("SPL", "40 x 40 x 40", "2 x 2 x 2")
+    assert told["reaches mm (RAS)"] == "R -28.0 to 50.0, A -18.0 to 60.0, S -30.0 to 48.0"
+
+
+def test_mistakes_are_one_line(sided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"volume 's9': no such file or folder, and no such series in data/head"):
+        find("s9", "head")
+    store = tmp_path / "data/head/preprocess/1/volumes"
+    store.mkdir(parents=True)
+    sided.rename(store / "s9.b2nd")
+    assert find("s9", "head").resolve() == store / "s9.b2nd"
+    opened = open_volume(find("s9", "head"))
+    with pytest.raises(UserError, match=r"point \(500.0, 0.0, 0.0\) mm \(RAS\): outside of the volume"):
+        draw(opened, tmp_path / "a.png", at_mm=(500.0, 0.0, 0.0))
+    with pytest.raises(UserError, match=r"export to a\.dcm: allowed are names that end in"):
+        export(opened, tmp_path / "a.dcm")
+    (tmp_path / "bad.b2nd").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"bad\.b2nd: not readable as a stored volume"):
+        open_volume(tmp_path / "bad.b2nd")
+    away = opened.volume.affine.copy()
+    away[:3, 3] += 1000
+    other = replace(opened.volume, affine=away)
+    nib.save(nib.Nifti1Image((other.hu > 0).astype(np.uint8), away), tmp_path / "away.nii")
+    with pytest.raises(UserError, match=r"mask away\.nii: no labelled voxel lies within the volume"):
+        read_mask(tmp_path / "away.nii", opened.volume)
