@@ -88,9 +88,12 @@ def main() -> None:
                 size[name] = function(series, scratch, config)
                 seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print(f"preprocess, {arguments.rounds} rounds, one thread: ours {medians['ours']:.2f} s, "
-          f"MONAI {medians['monai']:.2f} s, ratio {medians['monai'] / medians['ours']:.1f}; stored "
-          f"{size['ours'] / 1e6:.1f} and {size['monai'] / 1e6:.1f} MB, 1/{size['monai'] / size['ours']:.1f}")  # fmt: skip
+    stored = " and ".join(f"{size[name] / 1e6:.1f}" for name in seconds)
+    print(
+        f"preprocess, {arguments.rounds} rounds, one thread: ours {medians['ours']:.2f} s, "
+        f"MONAI {medians['monai']:.2f} s, ratio {medians['monai'] / medians['ours']:.1f}; "
+        f"stored {stored} MB, 1/{size['monai'] / size['ours']:.1f}"
+    )
 
 
 if __name__ == "__main__":
