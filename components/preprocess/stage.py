@@ -11,14 +11,15 @@ import pandas as pd
 
 from components.acquire import raw
 from components.acquire.stage import SeriesJob, make_ready
-from components.files import read_table, replacing, sha256_file, write_table
+from components.files import read_table, replacing, write_table
 from components.params import UserError
+from components.preprocess import kept
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.dicom import read_series
 from components.preprocess.measure import measure_volume
 from components.preprocess.nifti import read_nifti
 from components.preprocess.standardise import crop_to_body, find_body, resample_only
-from components.preprocess.store import Volume, write_volume
+from components.preprocess.store import Volume
 from components.progress import map_series
 
 log = logging.getLogger(__name__)
@@ -28,12 +29,12 @@ CARRIED = ["series", "patient", "name", "source", "collection", "role", "split",
 
 @dataclass(frozen=True)
 class VolumeJob:
-    """One accepted series on its way into the store."""
+    """One accepted series on its way into the store. ``entry``: where its finished volume is kept."""
 
     series: SeriesJob
     receipt: pd.DataFrame
     config: PreprocessConfig
-    store: Path
+    entry: Path
 
 
 def read_raw(paths: list[Path]) -> Volume:
@@ -43,41 +44,36 @@ def read_raw(paths: list[Path]) -> Volume:
     return read_series(paths)
 
 
-def preprocess_series(job: VolumeJob) -> dict[str, Any]:
-    """Decode, standardise, measure and store one series; its catalogue row.
+def preprocess_series(job: VolumeJob) -> None:
+    """Decode, standardise, measure and keep one series.
 
-    A series that does not decode is a row with ``decoded`` false and the cause; it costs that series only.
+    A series that does not decode is kept as a row with ``decoded`` false and the cause; it costs that series only.
 
     Raises:
         UserError: the raw files are gone for good, or are not those of the receipt.
     """
-    folder = job.series.folder
-    raw.check(job.series.row["series"], job.series.fetch(), job.receipt)
-    row: dict[str, Any] = {key: job.series.row[key] for key in CARRIED}
+    series = job.series.row
+    raw.check(series["series"], job.series.fetch(), job.receipt)
     try:
-        native = read_raw(raw.data_files(folder))
+        native = read_raw(raw.data_files(job.series.folder))
     except UserError as error:
-        return {**row, "decoded": False, "detail": str(error)}
+        kept.keep(job.entry, {"decoded": False, "detail": str(error)}, None, {})
+        return
     resampled = resample_only(native, job.config)
     body = find_body(resampled, job.config.foreground_hu)
     volume = crop_to_body(resampled, body, job.config.foreground_margin_mm)
-    path = job.store / f"{row['series']}.b2nd"
-    write_volume(path, volume, {"series": row["series"], "source": row["source"], "grid": job.config.model_dump()})
     sizes = dict(zip(("n0", "n1", "n2"), volume.hu.shape, strict=True))
-    return {
-        **row,
-        "decoded": True,
-        "detail": "",
-        **sizes,
-        **measure_volume(native, resampled, body),
-        "sha256": sha256_file(path),
-    }
+    row = {"decoded": True, "detail": "", **sizes, **measure_volume(native, resampled, body)}
+    provenance = {"series": series["series"], "source": series["source"], "grid": job.config.model_dump()}
+    kept.keep(job.entry, row, volume, provenance)
 
 
 def preprocess_shard(
     jobs: list[SeriesJob], acquired: Path, screened: pd.DataFrame, config: PreprocessConfig, folder: Path
 ) -> pd.DataFrame:
     """Write ``volumes/<series>.b2nd`` and ``catalogue.parquet``, then evict the shard's raw bytes.
+
+    Series whose bytes, grid and code are those of an earlier run are taken from it; their raw files are not needed.
 
     Args:
         jobs: every series of the shard.
@@ -88,16 +84,36 @@ def preprocess_shard(
     """
     files = dict(tuple(read_table(acquired / "files.parquet").groupby("series")))
     accepted = set(screened.loc[screened["accepted"], "series"])
+    all_jobs = [
+        VolumeJob(job, receipt, config, kept.entry(job.line, job.row, receipt, config))
+        for job in jobs
+        if job.row["series"] in accepted
+        for receipt in [files[job.row["series"]]]
+    ]
+    todo = [job for job in all_jobs if kept.read(job.entry) is None]
+    make_ready([job.series for job in todo])
+    map_series(preprocess_series, todo, "preprocess")
+    rows = []
     with replacing(folder / "volumes") as store:
         store.mkdir(parents=True)
-        make_ready([job for job in jobs if job.row["series"] in accepted])
-        todo = [
-            VolumeJob(job, files[job.row["series"]], config, store) for job in jobs if job.row["series"] in accepted
-        ]
-        rows = map_series(preprocess_series, todo, "preprocess")
+        for job in all_jobs:
+            rows.append({**{key: job.series.row[key] for key in CARRIED}, **_stored(job, store)})
     catalogue = pd.DataFrame(rows, columns=None if rows else [*CARRIED, "decoded", "detail"])
     write_table(folder / "catalogue.parquet", catalogue)
-    for job in jobs:  # rejected series too: their bytes can be fetched again
-        raw.evict(job.folder)
-    log.info("%d volumes, %d not decoded", int(catalogue["decoded"].sum()), int((~catalogue["decoded"]).sum()))
+    for job in all_jobs:
+        kept.forget_others(job.entry)
+    for series in jobs:  # rejected series too: their bytes can be fetched again
+        raw.evict(series.folder)
+    log.info("%d volumes, %d of them from an earlier run, %d not decoded", int(catalogue["decoded"].sum()),
+             len(all_jobs) - len(todo), int((~catalogue["decoded"].astype(bool)).sum()))  # fmt: skip
     return catalogue
+
+
+def _stored(job: VolumeJob, store: Path) -> dict[str, Any]:
+    """The series' measurements, its volume put into the store."""
+    row = kept.read(job.entry)
+    if row is None:
+        raise UserError(f"series {job.series.row['series']}: its finished volume has gone from {kept.KEPT}; run again")
+    if row["decoded"]:
+        kept.place(job.entry, store / f"{job.series.row['series']}.b2nd")
+    return row

@@ -32,6 +32,12 @@ def small(content: dict[str, Any]) -> None:
         gates["max_reject_rate"] = 0.6
 
 
+def one_shard(content: dict[str, Any]) -> None:
+    """As :func:`small`, all series in one shard."""
+    small(content)
+    content["shards"] = [0]
+
+
 class Checkout:
     """A committed checkout and a way to run commands in it."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from checkout import ROOT, Checkout
+from checkout import ROOT, Checkout, one_shard, small
 
 from components.bundle.manifest import verify_bundle
 from components.files import sha256_tree
@@ -18,9 +18,9 @@ from components.phantom.faults import fault_named
 
 @pytest.fixture(scope="module", params=["wholebody", "head"])
 def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, str, str]:
-    """A checkout after ``ctfoundry release``, its line, and what the command printed."""
+    """A checkout after ``ctfoundry release``, its line, and what the command printed. Two shards, and one."""
     line = str(request.param)
-    checkout = Checkout(tmp_path_factory.mktemp(line))
+    checkout = Checkout(tmp_path_factory.mktemp(line), small if line == "wholebody" else one_shard)
     done = checkout.run("ctfoundry", "release", "--line", line, "--source", "phantom")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return checkout, line, done.stdout

@@ -1,0 +1,89 @@
+"""Finished volumes, kept between runs: a series is computed again only where its bytes, the grid or the code changed.
+
+A shard that gains two series computes two; a run that was killed goes on behind the last series that it finished. State
+of this machine, beside the outputs, never one of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import components.acquire.elements
+from components.files import replacing, sha256_file
+from components.preprocess.config import PreprocessConfig
+from components.preprocess.store import Volume, write_volume
+
+KEPT = Path(".ctfoundry/volumes")
+VOLUME, ROW = "volume.b2nd", "row.json"
+# What the voxels, and the bytes they are stored as, depend on besides our own code.
+LIBRARIES = ("blosc2", "dicomsdl", "nibabel", "numpy", "opencv-python-headless", "pydicom", "pylibjpeg",
+             "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "scipy")  # fmt: skip
+
+
+@cache
+def code_version() -> str:
+    """Digest of the code and the libraries' versions that turn raw files into a stored volume."""
+    modules = [*sorted(Path(__file__).parent.glob("*.py")), Path(components.acquire.elements.__file__)]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in modules))
+    digest.update(" ".join(f"{name} {version(name)}" for name in LIBRARIES).encode())
+    return digest.hexdigest()
+
+
+def entry(line: str, series: dict[str, Any], receipt: pd.DataFrame, config: PreprocessConfig) -> Path:
+    """Where the finished volume of a series lies, if it does.
+
+    Args:
+        line: model line.
+        series: its row of the cohort.
+        receipt: its files (columns file, sha256).
+        config: the grid.
+    """
+    files = sorted(zip(receipt["file"], receipt["sha256"], strict=True))
+    asked = json.dumps([code_version(), config.model_dump(mode="json"), series["series"], series["source"], files])
+    return KEPT / line / f"{series['series']}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+
+
+def keep(folder: Path, row: dict[str, Any], volume: Volume | None, provenance: dict[str, Any]) -> None:
+    """Write an entry, whole or not at all. ``row``: what was measured; None for ``volume``: it did not decode."""
+    with replacing(folder) as temporary:
+        temporary.mkdir(parents=True)
+        if volume is not None:
+            write_volume(temporary / VOLUME, volume, provenance)
+            row = {**row, "sha256": sha256_file(temporary / VOLUME)}
+        (temporary / ROW).write_text(json.dumps(row))  # in the order of the catalogue's columns
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """What was measured; None where the entry is missing or has been damaged since."""
+    try:
+        row: dict[str, Any] = json.loads((folder / ROW).read_text())
+        if row["decoded"] and sha256_file(folder / VOLUME) != row["sha256"]:
+            return None
+    except (OSError, ValueError, KeyError):
+        return None
+    return row
+
+
+def place(folder: Path, target: Path) -> None:
+    """Put an entry's volume into the store: as a second name of the same bytes where the disk can do that."""
+    try:
+        os.link(folder / VOLUME, target)
+    except OSError:
+        shutil.copyfile(folder / VOLUME, target)
+
+
+def forget_others(folder: Path) -> None:
+    """Remove what earlier parameters, code or bytes made of the same series, and what killed runs left of it."""
+    series = folder.name.rpartition("-")[0]
+    for old in [*folder.parent.glob(f"{series}-*"), *folder.parent.glob(f".{series}-*")]:
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
