@@ -17,7 +17,7 @@ import dicomsdl
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.uid import RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from components.acquire.elements import ELEMENT_BYTES, EXPLICIT, HEAD_BYTES, IMPLICIT, native_pixels, read_regular
 from components.params import UserError
@@ -30,6 +30,9 @@ GEOMETRY_TAGS = (
     "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation", "BitsStored", "HighBit",
     "SamplesPerPixel", "BitsAllocated", "NumberOfFrames",
 )  # fmt: skip
+# What dicomsdl is given. Not RLE: of damaged RLE it writes past its buffers, and the process dies.
+NATIVE = (EXPLICIT, IMPLICIT, str(ExplicitVRBigEndian), str(DeflatedExplicitVRLittleEndian))
+JPEG = "1.2.840.10008.1.2.4."  # and JPEG-LS, JPEG 2000
 PIXEL_MM = (0.01, 20.0)  # no scanner is finer or coarser; beyond it a resampled volume would fill the memory
 
 
@@ -102,6 +105,8 @@ def _assemble(slices: list[_Slice]) -> Volume:
     shapes = {item.shape for item in slices}
     if len(shapes) != 1:
         raise DecodeError(f"series: slices of {len(shapes)} different matrix sizes")
+    if min(first.shape) < 1:
+        raise DecodeError(f"{first.path.name}: a matrix of {first.shape} is not allowed: at least one row and column")
     affine = _affine(np.stack([position for position, _ in placed]), orientation, first.vector("PixelSpacing", 2))
     hu: Int16Array = np.empty((len(slices), *first.shape), dtype=np.int16)
     for plane, (_, item) in zip(hu, placed, strict=True):
@@ -205,11 +210,11 @@ def padding_mask(header: Any, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_]
 
 
 def _as_signed(value: Any, header: Any) -> int:
-    """Implicit VR files are read as unsigned; the pixels' own signedness decides (a common writer's mistake)."""
+    """Writers get the sign wrong, and implicit files do not tell it: that of the pixels decides."""
     number = int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
-    if header.get("PixelRepresentation") == 1 and number >= 32768:
-        return number - 65536
-    return number
+    if header.get("PixelRepresentation") == 1:
+        return number - 65536 if number >= 32768 else number
+    return number + 65536 if number < 0 else number
 
 
 def _stored_values(item: _Slice) -> npt.NDArray[Any]:
@@ -217,7 +222,7 @@ def _stored_values(item: _Slice) -> npt.NDArray[Any]:
     frames = item.number("NumberOfFrames", 1)
     if item.native and item.syntax in (EXPLICIT, IMPLICIT) and (allocated, samples, frames) == (16, 1, 1):
         return _native_values(item, item.native[0])
-    if item.syntax != RLELossless:  # of damaged RLE, dicomsdl writes past its buffers, and the process dies
+    if item.syntax in NATIVE or item.syntax.startswith(JPEG):
         try:
             return np.asarray(dicomsdl.open(str(item.path)).pixelData(storedvalue=True))
         except Exception as error:  # dicomsdl raises RuntimeError subclasses of its own; pydicom has the last word

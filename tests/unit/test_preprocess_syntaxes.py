@@ -91,7 +91,7 @@ def stored(originals: list[Path], tmp_path: Path) -> Callable[..., np.ndarray[An
             if name in dataset:
                 delattr(dataset, name)
         for name, value in values.items():
-            kind = ("SS" if words.dtype.kind == "i" else "US") if name in PADDING else dictionary_VR(name)
+            kind = ("SS" if value < 0 else "US") if name in PADDING else dictionary_VR(name)
             dataset.add_new(name, kind, value)
         dataset.save_as(tmp_path / "one.dcm")
         return read_series([tmp_path / "one.dcm"]).hu[0]
@@ -132,6 +132,9 @@ def test_padding_is_air_whatever_its_sign(stored: Callable[..., np.ndarray[Any, 
     np.testing.assert_array_equal(
         stored(unsigned, PixelPaddingValue=63536, RescaleIntercept=-1024), [[-1024, -1000, 0]]
     )
+    np.testing.assert_array_equal(
+        stored(unsigned, PixelPaddingValue=-2000, RescaleIntercept=-1024), [[-1024, -1000, 0]], "the writer's mistake"
+    )
 
 
 def test_each_slice_has_its_own_rescale(originals: list[Path], tmp_path: Path) -> None:
@@ -163,6 +166,11 @@ def test_a_compressed_frame_of_noise_is_named(originals: list[Path], syntax: UID
     dataset.save_as(tmp_path / "noise.dcm")
     with pytest.raises(DecodeError, match=r"noise\.dcm: pixels do not decode"):
         read_series([tmp_path / "noise.dcm"])
+
+
+def test_an_empty_matrix_is_named(stored: Callable[..., np.ndarray[Any, Any]]) -> None:
+    with pytest.raises(DecodeError, match=r"one\.dcm: a matrix of \(0, 1\) is not allowed"):
+        stored(np.zeros((1, 1), "<i2"), Rows=0)
 
 
 def test_a_film_is_refused(originals: list[Path], tmp_path: Path) -> None:
