@@ -119,7 +119,7 @@ def read_mask(path: Path, volume: Volume) -> npt.NDArray[np.int32]:
     """A NIfTI label image on the grid of ``volume``, nearest label; 0 where it does not reach.
 
     Raises:
-        UserError: not NIfTI, labels that are no whole numbers, or no voxel in common.
+        UserError: not NIfTI, or no labelled voxel within the volume.
     """
     mask = read_nifti(path)
     if np.array_equal(mask.affine, volume.affine) and mask.hu.shape == volume.hu.shape:

@@ -13,13 +13,14 @@ import SimpleITK
 from matplotlib.image import imread
 from phantom_plans import small
 
-from components.looking.volume import draw, export, facts, find, open_volume, read_mask
+from components.looking.volume import WINDOWS, draw, export, facts, find, open_volume, read_mask
 from components.params import UserError, load_stage
 from components.phantom.scanner import scan
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.dicom import read_series
 from components.preprocess.standardise import resample_only
 from components.preprocess.store import Volume, voxel_of, write_volume
+from flows.volumes import WINDOW_NAMES
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 
@@ -96,6 +97,10 @@ def test_a_mask_is_drawn_over_its_voxels(sided: Path, tmp_path: Path) -> None:
     red, green, _ = np.moveaxis(imread(tmp_path / "mask.png")[:, :, :3], 2, 0)
     assert ((red > 0.9) & (green < 0.8)).sum() > 500
     assert list(tmp_path.glob(".*")) == [], "nothing half-written"
+
+
+def test_the_command_offers_every_window() -> None:
+    assert sorted(WINDOW_NAMES) == sorted(WINDOWS), "listed twice, as the parser must not import what draws"
 
 
 def test_facts(sided: Path) -> None:
