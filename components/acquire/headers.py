@@ -14,11 +14,12 @@ import numpy as np
 import pydicom
 from pydicom.dataelem import RawDataElement
 
-from components.acquire import consistency
+from components.acquire import consistency, frames
 from components.acquire.elements import ELEMENT_BYTES, HEAD_BYTES, PIXEL_TAGS, SEQUENCES, native_pixels, read_regular
 from components.acquire.privacy import IDENTIFYING, ITEMS, Findings, joined
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+CT_CLASSES = (CT_IMAGE_STORAGE, *frames.CLASSES)
 DIRECTORY_STORAGE = "1.2.840.10008.1.3.10"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 TAGS: tuple[str, ...] = (
@@ -48,6 +49,7 @@ class Instance:
         tags: keyword to value, only what is present and not empty.
         identifiers: keywords of direct identifiers with a real value.
         private_unknown: private elements that are not known to be harmless.
+        frames: of enhanced and legacy converted CT, what each frame's functional groups say, as ``tags``.
     """
 
     location: str
@@ -58,6 +60,7 @@ class Instance:
     transfer_syntax: str = ""
     identifiers: tuple[str, ...] = ()
     private_unknown: frozenset[str] = frozenset()
+    frames: tuple[dict[str, Any], ...] = ()
 
     def vector(self, keyword: str, length: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
         """A numeric multi-value as floats, or None where it is missing or not of ``length`` finite numbers."""
@@ -83,9 +86,13 @@ def read_instance(stream: IO[bytes], location: str, size: int, listing: bool = F
         return Instance(location, size, "not_dicom")
     tags, findings = LISTED_TAGS if listing else TAGS, None if listing else Findings()
     header = None if bare else read_regular(stream, head, tags, findings)
-    if header is None or "Rows" not in header.values:
+    if header is None or "Rows" not in header.values or (not listing and _multi_frame(header.values)):
         return read_with_pydicom(stream, location, size, listing)
     return _image(stream, location, size, header.values, header.syntax, header.pixels_at, header.pixels, findings)
+
+
+def _multi_frame(values: dict[str, Any]) -> bool:
+    return values.get("SOPClassUID") in frames.CLASSES or str(values.get("NumberOfFrames", "1")).strip() not in "01"
 
 
 def read_with_pydicom(stream: IO[bytes], location: str, size: int, listing: bool = False) -> Instance:
@@ -98,6 +105,8 @@ def read_with_pydicom(stream: IO[bytes], location: str, size: int, listing: bool
         if findings is not None:
             _look(dataset, findings)  # before values are asked for, which decodes them
         values = {tag: _plain(dataset.get(tag)) for tag in tags if dataset.get(tag) not in (None, "", [])}
+        groups = [] if listing else frames.frame_values(dataset, frozenset(TAGS))
+        each = tuple({tag: _plain(value) for tag, value in group.items()} for group in groups)
         meta = getattr(dataset, "file_meta", {})
         syntax = str(meta.get("TransferSyntaxUID", ""))
         if str(meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY_STORAGE:
@@ -106,12 +115,13 @@ def read_with_pydicom(stream: IO[bytes], location: str, size: int, listing: bool
         return Instance(location, size, "unreadable")
     if "Rows" not in values:
         # A file cut inside its header parses, but holds no image: only objects of other classes may lack Rows.
-        damaged = values.get("SOPClassUID") == CT_IMAGE_STORAGE or not values.get("SOPClassUID")
+        damaged = values.get("SOPClassUID") in CT_CLASSES or not values.get("SOPClassUID")
         return _with_findings(
             Instance(location, size, "unreadable" if damaged else "object", False, values, syntax), findings
         )
     at = stream.tell()
-    return _image(stream, location, size, values, syntax, at, stream.read(ELEMENT_BYTES), findings)
+    image = _image(stream, location, size, values, syntax, at, stream.read(ELEMENT_BYTES), findings)
+    return replace(image, frames=each)
 
 
 def _look(dataset: pydicom.Dataset, findings: Findings) -> None:
@@ -194,15 +204,33 @@ def group_series(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
     return {key: sorted(groups[key], key=lambda i: i.location) for key in sorted(groups)}
 
 
+def planes(instances: Iterable[Instance]) -> list[Instance]:
+    """The images among ``instances``, each frame of a multi-frame image as one of its own. A file whose functional
+    groups are not as many as its frames stays as it is."""
+    images = []
+    for image in instances:
+        if image.status != "image":
+            continue
+        if not image.frames or str(image.tags.get("NumberOfFrames")) != str(len(image.frames)):
+            images.append(image)
+            continue
+        uid = image.tags.get("SOPInstanceUID")
+        for number, frame in enumerate(image.frames, start=1):
+            own = {"NumberOfFrames": 1, **({"SOPInstanceUID": f"{uid}.{number}"} if uid else {})}
+            images.append(replace(image, tags={**image.tags, **frame, **own}, frames=()))
+    return images
+
+
 def measure_series(instances: Sequence[Instance]) -> dict[str, Any]:
-    """Measurements of one series' headers, one value per column of the receipt.
+    """Measurements of one series' headers, one value per column of the receipt. A frame of a multi-frame image counts
+    as an instance.
 
     Lengths are in mm, angles in degrees; what cannot be measured is None. ``gap_ratio`` is the largest gap between
     neighbouring slices over the median gap; ``tilt_degrees`` the angle between the slices' normal and the direction
     in which their positions move, which shows a gantry tilt whatever the tag says. ``burned_in`` is text in the pixels
     only: RecognizableVisualFeatures is true of every head scan that was not defaced, whether the tag says so or not.
     """
-    images = [i for i in instances if i.status == "image"]
+    images = planes(instances)
     first = images[0].tags if images else {}
     uids = [i.tags["SOPInstanceUID"] for i in images if "SOPInstanceUID" in i.tags]
     thickness = [float(i.tags["SliceThickness"]) for i in images if _is_number(i.tags.get("SliceThickness"))]
@@ -214,7 +242,7 @@ def measure_series(instances: Sequence[Instance]) -> dict[str, Any]:
         "modality": "|".join(sorted({i.tags.get("Modality", "") for i in instances})),
         "sop_class": "|".join(sorted({i.tags.get("SOPClassUID", "") for i in instances})),
         # Exports that strip the class UID keep the modality; where both are there, both must say CT.
-        "is_ct_image": bool(images) and all(i.tags.get("SOPClassUID", CT_IMAGE_STORAGE) == CT_IMAGE_STORAGE
+        "is_ct_image": bool(images) and all(i.tags.get("SOPClassUID", CT_IMAGE_STORAGE) in CT_CLASSES
                                             and i.tags.get("Modality") == "CT" for i in images),
         "is_localizer": any("LOCALIZER" in i.tags.get("ImageType", ()) for i in images),
         "missing_tags": _missing_tags(images),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -21,6 +21,8 @@ class PreprocessConfig(StageConfig):
         foreground_hu: voxels above it count as body when the volume is cropped to the patient.
         foreground_margin_mm: kept around the body.
         clip_hu: range to which HU are clipped in the store.
+        max_memory_gib: what a worker may take for one series; a series that needs more is rejected. No voxel depends
+            on it.
     """
 
     orientation: str
@@ -29,6 +31,12 @@ class PreprocessConfig(StageConfig):
     foreground_hu: Annotated[int, Field(ge=-1000, le=1000)]
     foreground_margin_mm: Annotated[float, Field(ge=0, le=100)]
     clip_hu: tuple[int, int]
+    max_memory_gib: Annotated[float, Field(ge=0.1)] = 4.0
+
+    @property
+    def grid(self) -> dict[str, Any]:
+        """All that a stored volume depends on, as plain values."""
+        return self.model_dump(mode="json", exclude={"max_memory_gib"})
 
     @field_validator("orientation")
     @classmethod

@@ -8,8 +8,9 @@ or number.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import dicomsdl
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from components.acquire.elements import ELEMENT_BYTES, EXPLICIT, HEAD_BYTES, IMPLICIT, native_pixels, read_regular
+from components.acquire.frames import CLASSES, PER_FRAME, SHARED, frame_values
 from components.params import UserError
 from components.preprocess.store import AIR_HU, FloatArray, Int16Array, Volume
 
@@ -28,7 +31,7 @@ log = logging.getLogger(__name__)
 GEOMETRY_TAGS = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "RescaleSlope",
     "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation", "BitsStored", "HighBit",
-    "SamplesPerPixel", "BitsAllocated", "NumberOfFrames",
+    "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "SOPClassUID",
 )  # fmt: skip
 # What dicomsdl is given. Not RLE: of damaged RLE it writes past its buffers, and the process dies.
 NATIVE = (EXPLICIT, IMPLICIT, str(ExplicitVRBigEndian), str(DeflatedExplicitVRLittleEndian))
@@ -42,19 +45,21 @@ class DecodeError(UserError):
 
 @dataclass(frozen=True)
 class _Slice:
-    """One instance, not yet decoded.
+    """One instance, or one frame of a multi-frame instance, not yet decoded.
 
     Attributes:
         path: of the file.
         header: keyword to value (``get``).
         syntax: transfer syntax UID.
-        native: first byte and length of its pixel data, None where they are compressed.
+        native: first byte and length of the file's pixel data, None where they are compressed.
+        frame: which of the file's frames, from 0; None where the file is one image.
     """
 
     path: Path
     header: Any
     syntax: str
     native: tuple[int, int] | None
+    frame: int | None = None
 
     def number(self, keyword: str, default: float) -> float:
         value = self.header.get(keyword)
@@ -74,7 +79,7 @@ class _Slice:
 
 
 def read_series(paths: Sequence[Path]) -> Volume:
-    """Decode the single-frame CT instances of one series.
+    """Decode the CT instances of one series: single slices, or enhanced or legacy converted multi-frame images.
 
     Args:
         paths: the instances, in any order.
@@ -89,7 +94,7 @@ def read_series(paths: Sequence[Path]) -> Volume:
     if not paths:
         raise DecodeError("series: 0 instances is not allowed: at least 1")
     try:
-        return _assemble([_open(path) for path in paths])
+        return _assemble([item for path in paths for item in _open(path)])
     except (ValueError, TypeError) as error:
         if isinstance(error, DecodeError):
             raise
@@ -109,33 +114,52 @@ def _assemble(slices: list[_Slice]) -> Volume:
         raise DecodeError(f"{first.path.name}: a matrix of {first.shape} is not allowed: at least one row and column")
     affine = _affine(np.stack([position for position, _ in placed]), orientation, first.vector("PixelSpacing", 2))
     hu: Int16Array = np.empty((len(slices), *first.shape), dtype=np.int16)
+    framed: dict[Path, list[tuple[_Slice, Int16Array]]] = defaultdict(list)
     for plane, (_, item) in zip(hu, placed, strict=True):
-        _fill_hu(plane, item)
+        if item.frame is None:
+            _fill_hu(plane, item, _stored_values(item))
+        else:
+            framed[item.path].append((item, plane))
+    for pairs in framed.values():
+        for (item, plane), stored in zip(pairs, _stored_frames([item for item, _ in pairs]), strict=True):
+            _fill_hu(plane, item, stored)
     return Volume(hu=hu, affine=affine)
 
 
-def _open(path: Path) -> _Slice:
-    """Read one header, with the short reader where it will."""
+def _open(path: Path) -> list[_Slice]:
+    """Read one header, with the short reader where it will; a slice for each of its frames."""
     try:
         with path.open("rb") as stream:
             head = stream.read(HEAD_BYTES[0])
             regular = read_regular(stream, head, GEOMETRY_TAGS, None) if head[128:132] == b"DICM" else None
-            if regular is not None:
+            if regular is not None and regular.values.get("SOPClassUID") not in CLASSES:
                 pixels = native_pixels(regular.pixels, regular.pixels_at)
                 item = _Slice(path, regular.values, regular.syntax, pixels)
             else:
                 stream.seek(0)
-                tags = list(GEOMETRY_TAGS)
+                tags = [*GEOMETRY_TAGS, SHARED, PER_FRAME]
                 header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags, force=True)
                 syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID", ""))
                 at = stream.tell()
                 item = _Slice(path, header, syntax, native_pixels(stream.read(ELEMENT_BYTES), at))
             _check_length(item)
-            return item
-    except DecodeError:
+            return _frames(item)
+    except (DecodeError, MemoryError):
         raise
     except Exception as error:  # pydicom raises many kinds on damaged files; each is this series' rejection
         raise DecodeError(f"{path.name}: header not readable ({type(error).__name__})") from None
+
+
+def _frames(item: _Slice) -> list[_Slice]:
+    """Each frame of an enhanced or legacy converted multi-frame image; the image itself, where it is none."""
+    groups = frame_values(item.header, frozenset(GEOMETRY_TAGS)) if isinstance(item.header, pydicom.Dataset) else []
+    if not groups:
+        return [item]
+    if item.number("NumberOfFrames", 1) != len(groups):
+        raise DecodeError(f"{item.path.name}: functional groups of {len(groups)} frames, "
+                          f"NumberOfFrames is {item.header.get('NumberOfFrames')}")  # fmt: skip
+    common = {tag: item.header.get(tag) for tag in GEOMETRY_TAGS if item.header.get(tag) is not None}
+    return [replace(item, header={**common, **group}, frame=n) for n, group in enumerate(groups)]
 
 
 def _check_length(item: _Slice) -> None:
@@ -144,7 +168,8 @@ def _check_length(item: _Slice) -> None:
         return
     first, length = item.native
     rows, columns = item.shape
-    needed = rows * columns * int(item.number("SamplesPerPixel", 1)) * int(item.number("BitsAllocated", 16)) // 8
+    samples = int(item.number("SamplesPerPixel", 1)) * max(1, int(item.number("NumberOfFrames", 1)))
+    needed = rows * columns * samples * int(item.number("BitsAllocated", 16)) // 8
     there = min(length, item.path.stat().st_size - first)
     if there < needed:
         raise DecodeError(f"{item.path.name}: {there} bytes of pixel data, its matrix needs {needed}")
@@ -169,10 +194,9 @@ def _affine(positions: FloatArray, orientation: FloatArray, spacing: FloatArray)
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
 
 
-def _fill_hu(out: Int16Array, item: _Slice) -> None:
-    """Decode one instance into its plane. MONOCHROME1 says how to show values, not what they mean (PS3.3 C.7.6.3.1.2):
+def _fill_hu(out: Int16Array, item: _Slice, stored: npt.NDArray[Any]) -> None:
+    """Stored values to HU. MONOCHROME1 says how to show values, not what they mean (PS3.3 C.7.6.3.1.2):
     the rescaled values are HU either way."""
-    stored = _stored_values(item)
     if stored.shape != out.shape:
         raise DecodeError(f"{item.path.name}: pixels of shape {stored.shape}, the header says {out.shape}")
     slope, intercept = item.number("RescaleSlope", 1) or 1.0, item.number("RescaleIntercept", 0)
@@ -225,13 +249,34 @@ def _stored_values(item: _Slice) -> npt.NDArray[Any]:
     if item.syntax in NATIVE or item.syntax.startswith(JPEG):
         try:
             return np.asarray(dicomsdl.open(str(item.path)).pixelData(storedvalue=True))
+        except MemoryError:
+            raise
         except Exception as error:  # dicomsdl raises RuntimeError subclasses of its own; pydicom has the last word
             log.debug("dicomsdl: %s", error)
     try:
         return np.asarray(pydicom.dcmread(item.path, force=True).pixel_array)
+    except MemoryError:
+        raise
     except Exception as error:
         log.debug("pydicom: %s", error)
         raise DecodeError(f"{item.path.name}: pixels do not decode ({type(error).__name__})") from None
+
+
+def _stored_frames(items: list[_Slice]) -> Iterator[npt.NDArray[Any]]:
+    """Frames of one file, in the order of ``items``, one at a time: together they may fill the memory."""
+    first = items[0]
+    if first.native and first.syntax in (EXPLICIT, IMPLICIT) and first.number("BitsAllocated", 16) == 16:
+        size = 2 * first.shape[0] * first.shape[1]
+        for item in items:
+            yield _native_values(item, first.native[0] + size * int(item.frame or 0))
+        return
+    try:
+        yield from iter_pixels(first.path, raw=True, indices=[int(item.frame or 0) for item in items])
+    except MemoryError:
+        raise
+    except Exception as error:  # as of single slices
+        log.debug("pydicom: %s", error)
+        raise DecodeError(f"{first.path.name}: pixels do not decode ({type(error).__name__})") from None
 
 
 def _native_values(item: _Slice, first: int) -> npt.NDArray[Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-import components.acquire.elements
+from components.acquire import elements, frames
 from components.files import replacing, sha256_file
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.store import Volume, write_volume
@@ -32,7 +32,7 @@ LIBRARIES = ("blosc2", "dicomsdl", "nibabel", "numpy", "opencv-python-headless",
 @cache
 def code_version() -> str:
     """Digest of the code and the libraries' versions that turn raw files into a stored volume."""
-    modules = [*sorted(Path(__file__).parent.glob("*.py")), Path(components.acquire.elements.__file__)]
+    modules = [*sorted(Path(__file__).parent.glob("*.py")), Path(elements.__file__), Path(frames.__file__)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in modules))
     digest.update(" ".join(f"{name} {version(name)}" for name in LIBRARIES).encode())
     return digest.hexdigest()
@@ -48,7 +48,7 @@ def entry(line: str, series: dict[str, Any], receipt: pd.DataFrame, config: Prep
         config: the grid.
     """
     files = sorted(zip(receipt["file"], receipt["sha256"], strict=True))
-    asked = json.dumps([code_version(), config.model_dump(mode="json"), series["series"], series["source"], files])
+    asked = json.dumps([code_version(), config.grid, series["series"], series["source"], files])
     return KEPT / line / f"{series['series']}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
 
 
@@ -62,15 +62,20 @@ def keep(folder: Path, row: dict[str, Any], volume: Volume | None, provenance: d
         (temporary / ROW).write_text(json.dumps(row))  # in the order of the catalogue's columns
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """What was measured; None where the entry is missing or has been damaged since."""
+def read(folder: Path) -> dict[str, Any]:
+    """What was measured. Raises OSError or ValueError where there is no such entry."""
+    row: dict[str, Any] = json.loads((folder / ROW).read_text())
+    return row
+
+
+def read_whole(folder: Path) -> dict[str, Any] | None:
+    """As :func:`read`; None where the entry is missing or has been damaged since it was written."""
     try:
-        row: dict[str, Any] = json.loads((folder / ROW).read_text())
-        if row["decoded"] and sha256_file(folder / VOLUME) != row["sha256"]:
-            return None
+        row = read(folder)
+        whole = not row["decoded"] or sha256_file(folder / VOLUME) == row["sha256"]
     except (OSError, ValueError, KeyError):
         return None
-    return row
+    return row if whole else None
 
 
 def place(folder: Path, target: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from components.acquire import raw
 from components.acquire.stage import SeriesJob, make_ready
+from components.cluster import GIB, map_isolated
 from components.files import read_table, replacing, write_table
 from components.params import UserError
 from components.preprocess import kept
@@ -20,10 +20,10 @@ from components.preprocess.measure import measure_volume
 from components.preprocess.nifti import read_nifti
 from components.preprocess.standardise import crop_to_body, find_body, resample_only
 from components.preprocess.store import Volume
-from components.progress import map_series
 
 log = logging.getLogger(__name__)
 
+WORKER_BYTES, COPIES = GIB // 2, 3
 CARRIED = ["series", "patient", "name", "source", "collection", "role", "split", "retest_of", "shard"]
 
 
@@ -64,7 +64,7 @@ def preprocess_series(job: VolumeJob) -> None:
     volume = crop_to_body(resampled, body, job.config.foreground_margin_mm)
     sizes = dict(zip(("n0", "n1", "n2"), volume.hu.shape, strict=True))
     row = {"decoded": True, "detail": "", **sizes, **measure_volume(native, resampled, body)}
-    provenance = {"series": series["series"], "source": series["source"], "grid": job.config.model_dump()}
+    provenance = {"series": series["series"], "source": series["source"], "grid": job.config.grid}
     kept.keep(job.entry, row, volume, provenance)
 
 
@@ -90,14 +90,21 @@ def preprocess_shard(
         if job.row["series"] in accepted
         for receipt in [files[job.row["series"]]]
     ]
-    todo = [job for job in all_jobs if kept.read(job.entry) is None]
+    known = {job.entry: row for job in all_jobs if (row := kept.read_whole(job.entry)) is not None}
+    todo = [job for job in all_jobs if job.entry not in known]
     make_ready([job.series for job in todo])
-    map_series(preprocess_series, todo, "preprocess")
+    limit = int(config.max_memory_gib * GIB)
+    results = map_isolated(preprocess_series, todo, "preprocess", memory=_memory, max_memory=limit)
+    for job, lost in zip(todo, results, strict=True):
+        # Not kept: what killed a worker may have come from outside, and is tried again in the next run.
+        known[job.entry] = {"decoded": False, "detail": lost.detail} if lost else kept.read(job.entry)
     rows = []
     with replacing(folder / "volumes") as store:
         store.mkdir(parents=True)
         for job in all_jobs:
-            rows.append({**{key: job.series.row[key] for key in CARRIED}, **_stored(job, store)})
+            rows.append({**{key: job.series.row[key] for key in CARRIED}, **known[job.entry]})
+            if known[job.entry]["decoded"]:
+                kept.place(job.entry, store / f"{job.series.row['series']}.b2nd")
     catalogue = pd.DataFrame(rows, columns=None if rows else [*CARRIED, "decoded", "detail"])
     write_table(folder / "catalogue.parquet", catalogue)
     for job in all_jobs:
@@ -109,11 +116,6 @@ def preprocess_shard(
     return catalogue
 
 
-def _stored(job: VolumeJob, store: Path) -> dict[str, Any]:
-    """The series' measurements, its volume put into the store."""
-    row = kept.read(job.entry)
-    if row is None:
-        raise UserError(f"series {job.series.row['series']}: its finished volume has gone from {kept.KEPT}; run again")
-    if row["decoded"]:
-        kept.place(job.entry, store / f"{job.series.row['series']}.b2nd")
-    return row
+def _memory(job: VolumeJob) -> int:
+    """Bytes that a series is expected to take: the worker itself, the voxels, and what is made of them."""
+    return WORKER_BYTES + COPIES * int(job.receipt["bytes"].sum())

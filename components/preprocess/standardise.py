@@ -1,12 +1,15 @@
 """From a scanner's grid to the line's standard grid: orientation, spacing, crop to the body, HU range.
 
-Separable resampling: ``cv2.resize`` within the plane and a triangle filter between slices, 20-30 times as fast as a
-general affine resampler. Both put the half-voxel shift of their grids into the affine.
+Separable resampling: where voxels grow, the average over the new voxel's extent; where they shrink, linear (or cubic
+within the plane). The half-voxel shift of the grids goes into the affine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import cv2
 import nibabel as nib
@@ -15,17 +18,20 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.store import FloatArray, Int16Array, Volume
+from components.preprocess.store import AIR_HU, FloatArray, Int16Array, Volume
 
 # Body search happens on a grid of about this voxel size: enough for a bounding box, and fast.
 SEARCH_MM = 4.0
+SHEAR_VOX = 0.05  # drift from the first slice to the last that rounding of positions may cause
+
+FloatPlane = npt.NDArray[np.float32]
 
 
 def standardise(volume: Volume, config: PreprocessConfig) -> Volume:
     """Bring a volume onto the line's standard grid and crop it to the body.
 
     Args:
-        volume: any orientation and spacing, axes orthogonal (screening rejects sheared grids).
+        volume: any orientation and spacing, slices first; sheared by a tilted gantry or not.
         config: the line's grid.
 
     Returns:
@@ -37,6 +43,7 @@ def standardise(volume: Volume, config: PreprocessConfig) -> Volume:
 
 def resample_only(volume: Volume, config: PreprocessConfig) -> Volume:
     """As :func:`standardise`, without the crop: for volumes that are a crop already, such as nodules."""
+    volume = straighten(volume)
     wanted = nib.orientations.axcodes2ornt(tuple(config.orientation))
     change = nib.orientations.ornt_transform(nib.orientations.io_orientation(volume.affine), wanted)
     # change[i] = (output axis of input axis i, flip); resampling happens on the input's axes, which are contiguous.
@@ -49,59 +56,109 @@ def resample_only(volume: Volume, config: PreprocessConfig) -> Volume:
     return Volume(hu=np.ascontiguousarray(oriented), affine=affine)
 
 
+def straighten(volume: Volume) -> Volume:
+    """Undo the shear of a tilted gantry: its slices, each shifted against the one before, onto a grid of right angles.
+
+    Args:
+        volume: slices first; rows and columns at a right angle.
+
+    Returns:
+        The same where the shear is below :data:`SHEAR_VOX` over the whole stack. Otherwise slices moved by linear
+        interpolation within their planes, which grow so that nothing is lost; what no slice covers is -1024 HU. Each
+        slice keeps its plane, so that slices are not mixed here.
+    """
+    step, planes = volume.affine[:3, 0], volume.affine[:3, 1:3]
+    drift = (step @ planes) / (planes * planes).sum(axis=0)  # of a slice against the one before, in pixels
+    count = volume.hu.shape[0]
+    if np.abs(drift).max() * (count - 1) < SHEAR_VOX:
+        return volume
+    total = drift * (count - 1)
+    first = np.floor(np.minimum(0.0, total))
+    more = (np.ceil(np.maximum(0.0, total)) - first).astype(int)
+    hu: Int16Array = np.empty((count, volume.hu.shape[1] + more[0], volume.hu.shape[2] + more[1]), dtype=np.int16)
+    for index, plane in enumerate(volume.hu):
+        wide = np.pad(plane.astype(np.float32), ((0, more[0]), (0, more[1])), constant_values=AIR_HU)
+        shifted = ndimage.shift(wide, drift * index - first, order=1, mode="grid-constant", cval=AIR_HU)
+        hu[index] = np.rint(shifted)
+    affine = volume.affine.copy()
+    affine[:3, 0] = step - planes @ drift
+    affine[:3, 3] = volume.affine[:3, 3] + planes @ first
+    return Volume(hu=hu, affine=affine)
+
+
 def _resample(volume: Volume, spacing: tuple[float, float, float], enlarging: str) -> Volume:
     # As Python floats: a step of exactly one must stay exact, or equal grids would be resampled.
     steps = [round(new / old, 9) for new, old in zip(spacing, volume.spacing, strict=True)]
-    hu = _resample_first_axis(_resample_planes(volume.hu, steps[1], steps[2], enlarging), steps[0])
+    if steps == [1.0, 1.0, 1.0]:
+        return volume
+    sizes = [max(1, round(n / step)) for n, step in zip(volume.hu.shape, steps, strict=True)]
+    hu: Int16Array = np.empty(sizes, dtype=np.int16)
+
+    @lru_cache(maxsize=2)  # neighbouring output slices lie between the same two
+    def resized(index: int) -> FloatPlane:
+        return _resample_plane(volume.hu[index].astype(np.float32), steps[1], steps[2], sizes[1], sizes[2], enlarging)
+
+    for out, (taps, weights) in zip(hu, _slice_weights(volume.hu.shape[0], sizes[0], steps[0]), strict=True):
+        if steps[0] > 1.0:  # fewer slices: mix them first, and resample only the mixture
+            mixed = _mix([volume.hu[tap] for tap in taps], weights)
+            plane = _resample_plane(mixed, steps[1], steps[2], sizes[1], sizes[2], enlarging)
+        else:
+            plane = _mix([resized(tap) for tap in taps], weights)
+        out[:] = np.rint(plane, out=plane)
     scale, shift = np.diag([*steps, 1.0]), np.eye(4)
     shift[:3, 3] = [step / 2 - 0.5 for step in steps]  # centre of the first output voxel, in input voxels
     return Volume(hu=hu, affine=volume.affine @ shift @ scale)
 
 
-def _output_size(size: int, step: float) -> int:
-    return max(1, round(size / step))
+def _slice_weights(count: int, size: int, step: float) -> Iterator[tuple[list[int], list[float]]]:
+    """For each of ``size`` output slices, which of ``count`` input slices it is made of, and in what shares: where the
+    step grows, the average over the output slice's extent, so that nothing is skipped; linear otherwise."""
+    for index in range(size):
+        low, high = index * step, (index + 1) * step
+        if step > 1.0:
+            taps = np.arange(int(low), min(count, int(np.ceil(high))))
+            weights = np.minimum(taps + 1, high) - np.maximum(taps, low)
+        else:
+            taps = np.floor((low + high) / 2 - 0.5) + np.arange(2)
+            weights = 1.0 - np.abs(taps + 0.5 - (low + high) / 2)
+        some = weights > 1e-9
+        taps, weights = np.clip(taps[some], 0, count - 1).astype(int), weights[some] / weights[some].sum()
+        yield taps.tolist(), weights.tolist()
 
 
-def _resample_planes(hu: Int16Array, step_rows: float, step_columns: float, enlarging: str) -> Int16Array:
-    """Resample the last two axes; a step is the output voxel's size in input voxels."""
-    if step_rows == 1.0 and step_columns == 1.0:
-        return hu
-    growing = step_rows > 1.0 or step_columns > 1.0
-    method = cv2.INTER_AREA if growing else {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}[enlarging]
-    rows, columns = _output_size(hu.shape[1], step_rows), _output_size(hu.shape[2], step_columns)
-    out: Int16Array = np.empty((hu.shape[0], rows, columns), dtype=np.int16)
-    for index in range(hu.shape[0]):
-        # With fx and fy instead of a size, OpenCV keeps the exact step and with it the exact spacing.
-        plane = cv2.resize(hu[index], None, fx=1 / step_columns, fy=1 / step_rows, interpolation=method)
-        out[index] = _fit(plane, rows, columns)
-    return out
+def _mix(planes: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -> FloatPlane:
+    """The weighted sum as float32, in OpenCV: no copy of a plane is made for its weight."""
+    if len(planes) == 1:
+        return planes[0].astype(np.float32)
+    mixed = cv2.addWeighted(planes[0], weights[0], planes[1], weights[1], 0, dtype=cv2.CV_32F)
+    for plane, weight in zip(planes[2:], weights[2:], strict=True):
+        cv2.addWeighted(mixed, 1.0, plane, weight, 0, dst=mixed, dtype=cv2.CV_32F)
+    return np.asarray(mixed, dtype=np.float32)
 
 
-def _fit(plane: Int16Array, rows: int, columns: int) -> Int16Array:
+def _resample_plane(
+    plane: FloatPlane, step_rows: float, step_columns: float, rows: int, columns: int, enlarging: str
+) -> FloatPlane:
+    """Resample one slice; a step is the output pixel's size in input pixels. One axis may grow as the other shrinks,
+    for which OpenCV's area averaging is not made: each kind has its pass."""
+    method = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}[enlarging]
+    for way, steps in (
+        (cv2.INTER_AREA, (max(1.0, step_rows), max(1.0, step_columns))),
+        (method, (min(1.0, step_rows), min(1.0, step_columns))),
+    ):
+        if steps != (1.0, 1.0):
+            # With fx and fy instead of a size, OpenCV keeps the exact step and with it the exact spacing.
+            resized = cv2.resize(plane, None, fx=1 / steps[1], fy=1 / steps[0], interpolation=way)
+            plane = np.asarray(resized, dtype=np.float32)
+    return _fit(plane, rows, columns)
+
+
+def _fit(plane: FloatPlane, rows: int, columns: int) -> FloatPlane:
     """OpenCV may round a size of n.5 the other way: cut or repeat one edge row or column."""
     extra = (max(0, rows - plane.shape[0]), max(0, columns - plane.shape[1]))
     if any(extra):
         plane = np.pad(plane, ((0, extra[0]), (0, extra[1])), mode="edge")
     return plane[:rows, :columns]
-
-
-def _resample_first_axis(hu: Int16Array, step: float) -> Int16Array:
-    """Linear between slices; where the step grows, a triangle as wide as the step, so that nothing is skipped."""
-    if step == 1.0:
-        return hu
-    count, size = hu.shape[0], _output_size(hu.shape[0], step)
-    width = max(1.0, step)
-    out: Int16Array = np.empty((size, *hu.shape[1:]), dtype=np.int16)
-    for index in range(size):
-        centre = (index + 0.5) * step - 0.5
-        taps = np.arange(int(np.floor(centre - width)) + 1, int(np.ceil(centre + width)))
-        weights = np.maximum(0.0, 1.0 - np.abs(taps - centre) / width)
-        mixed = np.zeros(hu.shape[1:], dtype=np.float32)
-        for tap, weight in zip(np.clip(taps, 0, count - 1), weights / weights.sum(), strict=True):
-            if weight > 0:
-                mixed += np.float32(weight) * hu[tap]
-        out[index] = np.rint(mixed)
-    return out
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ is therefore a hash of parameters, data and code (see :mod:`components.pretrain.
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
 import sys
 import tempfile
 import threading
@@ -20,21 +18,18 @@ from typing import Any
 import torch
 
 os.environ |= {
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process that polls; this machine is not lent
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a busy machine takes more than Ray's 60 s to import torch twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint counts once the controller has looked
-    "RAY_BACKEND_LOG_LEVEL": "error",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_worker_niceness": "0",  # Ray's 15 lets any other process starve the training
 }
 
 import ray
 import ray.train
 import ray.train.torch
 
+from components.cluster import local_ray
 from components.params import UserError
 from components.pretrain.config import PretrainConfig
 from components.pretrain.local_driver import read_state, write_state
@@ -110,7 +105,7 @@ def train_with_ray(
         "volumes": [str(path.resolve()) for path in volumes],
         "progress": str((folder / PROGRESS_FILE).resolve()),
     }
-    with _cluster(config.workers), _following(folder / PROGRESS_FILE, progress):
+    with local_ray(config.workers, {"GLOO_SOCKET_IFNAME": "lo"}), _following(folder / PROGRESS_FILE, progress):
         trainer = ray.train.torch.TorchTrainer(
             _work,  # type: ignore[arg-type]  # typed as V1's, which returned nothing
             train_loop_config=job,
@@ -131,28 +126,6 @@ def train_with_ray(
         raise RuntimeError(f"run {folder.name}: ended without a checkpoint")
     with result.checkpoint.as_directory() as path:
         return read_state(Path(path) / STATE_FILE)
-
-
-@contextmanager
-def _cluster(workers: int) -> Iterator[None]:
-    """A local Ray of our own on the loopback interface, in its own temporary folder, silent, gone afterwards."""
-    temporary = tempfile.mkdtemp(prefix="ray-")  # short: Ray puts sockets below it, whose paths have a limit
-    search = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
-    try:
-        ray.init(
-            address="local",
-            num_cpus=max(workers, os.cpu_count() or 1),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=temporary,
-            runtime_env={"env_vars": {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}},
-        )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class ScreenConfig(StageConfig):
         them was never seen.
     max_gap_ratio: how many times longer, or shorter, than the median a gap between neighbouring slices may be.
     max_off_line_mm: how far a slice may lie from the straight line through the first and the last.
-    max_tilt_degrees: gantry tilt; a sheared grid is not resampled as if it were straight.
+    max_tilt_degrees: gantry tilt beyond it is rejected; up to it, preprocessing straightens the slices by shearing.
     pixel_mm, field_mm: allowed pixel spacing, and extent of a slice, in either direction.
     max_pixel_aspect: the larger pixel spacing over the smaller.
     min_matrix: fewest rows or columns.

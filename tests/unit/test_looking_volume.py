@@ -25,9 +25,9 @@ from flows.volumes import WINDOW_NAMES
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 
 
-def marked(line: str, position: str, folder: Path) -> tuple[Volume, np.ndarray]:
+def marked(line: str, position: str, folder: Path, **changes: float) -> tuple[Volume, np.ndarray]:
     """A phantom as it was scanned, with a bright ball of 12 mm put into it at a point in RAS mm."""
-    scan(small(line, position=position, oblique_deg=0.6), folder)
+    scan(small(line, position=position, **{"oblique_deg": 0.6, **changes}), folder)
     volume = read_series(sorted(folder.glob("*.dcm")))
     middle = volume.affine[:3, :3] @ (np.array(volume.hu.shape) / 2) + volume.affine[:3, 3]
     point = middle + np.array([17.0, -11.0, 8.0])
@@ -56,6 +56,15 @@ def test_a_landmark_keeps_its_millimetres(line: str, position: str, tmp_path: Pa
     nib.save(label, tmp_path / "label.nii.gz")
     mask = read_mask(tmp_path / "label.nii.gz", stored)
     assert np.linalg.norm(middle_of(mask > 0, stored.affine) - point) <= half.max()
+
+
+@pytest.mark.parametrize("line", ["wholebody", "head"])
+def test_a_landmark_keeps_its_millimetres_under_a_tilted_gantry(line: str, tmp_path: Path) -> None:
+    native, point = marked(line, "HFS", tmp_path, oblique_deg=0.0, gantry_tilt_deg=18.5)
+    assert abs(native.affine[:3, 0] @ native.affine[:3, 1]) > 1, "sheared"
+    standard = resample_only(native, load_stage(PreprocessConfig, line, "preprocess", PARAMS))
+    found = middle_of(standard.hu > 2000, standard.affine)
+    assert np.linalg.norm(found - point) <= 0.5 * max(standard.spacing)
 
 
 def middle_of(chosen: np.ndarray, affine: np.ndarray) -> np.ndarray:

@@ -1,8 +1,10 @@
-"""Stage ``preprocess`` computes what changed and nothing else, and goes on where it was killed."""
+"""Stage ``preprocess`` computes what changed and nothing else, goes on where it was killed, and loses to a worker that
+dies no more than the series that killed it."""
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,19 +14,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pydicom
 import pytest
+from pydicom.uid import RLELossless
+from ray import cloudpickle
 
 from components.acquire.config import AcquireConfig
 from components.acquire.stage import acquire_shard, jobs_of
+from components.cluster import GIB, data_bytes
 from components.cohort.config import CohortConfig
 from components.files import read_table, sha256_tree, write_table
 from components.params import load_stage
 from components.phantom.config import PhantomConfig
 from components.phantom.plan import plan_scans
-from components.preprocess import kept
+from components.preprocess import kept, stage
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.stage import preprocess_shard
+from components.preprocess.dicom import read_series
+from components.preprocess.stage import VolumeJob, preprocess_series, preprocess_shard
 from tests.released import ROOT
 
 PARAMS = ROOT / "params.yaml"
@@ -99,7 +107,7 @@ def test_two_new_series_among_forty(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
-import test_preprocess_kept as t
+import test_preprocess_stage as t
 if __name__ == "__main__":
     t.preprocessed()
 """
@@ -128,3 +136,50 @@ def test_killed_midway_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pd.testing.assert_frame_equal(preprocessed(), expected)
     assert finished.items() <= entries().items(), "what was finished is kept"
     assert sha256_tree(Path("preprocess")) == sha256_tree(tmp_path / "undisturbed" / "preprocess")
+
+
+def fatal(job: VolumeJob) -> None:
+    """As the stage's own function, with two series whose decoder does what no exception tells of."""
+    if job.series.row["series"] == f"s{1:016x}":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if job.series.row["series"] == f"s{2:016x}":
+        np.ones(2 << 30)  # 16 GiB
+    preprocess_series(job)
+
+
+def test_a_worker_that_dies_costs_its_series_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    acquired(5)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not find the tests
+    monkeypatch.setattr(stage, "preprocess_series", fatal)
+    catalogue = preprocessed().set_index("series")
+    assert catalogue["decoded"].tolist() == [True, False, False, True, True]
+    assert catalogue.loc[f"s{1:016x}", "detail"] == "its worker process died, twice (WorkerCrashedError)"
+    assert catalogue.loc[f"s{2:016x}", "detail"] == "needs more than 4 GiB of memory"
+    assert len(list(Path("preprocess/volumes").iterdir())) == 3
+
+    monkeypatch.setattr(stage, "preprocess_series", preprocess_series)
+    again = preprocessed()
+    assert again["decoded"].all(), "the loss is not kept: the next run tries again"
+
+
+def test_a_file_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header of 60,000 x 60,000 pixels over a few compressed bytes; refused before the machine swaps."""
+    monkeypatch.chdir(tmp_path)
+    acquired(3)
+    folder = next(p for p in Path(".ctfoundry/raw").rglob("0001.dcm")).parent
+    bomb = pydicom.dcmread(folder / "0001.dcm")
+    bomb.compress(RLELossless)
+    bomb.Rows = bomb.Columns = 60_000
+    bomb.save_as(tmp_path / "bomb.dcm")
+    with pytest.raises(MemoryError):
+        limited_read(tmp_path / "bomb.dcm")
+
+
+def limited_read(path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + GIB, hard))
+    try:
+        read_series([path])
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -1,0 +1,144 @@
+"""Ray, as every stage starts it, and series in worker processes of their own: one that dies costs its series only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from components.progress import track
+
+GIB = 2**30
+IN_FLIGHT_PER_CORE = 2  # tasks that Ray holds at a time: one computed, one ready to be
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "error",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # Ray's 15 lets any other process starve the work
+}
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What is left of an item whose worker did not come back. ``detail``: why, for people."""
+
+    detail: str
+
+
+@contextmanager
+def local_ray(workers: int, environment: dict[str, str] | None = None) -> Iterator[None]:
+    """A local Ray of our own on the loopback interface, in its own temporary folder, silent, gone afterwards.
+
+    Args:
+        workers: processes that must run at the same time, whatever this machine's cores.
+        environment: variables of the workers, besides PYTHONPATH.
+    """
+    os.environ |= SETTINGS
+    import ray
+
+    temporary = tempfile.mkdtemp(prefix="ray-")  # short: Ray puts sockets below it, whose paths have a limit
+    search = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(workers, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=temporary,
+            runtime_env={"env_vars": {"PYTHONPATH": search, "OMP_NUM_THREADS": "1", **(environment or {})}},
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def map_isolated(
+    function: Callable[[ItemT], ResultT],
+    items: list[ItemT],
+    label: str,
+    *,
+    memory: Callable[[ItemT], int],
+    max_memory: int,
+) -> list[ResultT | Lost]:
+    """``function`` over ``items`` as Ray tasks, results in the order of ``items``, with progress.
+
+    So many run at a time as there are cores, and as the memory that they announce allows. A worker that crashes is
+    tried once more; then, and where an item needs more memory than it may, the item is :class:`Lost` and the rest goes
+    on. An exception ends the run.
+
+    Args:
+        function, items: what to do; picklable.
+        label: shown with the progress.
+        memory: bytes that an item is expected to need.
+        max_memory: bytes that a worker may take for an item.
+    """
+    if not items:
+        return []
+    with local_ray(1):
+        import ray
+
+        whole = int(ray.cluster_resources()["memory"])
+        task: Any = ray.remote(num_cpus=1, max_retries=1)(_limited)
+        limit = IN_FLIGHT_PER_CORE * int(ray.cluster_resources()["CPU"])
+        here = str(Path.cwd())
+
+        def results() -> Iterator[tuple[int, ResultT | Lost]]:
+            running: dict[Any, int] = {}
+            for index, item in enumerate(items):
+                wanted = min(whole, max_memory, memory(item))
+                running[task.options(memory=wanted).remote(function, item, here, max_memory)] = index
+                if len(running) >= limit:
+                    yield _next(running)
+            while running:
+                yield _next(running)
+
+        found = dict(track(results(), [1] * len(items), label))
+    return [found[index] for index in range(len(items))]
+
+
+def _next(running: dict[Any, int]) -> tuple[int, Any]:
+    """The first of the running tasks to end, taken off them."""
+    from ray import exceptions, get, wait
+
+    (done,), _ = wait(list(running), num_returns=1)
+    index = running.pop(done)
+    try:
+        return index, get(done)
+    except exceptions.RayTaskError as error:
+        raise error.cause from None
+    except (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.NodeDiedError) as error:
+        return index, Lost(f"its worker process died, twice ({type(error).__name__})")
+
+
+def _limited(function: Callable[[ItemT], ResultT], item: ItemT, here: str, max_memory: int) -> ResultT | Lost:
+    """What a task runs: ``function`` in the driver's folder, within ``max_memory`` bytes more than the worker has."""
+    import cv2
+
+    os.chdir(here)
+    cv2.setNumThreads(1)  # one process per core: more threads would only contend
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + max_memory, hard))
+    try:
+        return function(item)
+    except MemoryError:
+        return Lost(f"needs more than {max_memory / GIB:g} GiB of memory")
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def data_bytes() -> int:
+    """What RLIMIT_DATA counts: private, writable memory of this process, its threads' stacks included."""
+    status = Path("/proc/self/status").read_text().partition("VmData:")[2]
+    return int(status.split()[0]) * 1024
