@@ -30,7 +30,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], li
         "--at", type=float, nargs=3, metavar=("R", "A", "S"),
         help="point in mm, RAS, that the planes pass (default: the mask's centre, or the volume's)",
     )  # fmt: skip
-    show.add_argument("--mask", type=Path, help="NIfTI labels of the same scan, on any grid")
+    show.add_argument("--mask", type=Path, help="labels of the same scan: NIfTI on any grid, DICOM SEG or RTSTRUCT")
+    label = action("label", _label, "Bring NIfTI labels, DICOM SEG or RTSTRUCT onto a volume's grid.")
+    label.add_argument("labels", type=Path, help="labels of the same scan")
+    label.add_argument("--output", type=Path, help=".b2nd, .nii or .nii.gz (default: <name>.labels.b2nd here)")
     export = action("export", _export, "Write a volume as NIfTI.")
     export.add_argument("output", type=Path, help="a .nii or .nii.gz file")
 
@@ -50,12 +53,37 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from components.looking.volume import draw, find, open_volume, read_mask
+    from components.looking.volume import draw, find, open_volume
+    from components.preprocess.labels import read_labels
 
     opened = open_volume(find(arguments.volume, arguments.line))
-    mask = read_mask(arguments.mask, opened.volume) if arguments.mask else None
+    volume = opened.volume
+    mask = read_labels(arguments.mask, volume.affine, volume.hu.shape).combined() if arguments.mask else None
     target = arguments.output or Path(f"{opened.name}.png")
     draw(opened, target, tuple(arguments.window or ("soft",)), tuple(arguments.at) if arguments.at else None, mask)
+    print(target)
+    return 0
+
+
+def _label(arguments: argparse.Namespace) -> int:
+    from math import prod
+
+    from rich.table import Table
+
+    from components.looking.volume import export_labels, find, open_volume
+    from components.preprocess.labels import read_labels
+    from components.progress import wide_console
+
+    opened = open_volume(find(arguments.volume, arguments.line))
+    labels = read_labels(arguments.labels, opened.volume.affine, opened.volume.hu.shape)
+    table = Table("segment", "code", "voxels", "ml", "within the volume", title=arguments.labels.name)
+    for segment in labels.segments:
+        millilitres = segment.voxels * prod(opened.volume.spacing) / 1000
+        covered = f"{segment.covered:.1%}"
+        table.add_row(segment.name, segment.code, f"{segment.voxels:,}", f"{millilitres:.2f}", covered)
+    wide_console().print(table)
+    target = arguments.output or Path(f"{opened.name}.labels.b2nd")
+    export_labels(labels, target)
     print(target)
     return 0
 

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from scipy import ndimage
 
-from components.files import replacing
+from components.files import replacing, write_json
 from components.params import UserError
 from components.preprocess.dicom import read_series
+from components.preprocess.labels import Labels, write_labels
 from components.preprocess.nifti import read_nifti
 from components.preprocess.store import FloatArray, Int16Array, StoredVolume, Volume, voxel_of
 
@@ -113,24 +113,6 @@ def _corners(volume: Volume) -> tuple[FloatArray, FloatArray]:
     ends = np.array(np.meshgrid(*[(0, n - 1) for n in volume.hu.shape])).reshape(3, -1).T
     corners = ends @ volume.affine[:3, :3].T + volume.affine[:3, 3]
     return corners.min(axis=0), corners.max(axis=0)
-
-
-def read_mask(path: Path, volume: Volume) -> npt.NDArray[np.int32]:
-    """A NIfTI label image on the grid of ``volume``, nearest label; 0 where it does not reach.
-
-    Raises:
-        UserError: not NIfTI, or no labelled voxel within the volume.
-    """
-    mask = read_nifti(path)
-    if np.array_equal(mask.affine, volume.affine) and mask.hu.shape == volume.hu.shape:
-        return mask.hu.astype(np.int32)
-    change = np.linalg.inv(mask.affine) @ volume.affine
-    labels: npt.NDArray[np.int32] = ndimage.affine_transform(
-        mask.hu.astype(np.int32), change[:3, :3], change[:3, 3], volume.hu.shape, order=0, cval=0
-    )
-    if mask.hu.any() and not labels.any():
-        raise UserError(f"mask {path.name}: no labelled voxel lies within the volume; is it of the same scan?")
-    return labels
 
 
 def draw(
@@ -231,8 +213,31 @@ def export(opened: Opened, target: Path) -> None:
     """
     if not target.name.endswith(NIFTI_SUFFIXES):
         raise UserError(f"export to {target.name}: allowed are names that end in .nii or .nii.gz")
+    _write_nifti(opened.volume.hu, opened.volume.affine, target)
+
+
+def export_labels(labels: Labels, target: Path) -> None:
+    """Write labels on a volume's grid: as ``.b2nd``, or as a NIfTI label map with the names in a JSON file beside it.
+
+    Raises:
+        UserError: another name, or segments that overlap, which one NIfTI label map cannot hold.
+    """
+    if target.name.endswith(".b2nd"):
+        write_labels(target, labels)
+        return
+    if not target.name.endswith(NIFTI_SUFFIXES):
+        raise UserError(f"labels to {target.name}: allowed are names that end in .b2nd, .nii or .nii.gz")
+    if len(labels.layers) > 1:
+        raise UserError(f"labels to {target.name}: segments overlap, which a NIfTI label map cannot hold; "
+                        "allowed: a name that ends in .b2nd")  # fmt: skip
+    _write_nifti(labels.layers[0], labels.affine, target)
+    names = {str(s.value): {"name": s.name, "code": s.code} for s in labels.segments}
+    write_json(target.with_name(f"{target.name.removesuffix('.gz').removesuffix('.nii')}.json"), names)
+
+
+def _write_nifti(voxels: npt.NDArray[Any], affine: FloatArray, target: Path) -> None:
     # Columns first, slices last, as other software writes NIfTI and as ours reads it.
-    image = nib.Nifti1Image(opened.volume.hu.transpose(2, 1, 0), opened.volume.affine[:, [2, 1, 0, 3]], dtype=np.int16)
+    image = nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]], dtype=voxels.dtype)
     image.header.set_xyzt_units("mm")
     with replacing(target) as temporary:
         packed = temporary.with_name(temporary.name + target.name[target.name.index(".nii") :])

@@ -58,19 +58,52 @@ def write_volume(path: Path, volume: Volume, provenance: dict[str, Any]) -> None
     """
     if volume.hu.dtype != np.int16 or volume.hu.ndim != 3:
         raise ValueError(f"volume: {volume.hu.dtype} with {volume.hu.ndim} axes is not allowed: int16 with 3 axes")
+    blocks = tuple(min(BLOCK, n) for n in volume.hu.shape)
+    meta = {"ct": {"affine": volume.affine.tolist(), "provenance": provenance}}
+    _write(path, volume.hu, volume.hu.shape, blocks, meta)
+
+
+def write_layers(path: Path, layers: npt.NDArray[np.uint16], meta: dict[str, Any]) -> None:
+    """Write label maps of shape (layers, n0, n1, n2) atomically, in the blocks of the volume that they belong to.
+
+    Equal input gives equal bytes.
+    """
+    size = layers.shape[1:]
+    _write(path, layers, (1, *size), (1, *(min(BLOCK, n) for n in size)), {}, {"labels": meta})
+
+
+def read_layers(path: Path) -> tuple[npt.NDArray[np.uint16], dict[str, Any]]:
+    """What :func:`write_layers` wrote. Raises ValueError where it is not that."""
+    try:
+        array = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+        return np.asarray(array[:], dtype=np.uint16), dict(array.schunk.vlmeta["labels"])
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"labels {path.name}: {error}") from None
+
+
+def _write(
+    path: Path,
+    array: npt.NDArray[Any],
+    chunks: tuple[int, ...],
+    blocks: tuple[int, ...],
+    meta: dict[str, Any],
+    long_meta: dict[str, Any] | None = None,  # what may exceed the header: the names of many labels
+) -> None:
     with replacing(path) as temporary:
-        array = blosc2.asarray(
-            np.ascontiguousarray(volume.hu),
+        stored = blosc2.asarray(
+            np.ascontiguousarray(array),
             urlpath=str(temporary),
             mode="w",
-            chunks=volume.hu.shape,
-            blocks=tuple(min(BLOCK, n) for n in volume.hu.shape),
+            chunks=chunks,
+            blocks=blocks,
             cparams=blosc2.CParams(
                 codec=blosc2.Codec.ZSTD, clevel=1, filters=[blosc2.Filter.BITSHUFFLE], filters_meta=[0], nthreads=1
             ),
-            meta={"ct": {"affine": volume.affine.tolist(), "provenance": provenance}},
+            meta=meta,
         )
-        del array
+        for key, value in (long_meta or {}).items():
+            stored.schunk.vlmeta[key] = value
+        del stored
 
 
 class StoredVolume:
