@@ -38,6 +38,7 @@ class ServedBundle:
     preprocess: PreprocessConfig
     headers: suites.Suite
     volumes: suites.Suite
+    only_largest_stack: bool
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
         preprocess,
         headers=suites.headers(parse(ScreenConfig, quality["headers"], "quality.json: headers"), rows=1),
         volumes=suites.volumes(parse(CurateConfig, quality["volumes"], "quality.json: volumes"), rows=1),
+        only_largest_stack=quality.get("mixed_series") == "largest_stack",
     )
 
 
@@ -116,7 +118,7 @@ def embed_file(path: Path, bundle: ServedBundle, limits: Limits = DEFAULT_LIMITS
     Raises:
         InputError, UserError: the file holds no single readable CT volume, or is beyond the limits.
     """
-    reading = read_upload(path, kind_of(path), limits)
+    reading = read_upload(path, kind_of(path), limits, bundle.only_largest_stack)
     sent, grid = reading.volume, bundle.preprocess
     check_size(sent.hu.shape, sent.affine, grid.spacing_mm, limits.voxels)
     resampled = resample_only(sent, grid)

@@ -56,7 +56,7 @@ class Reading:
     measurements: dict[str, Any]
 
 
-def read_upload(path: Path, kind: Kind, limits: Limits) -> Reading:
+def read_upload(path: Path, kind: Kind, limits: Limits, only_largest_stack: bool = False) -> Reading:
     """Read a file whose kind is known from its content.
 
     Raises:
@@ -65,7 +65,7 @@ def read_upload(path: Path, kind: Kind, limits: Limits) -> Reading:
     """
     with tempfile.TemporaryDirectory(prefix="ctfoundry-") as scratch:
         if kind == "zip":
-            return _read_zip(path, Path(scratch), limits)
+            return _read_zip(path, Path(scratch), limits, only_largest_stack)
         check_nifti(path, kind, limits.voxels)
         # nibabel goes by the name, so the file gets the one its content deserves.
         named = Path(scratch) / f"volume.{kind}"
@@ -95,26 +95,29 @@ def check_size(shape: Sequence[int], affine: FloatArray, spacing_mm: Sequence[fl
         raise InputError(f"volume of {size} mm: {voxels:.3g} voxels on the model's grid, at most {max_voxels}", 413)
 
 
-def _read_zip(path: Path, scratch: Path, limits: Limits) -> Reading:
+def _read_zip(path: Path, scratch: Path, limits: Limits, only_largest_stack: bool) -> Reading:
     _check_directory(path, limits)
     instances, files, ignored = _unpack(path, scratch / "members", limits)
     damaged = sorted(PurePosixPath(i.location).name for i in instances if i.status == "unreadable")
     if damaged:
         raise InputError(f"{_short(damaged[0])}: damaged or cut-short DICOM file; send the series again")
-    series = _only_series(instances, ignored)
+    series = _only_series(instances, ignored, only_largest_stack)
     for instance in series:
         if instance.truncated:
             name = PurePosixPath(instance.location).name
             raise InputError(f"{_short(name)}: the file ends before its pixel data do; send the series again")
     _check_voxels(series, limits)
-    volume = _decode([files[i.location] for i in series])
+    volume = _decode([files[i.location] for i in series], only_largest_stack)
     key = series_key(series_identity(series[0]))
-    return Reading(volume, "dicom", key, len(series), dict(sorted(ignored.items())), measure_series(series))
+    measured = measure_series(series, only_largest_stack)
+    if measured["left_out"]:
+        ignored["outside_the_largest_stack"] += measured["left_out"]
+    return Reading(volume, "dicom", key, measured["instances"], dict(sorted(ignored.items())), measured)
 
 
-def _decode(paths: list[Path]) -> Volume:
+def _decode(paths: list[Path], only_largest_stack: bool) -> Volume:
     try:
-        return read_series(paths)
+        return read_series(paths, only_largest_stack)
     except UserError as error:
         raise InputError(_MEMBER_NUMBER.sub("", str(error))) from None
     except (ValueError, TypeError, ArithmeticError) as error:
@@ -149,11 +152,11 @@ def _unpack(path: Path, folder: Path, limits: Limits) -> tuple[list[Instance], d
     return instances, files, ignored
 
 
-def _only_series(instances: list[Instance], ignored: Counter[str]) -> list[Instance]:
+def _only_series(instances: list[Instance], ignored: Counter[str], only_largest_stack: bool) -> list[Instance]:
     """The one CT series among ``instances``; the files of others are added to ``ignored`` by reason."""
     found: list[list[Instance]] = []
     for group in group_series(instances).values():
-        measured = measure_series(group)
+        measured = measure_series(group, only_largest_stack)
         images = [i for i in group if i.status == "image"]
         if len(images) < len(group):
             ignored["no_image"] += len(group) - len(images)
@@ -182,9 +185,9 @@ def _check_voxels(series: list[Instance], limits: Limits) -> None:
         if not (0 < rows <= MAX_MATRIX and 0 < columns <= MAX_MATRIX):
             raise InputError(f"{name}: {rows} x {columns} pixels are not allowed: 1 to {MAX_MATRIX} each")
         frames = str(instance.tags.get("NumberOfFrames", 1))
-        if frames not in ("", "1"):
-            raise InputError(f"{name}: {frames[:12]} frames in one file are not supported: one slice per file")
-        total += rows * columns
+        if frames not in ("", "1") and frames != str(len(instance.frames)):
+            raise InputError(f"{name}: {frames[:12]} frames in one file that is no enhanced CT are not supported")
+        total += rows * columns * max(1, len(instance.frames))
     if total > limits.voxels:
         raise InputError(f"series of {total} voxels is too large: at most {limits.voxels}", 413)
 

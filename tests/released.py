@@ -26,7 +26,8 @@ def write_release(folder: Path) -> None:
     encoder = build_encoder(config, view, seed=1)
     Embedder.from_encoder(encoder, EmbedConfig(line="wholebody", encoder=config, input=view)).save(folder)
     write_json(folder / "preprocess.json", parameters["preprocess"])
-    write_json(folder / "quality.json", {"headers": parameters["screen"], "volumes": parameters["curate"]})
+    judged = {"headers": parameters["screen"], "volumes": parameters["curate"]}
+    write_json(folder / "quality.json", {**judged, "mixed_series": parameters["acquire"]["mixed_series"]})
 
 
 def free_port() -> int:

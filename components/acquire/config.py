@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -34,8 +34,15 @@ class TransferConfig(StageConfig):
 class AcquireConfig(StageConfig):
     """Attributes:
     workers: series in transfer at a time; null takes two per core, or one where they are computed, as phantoms are.
+    mixed_series: a series of several stacks (a scout among the slices, two kernels, several points in time) is judged
+        as a ``whole``, which the suite *headers* rejects, or by its ``largest_stack``: other images are left out.
     transfer: of one series.
     """
 
     workers: Annotated[int, Field(ge=1)] | None
+    mixed_series: Literal["whole", "largest_stack"]
     transfer: TransferConfig
+
+    @property
+    def only_largest_stack(self) -> bool:
+        return self.mixed_series == "largest_stack"

@@ -46,6 +46,8 @@ _PATTERNS = {
     b"LO": _ASCII,
     b"SH": _ASCII,
     b"UI": re.compile(rb"[0-9.]+"),
+    b"TM": re.compile(rb"[0-9.]+ *"),
+    b"DT": re.compile(rb"[0-9.+-]+ *"),
     b"DS": re.compile(_NUMBER + rb"(?:\\" + _NUMBER + rb")*"),
     b"IS": re.compile(rb" *[+-]?\d{1,10}"),
 }
@@ -326,6 +328,10 @@ def _value(raw: bytes, vr: bytes) -> Any:
         if len(raw) != 2:
             raise Irregular
         return int.from_bytes(raw, "little", signed=vr == b"SS")
+    if vr == b"UL":
+        if len(raw) != 4:
+            raise Irregular
+        return int.from_bytes(raw, "little")
     raw = raw.rstrip(b"\0 ")
     if not raw:
         return None

@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 from pydicom.dataelem import RawDataElement
 
-from components.acquire import consistency, frames
+from components.acquire import consistency, frames, stacks
 from components.acquire.elements import ELEMENT_BYTES, HEAD_BYTES, PIXEL_TAGS, SEQUENCES, native_pixels, read_regular
 from components.acquire.privacy import IDENTIFYING, ITEMS, Findings, joined
 
@@ -29,6 +29,7 @@ TAGS: tuple[str, ...] = (
     "BitsAllocated", "PatientPosition", "GantryDetectorTilt", "LossyImageCompression", "BurnedInAnnotation",
     "PatientIdentityRemoved", "AcquisitionNumber", "SeriesDescription", "NumberOfFrames", "RescaleIntercept",
     *consistency.TAGS,
+    *(tag for tag in stacks.TIMES if tag != "AcquisitionNumber"),
 )  # fmt: skip
 LISTED_TAGS: tuple[str, ...] = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID",
@@ -221,7 +222,7 @@ def planes(instances: Iterable[Instance]) -> list[Instance]:
     return images
 
 
-def measure_series(instances: Sequence[Instance]) -> dict[str, Any]:
+def measure_series(instances: Sequence[Instance], only_largest_stack: bool = False) -> dict[str, Any]:
     """Measurements of one series' headers, one value per column of the receipt. A frame of a multi-frame image counts
     as an instance.
 
@@ -229,8 +230,14 @@ def measure_series(instances: Sequence[Instance]) -> dict[str, Any]:
     neighbouring slices over the median gap; ``tilt_degrees`` the angle between the slices' normal and the direction
     in which their positions move, which shows a gantry tilt whatever the tag says. ``burned_in`` is text in the pixels
     only: RecognizableVisualFeatures is true of every head scan that was not defaced, whether the tag says so or not.
+    ``mixed`` says what images outside the largest stack differ in; with ``only_largest_stack`` these are not measured,
+    and ``left_out`` counts them.
     """
     images = planes(instances)
+    stack = stacks.largest_stack([image.tags for image in images])
+    left_out = len(images) - len(stack.members)
+    if only_largest_stack:
+        images = [images[n] for n in stack.members]
     first = images[0].tags if images else {}
     uids = [i.tags["SOPInstanceUID"] for i in images if "SOPInstanceUID" in i.tags]
     thickness = [float(i.tags["SliceThickness"]) for i in images if _is_number(i.tags.get("SliceThickness"))]
@@ -238,6 +245,8 @@ def measure_series(instances: Sequence[Instance]) -> dict[str, Any]:
     spacing = min(spacings) if spacings else (None, None)
     return {
         "instances": len(images),
+        "left_out": left_out if only_largest_stack else 0,
+        "mixed": ", ".join(stack.left_out_for),
         "unreadable_files": sum(i.truncated or i.status not in ("image", "object") for i in instances),
         "modality": "|".join(sorted({i.tags.get("Modality", "") for i in instances})),
         "sop_class": "|".join(sorted({i.tags.get("SOPClassUID", "") for i in instances})),

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from components.acquire import raw
-from components.acquire.config import AcquireConfig, TransferConfig
+from components.acquire.config import AcquireConfig
 from components.acquire.headers import measure_series, read_instance
 from components.acquire.sources import Source, source_of
 from components.cohort.config import CohortConfig
@@ -36,7 +36,7 @@ class SeriesJob:
     row: dict[str, Any]
     members: list[str]
     cohort: CohortConfig
-    transfer: TransferConfig
+    config: AcquireConfig
 
     @property
     def bytes(self) -> int:
@@ -62,14 +62,14 @@ class SeriesJob:
         while True:
             attempt += 1
             try:
-                return raw.fetch(self.source, self.row, self.members, self.folder, self.transfer)
+                return raw.fetch(self.source, self.row, self.members, self.folder, self.config.transfer)
             except raw.StopStageError:
                 raise
             except (UserError, OSError) as error:
-                if attempt == self.transfer.attempts:
+                if attempt == self.config.transfer.attempts:
                     self._check_source()
                     raise
-                wait = self.transfer.backoff_s * 2 ** (attempt - 1)
+                wait = self.config.transfer.backoff_s * 2 ** (attempt - 1)
                 log.warning(
                     "series %s: attempt %d failed: %s; again in %.0f s", self.row["series"], attempt, error, wait
                 )
@@ -83,15 +83,13 @@ class SeriesJob:
             raise raw.StopStageError(str(error)) from None
 
 
-def jobs_of(
-    line: str, cohort_folder: Path, shard: int, cohort: CohortConfig, transfer: TransferConfig
-) -> list[SeriesJob]:
+def jobs_of(line: str, cohort_folder: Path, shard: int, cohort: CohortConfig, config: AcquireConfig) -> list[SeriesJob]:
     """One job per series of the shard, in the order of the cohort."""
     table = read_table(cohort_folder / "cohort.parquet")
     files = read_table(cohort_folder / "files.parquet")
     members = files[files["series"] != ""].groupby("series")["location"].apply(list).to_dict()
     rows = table[table["shard"] == shard].to_dict("records")
-    return [SeriesJob(line, {str(k): v for k, v in row.items()}, members.get(row["series"], []), cohort, transfer)
+    return [SeriesJob(line, {str(k): v for k, v in row.items()}, members.get(row["series"], []), cohort, config)
             for row in rows]  # fmt: skip
 
 
@@ -128,7 +126,7 @@ def acquire_series(job: SeriesJob) -> Received:
     paths = raw.data_files(job.folder)
     files = [{"series": job.row["series"], "file": p.name, "bytes": p.stat().st_size, "sha256": hashes[p.name]}
              for p in paths]  # fmt: skip
-    row = {**job.row, "status": "acquired", "detail": "", **_measure(paths)}
+    row = {**job.row, "status": "acquired", "detail": "", **_measure(paths, job.config.only_largest_stack)}
     row["files"], row["bytes"] = len(files), sum(f["bytes"] for f in files)
     annotations = raw.read_annotations(job.folder)
     if annotations is not None:
@@ -136,21 +134,21 @@ def acquire_series(job: SeriesJob) -> Received:
     return Received(row, files, annotations)
 
 
-def _measure(paths: Sequence[Path]) -> dict[str, Any]:
+def _measure(paths: Sequence[Path], only_largest_stack: bool) -> dict[str, Any]:
     if paths and paths[0].name.startswith("volume.nii"):
         return {**measure_series([]), **measure_nifti(paths[0])}
     instances = []
     for path in paths:
         with path.open("rb") as stream:
             instances.append(read_instance(stream, path.name, path.stat().st_size))
-    return {**measure_series(instances), "kind": "dicom"}
+    return {**measure_series(instances, only_largest_stack), "kind": "dicom"}
 
 
 def acquire_shard(
     line: str, shard: int, cohort_folder: Path, cohort: CohortConfig, config: AcquireConfig, folder: Path
 ) -> None:
     """Bring in every series of a shard; write ``receipt``, ``files`` and ``annotations`` (Parquet) to ``folder``."""
-    jobs = jobs_of(line, cohort_folder, shard, cohort, config.transfer)
+    jobs = jobs_of(line, cohort_folder, shard, cohort, config)
     make_ready(jobs)
     received = map_series(
         acquire_series, jobs, "acquire", workers=config.workers or _workers(jobs), size=lambda job: job.bytes

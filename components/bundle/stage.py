@@ -148,7 +148,8 @@ def _copy_parts(folder: Path, sources: Sources, parameters: dict[str, Any]) -> N
     write_json(folder / "funnel.json", _without_names(read_json(sources.funnel)))
     # The service preprocesses and judges with the very parameters of training.
     write_json(folder / "preprocess.json", parameters["preprocess"])
-    write_json(folder / "quality.json", {"headers": parameters["screen"], "volumes": parameters["curate"]})
+    judged = {"headers": parameters["screen"], "volumes": parameters["curate"]}
+    write_json(folder / "quality.json", {**judged, "mixed_series": parameters["acquire"]["mixed_series"]})
 
 
 def _without_names(funnel: dict[str, Any]) -> dict[str, Any]:

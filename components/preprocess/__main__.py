@@ -12,9 +12,9 @@ from components.preprocess.stage import preprocess_shard
 
 def main(line: str, shard: int) -> None:
     cohort = load_stage(CohortConfig, line, "cohort")
-    transfer = load_stage(AcquireConfig, line, "acquire").transfer
+    acquire = load_stage(AcquireConfig, line, "acquire")
     preprocess_shard(
-        jobs_of(line, data_dir(line, "cohort"), shard, cohort, transfer),
+        jobs_of(line, data_dir(line, "cohort"), shard, cohort, acquire),
         data_dir(line, "acquire", shard),
         read_table(data_dir(line, "screen", shard) / "screened.parquet"),
         load_stage(PreprocessConfig, line, "preprocess"),

@@ -23,6 +23,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from components.acquire.elements import ELEMENT_BYTES, EXPLICIT, HEAD_BYTES, IMPLICIT, native_pixels, read_regular
 from components.acquire.frames import CLASSES, PER_FRAME, SHARED, frame_values
+from components.acquire.stacks import TAGS as STACK_TAGS
+from components.acquire.stacks import largest_stack
 from components.params import UserError
 from components.preprocess.store import AIR_HU, FloatArray, Int16Array, Volume
 
@@ -78,11 +80,12 @@ class _Slice:
         return int(self.number("Rows", 0)), int(self.number("Columns", 0))
 
 
-def read_series(paths: Sequence[Path]) -> Volume:
+def read_series(paths: Sequence[Path], only_largest_stack: bool = False) -> Volume:
     """Decode the CT instances of one series: single slices, or enhanced or legacy converted multi-frame images.
 
     Args:
         paths: the instances, in any order.
+        only_largest_stack: of a series that holds more than one stack; otherwise all images must form one.
 
     Returns:
         int16 HU of shape (slices, rows, columns), slices in the order of the normal; pixels marked as padding are
@@ -93,8 +96,12 @@ def read_series(paths: Sequence[Path]) -> Volume:
     """
     if not paths:
         raise DecodeError("series: 0 instances is not allowed: at least 1")
+    tags = tuple(dict.fromkeys((*GEOMETRY_TAGS, *STACK_TAGS))) if only_largest_stack else GEOMETRY_TAGS
     try:
-        return _assemble([item for path in paths for item in _open(path)])
+        slices = [item for path in paths for item in _open(path, tags)]
+        if only_largest_stack:
+            slices = [slices[n] for n in largest_stack([item.header for item in slices]).members]
+        return _assemble(slices)
     except (ValueError, TypeError) as error:
         if isinstance(error, DecodeError):
             raise
@@ -126,39 +133,39 @@ def _assemble(slices: list[_Slice]) -> Volume:
     return Volume(hu=hu, affine=affine)
 
 
-def _open(path: Path) -> list[_Slice]:
+def _open(path: Path, keywords: tuple[str, ...]) -> list[_Slice]:
     """Read one header, with the short reader where it will; a slice for each of its frames."""
     try:
         with path.open("rb") as stream:
             head = stream.read(HEAD_BYTES[0])
-            regular = read_regular(stream, head, GEOMETRY_TAGS, None) if head[128:132] == b"DICM" else None
+            regular = read_regular(stream, head, keywords, None) if head[128:132] == b"DICM" else None
             if regular is not None and regular.values.get("SOPClassUID") not in CLASSES:
                 pixels = native_pixels(regular.pixels, regular.pixels_at)
                 item = _Slice(path, regular.values, regular.syntax, pixels)
             else:
                 stream.seek(0)
-                tags = [*GEOMETRY_TAGS, SHARED, PER_FRAME]
+                tags = [*keywords, SHARED, PER_FRAME]
                 header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags, force=True)
                 syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID", ""))
                 at = stream.tell()
                 item = _Slice(path, header, syntax, native_pixels(stream.read(ELEMENT_BYTES), at))
             _check_length(item)
-            return _frames(item)
+            return _frames(item, keywords)
     except (DecodeError, MemoryError):
         raise
     except Exception as error:  # pydicom raises many kinds on damaged files; each is this series' rejection
         raise DecodeError(f"{path.name}: header not readable ({type(error).__name__})") from None
 
 
-def _frames(item: _Slice) -> list[_Slice]:
+def _frames(item: _Slice, keywords: tuple[str, ...]) -> list[_Slice]:
     """Each frame of an enhanced or legacy converted multi-frame image; the image itself, where it is none."""
-    groups = frame_values(item.header, frozenset(GEOMETRY_TAGS)) if isinstance(item.header, pydicom.Dataset) else []
+    groups = frame_values(item.header, frozenset(keywords)) if isinstance(item.header, pydicom.Dataset) else []
     if not groups:
         return [item]
     if item.number("NumberOfFrames", 1) != len(groups):
         raise DecodeError(f"{item.path.name}: functional groups of {len(groups)} frames, "
                           f"NumberOfFrames is {item.header.get('NumberOfFrames')}")  # fmt: skip
-    common = {tag: item.header.get(tag) for tag in GEOMETRY_TAGS if item.header.get(tag) is not None}
+    common = {tag: item.header.get(tag) for tag in keywords if item.header.get(tag) is not None}
     return [replace(item, header={**common, **group}, frame=n) for n, group in enumerate(groups)]
 
 

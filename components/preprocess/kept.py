@@ -17,7 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from components.acquire import elements, frames
+from components.acquire import elements, frames, stacks
+from components.acquire.stage import SeriesJob
 from components.files import replacing, sha256_file
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.store import Volume, write_volume
@@ -32,24 +33,27 @@ LIBRARIES = ("blosc2", "dicomsdl", "nibabel", "numpy", "opencv-python-headless",
 @cache
 def code_version() -> str:
     """Digest of the code and the libraries' versions that turn raw files into a stored volume."""
-    modules = [*sorted(Path(__file__).parent.glob("*.py")), Path(elements.__file__), Path(frames.__file__)]
+    modules = [
+        *sorted(Path(__file__).parent.glob("*.py")),
+        *(Path(str(m.__file__)) for m in (elements, frames, stacks)),
+    ]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in modules))
     digest.update(" ".join(f"{name} {version(name)}" for name in LIBRARIES).encode())
     return digest.hexdigest()
 
 
-def entry(line: str, series: dict[str, Any], receipt: pd.DataFrame, config: PreprocessConfig) -> Path:
+def entry(job: SeriesJob, receipt: pd.DataFrame, config: PreprocessConfig) -> Path:
     """Where the finished volume of a series lies, if it does.
 
     Args:
-        line: model line.
-        series: its row of the cohort.
+        job: the series.
         receipt: its files (columns file, sha256).
         config: the grid.
     """
-    files = sorted(zip(receipt["file"], receipt["sha256"], strict=True))
-    asked = json.dumps([code_version(), config.grid, series["series"], series["source"], files])
-    return KEPT / line / f"{series['series']}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+    series, files = job.row, sorted(zip(receipt["file"], receipt["sha256"], strict=True))
+    code = [code_version(), config.grid, job.config.mixed_series]
+    asked = json.dumps([*code, series["series"], series["source"], files])
+    return KEPT / job.line / f"{series['series']}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
 
 
 def keep(folder: Path, row: dict[str, Any], volume: Volume | None, provenance: dict[str, Any]) -> None:

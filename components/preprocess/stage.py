@@ -37,11 +37,11 @@ class VolumeJob:
     entry: Path
 
 
-def read_raw(paths: list[Path]) -> Volume:
+def read_raw(paths: list[Path], only_largest_stack: bool = False) -> Volume:
     """The volume in a series' raw files: DICOM instances or one NIfTI. Raises UserError where it does not decode."""
     if len(paths) == 1 and paths[0].name.startswith("volume.nii"):
         return read_nifti(paths[0])
-    return read_series(paths)
+    return read_series(paths, only_largest_stack)
 
 
 def preprocess_series(job: VolumeJob) -> None:
@@ -55,7 +55,7 @@ def preprocess_series(job: VolumeJob) -> None:
     series = job.series.row
     raw.check(series["series"], job.series.fetch(), job.receipt)
     try:
-        native = read_raw(raw.data_files(job.series.folder))
+        native = read_raw(raw.data_files(job.series.folder), job.series.config.only_largest_stack)
     except UserError as error:
         kept.keep(job.entry, {"decoded": False, "detail": str(error)}, None, {})
         return
@@ -85,7 +85,7 @@ def preprocess_shard(
     files = dict(tuple(read_table(acquired / "files.parquet").groupby("series")))
     accepted = set(screened.loc[screened["accepted"], "series"])
     all_jobs = [
-        VolumeJob(job, receipt, config, kept.entry(job.line, job.row, receipt, config))
+        VolumeJob(job, receipt, config, kept.entry(job, receipt, config))
         for job in jobs
         if job.row["series"] in accepted
         for receipt in [files[job.row["series"]]]

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from components.acquire.config import TransferConfig
+from components.acquire.config import AcquireConfig, TransferConfig
 from components.acquire.stage import SeriesJob
 from components.acquire.transfer import s5cmd
 from components.cohort.config import CohortConfig
@@ -34,6 +34,7 @@ from tests.s3 import BUCKET, S3, serving
 
 LIDC = "af9e2c1c-a1d4-4069-b7e9-4a3e835b3aad"
 TRANSFER = TransferConfig(attempts=1, backoff_s=0.0, stall_s=30.0, slowest_mb_s=0.1, connections=16)
+ACQUIRE = AcquireConfig(workers=None, mixed_series="whole", transfer=TRANSFER)
 
 
 def series(count: int) -> dict[str, dict[str, bytes]]:
@@ -72,7 +73,7 @@ def main() -> None:
         os.chdir(folder)
         os.environ["CTFOUNDRY_IDC_ENDPOINT"] = server.url
         rows = [server.store(name, files) for name, files in series(arguments.series).items()]
-        jobs = [SeriesJob("wholebody", row, [], cohort, TRANSFER) for row in rows]
+        jobs = [SeriesJob("wholebody", row, [], cohort, ACQUIRE) for row in rows]
         for _ in range(arguments.rounds):
             for name in seconds:
                 shutil.rmtree(".ctfoundry", ignore_errors=True)

@@ -63,7 +63,7 @@ def make_templates() -> None:
     acquire_shard("wholebody", 0, TEMPLATES / "cohort", config, acquire, TEMPLATES / "acquire")
     screen = parse(ScreenConfig, PARAMETERS["screen"], "screen")
     screened = screen_shard(TEMPLATES / "acquire", cohort, 0, screen, TEMPLATES / "screen")
-    jobs = jobs_of("wholebody", TEMPLATES / "cohort", 0, config, acquire.transfer)
+    jobs = jobs_of("wholebody", TEMPLATES / "cohort", 0, config, acquire)
     preprocess = parse(PreprocessConfig, PARAMETERS["preprocess"], "preprocess")
     preprocess_shard(jobs, TEMPLATES / "acquire", screened, preprocess, TEMPLATES / "preprocess")
 

@@ -23,7 +23,7 @@ import pydicom
 import pytest
 
 from components.acquire import raw
-from components.acquire.config import TransferConfig
+from components.acquire.config import AcquireConfig, TransferConfig
 from components.acquire.sources import Listing
 from components.acquire.sources.dicomweb import DicomwebSource
 from components.acquire.stage import SeriesJob, acquire_series
@@ -40,6 +40,7 @@ pytestmark = pytest.mark.slow
 PLUGINS = Path("/usr/share/orthanc/plugins")
 USER, PASSWORD = "reader", "opensesame"
 TRANSFER = TransferConfig(attempts=6, backoff_s=0.5, stall_s=10.0, slowest_mb_s=0.5, connections=1)
+ACQUIRE = AcquireConfig(workers=None, mixed_series="whole", transfer=TRANSFER)
 
 
 class Orthanc:
@@ -115,7 +116,7 @@ def listing(config: CohortConfig) -> Listing:
 
 def jobs(config: CohortConfig) -> list[SeriesJob]:
     rows = [{**vars(series), "source": "dicomweb"} for series in listing(config).series]
-    return [SeriesJob("head", row, [], config, TRANSFER) for row in rows]
+    return [SeriesJob("head", row, [], config, ACQUIRE) for row in rows]
 
 
 def made(series: int, instances: int, side: int) -> list[bytes]:
@@ -214,8 +215,9 @@ def test_a_pacs_that_stays_away_stops_the_stage_and_a_later_run_goes_on(pacs: Or
     (job,) = jobs(head_config())
     pacs.kill()
     try:
+        twice = TRANSFER.model_copy(update={"attempts": 2})
         with pytest.raises(raw.StopStageError, match="PACS: refuses connections; is CTFOUNDRY_DICOMWEB_URL right"):
-            acquire_series(replace(job, transfer=TRANSFER.model_copy(update={"attempts": 2})))
+            acquire_series(replace(job, config=ACQUIRE.model_copy(update={"transfer": twice})))
     finally:
         pacs.start()
     assert acquire_series(job).row["status"] == "acquired"

@@ -27,7 +27,7 @@ from tests.s3 import CLOSED, S3, serving
 
 LIDC_SERIES = "1.3.6.1.4.1.14519.5.2.1.6279.6001.100621383016233746780170740405"  # in the index that idc-index ships
 TRANSFER = TransferConfig(attempts=2, backoff_s=0.0, stall_s=3.0, slowest_mb_s=0.1, connections=8)
-CONFIG = AcquireConfig(workers=1, transfer=TRANSFER)
+CONFIG = AcquireConfig(workers=1, mixed_series="whole", transfer=TRANSFER)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_every_series_has_its_status_and_the_good_ones_are_unharmed(s3: S3, coho
 
 def test_an_outage_stops_the_stage_at_once_and_a_later_run_goes_on(s3: S3, cohort: CohortConfig) -> None:
     folder = write_cohort([s3.store(name, {"a.dcm": name.encode() * 1000}) for name in ("a", "b", "c")])
-    jobs_of("wholebody", folder, 0, cohort, TRANSFER)[0].fetch()
+    jobs_of("wholebody", folder, 0, cohort, CONFIG)[0].fetch()
     first = next((raw.RAW / "wholebody").iterdir())
     arrived = (first / "a.dcm").stat().st_ino
     s3.stop()
@@ -81,7 +81,7 @@ def test_an_outage_stops_the_stage_at_once_and_a_later_run_goes_on(s3: S3, cohor
     with pytest.raises(UserError, match="not reachable"):  # asked for before any series is tried
         acquire_shard("wholebody", 0, folder, cohort, CONFIG, Path("out"))
     with pytest.raises(raw.StopStageError, match="not reachable"):  # gone midway: no series is failed for it
-        jobs_of("wholebody", folder, 0, cohort, TRANSFER)[1].fetch()
+        jobs_of("wholebody", folder, 0, cohort, CONFIG)[1].fetch()
     assert time.monotonic() - begin < 60
     assert not Path("out").exists()
     again = S3(Path(), s3.port)

@@ -64,8 +64,8 @@ def acquired(count: int) -> Path:
 
 def preprocessed(**changes: Any) -> pd.DataFrame:
     config = load_stage(PreprocessConfig, LINE, "preprocess", PARAMS).model_copy(update=changes)
-    transfer = load_stage(AcquireConfig, LINE, "acquire", PARAMS).transfer
-    jobs = jobs_of(LINE, Path("cohort"), 0, load_stage(CohortConfig, LINE, "cohort", PARAMS), transfer)
+    acquire = load_stage(AcquireConfig, LINE, "acquire", PARAMS)
+    jobs = jobs_of(LINE, Path("cohort"), 0, load_stage(CohortConfig, LINE, "cohort", PARAMS), acquire)
     screened = read_table(Path("acquire/receipt.parquet")).assign(accepted=True)
     return preprocess_shard(jobs, Path("acquire"), screened, config, Path("preprocess"))
 

@@ -33,6 +33,7 @@ def brought_in(root: Path, kind: str, held_out: frozenset[str], privacy: str) ->
     )
     of_tree = {"source": kind, "source_digest": tree_digest(root), "paths": "shown", "phantom": phantom}
     config = config.model_copy(update=of_tree)
+    acquire = AcquireConfig(workers=None, mixed_series="whole", transfer=TRANSFER)
     data = Path("data/wholebody")
     cohort = make_cohort("wholebody", config, 2, held_out, data / "cohort")
     for shard in (0, 1):
@@ -42,12 +43,12 @@ def brought_in(root: Path, kind: str, held_out: frozenset[str], privacy: str) ->
             shard,
             data / "cohort",
             config,
-            AcquireConfig(workers=None, transfer=TRANSFER),
+            acquire,
             folders["acquire"],
         )
         screening = load_stage(ScreenConfig, "wholebody", "screen", PARAMS).model_copy(update={"privacy": privacy})
         screened = screen_shard(folders["acquire"], cohort, shard, screening, folders["screen"])
-        jobs = jobs_of("wholebody", data / "cohort", shard, config, TRANSFER)
+        jobs = jobs_of("wholebody", data / "cohort", shard, config, acquire)
         grid = load_stage(PreprocessConfig, "wholebody", "preprocess", PARAMS)
         preprocess_shard(jobs, folders["acquire"], screened, grid, folders["preprocess"])
     curate(data, (0, 1), load_stage(CurateConfig, "wholebody", "curate", PARAMS), data / "curate")

@@ -25,6 +25,7 @@ WORDS: dict[str, Any] = {
     "references": [],
 }
 PARAMETERS: dict[str, Any] = {
+    "acquire": {"mixed_series": "whole"},
     "preprocess": {"orientation": "SPL", "spacing_mm": [3.0, 1.0, 1.0]},
     "screen": {"min_instances": 20},
     "curate": {"min_extent_mm": 60.0},
@@ -109,7 +110,8 @@ def test_a_release_holds_all_its_parts_and_verifies(root: Path) -> None:
         "code", "data/cohort", "data/curated", "data/receipt-0", "data/receipt-1", "lock", "parameters",
     ]  # fmt: skip
     assert read_json(release / "preprocess.json") == PARAMETERS["preprocess"]
-    assert read_json(release / "quality.json") == {"headers": PARAMETERS["screen"], "volumes": PARAMETERS["curate"]}
+    judged = {"headers": PARAMETERS["screen"], "volumes": PARAMETERS["curate"], "mixed_series": "whole"}
+    assert read_json(release / "quality.json") == judged
 
 
 def test_the_same_inputs_give_the_same_bytes(root: Path) -> None:
