@@ -7,7 +7,9 @@ or number.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +27,7 @@ from components.acquire.elements import ELEMENT_BYTES, EXPLICIT, HEAD_BYTES, IMP
 from components.acquire.frames import CLASSES, PER_FRAME, SHARED, frame_values
 from components.acquire.stacks import TAGS as STACK_TAGS
 from components.acquire.stacks import largest_stack
+from components.files import sha256_file
 from components.params import UserError
 from components.preprocess.store import AIR_HU, FloatArray, Int16Array, Volume
 
@@ -80,12 +83,15 @@ class _Slice:
         return int(self.number("Rows", 0)), int(self.number("Columns", 0))
 
 
-def read_series(paths: Sequence[Path], only_largest_stack: bool = False) -> Volume:
+def read_series(
+    paths: Sequence[Path], only_largest_stack: bool = False, digests: dict[str, str] | None = None
+) -> Volume:
     """Decode the CT instances of one series: single slices, or enhanced or legacy converted multi-frame images.
 
     Args:
         paths: the instances, in any order.
         only_largest_stack: of a series that holds more than one stack; otherwise all images must form one.
+        digests: gets each file's name and hex SHA-256, of the very bytes that were decoded where these are native.
 
     Returns:
         int16 HU of shape (slices, rows, columns), slices in the order of the normal; pixels marked as padding are
@@ -101,14 +107,17 @@ def read_series(paths: Sequence[Path], only_largest_stack: bool = False) -> Volu
         slices = [item for path in paths for item in _open(path, tags)]
         if only_largest_stack:
             slices = [slices[n] for n in largest_stack([item.header for item in slices]).members]
-        return _assemble(slices)
+        volume = _assemble(slices, _Files(digests))
+        if digests is not None:
+            digests.update({path.name: sha256_file(path) for path in paths if path.name not in digests})
+        return volume
     except (ValueError, TypeError) as error:
         if isinstance(error, DecodeError):
             raise
         raise DecodeError(f"series: a header value is no number ({' '.join(str(error).split())[:80]})") from None
 
 
-def _assemble(slices: list[_Slice]) -> Volume:
+def _assemble(slices: list[_Slice], files: _Files) -> Volume:
     first = slices[0]
     orientation = first.vector("ImageOrientationPatient", 6)
     normal = np.cross(orientation[:3], orientation[3:])
@@ -124,13 +133,33 @@ def _assemble(slices: list[_Slice]) -> Volume:
     framed: dict[Path, list[tuple[_Slice, Int16Array]]] = defaultdict(list)
     for plane, (_, item) in zip(hu, placed, strict=True):
         if item.frame is None:
-            _fill_hu(plane, item, _stored_values(item))
+            _fill_hu(plane, item, _stored_values(item, files))
         else:
             framed[item.path].append((item, plane))
     for pairs in framed.values():
         for (item, plane), stored in zip(pairs, _stored_frames([item for item, _ in pairs]), strict=True):
             _fill_hu(plane, item, stored)
     return Volume(hu=hu, affine=affine)
+
+
+class _Files:
+    """Reads whole files, one after the other into the same memory, and notes their SHA-256 where that is asked for."""
+
+    def __init__(self, digests: dict[str, str] | None) -> None:
+        self._digests = digests
+        self._buffer = bytearray()
+
+    def read(self, path: Path) -> memoryview:
+        """The file's bytes, until the next call."""
+        with path.open("rb", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > len(self._buffer):
+                self._buffer = bytearray(size)
+            view = memoryview(self._buffer)[:size]
+            view = view[: stream.readinto(view)]
+        if self._digests is not None:
+            self._digests[path.name] = hashlib.sha256(view).hexdigest()
+        return view
 
 
 def _open(path: Path, keywords: tuple[str, ...]) -> list[_Slice]:
@@ -248,11 +277,11 @@ def _as_signed(value: Any, header: Any) -> int:
     return number + 65536 if number < 0 else number
 
 
-def _stored_values(item: _Slice) -> npt.NDArray[Any]:
+def _stored_values(item: _Slice, files: _Files) -> npt.NDArray[Any]:
     allocated, samples = item.number("BitsAllocated", 16), item.number("SamplesPerPixel", 1)
     frames = item.number("NumberOfFrames", 1)
     if item.native and item.syntax in (EXPLICIT, IMPLICIT) and (allocated, samples, frames) == (16, 1, 1):
-        return _native_values(item, item.native[0])
+        return _native_values(item, files.read(item.path), item.native[0])
     if item.syntax in NATIVE or item.syntax.startswith(JPEG):
         try:
             return np.asarray(dicomsdl.open(str(item.path)).pixelData(storedvalue=True))
@@ -275,7 +304,8 @@ def _stored_frames(items: list[_Slice]) -> Iterator[npt.NDArray[Any]]:
     if first.native and first.syntax in (EXPLICIT, IMPLICIT) and first.number("BitsAllocated", 16) == 16:
         size = 2 * first.shape[0] * first.shape[1]
         for item in items:
-            yield _native_values(item, first.native[0] + size * int(item.frame or 0))
+            start = first.native[0] + size * int(item.frame or 0)
+            yield _native_values(item, np.fromfile(first.path, np.uint8, size, offset=start), 0)
         return
     try:
         yield from iter_pixels(first.path, raw=True, indices=[int(item.frame or 0) for item in items])
@@ -286,11 +316,16 @@ def _stored_frames(items: list[_Slice]) -> Iterator[npt.NDArray[Any]]:
         raise DecodeError(f"{first.path.name}: pixels do not decode ({type(error).__name__})") from None
 
 
-def _native_values(item: _Slice, first: int) -> npt.NDArray[Any]:
-    """Little-endian words of 16 bits, of which HighBit and BitsStored say where the value lies (PS3.5 8.1.1)."""
+def _native_values(item: _Slice, content: Any, first: int) -> npt.NDArray[Any]:
+    """Little-endian words of 16 bits, of which HighBit and BitsStored say where the value lies (PS3.5 8.1.1).
+
+    Args:
+        content: writable buffer; it is used up.
+        first: where the words begin in it.
+    """
     rows, columns = item.shape
     kind = "<i2" if item.number("PixelRepresentation", 0) == 1 else "<u2"
-    stored = np.fromfile(item.path, kind, rows * columns, offset=first).reshape(rows, columns)
+    stored = np.frombuffer(content, kind, rows * columns, first).reshape(rows, columns)
     bits = int(item.number("BitsStored", 16))
     high = int(item.number("HighBit", bits - 1))
     if bits < 16 and bits - 1 <= high <= 15:  # other bits may hold an overlay; the shifts also extend the sign

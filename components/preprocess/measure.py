@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import defaultdict
 from typing import Any
 
+import cv2
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
@@ -36,16 +38,19 @@ def measure_volume(native: Volume, standard: Volume, body: Body | None) -> dict[
         and spacing of ``standard``).
     """
     sample = native.hu.reshape(-1)[:: max(1, native.hu.size // SAMPLE)]
-    inside = sample[sample > TISSUE_HU]
-    counts = np.bincount(sample.astype(np.int32) - int(sample.min()))
-    low, middle, high = (_percentile(counts, int(sample.min()), share) for share in (0.01, 0.5, 0.99))
+    lowest = int(sample.min())
+    counts = np.bincount(sample.astype(np.int32) - lowest)
+    tissue = counts[max(0, TISSUE_HU + 1 - lowest) :]
+    inside = int(tissue.sum())
+    low, middle, high = (_percentile(counts, lowest, share) for share in (0.01, 0.5, 0.99))
     lows, highs = native.hu.min(axis=(1, 2)), native.hu.max(axis=(1, 2))
     highest = int(highs.max())
+    saturated = int(counts[highest - lowest]) if TISSUE_HU < highest < lowest + len(counts) else 0
     axes = "".join(nib.orientations.aff2axcodes(standard.affine))
     return {
         "extent_mm": round((native.hu.shape[0] - 1) * native.spacing[0], 3),
         "body_fraction": round(body.fraction, 4) if body else 0.0,
-        "body_median_hu": float(np.median(inside)) if len(inside) else float(AIR_HU),
+        "body_median_hu": _percentile(tissue, max(lowest, TISSUE_HU + 1), 0.5) if inside else float(AIR_HU),
         "constant_slices": int((lows == highs).sum()),
         "hu_p01": round(low, 1),
         "hu_p50": round(middle, 1),
@@ -54,8 +59,8 @@ def measure_volume(native: Volume, standard: Volume, body: Body | None) -> dict[
         "hu_min": int(lows.min()),
         "hu_max": highest,
         "hu_levels": int(np.count_nonzero(counts)),
-        "saturated_fraction": round(float((inside == highest).mean()), 6) if len(inside) else 0.0,
-        "air_fraction": round(1 - len(inside) / len(sample), 4),
+        "saturated_fraction": round(saturated / inside, 6) if inside else 0.0,
+        "air_fraction": round(1 - inside / len(sample), 4),
         "border_fraction": _border(native.hu),
         "duplicate_slices": _duplicates(native.hu, lows != highs),
         "slice_jump": _jump(native.hu),
@@ -92,10 +97,11 @@ def _duplicates(hu: Int16Array, varied: npt.NDArray[np.bool_]) -> int:
 
 def _jump(hu: Int16Array) -> float:
     """On every fourth row and column: enough to tell neighbours from strangers."""
-    coarse = hu[:, ::COARSE, ::COARSE].astype(np.int32)
-    steps = np.abs(np.diff(coarse, axis=0)).mean(axis=(1, 2))
-    usual = float(np.median(steps)) if len(steps) else 0.0
-    return round(float(steps.max()) / usual, 3) if usual > 0 else 1.0
+    coarse = np.ascontiguousarray(hu[:, ::COARSE, ::COARSE])
+    pixels = coarse[0].size
+    steps = [cv2.norm(one, other, cv2.NORM_L1) / pixels for one, other in itertools.pairwise(coarse)]
+    usual = float(np.median(steps)) if steps else 0.0
+    return round(max(steps) / usual, 3) if usual > 0 else 1.0
 
 
 def _noise(volume: Volume) -> float:

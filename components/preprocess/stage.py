@@ -11,7 +11,7 @@ import pandas as pd
 from components.acquire import raw
 from components.acquire.stage import SeriesJob, make_ready
 from components.cluster import GIB, map_isolated
-from components.files import read_table, replacing, write_table
+from components.files import read_table, replacing, sha256_file, write_table
 from components.params import UserError
 from components.preprocess import kept
 from components.preprocess.config import PreprocessConfig
@@ -37,11 +37,41 @@ class VolumeJob:
     entry: Path
 
 
-def read_raw(paths: list[Path], only_largest_stack: bool = False) -> Volume:
-    """The volume in a series' raw files: DICOM instances or one NIfTI. Raises UserError where it does not decode."""
+def read_raw(paths: list[Path], only_largest_stack: bool = False, digests: dict[str, str] | None = None) -> Volume:
+    """The volume in a series' raw files: DICOM instances or one NIfTI. Raises UserError where it does not decode.
+
+    Args: as :func:`components.preprocess.dicom.read_series` has them.
+    """
     if len(paths) == 1 and paths[0].name.startswith("volume.nii"):
+        if digests is not None:
+            digests[paths[0].name] = sha256_file(paths[0])
         return read_nifti(paths[0])
-    return read_series(paths, only_largest_stack)
+    return read_series(paths, only_largest_stack, digests)
+
+
+def read_received(job: VolumeJob) -> Volume:
+    """The volume in a series' raw files, which are those of its receipt: that is seen while they are read. Files that
+    are not there any more, or have changed on the disk, are fetched again.
+
+    Raises:
+        StopStageError: the files are gone for good, or are not those of the receipt.
+        UserError: the series does not decode.
+    """
+    folder, only_largest = job.series.folder, job.series.config.only_largest_stack
+    expected = dict(zip(job.receipt["file"], job.receipt["sha256"], strict=True))
+    if folder.is_dir():
+        found: dict[str, str] = {}
+        try:
+            volume = read_raw(raw.data_files(folder), only_largest, found)
+        except UserError:
+            found = {}  # perhaps for a change on the disk
+        if found == expected:
+            return volume
+    try:
+        raw.check(job.series.row["series"], job.series.fetch(), job.receipt)
+    except UserError as error:
+        raise raw.StopStageError(str(error)) from None
+    return read_raw(raw.data_files(folder), only_largest)
 
 
 def preprocess_series(job: VolumeJob) -> None:
@@ -53,9 +83,10 @@ def preprocess_series(job: VolumeJob) -> None:
         UserError: the raw files are gone for good, or are not those of the receipt.
     """
     series = job.series.row
-    raw.check(series["series"], job.series.fetch(), job.receipt)
     try:
-        native = read_raw(raw.data_files(job.series.folder), job.series.config.only_largest_stack)
+        native = read_received(job)
+    except raw.StopStageError:
+        raise
     except UserError as error:
         kept.keep(job.entry, {"decoded": False, "detail": str(error)}, None, {})
         return

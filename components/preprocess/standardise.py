@@ -177,23 +177,39 @@ def find_body(volume: Volume, threshold_hu: int) -> Body | None:
     """
     stride = [max(1, round(SEARCH_MM / mm)) for mm in volume.spacing]
     coarse = volume.hu[:: stride[0], :: stride[1], :: stride[2]] > threshold_hu
-    opened = ndimage.binary_opening(coarse, structure=_ball(), iterations=1)
-    labels, count = ndimage.label(opened)
+    labels, count = ndimage.label(_opened(coarse))
     if count == 0:
         return None
     sizes = np.bincount(labels.ravel())[1:]
-    body = labels == int(sizes.argmax()) + 1
+    largest = int(sizes.argmax())
+    box = ndimage.find_objects(labels)[largest]
     # The opening rounded the skin off: one coarse voxel more on each side keeps it in the box.
-    box = ndimage.find_objects(ndimage.binary_dilation(body).astype(np.uint8))[0]
-    low = tuple(max(0, b.start * s) for b, s in zip(box, stride, strict=True))
-    high = tuple(min(n, b.stop * s) for b, s, n in zip(box, stride, volume.hu.shape, strict=True))
-    return Body(low=low, high=high, fraction=float(body.mean()))  # type: ignore[arg-type]
+    low = tuple(max(0, (b.start - 1) * s) for b, s in zip(box, stride, strict=True))
+    high = tuple(min(n, (b.stop + 1) * s) for b, s, n in zip(box, stride, volume.hu.shape, strict=True))
+    return Body(low=low, high=high, fraction=float(sizes[largest] / labels.size))  # type: ignore[arg-type]
 
 
-def _ball() -> npt.NDArray[np.bool_]:
-    """A disc of two voxels' radius in each plane: the table's boards are thinner, limbs and head are thicker."""
-    offsets = np.indices((3, 5, 5)) - np.array([1, 2, 2])[:, None, None, None]
-    inside: npt.NDArray[np.bool_] = (offsets[0] * 2) ** 2 + offsets[1] ** 2 + offsets[2] ** 2 <= 5
+def _opened(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Morphological opening by a ball of two voxels' radius within the plane and one across: the table's boards are
+    thinner, limbs and head are thicker. In OpenCV plane by plane: the ball is a disc, and a cross above and below."""
+    disc, cross = (np.array(_in_plane(reach), dtype=np.uint8) for reach in (5, 1))
+    planes = np.zeros((mask.shape[0] + 2, *mask.shape[1:]), dtype=np.uint8)
+    planes[1:-1] = mask
+    outside: dict[str, Any] = {"borderType": cv2.BORDER_CONSTANT, "borderValue": 0}
+    wide = [cv2.erode(plane, disc, **outside) for plane in planes]
+    narrow = [cv2.erode(plane, cross, **outside) for plane in planes]
+    eroded = np.zeros_like(planes)
+    for k in range(1, len(planes) - 1):
+        eroded[k] = wide[k] & narrow[k - 1] & narrow[k + 1]
+    wide = [cv2.dilate(plane, disc, **outside) for plane in eroded]
+    narrow = [cv2.dilate(plane, cross, **outside) for plane in eroded]
+    return np.stack([wide[k] | narrow[k - 1] | narrow[k + 1] for k in range(1, len(planes) - 1)])
+
+
+def _in_plane(reach: int) -> npt.NDArray[np.bool_]:
+    """Voxels of a 5 x 5 plane whose squared distance from the middle is at most ``reach``."""
+    rows, columns = np.indices((5, 5)) - 2
+    inside: npt.NDArray[np.bool_] = rows**2 + columns**2 <= reach
     return inside
 
 

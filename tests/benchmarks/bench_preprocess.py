@@ -34,9 +34,7 @@ from components.preprocess.store import write_volume
 
 def ours(series: Path, scratch: Path, config: PreprocessConfig) -> int:
     paths = sorted(series.glob("*.dcm"))
-    for path in paths:
-        sha256_file(path)
-    native = read_series(paths)
+    native = read_series(paths, digests={})
     resampled = resample_only(native, config)
     body = find_body(resampled, config.foreground_hu)
     stored = scratch / "ours.b2nd"
