@@ -6,7 +6,7 @@ within the plane). The half-voxel shift of the grids goes into the affine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ import cv2
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.store import AIR_HU, FloatArray, Int16Array, Volume
@@ -91,39 +91,67 @@ def _resample(volume: Volume, spacing: tuple[float, float, float], enlarging: st
     steps = [round(new / old, 9) for new, old in zip(spacing, volume.spacing, strict=True)]
     if steps == [1.0, 1.0, 1.0]:
         return volume
-    sizes = [max(1, round(n / step)) for n, step in zip(volume.hu.shape, steps, strict=True)]
-    hu: Int16Array = np.empty(sizes, dtype=np.int16)
+    between = _weights(volume.hu.shape[0], steps[0], "linear")
+    rows, columns = (_weights(volume.hu.shape[axis], steps[axis], enlarging) for axis in (1, 2))
+    hu: Int16Array = np.empty((between.shape[0], rows.shape[0], columns.shape[0]), dtype=np.int16)
+
+    def in_plane(plane: FloatPlane) -> FloatPlane:
+        resampled: FloatPlane = cv2.transpose(columns @ cv2.transpose(rows @ plane))
+        return resampled
 
     @lru_cache(maxsize=2)  # neighbouring output slices lie between the same two
-    def resized(index: int) -> FloatPlane:
-        return _resample_plane(volume.hu[index].astype(np.float32), steps[1], steps[2], sizes[1], sizes[2], enlarging)
+    def resampled(index: int) -> FloatPlane:
+        return in_plane(volume.hu[index].astype(np.float32))
 
-    for out, (taps, weights) in zip(hu, _slice_weights(volume.hu.shape[0], sizes[0], steps[0]), strict=True):
+    for index, out in enumerate(hu):
+        taps = between.indices[between.indptr[index] : between.indptr[index + 1]].tolist()
+        shares = between.data[between.indptr[index] : between.indptr[index + 1]].tolist()
         if steps[0] > 1.0:  # fewer slices: mix them first, and resample only the mixture
-            mixed = _mix([volume.hu[tap] for tap in taps], weights)
-            plane = _resample_plane(mixed, steps[1], steps[2], sizes[1], sizes[2], enlarging)
+            plane = in_plane(_mix([volume.hu[tap] for tap in taps], shares))
         else:
-            plane = _mix([resized(tap) for tap in taps], weights)
-        out[:] = np.rint(plane, out=plane)
+            plane = _mix([resampled(tap) for tap in taps], shares)
+        out[:] = np.rint(plane)
     scale, shift = np.diag([*steps, 1.0]), np.eye(4)
     shift[:3, 3] = [step / 2 - 0.5 for step in steps]  # centre of the first output voxel, in input voxels
     return Volume(hu=hu, affine=volume.affine @ shift @ scale)
 
 
-def _slice_weights(count: int, size: int, step: float) -> Iterator[tuple[list[int], list[float]]]:
-    """For each of ``size`` output slices, which of ``count`` input slices it is made of, and in what shares: where the
-    step grows, the average over the output slice's extent, so that nothing is skipped; linear otherwise."""
-    for index in range(size):
-        low, high = index * step, (index + 1) * step
-        if step > 1.0:
-            taps = np.arange(int(low), min(count, int(np.ceil(high))))
-            weights = np.minimum(taps + 1, high) - np.maximum(taps, low)
-        else:
-            taps = np.floor((low + high) / 2 - 0.5) + np.arange(2)
-            weights = 1.0 - np.abs(taps + 0.5 - (low + high) / 2)
-        some = weights > 1e-9
-        taps, weights = np.clip(taps[some], 0, count - 1).astype(int), weights[some] / weights[some].sum()
-        yield taps.tolist(), weights.tolist()
+def _weights(count: int, step: float, enlarging: str) -> sparse.csr_array:
+    """Of which of ``count`` input voxels along an axis each output voxel is made, and in what shares.
+
+    Where the step grows, the average over the output voxel's extent, so that nothing is skipped; otherwise linear or
+    cubic between the neighbours, the outermost repeated.
+
+    Returns:
+        float32, output voxels by input voxels.
+    """
+    size = max(1, round(count / step))
+    low, high = step * np.arange(size)[:, None], step * np.arange(1, size + 1)[:, None]
+    reach = {"linear": 1, "cubic": 2}[enlarging]
+    if step > 1.0:
+        taps = np.floor(low).astype(np.int64) + np.arange(int(np.ceil(step)) + 1)
+        shares = np.clip(np.minimum(taps + 1, high) - np.maximum(taps, low), 0.0, None) * (taps < count)
+    else:
+        centre = (low + high) / 2 - 0.5
+        taps = np.floor(centre).astype(np.int64) + np.arange(1 - reach, 1 + reach)
+        apart = np.abs(taps - centre)
+        shares = np.maximum(0.0, 1.0 - apart) if enlarging == "linear" else _cubic(apart)
+    shares[np.abs(shares) < 1e-9] = 0.0
+    shares /= shares.sum(axis=1, keepdims=True)
+    rows = np.broadcast_to(np.arange(size)[:, None], taps.shape)
+    entries = (shares.ravel().astype(np.float32), (rows.ravel(), np.clip(taps, 0, count - 1).ravel()))
+    weights = sparse.csr_array(entries, shape=(size, count))
+    weights.sum_duplicates()
+    weights.eliminate_zeros()
+    return weights
+
+
+def _cubic(apart: FloatArray, a: float = -0.5) -> FloatArray:
+    """Cubic convolution at a distance of up to two voxels (Keys 1981). With ``a`` of -0.5 it gives a linear function
+    back as it is; OpenCV's -0.75 does not."""
+    near = ((a + 2) * apart - (a + 3)) * apart**2 + 1
+    far = ((a * apart - 5 * a) * apart + 8 * a) * apart - 4 * a
+    return np.where(apart <= 1, near, np.where(apart < 2, far, 0.0))
 
 
 def _mix(planes: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -> FloatPlane:
@@ -134,31 +162,6 @@ def _mix(planes: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -> FloatP
     for plane, weight in zip(planes[2:], weights[2:], strict=True):
         cv2.addWeighted(mixed, 1.0, plane, weight, 0, dst=mixed, dtype=cv2.CV_32F)
     return np.asarray(mixed, dtype=np.float32)
-
-
-def _resample_plane(
-    plane: FloatPlane, step_rows: float, step_columns: float, rows: int, columns: int, enlarging: str
-) -> FloatPlane:
-    """Resample one slice; a step is the output pixel's size in input pixels. One axis may grow as the other shrinks,
-    for which OpenCV's area averaging is not made: each kind has its pass."""
-    method = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}[enlarging]
-    for way, steps in (
-        (cv2.INTER_AREA, (max(1.0, step_rows), max(1.0, step_columns))),
-        (method, (min(1.0, step_rows), min(1.0, step_columns))),
-    ):
-        if steps != (1.0, 1.0):
-            # With fx and fy instead of a size, OpenCV keeps the exact step and with it the exact spacing.
-            resized = cv2.resize(plane, None, fx=1 / steps[1], fy=1 / steps[0], interpolation=way)
-            plane = np.asarray(resized, dtype=np.float32)
-    return _fit(plane, rows, columns)
-
-
-def _fit(plane: FloatPlane, rows: int, columns: int) -> FloatPlane:
-    """OpenCV may round a size of n.5 the other way: cut or repeat one edge row or column."""
-    extra = (max(0, rows - plane.shape[0]), max(0, columns - plane.shape[1]))
-    if any(extra):
-        plane = np.pad(plane, ((0, extra[0]), (0, extra[1])), mode="edge")
-    return plane[:rows, :columns]
 
 
 @dataclass(frozen=True)
@@ -200,10 +203,10 @@ def _opened(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     narrow = [cv2.erode(plane, cross, **outside) for plane in planes]
     eroded = np.zeros_like(planes)
     for k in range(1, len(planes) - 1):
-        eroded[k] = wide[k] & narrow[k - 1] & narrow[k + 1]
+        eroded[k] = np.minimum.reduce([wide[k], narrow[k - 1], narrow[k + 1]])
     wide = [cv2.dilate(plane, disc, **outside) for plane in eroded]
     narrow = [cv2.dilate(plane, cross, **outside) for plane in eroded]
-    return np.stack([wide[k] | narrow[k - 1] | narrow[k + 1] for k in range(1, len(planes) - 1)])
+    return np.stack([np.maximum.reduce([wide[k], narrow[k - 1], narrow[k + 1]]) for k in range(1, len(planes) - 1)])
 
 
 def _in_plane(reach: int) -> npt.NDArray[np.bool_]:

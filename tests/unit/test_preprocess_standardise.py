@@ -7,9 +7,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.standardise import find_body, resample_only, standardise, straighten
+from components.preprocess.standardise import (
+    _opened,
+    _weights,
+    find_body,
+    resample_only,
+    standardise,
+    straighten,
+)
 from components.preprocess.store import StoredVolume, Volume, voxel_of, write_volume
 
 
@@ -98,6 +106,27 @@ def test_an_upright_scan_is_not_touched() -> None:
     nearly = volume.affine.copy()
     nearly[:3, 0] += [1e-4, 0.0, 0.0]  # as rounded positions are
     assert straighten(Volume(volume.hu, nearly)).hu is volume.hu
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 9), (3, 20, 30), (20, 40, 40), (2, 3, 3)])
+def test_the_opening_is_scipys(shape: tuple[int, int, int]) -> None:
+    offsets = np.indices((3, 5, 5)) - np.array([1, 2, 2])[:, None, None, None]
+    ball = (offsets[0] * 2) ** 2 + offsets[1] ** 2 + offsets[2] ** 2 <= 5
+    random = np.random.default_rng(0)
+    for share in (0.3, 0.6, 0.8, 0.95):
+        mask = ndimage.uniform_filter(random.random(shape), 2) > 1 - share
+        np.testing.assert_array_equal(_opened(mask), ndimage.binary_opening(mask, structure=ball))
+
+
+def test_weights_are_shares_of_the_voxels_that_are_there() -> None:
+    for step in (0.3, 0.999, 1.0, 1.28, 3.0, 7.7):
+        for enlarging in ("linear", "cubic"):
+            weights = _weights(40, step, enlarging).toarray()
+            assert weights.shape == (round(40 / step), 40)
+            np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-6)
+            centres = (np.arange(len(weights)) + 0.5) * step - 0.5
+            inner = (centres > 2 + step) & (centres < 37 - step)
+            np.testing.assert_allclose((weights @ np.arange(40.0))[inner], centres[inner], atol=1e-4)
 
 
 def test_the_body_is_found_and_the_table_is_not() -> None:
