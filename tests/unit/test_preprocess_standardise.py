@@ -126,7 +126,7 @@ def test_weights_are_shares_of_the_voxels_that_are_there() -> None:
             np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-6)
             centres = (np.arange(len(weights)) + 0.5) * step - 0.5
             inner = (centres > 2 + step) & (centres < 37 - step)
-            off = 0.07 if step > 1 else 1e-4  # voxels cut by an output voxel's edge count as of one value
+            off = 0.13 if step > 1 else 1e-4  # voxels cut by an output voxel's edge count as of one value
             np.testing.assert_allclose((weights @ np.arange(40.0))[inner], centres[inner], atol=off)
 
 
