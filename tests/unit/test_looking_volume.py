@@ -17,10 +17,10 @@ from components.params import UserError, load_stage
 from components.phantom.scanner import scan
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.dicom import read_series
-from components.preprocess.labels import read_labels
+from components.preprocess.labels import read_labels, read_stored_labels
 from components.preprocess.standardise import resample_only
 from components.preprocess.store import Volume, voxel_of, write_volume
-from flows.volumes import WINDOW_NAMES
+from flows.volumes import WINDOW_NAMES, add_parser
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 
@@ -134,3 +134,31 @@ def test_mistakes_are_one_line(sided: Path, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "bad.b2nd").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"bad\.b2nd: not readable as a stored volume"):
         open_volume(tmp_path / "bad.b2nd")
+
+
+def test_the_commands_write_what_they_name(
+    sided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    volume = open_volume(sided).volume
+    nib.save(nib.Nifti1Image((volume.hu > 0).astype(np.uint8), volume.affine), "block.nii.gz")
+    Path("block.json").write_text('{"1": {"name": "block", "code": "SCT 1 Block"}}')
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers(), ("wholebody", "head"))
+
+    def run(*words: str) -> str:
+        arguments = parser.parse_args(["volume", *words])
+        assert arguments.run(arguments) == 0
+        return capsys.readouterr().out
+
+    said = run("label", str(sided), "block.nii.gz")
+    assert ["block" in said, "SCT 1 Block" in said, "100.0%" in said] == [True] * 3
+    assert read_stored_labels(Path("sided.labels.b2nd")).segments[0].name == "block"
+    run("label", str(sided), "block.nii.gz", "--output", "out.nii")
+    again = read_labels(Path("out.nii"), volume.affine, volume.hu.shape)
+    np.testing.assert_array_equal(again.mask("block"), volume.hu > 0)
+    assert run("show", str(sided), "--mask", "out.nii", "--output", "seen.png").strip() == "seen.png"
+    assert Path("seen.png").stat().st_size > 1000
+    assert "SPL" in run("info", str(sided))
+    run("export", str(sided), "out.nii.gz")
+    np.testing.assert_array_equal(open_volume(Path("out.nii.gz")).volume.hu.shape, volume.hu.shape)
