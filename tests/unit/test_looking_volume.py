@@ -3,6 +3,7 @@ label and in the picture."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import nibabel as nib
