@@ -19,7 +19,6 @@ GIB = 2**30
 IN_FLIGHT_PER_CORE = 2  # tasks that Ray holds at a time: one computed, one ready to be
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 lets any other process starve the work
 }
