@@ -23,18 +23,26 @@ from components.preprocess.store import Volume
 
 log = logging.getLogger(__name__)
 
-WORKER_BYTES, COPIES = GIB // 2, 3
+WORKER_BYTES, COPIES = GIB // 2, 3  # measured by tests/benchmarks/bench_memory.py
 CARRIED = ["series", "patient", "name", "source", "collection", "role", "split", "retest_of", "shard"]
 
 
 @dataclass(frozen=True)
 class VolumeJob:
-    """One accepted series on its way into the store. ``entry``: where its finished volume is kept."""
+    """One accepted series on its way into the store.
+
+    Attributes:
+        series, receipt: the series, and its files (columns file, sha256).
+        config: the grid.
+        entry: where its finished volume is kept.
+        voxels: that its headers promise.
+    """
 
     series: SeriesJob
     receipt: pd.DataFrame
     config: PreprocessConfig
     entry: Path
+    voxels: int
 
 
 def read_raw(paths: list[Path], only_largest_stack: bool = False, digests: dict[str, str] | None = None) -> Volume:
@@ -114,11 +122,12 @@ def preprocess_shard(
         folder: output.
     """
     files = dict(tuple(read_table(acquired / "files.parquet").groupby("series")))
-    accepted = set(screened.loc[screened["accepted"], "series"])
+    accepted = screened[screened["accepted"]].set_index("series")
+    voxels = (accepted["rows"] * accepted["columns"] * accepted["instances"]).astype(int).to_dict()
     all_jobs = [
-        VolumeJob(job, receipt, config, kept.entry(job, receipt, config))
+        VolumeJob(job, receipt, config, kept.entry(job, receipt, config), voxels[job.row["series"]])
         for job in jobs
-        if job.row["series"] in accepted
+        if job.row["series"] in voxels
         for receipt in [files[job.row["series"]]]
     ]
     known = {job.entry: row for job in all_jobs if (row := kept.read_whole(job.entry)) is not None}
@@ -128,6 +137,8 @@ def preprocess_shard(
     results = map_isolated(preprocess_series, todo, "preprocess", memory=_memory, max_memory=limit)
     for job, lost in zip(todo, results, strict=True):
         # Not kept: what killed a worker may have come from outside, and is tried again in the next run.
+        if lost:
+            log.warning("series %s: %s", job.series.row["series"], lost.detail)
         known[job.entry] = {"decoded": False, "detail": lost.detail} if lost else kept.read(job.entry)
     rows = []
     with replacing(folder / "volumes") as store:
@@ -148,5 +159,5 @@ def preprocess_shard(
 
 
 def _memory(job: VolumeJob) -> int:
-    """Bytes that a series is expected to take: the worker itself, the voxels, and what is made of them."""
-    return WORKER_BYTES + COPIES * int(job.receipt["bytes"].sum())
+    """Bytes that a series is expected to take: the worker itself, its voxels, and what is made of them."""
+    return WORKER_BYTES + COPIES * 2 * job.voxels

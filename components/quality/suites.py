@@ -206,6 +206,7 @@ def _consistency(config: ScreenConfig) -> tuple[Rule, ...]:
         _among("rescale", "rescale_type", ["", "HU"], "stored values rescale to HU"),
         _among("patient_position", "patient_positions", positions, "one patient position, a defined term"),
         _among("projection", "is_projection", [False], "slices, no projection of several"),
+        _between("left_out", "left_out", 0, 0, "no image left out of its series", "warning"),
     )  # fmt: skip
 
 
