@@ -53,8 +53,8 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from components.labels.onto_grid import read_labels
     from components.looking.volume import draw, find, open_volume
-    from components.preprocess.labels import read_labels
 
     opened = open_volume(find(arguments.volume, arguments.line))
     volume = opened.volume
@@ -70,8 +70,8 @@ def _label(arguments: argparse.Namespace) -> int:
 
     from rich.table import Table
 
+    from components.labels.onto_grid import read_labels
     from components.looking.volume import export_labels, find, open_volume
-    from components.preprocess.labels import read_labels
     from components.progress import wide_console
 
     opened = open_volume(find(arguments.volume, arguments.line))

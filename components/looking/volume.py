@@ -17,9 +17,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from components.files import replacing, write_json
+from components.labels.onto_grid import Labels, write_labels
 from components.params import UserError
 from components.preprocess.dicom import read_series
-from components.preprocess.labels import Labels, write_labels
 from components.preprocess.nifti import read_nifti
 from components.preprocess.store import FloatArray, Int16Array, StoredVolume, Volume, voxel_of
 

@@ -110,7 +110,7 @@ def _resample(volume: Volume, spacing: tuple[float, float, float], enlarging: st
             plane = in_plane(_mix([volume.hu[tap] for tap in taps], shares))
         else:
             plane = _mix([resampled(tap) for tap in taps], shares)
-        out[:] = np.rint(plane)
+        out[:] = np.clip(np.rint(plane), -32768, 32767) if enlarging == "cubic" else np.rint(plane)  # it overshoots
     scale, shift = np.diag([*steps, 1.0]), np.eye(4)
     shift[:3, 3] = [step / 2 - 0.5 for step in steps]  # centre of the first output voxel, in input voxels
     return Volume(hu=hu, affine=volume.affine @ shift @ scale)

@@ -13,12 +13,12 @@ import SimpleITK
 from matplotlib.image import imread
 from phantom_plans import small
 
+from components.labels.onto_grid import read_labels, read_stored_labels
 from components.looking.volume import WINDOWS, draw, export, facts, find, open_volume
 from components.params import UserError, load_stage
 from components.phantom.scanner import scan
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.dicom import read_series
-from components.preprocess.labels import read_labels, read_stored_labels
 from components.preprocess.standardise import resample_only
 from components.preprocess.store import Volume, voxel_of, write_volume
 from flows.volumes import WINDOW_NAMES, add_parser

@@ -130,6 +130,16 @@ def test_weights_are_shares_of_the_voxels_that_are_there() -> None:
             np.testing.assert_allclose((weights @ np.arange(40.0))[inner], centres[inner], atol=off)
 
 
+def test_cubic_interpolation_does_not_run_over() -> None:
+    hu = np.full((2, 12, 12), -32768, np.int16)
+    hu[:, 4:8, 4:8] = 32767
+    config = grid("SPL", (1.0, 0.4, 0.4)).model_copy(update={"enlarging": "cubic", "clip_hu": (-32768, 32767)})
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])[[2, 1, 0, 3]]
+    fine = resample_only(Volume(hu, affine), config).hu
+    middle = fine[0, 12:18, 12:18]
+    assert middle.min() > 20000, "what overshoots stays at the highest value"
+
+
 def test_the_body_is_found_and_the_table_is_not() -> None:
     volume, _ = ball("SPL", (3.0, 1.0, 1.0), body_mm=40.0)
     volume.hu[:, 110:112, 10:110] = 200  # a table's board of two millimetres, 10 mm below the patient

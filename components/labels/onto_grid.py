@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pydicom
 from scipy import ndimage
 
+from components.labels.contours import read_contours
 from components.params import UserError
-from components.preprocess.contours import read_contours
 from components.preprocess.nifti import read_nifti
 from components.preprocess.store import FloatArray, read_layers, voxel_of, write_layers
 

@@ -15,12 +15,12 @@ from phantom_plans import small
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
+from components.labels.onto_grid import Labels, nearest, read_labels, read_stored_labels
 from components.looking.volume import export_labels
 from components.params import UserError, load_stage
 from components.phantom.scanner import scan
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.dicom import read_series
-from components.preprocess.labels import Labels, nearest, read_labels, read_stored_labels
 from components.preprocess.standardise import resample_only
 from components.preprocess.store import Volume
 
@@ -172,7 +172,7 @@ def test_written_segmentation_on_an_oblique_scan(tmp_path: Path) -> None:
 
 
 def test_holes_and_the_order_of_points() -> None:
-    from components.preprocess.contours import _even_odd
+    from components.labels.contours import _even_odd
 
     outer = np.array([[2.0, 2.0], [2.0, 12.0], [12.0, 12.0], [12.0, 2.0]]) + 0.5
     inner = np.array([[5.0, 5.0], [9.0, 5.0], [9.0, 9.0], [5.0, 9.0]]) + 0.5  # the other way round
