@@ -106,7 +106,8 @@ def read_labels(path: Path, affine: FloatArray, shape: tuple[int, ...]) -> Label
         labels = _from_nifti(path, affine, shape)
     else:
         labels = _packed(_from_dicom(path, affine, shape), affine, shape)
-    if labels.segments and all(s.covered == 0 for s in labels.segments):
+    outside = any(s.covered == 0 for s in labels.segments)  # an empty segment is no reason to complain
+    if outside and not any(s.covered > 0 and s.voxels for s in labels.segments):
         raise UserError(f"labels {path.name}: nothing labelled lies within the volume; is it of the same scan?")
     return labels
 

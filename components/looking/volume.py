@@ -17,7 +17,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from components.files import replacing, write_json
-from components.labels.onto_grid import Labels, write_labels
+from components.labels.onto_grid import NIFTI_SUFFIXES, Labels, write_labels
 from components.params import UserError
 from components.preprocess.dicom import read_series
 from components.preprocess.nifti import read_nifti
@@ -34,7 +34,6 @@ PLANES = {
 }
 MASK_COLOURS = ListedColormap(["#ff3b30", "#34c759", "#0a84ff", "#ffd60a", "#bf5af2", "#64d2ff", "#ff9f0a", "#ac8e68"])
 DOTS_PER_INCH = 110
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
 @dataclass(frozen=True)

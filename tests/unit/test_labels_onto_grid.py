@@ -197,6 +197,9 @@ def test_partly_outside_and_empty(tmp_path: Path) -> None:
     affine[0, 3] = 500.0
     with pytest.raises(UserError, match=r"labels half\.nii\.gz: nothing labelled lies within the volume"):
         read_labels(tmp_path / "half.nii.gz", affine, (20, 20, 10))
+    (tmp_path / "half.json").write_text('{"3": "half", "4": "empty"}')
+    with pytest.raises(UserError, match=r"labels half\.nii\.gz: nothing labelled lies within the volume"):
+        read_labels(tmp_path / "half.nii.gz", affine, (20, 20, 10))  # a second segment that is empty changes nothing
 
 
 def test_every_turn_of_the_axes_is_as_a_general_resampling() -> None:
