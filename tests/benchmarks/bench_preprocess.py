@@ -71,7 +71,7 @@ def several(work: tuple[Path, int]) -> None:
             ours(series, Path(scratch), config)
 
 
-def gain_of_two(series: Path, rounds: int, times: int = 6) -> float:
+def gain_of_two(series: Path, rounds: int, times: int) -> float:
     """Series per second of two processes over those of one; the processes are started beforehand."""
     ratios = []
     context = multiprocessing.get_context("forkserver")
@@ -114,7 +114,8 @@ def main() -> None:
                 start = time.perf_counter()
                 size[name] = function(series, scratch, config)
                 seconds[name].append(time.perf_counter() - start)
-        gain = gain_of_two(series, arguments.rounds)
+        once = statistics.median(seconds["ours"])
+        gain = gain_of_two(series, arguments.rounds, times=max(6, round(4 / once)))  # seconds, not a start's length
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     stored = " and ".join(f"{size[name] / 1e6:.1f}" for name in seconds)
     print(
