@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import dicomsdl
 import numpy as np
 import numpy.typing as npt
@@ -250,10 +251,12 @@ def _shifted_into(out: Int16Array, stored: npt.NDArray[Any], slope: float, inter
     if slope != 1.0 or not intercept.is_integer() or stored.dtype.kind not in "iu" or not stored.dtype.isnative:
         return False
     shift = int(intercept)
-    if int(stored.min()) + shift < -32768 or int(stored.max()) + shift > 32767 or abs(shift) > 32767:
+    lowest, highest = cv2.minMaxLoc(stored)[:2]
+    if lowest + shift < -32768 or highest + shift > 32767 or abs(shift) > 32767:
         return False
     # Modulo 2^16: the results fit, so it does not matter that uint16 values above 32767 turn negative on the way.
-    np.add(stored.astype(np.int16, copy=False), np.int16(shift), out=out)
+    words = stored.view(np.int16) if stored.dtype.itemsize == 2 else stored.astype(np.int16)
+    np.add(words, np.int16(shift), out=out)
     return True
 
 
@@ -328,7 +331,10 @@ def _native_values(item: _Slice, content: Any, first: int) -> npt.NDArray[Any]:
     stored = np.frombuffer(content, kind, rows * columns, first).reshape(rows, columns)
     bits = int(item.number("BitsStored", 16))
     high = int(item.number("HighBit", bits - 1))
-    if bits < 16 and bits - 1 <= high <= 15:  # other bits may hold an overlay; the shifts also extend the sign
-        stored <<= 15 - high
-        stored >>= 16 - bits
+    if bits < 16 and bits - 1 <= high <= 15:  # other bits may hold an overlay
+        if stored.dtype.kind == "u" and high == bits - 1:
+            stored &= (1 << bits) - 1  # one pass, not two
+        else:  # the shifts also extend the sign
+            stored <<= 15 - high
+            stored >>= 16 - bits
     return stored

@@ -50,10 +50,10 @@ def resample_only(volume: Volume, config: PreprocessConfig) -> Volume:
     spacing = [config.spacing_mm[int(change[axis, 0])] for axis in range(3)]
     resampled = _resample(volume, (spacing[0], spacing[1], spacing[2]), config.enlarging)
     low, high = config.clip_hu
-    hu = np.clip(resampled.hu, low, high).astype(np.int16, copy=False)
-    oriented = nib.orientations.apply_orientation(hu, change)
-    affine = resampled.affine @ nib.orientations.inv_ornt_aff(change, hu.shape)
-    return Volume(hu=np.ascontiguousarray(oriented), affine=affine)
+    # What was resampled is ours to change; a volume that came through as it was is the caller's.
+    hu = np.clip(resampled.hu, low, high, out=None if resampled is volume else resampled.hu)
+    oriented = nib.orientations.apply_orientation(hu, change)  # a view: the crop to the body copies it once
+    return Volume(hu=oriented, affine=resampled.affine @ nib.orientations.inv_ornt_aff(change, hu.shape))
 
 
 def straighten(volume: Volume) -> Volume:

@@ -39,11 +39,13 @@ def ours(series: Path, scratch: Path, config: PreprocessConfig) -> int:
     native = read_series(paths, digests={})
     resampled = resample_only(native, config)
     body = find_body(resampled, config.foreground_hu)
-    stored = scratch / "ours.b2nd"
-    write_volume(stored, crop_to_body(resampled, body, config.foreground_margin_mm), {})
-    measure_volume(native, resampled, body)
-    sha256_file(stored)
-    return stored.stat().st_size
+    # In a new folder, as the stage and the peer write: renaming onto an old file makes ext4 write to the disk at once.
+    with tempfile.TemporaryDirectory(dir=scratch) as store:
+        stored = Path(store) / "ours.b2nd"
+        write_volume(stored, crop_to_body(resampled, body, config.foreground_margin_mm), {})
+        measure_volume(native, resampled, body)
+        sha256_file(stored)
+        return stored.stat().st_size
 
 
 def monai(series: Path, scratch: Path, config: PreprocessConfig) -> int:
