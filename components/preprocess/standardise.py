@@ -217,9 +217,10 @@ def _in_plane(reach: int) -> npt.NDArray[np.bool_]:
 
 
 def crop_to_body(volume: Volume, body: Body | None, margin_mm: float) -> Volume:
-    """Cut the volume to the body and a margin; unchanged where there is no body (judged later, never hidden)."""
+    """Cut the volume to the body and a margin; whole where there is no body (judged later, never hidden). A copy in
+    one piece, whatever the order that orientation left the voxels in."""
     if body is None:
-        return volume
+        return Volume(hu=np.ascontiguousarray(volume.hu), affine=volume.affine)
     margin = [round(margin_mm / mm) for mm in volume.spacing]
     low = [max(0, start - m) for start, m in zip(body.low, margin, strict=True)]
     high = [min(n, stop + m) for stop, m, n in zip(body.high, margin, volume.hu.shape, strict=True)]
