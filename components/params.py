@@ -104,7 +104,10 @@ def _line(config_class: type[BaseModel], problem: Any, prefix: str, block: Any) 
         return f"params.yaml: {key}: unknown key (value {problem['input']!r}); allowed here: {', '.join(known)}{hint}"
     if problem["type"] == "missing":
         return f"params.yaml: {key}: missing; add it ({problem['msg'].lower()})"
-    return f"params.yaml: {key}: {problem['input']!r} is not allowed: {problem['msg'].removeprefix('Value error, ')}"
+    text = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], dict):  # the block's parts do not go together; its text names them
+        return f"params.yaml: {key}: {text}"
+    return f"params.yaml: {key}: {problem['input']!r} is not allowed: {text}"
 
 
 def read_yaml(path: Path = PARAMS_FILE) -> dict[str, Any]:

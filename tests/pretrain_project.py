@@ -21,9 +21,11 @@ RUN: dict[str, Any] = {
     "seed": 3,
     "steps": 6,
     "volumes_per_step": 2,
+    "accumulate": 1,
     "checkpoint_every": 2,
     "log_every": 1,
     "workers": 0,
+    "loaders": 0,
     "precision": "float32",
     "optimiser": {
         "learning_rate": 1e-3,
@@ -33,6 +35,7 @@ RUN: dict[str, Any] = {
         "warmup": 0.2,
         "clip_norm": 3.0,
     },
+    "collapse": {"min_spread": 0.0, "patience": 2},
 }
 WHOLEBODY: dict[str, Any] = RUN | {
     "input": {
@@ -88,7 +91,9 @@ HEAD: dict[str, Any] = RUN | {
             "centre_momentum": 0.9,
             "ema_start": 0.9,
             "ema_end": 1.0,
+            "koleo_weight": 0.0,
         },
+        "ibot": {"weight": 1.0, "prototypes": 16, "masked_views": 0.5, "mask_ratio": [0.2, 0.5]},
         "mae": {"mask_ratio": 0.75, "decoder_dim": 12, "decoder_depth": 1, "decoder_heads": 2, "normalise": False},
         "views": {
             "globals": 2,

@@ -18,12 +18,15 @@ from components.files import read_table, replacing, sha256_file, write_json, wri
 from components.params import UserError, load_stage
 from components.pretrain.config import PretrainConfig
 from components.pretrain.embed import EmbedConfig, Embedder
+from components.pretrain.loading import load_batch
 from components.pretrain.local_driver import train_here
-from components.pretrain.loop import State, World, load_batch
+from components.pretrain.loop import State
 from components.pretrain.models import parameter_count
-from components.pretrain.objectives import build_objective, build_views
+from components.pretrain.objectives.build import build_objective
 from components.pretrain.plots import plot_history, plot_views
+from components.pretrain.views import build_views
 
+SHOWN = 4  # volumes whose views are in the picture
 RUNS = Path(".ctfoundry") / "runs"
 log = logging.getLogger(__name__)
 
@@ -49,8 +52,8 @@ def run_name(line: str, config: PretrainConfig, volumes: tuple[Path, ...]) -> st
     digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
     for path in volumes:
         digest.update(f"{path.name}\0{sha256_file(path)}\n".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(f"{path.name}\0{sha256_file(path)}\n".encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(f"{path.relative_to(Path(__file__).parent).as_posix()}\0{sha256_file(path)}\n".encode())
     digest.update(f"torch {torch.__version__} numpy {np.__version__}".encode())
     return f"{line}-{digest.hexdigest()[:16]}"
 
@@ -66,8 +69,8 @@ def write_outputs(folder: Path, line: str, config: PretrainConfig, volumes: tupl
     write_text(folder / "history.csv", history.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
     plot_history(history, folder / "history.png")
     views = build_views(config)
-    batch = load_batch(config, views, volumes, World(0, 1, torch.device("cpu")), 0)
-    plot_views(views.sheet(views.render(batch)), folder / "views.png")
+    shown = views.render(load_batch(config, volumes, min(SHOWN, config.volumes_per_step)))
+    plot_views(views.sheet(shown), folder / "views.png")
     last = history.iloc[-1]
     write_json(
         folder / "summary.json",

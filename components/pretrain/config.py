@@ -1,4 +1,4 @@
-"""Parameters of pretraining: encoder, input, views, objective, optimiser and run, as in ``<line>.pretrain``."""
+"""Parameters of pretraining: input, encoder, objective, optimiser and run, as in ``<line>.pretrain``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from components.params import StageConfig
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
+from components.pretrain.objectives.config import HeadObjectiveConfig, ObjectiveConfig, Probability
 
 
 class InputConfig(StageConfig):
@@ -62,97 +60,6 @@ class VitConfig(StageConfig):
 EncoderConfig = Annotated[SegResConfig | VitConfig, Field(discriminator="kind")]
 
 
-class CropViewsConfig(StageConfig):
-    """Whole-body views (CT-FM): crops of one volume, two views of each."""
-
-    crops_per_volume: Annotated[int, Field(ge=2)]
-    body_fraction: Probability  # share of a crop's voxels above -500 HU that makes it acceptable
-    scale: tuple[Fraction, Fraction]
-    flip_probability: Probability
-    histogram_probability: Probability
-    histogram_points: Annotated[int, Field(ge=3)]
-    smooth_probability: Probability
-    smooth_sigma_vox: tuple[PositiveFloat, PositiveFloat]
-
-
-class ContrastiveConfig(StageConfig):
-    """Within-volume contrastive learning (CT-FM): NT-Xent over the crops of one volume, SimCLR head."""
-
-    kind: Literal["within_volume"]
-    temperature: PositiveFloat
-    hidden: PositiveInt
-    projection: PositiveInt
-    views: CropViewsConfig
-
-
-class MultiCropConfig(StageConfig):
-    """Head views (FM-CT): global and local boxes as fractions of the stored volume's sides, resized.
-
-    Attributes:
-        global_side, local_side: smallest and largest box side as a fraction of the volume's side.
-        local_field: local boxes lie within the central field of this fraction.
-        local_size_vox: cube to which local boxes are resized (global boxes: ``input.size_vox``).
-        flip_probability: flip left-right.
-        shift: largest intensity shift, in units of the window.
-        smooth_sigma_vox: smoothing, applied to the first view of a kind.
-        gamma: range of the exponent, applied to the others.
-        cache_mb: windowed volumes that each worker keeps in memory, so that a small cohort is unpacked only once.
-    """
-
-    globals: Annotated[int, Field(ge=2)]
-    locals: Annotated[int, Field(ge=0)]
-    global_side: tuple[Fraction, Fraction]
-    local_side: tuple[Fraction, Fraction]
-    local_field: Fraction
-    local_size_vox: tuple[PositiveInt, PositiveInt, PositiveInt]
-    flip_probability: Probability
-    shift: Probability
-    smooth_probability: Probability
-    smooth_sigma_vox: tuple[PositiveFloat, PositiveFloat]
-    gamma: tuple[PositiveFloat, PositiveFloat]
-    cache_mb: Annotated[int, Field(ge=0)]
-
-
-class DinoConfig(StageConfig):
-    """Self-distillation: projection head, temperatures, centring and the teacher's moving average."""
-
-    hidden: PositiveInt
-    bottleneck: PositiveInt
-    prototypes: PositiveInt
-    student_temperature: PositiveFloat
-    teacher_temperature: PositiveFloat
-    centre_momentum: Probability
-    ema_start: Probability
-    ema_end: Probability
-
-
-class MaeConfig(StageConfig):
-    """Masked image modelling: share of hidden patches and the decoder.
-
-    Attributes:
-        normalise: targets with zero mean and unit variance per patch, instead of raw window values.
-    """
-
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)]
-    decoder_dim: PositiveInt
-    decoder_depth: PositiveInt
-    decoder_heads: PositiveInt
-    normalise: bool
-
-
-class HeadObjectiveConfig(StageConfig):
-    """DINO, MAE, or both added with weights (a weight only counts where both are on)."""
-
-    kind: Literal["dino", "mae", "dino_mae"]
-    mae_weight: PositiveFloat
-    dino: DinoConfig
-    mae: MaeConfig
-    views: MultiCropConfig
-
-
-ObjectiveConfig = Annotated[ContrastiveConfig | HeadObjectiveConfig, Field(discriminator="kind")]
-
-
 class OptimiserConfig(StageConfig):
     """AdamW with linear warm-up, then cosine; the weight decay goes from its first to its second value by cosine.
 
@@ -169,38 +76,70 @@ class OptimiserConfig(StageConfig):
     clip_norm: PositiveFloat
 
 
+class CollapseConfig(StageConfig):
+    """When a run has failed: the embedding's spread stays below a bound after the warm-up.
+
+    Attributes:
+        min_spread: of unit-length embeddings, 1 is spread evenly, 0 one vector for all; see ``monitors.spread``.
+        patience: so many logged steps in a row end the run.
+    """
+
+    min_spread: Probability
+    patience: PositiveInt
+
+
 class PretrainConfig(StageConfig):
     """The whole block.
 
     Attributes:
         volumes_per_step: volumes in the global batch, shared out over the workers.
+        accumulate: parts into which each worker's share is cut, one after the other, where memory is short.
         workers: training processes; 0 trains in this process, without Ray.
+        loaders: processes per worker that read volumes ahead; 0 reads in the worker. Changes nothing in the result.
         precision: ``bfloat16`` switches autocast on; it pays only where the processor has bf16 arithmetic.
     """
 
     seed: Annotated[int, Field(ge=0)]
     steps: PositiveInt
     volumes_per_step: PositiveInt
+    accumulate: PositiveInt
     checkpoint_every: PositiveInt
     log_every: PositiveInt
     workers: Annotated[int, Field(ge=0)]
+    loaders: Annotated[int, Field(ge=0)]
     precision: Literal["float32", "bfloat16"]
     input: InputConfig
     encoder: EncoderConfig
     objective: ObjectiveConfig
     optimiser: OptimiserConfig
+    collapse: CollapseConfig
+
+    @property
+    def volumes_at_once(self) -> int:
+        """Volumes that one worker computes at a time."""
+        return self.volumes_per_step // (max(1, self.workers) * self.accumulate)
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:
-        if self.volumes_per_step % max(1, self.workers):
-            raise ValueError(f"volumes_per_step {self.volumes_per_step} must be a multiple of workers {self.workers}")
-        if isinstance(self.encoder, SegResConfig) != isinstance(self.objective, ContrastiveConfig):
+        parts = max(1, self.workers) * self.accumulate
+        if self.volumes_per_step % parts:
             raise ValueError(
-                f"encoder {self.encoder.kind!r} does not go with objective {self.objective.kind!r}: "
-                "segres with within_volume, vit with dino, mae or dino_mae"
+                f"volumes_per_step {self.volumes_per_step} must be a multiple of workers x accumulate, "
+                f"{max(1, self.workers)} x {self.accumulate}"
             )
-        if isinstance(self.encoder, VitConfig) and isinstance(self.objective, HeadObjectiveConfig):
-            sizes = (*self.input.size_vox, *self.objective.views.local_size_vox)
-            if any(size % self.encoder.patch_vox for size in sizes):
-                raise ValueError(f"sizes {sizes} must be multiples of encoder.patch_vox {self.encoder.patch_vox}")
+        if self.accumulate > 1 and self.objective.kind in ("across_volume", "vicreg"):
+            raise ValueError(
+                f"accumulate {self.accumulate} does not go with objective {self.objective.kind!r}, which compares all "
+                "volumes of the batch with each other: 1"
+            )
+        sizes: tuple[int, ...] = self.input.size_vox
+        if isinstance(self.objective, HeadObjectiveConfig):
+            if not isinstance(self.encoder, VitConfig):
+                raise ValueError(
+                    f"encoder {self.encoder.kind!r} does not go with objective {self.objective.kind!r}: "
+                    "dino, dino_ibot, mae and dino_mae want vit"
+                )
+            sizes += self.objective.views.local_size_vox
+        if isinstance(self.encoder, VitConfig) and any(size % self.encoder.patch_vox for size in sizes):
+            raise ValueError(f"sizes {sizes} must be multiples of encoder.patch_vox {self.encoder.patch_vox}")
         return self

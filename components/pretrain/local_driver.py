@@ -9,7 +9,8 @@ import torch
 
 from components.files import replacing
 from components.pretrain.config import PretrainConfig
-from components.pretrain.loop import State, World, train
+from components.pretrain.loop import State, train
+from components.pretrain.workers import World
 
 
 def write_state(path: Path, state: State) -> None:

@@ -1,51 +1,29 @@
-"""The training loop. Needs torch and the volume store; knows nothing of Ray (see :mod:`ray_driver`).
-
-There is no random state to save: the volumes, crops and views of a step are a function of (seed, step, place in the
-global batch). Which worker handles a place does not change what is drawn there.
-"""
+"""The training loop. Needs torch and the volume store; knows nothing of Ray (see :mod:`ray_driver`)."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from components.params import UserError
-from components.preprocess.store import StoredVolume
 from components.pretrain.config import OptimiserConfig, PretrainConfig
-from components.pretrain.dino import cosine_schedule
-from components.pretrain.objectives import (
-    Objective,
-    Outcome,
-    build_objective,
-    build_views,
-    effective_rank,
-    spread,
-)
-from components.pretrain.views import Batch, Views
+from components.pretrain.loading import batches
+from components.pretrain.monitors import effective_rank, spread, uniformity
+from components.pretrain.objectives.build import build_objective
+from components.pretrain.objectives.dino import cosine_schedule
+from components.pretrain.views import Batch, build_views
+from components.pretrain.workers import GlobalBatchNorm, World, agree, gather, mean_over_workers
 
 State = dict[str, Any]
 HistoryRow = dict[str, float]
-ORDER_STREAM, SAMPLE_STREAM = 0, 1  # independent random streams below one seed
-
-
-@dataclass(frozen=True)
-class World:
-    """This process's place among the workers."""
-
-    rank: int
-    size: int
-    device: torch.device
 
 
 class Checkpoints(Protocol):
@@ -56,36 +34,6 @@ class Checkpoints(Protocol):
 
     def save(self, state: State | None) -> None:
         """Keep a state. Every worker calls it at the same step; all but rank 0 pass None."""
-
-
-def sample_order(seed: int, volumes: int, index: int) -> int:
-    """The volume at place ``index`` of the endless sequence of shuffled epochs."""
-    epoch, place = divmod(index, volumes)
-    return int(np.random.default_rng([seed, ORDER_STREAM, epoch]).permutation(volumes)[place])
-
-
-def sample_rng(seed: int, index: int) -> np.random.Generator:
-    """The generator of everything random about sample ``index`` of the run."""
-    return np.random.default_rng([seed, SAMPLE_STREAM, index])
-
-
-def load_batch(config: PretrainConfig, views: Views, volumes: tuple[Path, ...], world: World, step: int) -> Batch:
-    """This worker's share of the global batch of ``step``.
-
-    Raises:
-        UserError: a volume is missing or not readable; the message names it.
-    """
-    share = config.volumes_per_step // world.size
-    first = step * config.volumes_per_step + world.rank * share
-    samples = []
-    for index in range(first, first + share):
-        path = volumes[sample_order(config.seed, len(volumes), index)]
-        try:
-            samples.append(views.draw(StoredVolume(path), sample_rng(config.seed, index)))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"volume {path}: cannot be read for training: {error}; run preprocess again") from error
-    stacked: dict[str, npt.NDArray[np.generic]] = {k: np.stack([s[k] for s in samples]) for k in samples[0]}
-    return {key: torch.from_numpy(value).to(world.device) for key, value in stacked.items()}
 
 
 def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
@@ -105,53 +53,24 @@ def build_optimiser(objective: nn.Module, config: OptimiserConfig) -> torch.opti
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay[0])
 
 
-def agree(world: World, error: UserError | None) -> None:
-    """Raise on every worker if any worker has an error, so that none waits for another for ever."""
-    if world.size == 1:
-        if error is not None:
-            raise error
-        return
-    flag = torch.tensor([float(error is not None)], device=world.device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    if flag.item() == 0:
-        return
-    messages: list[str | None] = [None] * world.size
-    dist.all_gather_object(messages, str(error) if error is not None else None)
-    raise UserError(next(message for message in messages if message is not None))
-
-
-def mean_over_workers(world: World, values: Tensor) -> Tensor:
-    """The mean of a tensor over all workers."""
-    values = values.detach().clone()
-    if world.size > 1:
-        dist.all_reduce(values)
-        values /= world.size
-    return values
-
-
-def gather(world: World, rows_BE: Tensor) -> Tensor:
-    """The rows of all workers, in order of rank."""
-    if world.size == 1:
-        return rows_BE
-    parts = [torch.empty_like(rows_BE) for _ in range(world.size)]
-    dist.all_gather(parts, rows_BE.contiguous())
-    return torch.cat(parts)
-
-
 class Trainer:
     """Model, optimiser and step of one worker."""
 
     def __init__(self, config: PretrainConfig, volumes: tuple[Path, ...], world: World) -> None:
         self.config, self.volumes, self.world = config, volumes, world
         self.views = build_views(config)
-        self.objective: Objective = build_objective(config).to(world.device)
-        if world.size > 1 and world.device.type == "cuda":  # torch has no synchronised batch norm for CPUs
-            self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)  # type: ignore[no-untyped-call]
+        self.objective = build_objective(config).to(world.device)
+        if world.size > 1 and world.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)  # type: ignore[no-untyped-call]
+        elif world.size > 1:
+            GlobalBatchNorm.replace(self.objective)
         self.optimiser = build_optimiser(self.objective, config.optimiser)
         # the model handed to DDP must be in its final place; its parameters stay those of self.objective
         self.model: nn.Module = DistributedDataParallel(self.objective) if world.size > 1 else self.objective
         self.step = 0
         self.history: list[HistoryRow] = []
+        self.waited = 0.0  # seconds without a batch
+        self._incoming: Iterator[Batch | str] | None = None
 
     def state(self) -> State:
         """Everything that the rest of the run depends on."""
@@ -170,18 +89,13 @@ class Trainer:
 
     def run_step(self) -> None:
         """One step: read, render, loss, gradients over all workers, update, teacher, history."""
-        batch = self._batch()
-        progress = self.step / self.config.steps
-        rate = self._set_schedules(progress)
+        rate = self._set_schedules(self.step / self.config.steps)
         self.objective.train()
-        bf16 = self.config.precision == "bfloat16"
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
-            outcome: Outcome = self.model(self.views.render(batch))
-        loss = float(mean_over_workers(self.world, outcome["loss"]))
-        if not math.isfinite(loss):  # the mean is not finite on any worker if it is not on one
-            raise UserError(f"step {self.step}: loss {loss} is not finite; lower optimiser.learning_rate")
         self.optimiser.zero_grad(set_to_none=True)
-        outcome["loss"].backward()  # type: ignore[no-untyped-call]
+        parts = [self._part(last=n == self.config.accumulate - 1) for n in range(self.config.accumulate)]
+        scalars = [key for key in parts[0] if key != "embedding"]
+        outcome = {key: torch.stack([part[key] for part in parts]).mean(dim=0) for key in scalars}
+        loss = float(outcome["loss"])
         norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optimiser.clip_norm))
         if not math.isfinite(norm):
             raise UserError(f"step {self.step}: gradient norm {norm} is not finite; lower optimiser.learning_rate")
@@ -189,16 +103,32 @@ class Trainer:
         self.step += 1
         self.objective.after_step(self.step / self.config.steps)
         if self.step == 1 or self.step % self.config.log_every == 0 or self.step == self.config.steps:
-            self._log(outcome, loss, rate, norm)
+            self._log(outcome, torch.cat([part["embedding"] for part in parts]), loss, rate, norm)
+
+    def _part(self, last: bool) -> dict[str, Tensor]:
+        """Loss and gradients of one part of this worker's share; scalars as means over the workers. Gradients are
+        exchanged with the ``last`` part only."""
+        batch = self._batch()
+        alone = isinstance(self.model, DistributedDataParallel) and not last
+        with self.model.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            bf16 = self.config.precision == "bfloat16"
+            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
+                outcome: dict[str, Tensor] = self.model(self.views.render(batch))
+            loss = mean_over_workers(outcome["loss"])
+            if not math.isfinite(loss):  # the mean is not finite on any worker if it is not on one
+                raise UserError(f"step {self.step}: loss {float(loss)} is not finite; lower optimiser.learning_rate")
+            (outcome["loss"] / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+        return {key: value.detach() for key, value in outcome.items()} | {"loss": loss}
 
     def _batch(self) -> Batch:
-        error, batch = None, {}
-        try:
-            batch = load_batch(self.config, self.views, self.volumes, self.world, self.step)
-        except UserError as problem:
-            error = problem
-        agree(self.world, error)
-        return batch
+        started = time.monotonic()
+        if self._incoming is None:
+            self._incoming = batches(self.config, self.volumes, self.world, self.step)
+        batch = next(self._incoming)
+        self.waited += time.monotonic() - started
+        agree(self.world, UserError(batch) if isinstance(batch, str) else None)
+        assert not isinstance(batch, str)
+        return {key: value.to(self.world.device, non_blocking=True) for key, value in batch.items()}
 
     def _set_schedules(self, progress: float) -> float:
         optimiser = self.config.optimiser
@@ -209,13 +139,27 @@ class Trainer:
                 group["weight_decay"] = cosine_schedule(*optimiser.weight_decay, progress)
         return rate
 
-    def _log(self, outcome: Outcome, loss: float, rate: float, norm: float) -> None:
-        embedding_BE = gather(self.world, outcome["embedding"].float())
+    def _log(self, outcome: dict[str, Tensor], embedding_BE: Tensor, loss: float, rate: float, norm: float) -> None:
+        embedding_BE = gather(embedding_BE.float())
         row = {"step": self.step, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
         row |= {"embedding_spread": spread(embedding_BE), "effective_rank": effective_rank(embedding_BE)}
-        extra = sorted(set(outcome) - {"loss", "embedding"})
-        row |= {name: float(mean_over_workers(self.world, outcome[name])) for name in extra}
+        row["uniformity"] = uniformity(embedding_BE)
+        row |= {name: float(mean_over_workers(outcome[name])) for name in sorted(set(outcome) - {"loss"})}
         self.history.append(row)
+        self._stop_collapsed()
+
+    def _stop_collapsed(self) -> None:
+        """Raise where the embedding has been nearly one vector for all since a while."""
+        config, warm = self.config.collapse, self.config.optimiser.warmup * self.config.steps
+        last = self.history[-config.patience :]
+        if len(last) == config.patience and all(
+            row["step"] > warm and row["embedding_spread"] < config.min_spread for row in last
+        ):
+            raise UserError(
+                f"step {self.step}: training has collapsed: embedding_spread {last[-1]['embedding_spread']:.3g}, "
+                f"below collapse.min_spread {config.min_spread} in {config.patience} logged steps in a row; lower "
+                "optimiser.learning_rate, or change the objective's temperatures or weights"
+            )
 
 
 def train(
@@ -266,5 +210,6 @@ def _steps(trainer: Trainer, checkpoints: Checkpoints) -> Iterator[str]:
             left = per_step * (config.steps - trainer.step)
             yield (
                 f"step {trainer.step}/{config.steps}  loss {trainer.history[-1]['loss']:.4f}  "
-                f"{config.volumes_per_step / per_step:.1f} volumes/s  {left:.0f} s left"
+                f"{config.volumes_per_step / per_step:.1f} volumes/s  waiting for data "
+                f"{trainer.waited / (time.monotonic() - started):.0%}  {left:.0f} s left"
             )

@@ -33,7 +33,8 @@ from components.cluster import local_ray
 from components.params import UserError
 from components.pretrain.config import PretrainConfig
 from components.pretrain.local_driver import read_state, write_state
-from components.pretrain.loop import State, World, train
+from components.pretrain.loop import State, train
+from components.pretrain.workers import World
 
 WORKER_FAILURES_TOLERATED = 2
 STATE_FILE = "state.pt"

@@ -17,8 +17,14 @@ import torch
 from torch import Tensor
 
 from components.preprocess.store import StoredVolume
-from components.pretrain.config import CropViewsConfig, InputConfig, MultiCropConfig
+from components.pretrain.config import InputConfig, PretrainConfig, VitConfig
 from components.pretrain.intensity import apply_windows, gamma, histogram_shift, shift, smooth
+from components.pretrain.objectives.config import (
+    CropViewsConfig,
+    HeadObjectiveConfig,
+    IbotConfig,
+    MultiCropConfig,
+)
 from components.pretrain.resample import Level, axis_weights, may_halve, resample
 
 Sample = dict[str, npt.NDArray[np.generic]]
@@ -117,10 +123,13 @@ class MultiCropViews:
     Args:
         patch: the encoder's patch side in voxels, for the masks.
         mask_ratio: share of the patches of each global view that masked image modelling hides.
+        ibot: how many patches of how many global views become mask tokens; None for none.
     """
 
-    def __init__(self, view: InputConfig, config: MultiCropConfig, patch: int, mask_ratio: float) -> None:
-        self.view, self.config = view, config
+    def __init__(
+        self, view: InputConfig, config: MultiCropConfig, patch: int, mask_ratio: float, ibot: IbotConfig | None = None
+    ) -> None:
+        self.view, self.config, self.ibot = view, config, ibot
         self.patches = math.prod(side // patch for side in view.size_vox)
         self._levels: dict[tuple[Path, bool], Level] = {}  # in order of their last use
         self.visible = min(max(1, round(self.patches * (1 - mask_ratio))), self.patches - 1)
@@ -149,7 +158,8 @@ class MultiCropViews:
         return np.asarray(torch.stack(views).numpy(), dtype=np.float32)
 
     def draw(self, volume: StoredVolume, rng: np.random.Generator) -> Sample:
-        """Resized boxes ``global`` (G, C, ...) and ``local`` (L, C, ...), the views' numbers, and the masks (G, N)."""
+        """Resized boxes ``global`` (G, C, ...) and ``local`` (L, C, ...), the views' numbers, and the masks: the hidden
+        and visible patches, and with iBOT which patches are ``masked``, bool (G, N)."""
         config = self.config
         sample: Sample = {
             "global": self._boxes(volume, rng, config.globals, config.global_side, 1.0, self.view.size_vox),
@@ -168,11 +178,21 @@ class MultiCropViews:
                 f"{kind}_gamma": np.where(first, 1.0, rng.uniform(*config.gamma, size=count)).astype(np.float32),
             }
         order = np.argsort(rng.uniform(size=(config.globals, self.patches)), axis=1)
-        return sample | {"visible": order[:, : self.visible], "hidden": order[:, self.visible :]}
+        sample |= {"visible": order[:, : self.visible], "hidden": order[:, self.visible :]}
+        return sample if self.ibot is None else sample | {"masked": self._masked(self.ibot, rng)}
+
+    def _masked(self, ibot: IbotConfig, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+        """The number of masked views is the same in every sample, so that every step has some."""
+        count = self.config.globals
+        masked = np.zeros((count, self.patches), dtype=bool)
+        for view in rng.permutation(count)[: max(1, round(ibot.masked_views * count))]:
+            patches = max(1, round(float(rng.uniform(*ibot.mask_ratio)) * self.patches))
+            masked[view, rng.permutation(self.patches)[:patches]] = True
+        return masked
 
     def render(self, batch: Batch) -> Batch:
-        """``global`` (B, G, C, ...) and ``local`` (B, L, C, ...) in [0, 1]; ``visible`` and ``hidden`` as drawn."""
-        rendered = {"visible": batch["visible"], "hidden": batch["hidden"]}
+        """``global`` (B, G, C, ...) and ``local`` (B, L, C, ...) in [0, 1]; the masks as drawn."""
+        rendered: Batch = {key: value for key, value in batch.items() if key in ("visible", "hidden", "masked")}
         for kind in ("global", "local"):
             if kind not in batch:
                 continue
@@ -190,3 +210,13 @@ class MultiCropViews:
             views = [view[0] for kind in ("global", "local") if kind in rendered for view in rendered[kind][b]]
             rows.append([view[:, :, view.shape[2] // 2].T.flip(0).numpy() for view in views])
         return rows
+
+
+def build_views(config: PretrainConfig) -> Views:
+    """The view maker that goes with the objective."""
+    objective = config.objective
+    if not isinstance(objective, HeadObjectiveConfig):
+        return CropViews(config.input, objective.views)
+    assert isinstance(config.encoder, VitConfig)  # the parameters were checked for it
+    ibot = objective.ibot if objective.kind == "dino_ibot" else None
+    return MultiCropViews(config.input, objective.views, config.encoder.patch_vox, objective.mae.mask_ratio, ibot)

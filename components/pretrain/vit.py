@@ -106,12 +106,15 @@ class Vit(nn.Module):
             self._positions[grid] = sincos_positions(grid, self.grid, self.config.dim)
         return self._positions[grid].to(like)
 
-    def tokens(self, x_BCDHW: Tensor, keep_BK: Tensor | None = None) -> Tensor:
+    def tokens(
+        self, x_BCDHW: Tensor, keep_BK: Tensor | None = None, masked: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Normalised tokens after the last block.
 
         Args:
             x_BCDHW: windows in [0, 1].
             keep_BK: indices of the patches to keep; the others are dropped before the first block.
+            masked: which patches, bool (B, N), are seen as a token (dim,) instead; they keep their positions.
 
         Returns:
             (B, 1 + K, dim): class token, then the patch tokens in the order of ``keep_BK`` (all N in grid order
@@ -123,7 +126,10 @@ class Vit(nn.Module):
         if keep_BK is not None:
             patches_BNP = take_tokens(patches_BNP, keep_BK)
             positions_BND = take_tokens(positions_BND, keep_BK)
-        x_BLD = self.patch_embed(patches_BNP) + positions_BND
+        x_BLD = self.patch_embed(patches_BNP)
+        if masked is not None:
+            x_BLD = torch.where(masked[0][:, :, None], masked[1].to(x_BLD), x_BLD)
+        x_BLD = x_BLD + positions_BND
         front = [self.class_token] if self.registers is None else [self.class_token, self.registers]
         x_BLD = torch.cat([*(part.expand(len(x_BLD), -1, -1) for part in front), x_BLD], dim=1)
         for block in self.blocks:

@@ -11,8 +11,10 @@ from components.files import sha256_tree
 from components.params import UserError, parse
 from components.pretrain import __main__ as stage
 from components.pretrain.config import OptimiserConfig, PretrainConfig
+from components.pretrain.loading import sample_order
 from components.pretrain.local_driver import read_state, write_state
-from components.pretrain.loop import State, World, learning_rate, sample_order, train
+from components.pretrain.loop import State, learning_rate, train
+from components.pretrain.workers import World
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -139,7 +141,10 @@ def test_the_runs_name_changes_with_the_temperature_and_the_data(tmp_path: Path)
 
 
 def test_mistakes_in_the_parameters_are_named() -> None:
-    with pytest.raises(UserError, match=r"workers 3"):
+    with pytest.raises(
+        UserError,
+        match="volumes_per_step 2 must be a multiple of workers x accumulate, 3 x 1",
+    ):
         config_of("head", workers=3)
     with pytest.raises(UserError, match="does not go with objective"):
         config_of("head", encoder=block("wholebody")["encoder"])

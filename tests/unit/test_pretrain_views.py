@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from components.params import parse
 from components.preprocess.store import StoredVolume, write_volume
-from components.pretrain.config import CropViewsConfig, InputConfig, MultiCropConfig
+from components.pretrain.config import InputConfig
 from components.pretrain.intensity import apply_windows, gamma, histogram_shift, smooth
+from components.pretrain.objectives.config import CropViewsConfig, MultiCropConfig
 from components.pretrain.resample import axis_weights, may_halve, resample, resize_windows
 from components.pretrain.views import CropViews, MultiCropViews, Views
 

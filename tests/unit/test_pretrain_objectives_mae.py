@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from components.pretrain.config import MaeConfig
-from components.pretrain.mae import MaeDecoder, mae_loss
+from components.pretrain.objectives.config import MaeConfig
+from components.pretrain.objectives.mae import MaeDecoder, mae_loss
 from components.pretrain.vit import patchify, take_tokens
 
 

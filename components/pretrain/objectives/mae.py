@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from components.pretrain.config import MaeConfig
+from components.pretrain.objectives.config import MaeConfig
 from components.pretrain.vit import Block, Size3, sincos_positions, take_tokens
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from components.pretrain.dino import (
+from components.pretrain.objectives.dino import (
     BatchStandardise,
     cosine_schedule,
     dino_loss,

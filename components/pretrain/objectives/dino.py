@@ -9,7 +9,8 @@ from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
-from components.pretrain.config import DinoConfig
+from components.pretrain.objectives.config import DinoConfig
+from components.pretrain.workers import together
 
 
 class BatchStandardise(nn.Module):
@@ -22,7 +23,7 @@ class BatchStandardise(nn.Module):
     def forward(self, x_BD: Tensor) -> Tensor:
         rows = torch.full((1,), float(len(x_BD)), device=x_BD.device)
         sums = torch.cat([x_BD.sum(dim=0), x_BD.square().sum(dim=0), rows])
-        if distributed.is_available() and distributed.is_initialized():
+        if together():
             # The differentiable one: every worker's loss depends on every worker's rows.
             sums = all_reduce(sums)  # type: ignore[no-untyped-call]
         mean_D, square_D = (sums[:-1] / sums[-1]).chunk(2)
@@ -36,7 +37,7 @@ class DinoHead(nn.Module):
     few hundred steps self-distillation would not get away from that point.
     """
 
-    def __init__(self, dim: int, config: DinoConfig) -> None:
+    def __init__(self, dim: int, config: DinoConfig, prototypes: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
             BatchStandardise(),
@@ -46,7 +47,7 @@ class DinoHead(nn.Module):
             nn.GELU(),
             nn.Linear(config.hidden, config.bottleneck),
         )
-        self.prototypes = nn.Parameter(torch.empty(config.prototypes, config.bottleneck))
+        self.prototypes = nn.Parameter(torch.empty(prototypes, config.bottleneck))
         nn.init.normal_(self.prototypes)
 
     def forward(self, x_BD: Tensor) -> Tensor:
@@ -57,6 +58,14 @@ class DinoHead(nn.Module):
 def teacher_probabilities(logits_GBM: Tensor, centre_M: Tensor, temperature: float) -> Tensor:
     """Centred and sharpened teacher output, without gradient."""
     return functional.softmax((logits_GBM.detach() - centre_M) / temperature, dim=-1)
+
+
+def moved_centre(centre_M: Tensor, logits_XM: Tensor, momentum: float) -> Tensor:
+    """The centre after a step: a moving average of the mean of the teacher's logits over all workers' rows."""
+    sums = torch.cat([logits_XM.sum(dim=0), torch.full((1,), float(len(logits_XM)), device=logits_XM.device)])
+    if together():
+        distributed.all_reduce(sums)
+    return centre_M.lerp((sums[:-1] / sums[-1].clamp(min=1)).to(centre_M), 1 - momentum)
 
 
 def dino_loss(student_SBM: Tensor, teacher_GBM: Tensor, temperature: float) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.pretrain.ntxent import within_volume_ntxent
+from components.pretrain.objectives.ntxent import within_volume_ntxent
 
 
 def by_hand(z: Tensor, temperature: float) -> Tensor:

@@ -1,0 +1,102 @@
+"""Which volumes a step sees, and reading them ahead.
+
+There is no random state: the volumes, crops and views of a step are a function of (seed, step, place in the global
+batch), so that neither the number of workers nor that of their loader processes changes what is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from components.params import UserError
+from components.preprocess.store import StoredVolume
+from components.pretrain.config import PretrainConfig
+from components.pretrain.views import Batch, Sample, Views, build_views
+from components.pretrain.workers import World
+
+ORDER_STREAM, SAMPLE_STREAM = 0, 1  # independent random streams below one seed
+BATCHES_AHEAD = 2  # of each loader process
+
+
+def sample_order(seed: int, volumes: int, index: int) -> int:
+    """The volume at place ``index`` of the endless sequence of shuffled epochs."""
+    epoch, place = divmod(index, volumes)
+    return int(_epoch_order(seed, volumes, epoch)[place])
+
+
+@lru_cache(maxsize=2)  # a step may reach from one epoch into the next
+def _epoch_order(seed: int, volumes: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, ORDER_STREAM, epoch]).permutation(volumes)
+
+
+def sample_rng(seed: int, index: int) -> np.random.Generator:
+    """The generator of everything random about sample ``index`` of the run."""
+    return np.random.default_rng([seed, SAMPLE_STREAM, index])
+
+
+class Samples(Dataset[Sample | str]):
+    """Sample ``index`` of the run; the text of the error where its volume cannot be read, since an exception would
+    come out of a loader process as somebody else's."""
+
+    def __init__(self, config: PretrainConfig, views: Views, volumes: tuple[Path, ...]) -> None:
+        self.config, self.views, self.volumes = config, views, volumes
+
+    def __getitem__(self, index: int) -> Sample | str:
+        path = self.volumes[sample_order(self.config.seed, len(self.volumes), index)]
+        try:
+            return self.views.draw(StoredVolume(path), sample_rng(self.config.seed, index))
+        except (OSError, ValueError, RuntimeError) as error:
+            return f"volume {path}: cannot be read for training: {error}; run preprocess again"
+
+
+def collate(samples: list[Sample | str]) -> Batch | str:
+    """Samples one above the other, or the first error among them."""
+    for sample in samples:
+        if isinstance(sample, str):
+            return sample
+    drawn = [sample for sample in samples if not isinstance(sample, str)]
+    return {key: torch.from_numpy(np.stack([sample[key] for sample in drawn])) for key in drawn[0]}
+
+
+def load_batch(config: PretrainConfig, volumes: tuple[Path, ...], count: int) -> Batch:
+    """The first ``count`` samples of the run, for a look at them. Raises UserError where one cannot be read."""
+    samples = Samples(config, build_views(config), volumes)
+    batch = collate([samples[index] for index in range(count)])
+    if isinstance(batch, str):
+        raise UserError(batch)
+    return batch
+
+
+def places(config: PretrainConfig, world: World, step: int) -> Iterator[list[int]]:
+    """The samples of each of this worker's parts of the batch, from ``step`` on to the run's end."""
+    share, part = config.volumes_per_step // world.size, config.volumes_at_once
+    for first in range(step * config.volumes_per_step, config.steps * config.volumes_per_step, config.volumes_per_step):
+        mine = first + world.rank * share
+        for start in range(mine, mine + share, part):
+            yield list(range(start, start + part))
+
+
+def batches(config: PretrainConfig, volumes: tuple[Path, ...], world: World, step: int) -> Iterator[Batch | str]:
+    """This worker's parts of the global batches in order, read ahead by ``config.loaders`` processes; the text of an
+    error in the place of a batch that cannot be read."""
+    samples = Samples(config, build_views(config), volumes)
+    if config.loaders == 0:
+        return (collate([samples[index] for index in part]) for part in places(config, world, step))
+    return iter(
+        DataLoader(
+            samples,
+            batch_sampler=places(config, world, step),
+            collate_fn=collate,
+            num_workers=config.loaders,
+            prefetch_factor=BATCHES_AHEAD,
+            pin_memory=world.device.type == "cuda",
+            multiprocessing_context="forkserver",  # a fork would copy Ray's and blosc2's threads in any state
+        )
+    )

@@ -1,0 +1,156 @@
+"""What the workers of a run do together: agree on an error, average, gather with gradient, normalise over all rows.
+
+Each function is exact for one worker, where it does nothing, and needs equal shares of rows on each of several.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from components.params import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among the workers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+
+def together() -> bool:
+    """Whether this process is one of several."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def agree(world: World, error: UserError | None) -> None:
+    """Raise on every worker if any worker has an error, so that none waits for another for ever."""
+    if world.size == 1:
+        if error is not None:
+            raise error
+        return
+    flag = torch.tensor([float(error is not None)], device=world.device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    if flag.item() == 0:
+        return
+    messages: list[str | None] = [None] * world.size
+    dist.all_gather_object(messages, str(error) if error is not None else None)
+    raise UserError(next(message for message in messages if message is not None))
+
+
+def mean_over_workers(values: Tensor) -> Tensor:
+    """The mean of a tensor over all workers, without gradient."""
+    values = values.detach().clone()
+    if together():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
+def gather(rows_BE: Tensor) -> Tensor:
+    """The rows of all workers in order of rank, (workers * B, E). The gradient of every worker's loss comes back."""
+    gathered: Tensor = _Gather.apply(rows_BE) if together() else rows_BE  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_BE: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows_BE) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows_BE.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """Batch norm over the rows of all workers, on any device: torch's own synchronised one needs CUDA.
+
+    Without it two workers train another model than one does with the same global batch.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of axes from two on."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and together()):
+            normalised: Tensor = super().forward(input)
+            return normalised
+        y, mean_C, var_C, count = _Normalise.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias, self.eps
+        )
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            with torch.no_grad():
+                self.running_mean.lerp_(mean_C, share)
+                self.running_var.lerp_(var_C * (count / (count - 1).clamp(min=1)), share)
+        return y  # type: ignore[no-any-return]
+
+    @classmethod
+    def replace(cls, module: nn.Module) -> None:
+        """Put one in the place of each batch norm below ``module``, with the same tensors under the same names."""
+        for name, child in module.named_children():
+            if not isinstance(child, _BatchNorm):
+                cls.replace(child)
+                continue
+            new = cls(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
+            new.weight, new.bias = child.weight, child.bias
+            new.running_mean, new.running_var = child.running_mean, child.running_var
+            new.num_batches_tracked = child.num_batches_tracked
+            setattr(module, name, new)
+
+
+class _Normalise(torch.autograd.Function):
+    """The sums that torch's SyncBatchNorm exchanges, with plain tensor operations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        var_C, mean_C = torch.var_mean(x, dim=axes, correction=0)
+        count = torch.tensor([x.numel() / x.shape[1]], dtype=mean_C.dtype, device=x.device)
+        mine = torch.cat([mean_C, var_C, count])
+        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, mine)
+        parts_WX = torch.stack(parts).double()
+        (means_WC, vars_WC), counts_W1 = parts_WX[:, :-1].chunk(2, dim=1), parts_WX[:, -1:]
+        total = counts_W1.sum()
+        whole_C = (means_WC * counts_W1).sum(dim=0) / total
+        spread_C = ((vars_WC + (means_WC - whole_C) ** 2) * counts_W1).sum(dim=0) / total
+        mean_C, var_C, count = whole_C.to(x.dtype), spread_C.to(x.dtype), total.to(x.dtype)
+        y = functional.batch_norm(x, mean_C, var_C, weight_C, bias_C, training=False, eps=eps)
+        ctx.save_for_backward(x, weight_C, mean_C, torch.rsqrt(var_C + eps), count)
+        ctx.mark_non_differentiable(mean_C, var_C, count)
+        return y, mean_C, var_C, count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        x, weight_C, mean_C, scale_C, count = ctx.saved_tensors
+        dy, axes = gradients[0], [axis for axis in range(x.ndim) if axis != 1]
+
+        def wide(values_C: Tensor) -> Tensor:
+            return values_C.view(1, -1, *[1] * (x.ndim - 2))
+
+        centred = x - wide(mean_C)
+        sums_2C = torch.stack([dy.sum(dim=axes), (dy * centred).sum(dim=axes) * scale_C])
+        bias_gradient, weight_gradient = sums_2C.clone() if weight_C is not None else (None, None)
+        dist.all_reduce(sums_2C)
+        shift_C, slope_C = sums_2C / count
+        dx = dy - wide(shift_C)
+        dx.addcmul_(centred, wide(slope_C * scale_C), value=-1)
+        dx.mul_(wide(scale_C if weight_C is None else scale_C * weight_C))
+        return dx, weight_gradient, bias_gradient, None
