@@ -1,10 +1,10 @@
 """Self-distillation: the loss by its definition, the schedules over the whole run."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from peers import lightly_losses
 from torch import nn
 
 from components.pretrain.objectives.dino import (
@@ -12,6 +12,7 @@ from components.pretrain.objectives.dino import (
     cosine_schedule,
     dino_loss,
     entropy,
+    moved_centre,
     teacher_probabilities,
     update_teacher,
 )
@@ -32,6 +33,16 @@ def test_equals_the_definition_over_pairs_of_different_views() -> None:
     ]
     assert len(terms) == 2 * 3 * 3
     assert dino_loss(student, teacher, 0.1).item() == pytest.approx(torch.stack(terms).mean().item(), abs=1e-9)
+
+
+def test_equals_lightlys_loss_and_centre_over_two_steps() -> None:
+    generator = torch.Generator().manual_seed(3)
+    theirs, centre = lightly_losses().DINOLoss(output_dim=7, center_momentum=0.9), torch.zeros(7)
+    for _ in range(2):
+        student, logits = (torch.randn(n, 3, 7, generator=generator) for n in (4, 2))
+        ours = dino_loss(student, teacher_probabilities(logits, centre, 0.04), 0.1)
+        assert ours.item() == pytest.approx(theirs(list(logits), list(student)).item(), abs=1e-6)
+        centre = moved_centre(centre, logits.flatten(0, 1), 0.9)
 
 
 def test_gradients_reach_the_student_in_double_precision_and_not_the_teacher() -> None:
@@ -71,25 +82,3 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 def test_standardising_equals_a_batch_norm_without_affine_part() -> None:
     x, _ = rows()
     assert torch.allclose(BatchStandardise()(x), nn.BatchNorm1d(5, affine=False)(x), atol=1e-5)
-
-
-def one_of_two_workers(rank: int, folder: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    x, weight = (part[4 * rank : 4 * rank + 4] for part in rows())
-    x = x.clone().requires_grad_()
-    y = BatchStandardise()(x)
-    (y.square() * weight).sum().backward()
-    torch.save((y.detach(), x.grad), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_workers_standardise_over_the_rows_of_both(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two_workers, (tmp_path,), nprocs=2)
-    x, weight = rows()
-    x.requires_grad_()
-    y = BatchStandardise()(x)
-    (y.square() * weight).sum().backward()
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    assert torch.allclose(torch.cat([part[0] for part in found]), y, atol=1e-5)
-    assert x.grad is not None
-    assert torch.allclose(torch.cat([part[1] for part in found]), x.grad, atol=1e-5)

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from peers import lightly_losses
 from torch import Tensor
 
-from components.pretrain.objectives.ntxent import within_volume_ntxent
+from components.pretrain.objectives.ntxent import across_volume_ntxent, within_volume_ntxent
 
 
 def by_hand(z: Tensor, temperature: float) -> Tensor:
@@ -52,3 +53,36 @@ def test_collapsed_embeddings_cost_the_logarithm_of_the_choices() -> None:
 def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="at least 2 crops, exactly 2 views"):
         within_volume_ntxent(torch.ones(shape), 0.1)
+
+
+def across_by_hand(z: Tensor, temperature: float) -> Tensor:
+    """The definition of SimCLR, one anchor at a time."""
+    rows = torch.nn.functional.normalize(z.flatten(0, 1), dim=-1)
+    terms = []
+    for i, anchor in enumerate(rows):
+        similarities = torch.exp(rows @ anchor / temperature)
+        positive = similarities[i ^ 1]
+        terms.append(-torch.log(positive / (similarities.sum() - similarities[i])))
+    return torch.stack(terms).mean()
+
+
+def crops(count: int, seed: int = 4, grad: bool = False) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 2, 6, dtype=torch.float64, generator=generator).requires_grad_(grad)
+
+
+def test_across_volumes_equals_the_definition_and_lightly() -> None:
+    z = crops(9)
+    loss = across_volume_ntxent(z, 0.2).item()
+    assert loss == pytest.approx(across_by_hand(z, 0.2).item(), abs=1e-9)
+    theirs = lightly_losses().NTXentLoss(temperature=0.2)(z[:, 0], z[:, 1])
+    assert loss == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_across_volumes_gradients_in_double_precision() -> None:
+    assert torch.autograd.gradcheck(lambda x: across_volume_ntxent(x, 0.5), (crops(4, grad=True),))
+
+
+def test_a_single_crop_has_no_negative() -> None:
+    with pytest.raises(ValueError, match="1 crop is not allowed: at least 2"):
+        across_volume_ntxent(crops(1), 0.1)

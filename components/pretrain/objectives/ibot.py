@@ -28,5 +28,5 @@ def ibot_loss(student_XM: Tensor, teacher_XM: Tensor, masked_BN: Tensor, tempera
             f"{int(masked_BN.sum())}"
         )
     cross_X = -(teacher_XM * functional.log_softmax(student_XM / temperature, dim=-1)).sum(dim=-1)
-    share_BN = masked_BN / masked_BN.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.dot(cross_X, share_BN[masked_BN].to(cross_X)) / len(masked_BN)
+    share_BN = masked_BN.to(cross_X) / masked_BN.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.dot(cross_X, share_BN[masked_BN]) / len(masked_BN)
