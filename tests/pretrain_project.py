@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 
 from components.files import write_table
-from components.params import _tuples
+from components.params import _tuples, parse
 from components.preprocess.store import Volume, write_volume
+from components.pretrain.config import PretrainConfig
+from components.pretrain.local_driver import write_state
+from components.pretrain.loop import State
+from components.pretrain.workers import World
 
 HEAD_WINDOWS = [[40.0, 80.0], [80.0, 200.0], [600.0, 2800.0]]
 RUN: dict[str, Any] = {
@@ -124,13 +129,13 @@ def block(line: str, **changes: Any) -> Any:
 
 
 def volume(line: str, seed: int) -> Volume:
-    """A soft ball in air with some noise, other in size and place for every seed."""
+    """A soft ball in air, both with noise, other in size and place for every seed."""
     rng = np.random.default_rng(seed)
     shape = (20, 40, 44) if line == "wholebody" else (40, 44, 36)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
     centre = rng.uniform(-0.2, 0.2, size=(3, 1, 1, 1))
     inside = ((grid - centre) ** 2).sum(0) < rng.uniform(0.5, 0.9)
-    hu = np.where(inside, rng.normal(40, 20, shape) + 30 * np.sin(8 * grid[1]), -1000)
+    hu = np.where(inside, rng.normal(40, 20, shape) + 30 * np.sin(8 * grid[1]), rng.normal(-980, 15, shape))
     return Volume(hu=hu.astype(np.int16), affine=AFFINES[line])
 
 
@@ -159,3 +164,29 @@ def wait_for_checkpoint(runs: Path, process: subprocess.Popen[Any], seconds: flo
                 return
         time.sleep(0.1)
     raise AssertionError(f"no checkpoint counted before the run ended or {seconds:.0f} s were over")
+
+
+HERE = World(0, 1, torch.device("cpu"))
+
+
+class InMemory:
+    """Keeps every checkpoint, as a file would: a later step must not change an earlier state."""
+
+    def __init__(self, folder: Path, start: State | None = None) -> None:
+        self.folder, self.start, self.steps = folder, start, list[int]()
+
+    def load(self) -> State | None:
+        return self.start
+
+    def save(self, state: State | None) -> None:
+        assert state is not None
+        self.steps.append(state["step"])
+        write_state(self.folder / f"{state['step']}.pt", state)
+
+
+def config_of(line: str, **changes: Any) -> PretrainConfig:
+    return parse(PretrainConfig, block(line, **changes), f"{line}.pretrain")
+
+
+def volumes_of(root: Path, line: str) -> tuple[Path, ...]:
+    return tuple(sorted((root / "data" / line / "preprocess" / "0" / "volumes").iterdir()))

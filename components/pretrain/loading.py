@@ -75,12 +75,12 @@ def load_batch(config: PretrainConfig, volumes: tuple[Path, ...], count: int) ->
 
 
 def places(config: PretrainConfig, world: World, step: int) -> Iterator[list[int]]:
-    """The samples of each of this worker's parts of the batch, from ``step`` on to the run's end."""
-    share, part = config.volumes_per_step // world.size, config.volumes_at_once
-    for first in range(step * config.volumes_per_step, config.steps * config.volumes_per_step, config.volumes_per_step):
-        mine = first + world.rank * share
-        for start in range(mine, mine + share, part):
-            yield list(range(start, start + part))
+    """This worker's share of each part of the batches, from ``step`` on to the run's end: the batch is cut into parts
+    first, so that what is normalised together does not depend on the number of workers."""
+    mine, part = config.volumes_at_once, config.volumes_per_step // config.accumulate
+    for first in range(step * config.volumes_per_step, config.steps * config.volumes_per_step, part):
+        start = first + world.rank * mine
+        yield list(range(start, start + mine))
 
 
 def batches(config: PretrainConfig, volumes: tuple[Path, ...], world: World, step: int) -> Iterator[Batch | str]:
