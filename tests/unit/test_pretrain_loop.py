@@ -85,7 +85,8 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
 
 def losses(name: str, root: Path, world: World, **changes: Any) -> list[float]:
     line, differs = SAME[name]
-    config = config_of(line, volumes_per_step=4, **differs, **changes)
+    optimiser = block(line)["optimiser"] | {"learning_rate": 1e-4}  # at 1e-3, twelve crops are chaotic under SimSiam
+    config = config_of(line, volumes_per_step=4, optimiser=optimiser, **differs, **changes)
     return [row["loss"] for row in train(config, volumes_of(root / line, line), world, Nothing(), str)["history"]]
 
 
@@ -97,7 +98,7 @@ def train_as_one_of_two(rank: int, root: Path) -> None:
 
 
 def test_two_workers_give_the_losses_of_one(tmp_path: Path) -> None:
-    """The first step to 1e-5, the sixth to a hundredth: sums of the same numbers in another order, which Adam enlarges."""
+    """The first step to 1e-5, the sixth to a thousandth: the same numbers added in another order."""
     for line in ("wholebody", "head"):
         write_project(tmp_path / line, line)
     torch.multiprocessing.spawn(train_as_one_of_two, (tmp_path,), nprocs=2)
@@ -105,8 +106,8 @@ def test_two_workers_give_the_losses_of_one(tmp_path: Path) -> None:
     assert both[0] == both[1]
     for name in SAME:
         one = losses(name, tmp_path, HERE)
-        assert both[0][name] == pytest.approx(one, rel=0.01, abs=0.01), name
-        assert both[0][name][0] == pytest.approx(one[0], rel=1e-5, abs=1e-6), name
+        assert both[0][name] == pytest.approx(one, rel=1e-3, abs=1e-3), name
+        assert both[0][name][0] == pytest.approx(one[0], rel=1e-5, abs=1e-5), name
 
 
 def test_parts_one_after_the_other_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
