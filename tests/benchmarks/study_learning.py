@@ -1,0 +1,343 @@
+"""Does pretraining teach anything that chance, brightness or size do not? Three seeds against three random encoders.
+
+    python -m tests.benchmarks.study_learning nodules --ct ../shared/ct [--out .ctfoundry/study] [--jobs 2] [--explore]
+    python -m tests.benchmarks.study_learning wholebody      # in a checkout whose data/wholebody is made
+    python -m tests.benchmarks.study_learning head
+
+Fixed before any figure was seen: frozen features, pooled as the line pools (the mean over the last level of the crop
+round the point; class and mean token of the whole head); linear probe with the line's own penalty; patients split by a
+seeded hash; the mean over three pretraining seeds less the mean over three random encoders, paired within each of 1,000
+bootstrap draws of test patients. Random encoders are of two kinds: untouched, and with batch-norm statistics
+re-estimated on training crops. Phantom tasks named in advance: organs (wholebody), findings (head), by retrieval.
+
+``nodules``: LIDC nodules on a 1 mm grid, crops of 24 mm. Pretrained, without labels, on the nodule volumes of training
+patients and on the other scans of the folder whose patients are in no test half. Calcification is the primary task,
+texture the secondary, the rest descriptive. ``--explore`` stays within the training half, for choosing parameters.
+Encoders are kept in ``--out``: what is there is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import ndimage
+from torch import nn
+
+from components.cohort.keys import patient_key
+from components.command import data_dir
+from components.evaluate.bootstrap import class_mean, interval, macro_auc, patient_weights
+from components.evaluate.config import EvaluateConfig
+from components.evaluate.features import Features, Method, Volumes, baselines, encoder_method, extract
+from components.evaluate.nodules import ROOT, half_of, nodule_file, nodules, read_labels, read_nodule
+from components.evaluate.probes import linear_probe
+from components.evaluate.retrieval import retrieve
+from components.evaluate.stage import build_tasks
+from components.evaluate.tasks import Inputs, task_table
+from components.files import read_table, sha256_file, write_table, write_text
+from components.params import _tuples, load_stage, parse, read_yaml
+from components.preprocess.config import PreprocessConfig
+from components.preprocess.dicom import read_series
+from components.preprocess.nifti import read_nifti
+from components.preprocess.standardise import resample_only
+from components.preprocess.store import Volume, voxel_of, write_volume
+from components.pretrain.__main__ import training_volumes
+from components.pretrain.config import PretrainConfig
+from components.pretrain.embed import EmbedConfig, Embedder, random_embedder
+from components.pretrain.loading import load_batch
+from components.pretrain.local_driver import train_here
+from components.pretrain.objectives.build import build_objective
+from components.pretrain.views import build_views
+
+SEEDS, RANDOM_SEEDS = (7, 8, 9), (101, 102, 103)
+GRID: dict[str, Any] = {"orientation": "SPL", "spacing_mm": [1.0, 1.0, 1.0]}
+CROP, KEPT = 24, 36  # voxels of a crop, and of a kept nodule: the crop may move by 6 either way
+RUN = {"steps": 60, "volumes_per_step": 64, "workers": 0, "checkpoint_every": 30, "log_every": 5}
+HEADS: dict[str, dict[str, Any]] = {
+    "across_volume": {"temperature": 0.1, "hidden": 128, "projection": 64},
+    "within_volume": {"temperature": 0.1, "hidden": 128, "projection": 64},
+    "vicreg": {"invariance": 25.0, "variance": 25.0, "covariance": 1.0, "hidden": 256, "projection": 256},
+    "simsiam": {"hidden": 256, "projection": 256, "predictor": 64},
+}
+VIT = {"kind": "vit", "patch_vox": 6, "dim": 96, "depth": 4, "heads": 3, "mlp_ratio": 4.0, "registers": 4}
+VIT_KINDS = ("dino", "dino_ibot", "mae", "dino_mae")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a set of runs shares.
+
+    Attributes:
+        tasks: task to its figure, in the order of the table.
+        table: the task table, split into train and test.
+        runs: objective to its parameters.
+    """
+
+    line: Any
+    tasks: Mapping[str, str]
+    table: pd.DataFrame
+    training: tuple[Path, ...]
+    volumes: Volumes
+    evaluate: EvaluateConfig
+    runs: Mapping[str, dict[str, Any]]
+
+
+def nodule_runs() -> dict[str, dict[str, Any]]:
+    content = read_yaml()
+    body, head = content["wholebody"]["pretrain"], content["head"]["pretrain"]
+    grid = GRID | {"size_vox": [CROP] * 3, "windows": body["input"]["windows"]}
+    views = body["objective"]["views"] | {"crops_per_volume": 1, "body_fraction": 0.0}
+    runs = {}
+    for kind, sizes in HEADS.items():
+        own = {"volumes_per_step": 4} if kind == "within_volume" else {}
+        crops = {"crops_per_volume": 16} if kind == "within_volume" else {}
+        runs[kind] = body | RUN | own | {"input": grid, "objective": {"kind": kind, "views": views | crops} | sizes}
+    for kind in VIT_KINDS:
+        multi = head["objective"]["views"] | {
+            "global_side": [0.5, 0.8], "local_side": [0.25, 0.5], "local_size_vox": [12, 12, 12],
+        }  # fmt: skip
+        objective = head["objective"] | {"kind": kind, "views": multi}
+        objective["dino"] = objective["dino"] | {"koleo_weight": 0.1 if kind == "dino_ibot" else 0.0}
+        encoder = VIT | {"pooling": "class_mean"}
+        runs[kind] = head | RUN | {"steps": 200, "input": grid, "encoder": encoder, "objective": objective}
+    return runs
+
+
+def nodule_study(ct: Path, out: Path, explore: bool) -> Study:
+    os.environ[f"CTFOUNDRY_ROOT_{ROOT.upper()}"] = str((ct / ROOT).resolve())
+    content = read_yaml()["wholebody"]
+    changes = {"lidc_nodules": sha256_file(ct / ROOT / "labels.csv"), "nodule_window_mm": [float(CROP)] * 3}
+    evaluate = parse(EvaluateConfig, content["evaluate"] | changes, "evaluate")
+    preprocess = parse(PreprocessConfig, content["preprocess"] | GRID, "preprocess")
+    if not (out / "table.parquet").is_file():
+        table = pd.concat([prepare_nodules(ct, out, evaluate, preprocess, explore), sarcomas(ct, out, preprocess)])
+        write_table(out / "table.parquet", task_table([table]))
+    tasks = {f"{ROOT}/{name}": "linear_auc" for name in ("calcification", "texture", "malignancy")}
+    return Study(
+        "wholebody", tasks | {"sarcoma": "linear_auc"}, read_table(out / "table.parquet"),
+        tuple(sorted((out / "volumes").iterdir())), Volumes(evaluate, preprocess, (CROP,) * 3), evaluate, nodule_runs(),
+    )  # fmt: skip
+
+
+def prepare_nodules(
+    ct: Path, out: Path, evaluate: EvaluateConfig, preprocess: PreprocessConfig, explore: bool
+) -> pd.DataFrame:
+    """Store what is pretrained on; the nodules' task table."""
+    nobody = pd.DataFrame({"status": [], "role": [], "patient": [], "series": []}, dtype=str)
+    table = nodules(Inputs("wholebody", nobody, nobody, evaluate, preprocess)).table
+    seed = evaluate.seed
+    if explore:
+        table = table[table["split"] == "train"]
+        table["split"] = table["patient"].map(lambda patient: half_of(seed + 1, patient))
+
+    def in_training(patient: str) -> bool:
+        return all(half_of(s, patient) == "train" for s in ((seed, seed + 1) if explore else (seed,)))
+
+    labels = read_labels(ct / ROOT, str(evaluate.lidc_nodules))
+    for row in labels[labels["patient"].map(in_training)].itertuples():
+        cube = read_nodule(nodule_file(ct / ROOT, str(row.file)), preprocess, (KEPT,) * 3, (KEPT - 4,) * 3)
+        write_volume(out / "volumes" / f"{row.case}.b2nd", cube, {})
+    for name, native in other_scans(ct):
+        if in_training(patient_key(name)):
+            write_volume(out / "volumes" / f"{name}.b2nd", resample_only(native, preprocess), {})
+    return table
+
+
+def other_scans(ct: Path) -> list[tuple[str, Volume]]:
+    scans = [(p.name, read_series(sorted(p.glob("*.dcm")))) for p in sorted((ct / "dicom").glob("sts_*"))]
+    for folder in sorted((ct / "nifti").iterdir()):
+        image = next(p for p in sorted(folder.rglob("*.nii.gz")) if "mask" not in p.name and "label" not in p.name)
+        scans.append((folder.name, read_nifti(image)))
+    return scans
+
+
+def sarcomas(ct: Path, out: Path, preprocess: PreprocessConfig) -> pd.DataFrame:
+    """Five points within each tumour, five of the body at least 15 mm outside; patients split into halves."""
+    rows = []
+    for name, native in other_scans(ct):
+        if not name.startswith("sts"):
+            continue
+        volume = resample_only(native, preprocess)
+        path = out / "sarcomas" / f"{name}.b2nd"
+        write_volume(path, volume, {})
+        mask = read_nifti(ct / "labels" / name / "mask.nii.gz")
+        millimetres = np.linalg.norm(mask.affine[:3, :3], axis=0)
+        away = ndimage.distance_transform_edt(mask.hu == 0, sampling=millimetres)  # on the mask's own grid
+        rng = np.random.default_rng([read_yaml()["wholebody"]["evaluate"]["seed"], int(name[-3:])])
+        body = np.argwhere(volume.hu > -300)
+        points = body[rng.permutation(len(body))[:20_000]] @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+        distance = ndimage.map_coordinates(away, voxel_of(mask.affine, points).T, order=0, cval=99.0)
+        for label, chosen in (("tumour", distance == 0), ("other", distance > 15)):
+            for number, (x, y, z) in enumerate(points[chosen][:5]):
+                patient = patient_key(name)
+                rows.append(
+                    {"task": "sarcoma", "case": f"{name}/{label}-{number}", "patient": patient, "volume": str(path),
+                     "x": x, "y": y, "z": z, "label": label, "split": "train" if int(name[-3:]) % 2 else "test"}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def line_study(line: str) -> Study:
+    """A line's own phantoms, as its release was made from them."""
+    evaluate, preprocess = (
+        load_stage(EvaluateConfig, line, "evaluate"),
+        load_stage(PreprocessConfig, line, "preprocess"),
+    )
+    curated = read_table(data_dir(line, "curate") / "curated.parquet")
+    annotations = read_table(data_dir(line, "curate") / "annotations.parquet")
+    table = build_tasks(Inputs(line, curated, annotations, evaluate, preprocess)).table
+    named = "organs" if line == "wholebody" else "findings"
+    table = table[table["task"].str.startswith(named)]
+    pretrain = read_yaml()[line]["pretrain"]
+    volumes = Volumes(evaluate, preprocess, tuple(pretrain["input"]["size_vox"]))
+    runs = {pretrain["objective"]["kind"]: pretrain | {"workers": 0}}
+    return Study(line, {named: "retrieval_map"}, table, training_volumes(curated), volumes, evaluate, runs)
+
+
+def config_of(study: Study, objective: str, seed: int) -> PretrainConfig:
+    return parse(PretrainConfig, _tuples(study.runs[objective] | {"seed": seed}), objective)
+
+
+def train_one(study: Study, objective: str, seed: int, folder: Path) -> None:
+    """Train, and write the encoder with the seconds that it took."""
+    config = config_of(study, objective, seed)
+    started = time.monotonic()
+    state = train_here(config, study.training, folder / "run", lambda line: print(objective, seed, line, flush=True))
+    trained = build_objective(config)
+    trained.load_state_dict(state["objective"])
+    embed = EmbedConfig(line=study.line, encoder=config.encoder, input=config.input)
+    Embedder.from_encoder(trained.encoder, embed).save(folder / "encoder")
+    write_text(folder / "seconds.txt", f"{time.monotonic() - started:.0f}\n")
+
+
+def recalibrated(embedder: Embedder, config: PretrainConfig, training: tuple[Path, ...]) -> Embedder:
+    """Batch-norm statistics as the mean over training crops, as pretraining leaves them behind, weights untouched."""
+    norms = [module for module in embedder.encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean
+    views = build_views(config)
+    with torch.no_grad():
+        embedder.encoder.train()
+        for part in views.render(load_batch(config, training, 64))["views"].flatten(0, 2).split(128):
+            embedder.encoder(part)
+        embedder.encoder.eval()
+    return embedder
+
+
+def methods_of(study: Study, out: Path) -> dict[str, Method]:
+    methods = baselines(study.evaluate)
+    seen: dict[str, str] = {}
+    for objective in study.runs:
+        config = config_of(study, objective, SEEDS[0])
+        for seed in SEEDS:
+            methods[f"{objective}|{seed}"] = encoder_method(Embedder.load(out / objective / str(seed) / "encoder"))
+        kind = config.encoder.kind
+        if kind in seen:
+            continue
+        seen[kind] = objective
+        like = Embedder.load(out / objective / str(SEEDS[0]) / "encoder")
+        for seed in RANDOM_SEEDS:
+            methods[f"random {kind}|{seed}"] = encoder_method(random_embedder(like, seed))
+            if kind == "segres":
+                again = recalibrated(random_embedder(like, seed), config, study.training)
+                methods[f"random {kind}, recalibrated|{seed}"] = encoder_method(again)
+    return methods
+
+
+def replicates(study: Study, task: str, figure: str, features: Callable[[pd.DataFrame], Any]) -> Any:
+    """The figure and its bootstrap replicates; of several tasks below one name, their mean."""
+    found = []
+    for name, rows in study.table.groupby("task"):
+        if name != task and not str(name).startswith(f"{task}/"):
+            continue
+        test = (rows["split"] == "test").to_numpy()
+        labels, patients = rows["label"].to_numpy(np.str_), rows["patient"].to_numpy(np.str_)
+        classes = sorted(set(labels.tolist()))
+        vectors = features(rows)
+        weights = patient_weights(patients[test].tolist(), study.evaluate.bootstrap, study.evaluate.seed)
+        if figure == "linear_auc":
+            scores = linear_probe(vectors[~test], labels[~test], vectors[test], classes, study.evaluate.linear_c)
+            found.append(macro_auc(scores, labels[test], classes, weights))
+        else:
+            precision = retrieve(vectors, labels, patients, test).average_precision
+            found.append(class_mean(precision, labels[test], classes, weights))
+    return np.nanmean(found, axis=0)
+
+
+def report(study: Study, out: Path) -> str:
+    features: Features = extract(study.table, methods_of(study, out), study.volumes, study.volumes._patch)
+    kinds = {objective: config_of(study, objective, SEEDS[0]).encoder.kind for objective in study.runs}
+    lines = [
+        "| task | features | figure | less random, untouched | less random, recalibrated |",
+        "|---|---|---|---|---|",
+    ]
+    for task, figure in study.tasks.items():
+        groups: dict[str, list[Any]] = {}
+        for method in features.by_method:
+            values = replicates(study, task, figure, lambda rows, m=method: features.of(m, rows))
+            groups.setdefault(method.split("|")[0], []).append(values)
+        if study.table.loc[study.table["task"] == task, "diameter_mm"].notna().all() and figure == "linear_auc":
+            groups["diameter only"] = [
+                replicates(study, task, figure, lambda rows: rows[["diameter_mm"]].to_numpy(dtype=np.float64))
+            ]
+        means = {name: np.mean(values, axis=0) for name, values in groups.items()}
+        for name, values in groups.items():
+            kind = kinds.get(name)
+            against = [f"random {kind}", f"random {kind}, recalibrated"]
+            cells = [difference(means[name], means[other]) if other in means else "" for other in against]
+            seeds = f" ({', '.join(f'{float(v[0]):.3f}' for v in values)})" if len(values) > 1 else ""
+            lines.append(f"| {task} | {name} | {float(means[name][0]):.3f}{seeds} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference(ours: Any, theirs: Any) -> str:
+    low, high = interval(ours - theirs)
+    return f"{float(ours[0] - theirs[0]):+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("nodules", "wholebody", "head"))
+    parser.add_argument("--ct", type=Path, default=Path("../shared/ct"))
+    parser.add_argument("--out", type=Path, default=Path(".ctfoundry/study"))
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one core each")
+    parser.add_argument("--explore", action="store_true")
+    parser.add_argument("--only", nargs="+", metavar="OBJECTIVE", help="these objectives (default: all)")
+    parser.add_argument("--one", nargs=2, metavar=("OBJECTIVE", "SEED"), help="train this one and stop")
+    arguments = parser.parse_args()
+    out = arguments.out / ("explore" if arguments.explore else arguments.what)
+    on_nodules = arguments.what == "nodules"
+    study = nodule_study(arguments.ct, out, arguments.explore) if on_nodules else line_study(arguments.what)
+    if arguments.only:
+        study = replace(study, runs={name: study.runs[name] for name in arguments.only})
+    if arguments.one:
+        train_one(study, arguments.one[0], int(arguments.one[1]), out / arguments.one[0] / arguments.one[1])
+        return
+
+    def start(job: tuple[str, int]) -> None:
+        if not (out / job[0] / str(job[1]) / "seconds.txt").is_file():
+            again = [sys.executable, "-m", "tests.benchmarks.study_learning", *sys.argv[1:]]
+            subprocess.run([*again, "--one", job[0], str(job[1])], check=True)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(start, [(objective, seed) for seed in SEEDS for objective in study.runs]))
+    took = sorted(int((out / o / str(s) / "seconds.txt").read_text()) for o in study.runs for s in SEEDS)
+    table = f"{report(study, out)}\n\n{len(study.training)} volumes pretrained on; {took[0]} to {took[-1]} s a run\n"
+    write_text(out / "table.md", table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
