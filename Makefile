@@ -19,6 +19,8 @@ $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"make: Python {v[0]}.{v[1]} is not allowed: 3.11 or 3.12; set PYTHON=<interpreter>")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@# Peers of the tests; what else they want (jupyter, torchvision) the tests do not.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps lighter-zoo lightly
 	@touch $@
 
 release: $(READY) ## make a release of LINE from SOURCE: run the graph, judge the gates, build the Bento

@@ -1,15 +1,22 @@
-"""The champion: the release that later ones must not fall behind.
+"""The champion: the release, or the published weights, that later releases must not fall behind.
 
 Its figures and its training set's data profile are tracked in ``infra/champions``, so that a fresh clone has them.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from typing import Any
 
 from components.bundle.manifest import verify_bundle
-from components.files import read_json, write_json
-from components.params import UserError
+from components.command import data_dir
+from components.files import read_json, read_table, sha256_file, write_json
+from components.params import UserError, load_stage, parse
+from flows.environment import STATE
+from flows.recipes import load_recipe, names
+
+HUB_FILE = "model.safetensors"
 
 
 def _file(line: str) -> Path:
@@ -34,3 +41,95 @@ def unset(line: str) -> str:
     """Leave the line without a champion."""
     write_json(_file(line), {"champion": None})
     return f"{_file(line)}: no champion; commit this file"
+
+
+def import_weights(line: str, source: str, recipe: str | None) -> str:
+    """Evaluate weights that were made elsewhere on the line's own evaluation data, and make them the champion.
+
+    Args:
+        line: model line; its data must be made, up to curation.
+        source: a safetensors file, or a repository of the Hugging Face hub (``HF_ENDPOINT`` names a mirror).
+        recipe: that tells the encoder's sizes and input; None takes them from ``<line>.pretrain``.
+
+    Raises:
+        UserError: no such file or repository, weights that do not fit, a recipe of another line, no data.
+    """
+    import torch
+
+    from components.evaluate.config import EvaluateConfig
+    from components.evaluate.stage import evaluate
+    from components.evaluate.tasks import Inputs
+    from components.preprocess.config import PreprocessConfig
+    from components.pretrain.config import PretrainConfig
+    from components.pretrain.embed import EmbedConfig, imported
+
+    curated = data_dir(line, "curate") / "curated.parquet"
+    if not curated.is_file():
+        raise UserError(f"{curated}: not found; make the line's data first, `dvc repro curate@{line}`")
+    config = load_stage(PretrainConfig, line, "pretrain") if recipe is None else _of_recipe(line, recipe)
+    weights = _fetched(source)
+    embedder = imported(
+        weights,
+        EmbedConfig(line=line, encoder=config.encoder, input=config.input),  # type: ignore[arg-type]
+        "cuda" if torch.cuda.is_available() else "cpu",
+    )
+    inputs = Inputs(
+        line,
+        read_table(curated),
+        read_table(data_dir(line, "curate") / "annotations.parquet"),
+        load_stage(EvaluateConfig, line, "evaluate"),
+        load_stage(PreprocessConfig, line, "preprocess"),
+    )
+    out = STATE / "imported" / line
+    evaluate(inputs, embedder, out / "evaluate")
+    embedder.save(out / "encoder")
+    metrics = read_json(out / "evaluate" / "metrics.json")
+    digest = sha256_file(weights)
+    champion = {"bundle": digest, "evaluation_data": metrics["evaluation_data"], "metrics": metrics, "profile": None}
+    write_json(
+        _file(line), {"champion": champion | {"imported": Path(source).name if Path(source).is_file() else source}}
+    )
+    return (
+        f"{_file(line)}: champion is {source}, weights {digest[:16]}; commit this file\n"
+        f"{out / 'evaluate' / 'report.html'}: its figures; {out / 'encoder'}: the encoder"
+    )
+
+
+def _of_recipe(line: str, recipe: str) -> Any:
+    from components.pretrain.config import PretrainConfig
+
+    content = load_recipe(recipe)
+    if content["line"] != line:
+        raise UserError(f"recipe {recipe!r} is not allowed with line {line!r}: it is one of line {content['line']!r}")
+    return parse(PretrainConfig, content["pretrain"], recipe)
+
+
+def _fetched(source: str) -> Path:
+    """The file itself, or the hub's, in the hub's own cache."""
+    if Path(source).is_file():
+        return Path(source)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source, HUB_FILE))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise UserError(f"weights {source!r}: no such file, and no {HUB_FILE} of that repository: {why}") from None
+
+
+def add_parser(commands: Any, lines: tuple[str, ...]) -> None:
+    """The command ``ctfoundry import-weights``."""
+    text = "Make published weights the champion: load them by name and shape, evaluate them on the line's data."
+    sub = commands.add_parser("import-weights", help=text, description=text)
+    sub.add_argument(
+        "source", help="a safetensors file, or a hub repository such as project-lighter/ct_fm_feature_extractor"
+    )
+    sub.add_argument("--line", choices=lines, default="wholebody", help="model line (default: wholebody)")
+    sub.add_argument("--recipe", choices=names(), help="its sizes and input (default: those of params.yaml)")
+    sub.set_defaults(run=_import)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    print(import_weights(arguments.line, arguments.source, arguments.recipe))
+    return 0

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from components.params import LINES, UserError
-from flows import cohorts, volumes
+from flows import champion, cohorts, recipes, volumes
 from flows.environment import prepare
 
 
@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     command("docs", _docs, "Build Great Expectations Data Docs of the judged tables.")
     cohorts.add_parser(commands, LINES)
     volumes.add_parser(commands, LINES)
+    recipes.add_parser(commands)
+    champion.add_parser(commands, LINES)
     sub = command("locate", _locate, "Where the bytes of a pseudonym in a table lie on this machine.")
     sub.add_argument("key", help="a series' key, or a file's in the cohort's table of files")
     sub = command("promote", _promote, "Make the present release the champion that later ones must not fall behind.")
@@ -135,9 +137,7 @@ def _locate(arguments: argparse.Namespace) -> int:
 
 
 def _promote(arguments: argparse.Namespace) -> int:
-    from flows.champion import promote, unset
-
-    print(unset(arguments.line) if arguments.none else promote(arguments.line))
+    print(champion.unset(arguments.line) if arguments.none else champion.promote(arguments.line))
     return 0
 
 

@@ -64,6 +64,16 @@ def pin(line: str, stage: str, values: dict[str, Any]) -> None:
     current = read_yaml()[line][stage]
     if all(current.get(key) == value for key, value in values.items()):
         return
+    editor = yaml_editor()
+    content = editor.load(PARAMS_FILE.read_text())
+    content[line][stage].update(values)
+    text = io.StringIO()
+    editor.dump(content, text)
+    write_text(PARAMS_FILE, text.getvalue())
+
+
+def yaml_editor() -> YAML:
+    """Reads and writes YAML with its comments, order and layout."""
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 4096  # never fold a line
@@ -71,8 +81,4 @@ def pin(line: str, stage: str, values: dict[str, Any]) -> None:
     editor.representer.add_representer(
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     )
-    content = editor.load(PARAMS_FILE.read_text())
-    content[line][stage].update(values)
-    text = io.StringIO()
-    editor.dump(content, text)
-    write_text(PARAMS_FILE, text.getvalue())
+    return editor

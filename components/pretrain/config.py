@@ -52,8 +52,8 @@ class VitConfig(StageConfig):
 
     @model_validator(mode="after")
     def _divisible(self) -> VitConfig:
-        if self.dim % self.heads or self.dim % 6:
-            raise ValueError(f"dim {self.dim} must be divisible by heads {self.heads} and by 6 (sin-cos over 3 axes)")
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} must be divisible by heads {self.heads}")
         return self
 
 
@@ -66,6 +66,7 @@ class OptimiserConfig(StageConfig):
     Attributes:
         betas: decay of the running mean of the gradient and of its square; runs of few steps want a shorter second.
         warmup: share of the steps.
+        clip_norm: largest norm of the gradient; null for no limit.
     """
 
     learning_rate: PositiveFloat
@@ -73,7 +74,7 @@ class OptimiserConfig(StageConfig):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
     weight_decay: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
     warmup: Probability
-    clip_norm: PositiveFloat
+    clip_norm: PositiveFloat | None
 
 
 class CollapseConfig(StageConfig):

@@ -201,3 +201,37 @@ def _crop(volume: StoredVolume | Volume, start: tuple[int, int, int], size: tupl
     if isinstance(volume, StoredVolume):
         return volume.crop(start, size)
     return crop_box(volume.hu, _shape(volume), start, size)
+
+
+def imported(weights: Path, config: EmbedConfig, device: str = "cpu") -> Embedder:
+    """An encoder from weights that were made elsewhere, such as CT-FM's public ones: every tensor by name and shape.
+
+    Args:
+        weights: safetensors; names as in :mod:`segres` or :mod:`vit`, with or without a leading ``encoder.``.
+        config: the line, the encoder's sizes and its input.
+        device: where it runs.
+
+    Raises:
+        UserError: not safetensors, or other tensors than the encoder's; the message names the first of them.
+    """
+    try:
+        tensors = safetensors.torch.load_file(weights)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"weights {weights.name}: not readable as safetensors: {error}") from None
+    if tensors and all(name.startswith("encoder.") for name in tensors):
+        tensors = {name.removeprefix("encoder."): value for name, value in tensors.items()}
+    encoder = build_encoder(config.encoder, config.input, seed=0)
+    wanted = encoder.state_dict()
+    # Counters of batch norms: torch's own loader does without them, and a frozen encoder never uses them.
+    needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
+    wrong = {name for name in needed & set(tensors) if tensors[name].shape != wanted[name].shape}
+    lacking, surplus = sorted(needed - set(tensors)), sorted(set(tensors) - set(wanted))
+    if wrong or lacking or surplus:
+        told = [f"{len(lacking)} lacking, first {lacking[0]}"] if lacking else []
+        told += [f"{len(surplus)} unknown, first {surplus[0]}"] if surplus else []
+        for name in sorted(wrong)[:1]:
+            shapes = f"{tuple(tensors[name].shape)}, wanted {tuple(wanted[name].shape)}"
+            told.append(f"{len(wrong)} of another shape, first {name}: {shapes}")
+        raise UserError(f"weights {weights.name}: do not fit encoder {config.encoder.kind!r}: {'; '.join(told)}")
+    encoder.load_state_dict(tensors, strict=False)
+    return Embedder(encoder, config, device)

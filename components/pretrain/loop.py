@@ -96,7 +96,8 @@ class Trainer:
         scalars = [key for key in parts[0] if key != "embedding"]
         outcome = {key: torch.stack([part[key] for part in parts]).mean(dim=0) for key in scalars}
         loss = float(outcome["loss"])
-        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optimiser.clip_norm))
+        limit = self.config.optimiser.clip_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), limit))
         if not math.isfinite(norm):
             raise UserError(f"step {self.step}: gradient norm {norm} is not finite; lower optimiser.learning_rate")
         self.optimiser.step()

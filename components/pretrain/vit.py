@@ -14,7 +14,7 @@ Size3 = tuple[int, int, int]
 
 
 def sincos_positions(grid: Size3, reference: Size3, dim: int) -> Tensor:
-    """Fixed positions of a grid of patches, (N, dim) float32, dim divisible by 6.
+    """Fixed positions of a grid of patches, (N, dim) float32; what is left of dim after its sixths is zero.
 
     A smaller ``grid`` is spread over the extent of the ``reference`` grid, as DINO does for its local views: positions
     tell where in the view a patch lies. Wavelengths go from 3 patches to 4 times the grid: the customary 10,000 is made
@@ -26,7 +26,8 @@ def sincos_positions(grid: Size3, reference: Size3, dim: int) -> Tensor:
     axes = [(torch.arange(n, dtype=torch.float64) + 0.5) * (r / n) - 0.5 for n, r in zip(grid, reference, strict=True)]
     coordinates_N3 = torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")], dim=1)
     angles_N3F = coordinates_N3[:, :, None] * frequencies
-    return torch.cat([angles_N3F.sin(), angles_N3F.cos()], dim=2).flatten(1).float()
+    positions_ND = torch.cat([angles_N3F.sin(), angles_N3F.cos()], dim=2).flatten(1).float()
+    return functional.pad(positions_ND, (0, dim - positions_ND.shape[1]))
 
 
 def patchify(x_BCDHW: Tensor, patch: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The encoders are the published ones, in names, shapes and sizes."""
 
+import lighter_zoo
 import pytest
 import torch
 from monai.networks.nets.segresnet_ds import SegResEncoder
@@ -26,12 +27,28 @@ def test_published_segres_has_77_760_992_parameters() -> None:
     assert encoder.embedding_dim == 512
 
 
-def test_published_vit_has_89_4_million_parameters() -> None:
+def test_the_encoder_is_lighter_zoos_at_full_size() -> None:
+    """Whose public weights it must take: names, shapes, and equal outputs for equal weights."""
+    ours = build_encoder(SEGRES.model_copy(update={"init_filters": 32}), BODY, seed=3).eval()
+    theirs = lighter_zoo.SegResEncoder(spatial_dims=3, in_channels=1, init_filters=32, blocks_down=(1, 2, 2, 4, 4))
+    shapes = {name: value.shape for name, value in theirs.state_dict().items()}
+    assert {name: value.shape for name, value in ours.state_dict().items()} == shapes
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.rand(1, 1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(ours(x), theirs.eval()(x)[-1].mean(dim=(2, 3, 4)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "depth", "heads", "millions"),
+    [("S", 384, 12, 6, 23.3), ("B", 768, 12, 12, 89.4), ("L", 1024, 24, 16, 307.7)],
+)
+def test_vision_transformers_small_base_and_large(name: str, dim: int, depth: int, heads: int, millions: float) -> None:
     size = HEAD.model_copy(update={"size_vox": (96, 96, 96)})
-    config = VIT.model_copy(update={"dim": 768, "depth": 12, "heads": 12, "mlp_ratio": 4.0, "registers": 0})
+    changes = {"dim": dim, "depth": depth, "heads": heads, "mlp_ratio": 4.0, "registers": 0}
     with torch.device("meta"):
-        encoder = build_encoder(config, size, seed=0)
-    assert parameter_count(encoder) / 1e6 == pytest.approx(89.4, abs=0.4)
+        encoder = build_encoder(VIT.model_copy(update=changes), size, seed=0)
+    assert parameter_count(encoder) / 1e6 == pytest.approx(millions, abs=0.5), name
 
 
 def test_segres_state_dict_is_monais_and_gives_its_output() -> None:
@@ -81,5 +98,6 @@ def test_positions_are_distinct_and_spread_over_the_same_extent() -> None:
     full, coarse = sincos_positions((4, 4, 4), (4, 4, 4), 24), sincos_positions((2, 2, 2), (4, 4, 4), 24)
     assert full.unique(dim=0).shape[0] == 64
     middle = sincos_positions((1, 1, 1), (4, 4, 4), 24)
+    assert sincos_positions((2, 2, 2), (4, 4, 4), 32)[:, 30:].abs().max() == 0, "what 6 does not divide is zero"
     nearest = (coarse - middle).norm(dim=1)
     assert nearest.max() - nearest.min() < 1.0, "the one patch of a coarse grid lies in the middle"

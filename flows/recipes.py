@@ -1,0 +1,62 @@
+"""The published recipes: shown, or written into ``params.yaml`` as a block that can be read and changed there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from components.params import PARAMS_FILE
+from flows.sources import pin, yaml_editor
+
+FOLDER = Path("components/pretrain/recipes")
+
+
+def names() -> list[str]:
+    """The recipes there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name: str, as_coded: bool = False) -> Any:
+    """``line``, ``preprocess`` and ``pretrain`` of a recipe, with its comments; with ``as_coded`` as its authors' code
+    differs from their text."""
+    recipe = yaml_editor().load((FOLDER / f"{name}.yaml").read_text())
+    changes = recipe.pop("as_coded")
+    if as_coded:
+        _merge(recipe, changes)
+    return recipe
+
+
+def _merge(block: Any, changes: Any) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and key in block:
+            _merge(block[key], value)
+        else:
+            block[key] = value
+
+
+def add_parser(commands: Any) -> None:
+    """The command ``ctfoundry recipe``."""
+    text = "Show a published recipe, or write it into params.yaml."
+    sub = commands.add_parser(
+        "recipe", help=text, description=f"{text} Its sizes want GPUs; every number can be changed."
+    )
+    sub.add_argument("name", choices=names() if FOLDER.is_dir() else None)
+    sub.add_argument(
+        "--as-coded", action="store_true", help="as the authors' code does it, where it differs from the text"
+    )
+    sub.add_argument("--write", action="store_true", help="put it in the place of the line's parameters")
+    sub.set_defaults(run=_recipe)
+
+
+def _recipe(arguments: argparse.Namespace) -> int:
+    recipe = load_recipe(arguments.name, arguments.as_coded)
+    line = recipe["line"]
+    if not arguments.write:
+        yaml_editor().dump({line: {key: recipe[key] for key in ("preprocess", "pretrain")}}, sys.stdout)
+        return 0
+    for stage in ("preprocess", "pretrain"):
+        pin(line, stage, recipe[stage])
+    print(f"{PARAMS_FILE}: {line} follows {arguments.name}; `git diff {PARAMS_FILE}` shows what changed")
+    return 0

@@ -1,0 +1,55 @@
+"""The published recipes are valid parameters of the published sizes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.params import ParamsError, check_file, load_stage, parse, read_yaml
+from components.preprocess.config import PreprocessConfig
+from components.pretrain.config import PretrainConfig
+from components.pretrain.models import build_encoder, parameter_count
+from flows.recipes import load_recipe, names
+from flows.sources import pin
+
+MILLIONS = {"ct_fm": 77.760992, "fm_ct": 89.4}
+
+
+@pytest.mark.parametrize("as_coded", [False, True])
+@pytest.mark.parametrize("name", MILLIONS)
+def test_a_recipe_takes_the_place_of_the_lines_parameters(
+    name: str, as_coded: bool, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(names()) == set(MILLIONS)
+    recipe = load_recipe(name, as_coded)
+    shutil.copy("params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = read_yaml()
+    for stage in ("preprocess", "pretrain"):
+        pin(recipe["line"], stage, recipe[stage])
+    check_file()
+    config = load_stage(PretrainConfig, recipe["line"], "pretrain")
+    with torch.device("meta"):
+        encoder = build_encoder(config.encoder, config.input, seed=0)
+    assert parameter_count(encoder) / 1e6 == pytest.approx(MILLIONS[name], abs=0.4 if name == "fm_ct" else 1e-6)
+    grid = load_stage(PreprocessConfig, recipe["line"], "preprocess")
+    assert (grid.orientation, grid.spacing_mm) == (config.input.orientation, config.input.spacing_mm)
+    other = next(line for line in ("wholebody", "head") if line != recipe["line"])
+    assert read_yaml()[other] == before[other]
+    assert "# ours" in Path("params.yaml").read_text()
+
+
+def test_as_coded_differs_where_the_authors_code_does(project: Path) -> None:
+    assert load_recipe("ct_fm", as_coded=True)["preprocess"]["foreground_hu"] == 0
+    as_coded = load_recipe("fm_ct", as_coded=True)["pretrain"]["objective"]
+    assert (as_coded["kind"], as_coded["dino"]["ema_end"], as_coded["dino"]["ema_start"]) == ("dino", 0.994, 0.994)
+    assert load_recipe("fm_ct")["pretrain"]["objective"]["dino"]["ema_end"] == 1.0
+
+
+def test_a_mistake_in_a_recipe_is_named(project: Path) -> None:
+    block = dict(load_recipe("ct_fm")["pretrain"]) | {"workers": 3}
+    with pytest.raises(ParamsError, match="ct_fm: volumes_per_step 16 must be a multiple of workers x acc"):
+        parse(PretrainConfig, block, "ct_fm")
