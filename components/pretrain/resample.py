@@ -39,10 +39,13 @@ def axis_weights(start_B: Tensor, side_B: Tensor, size_in: int, size_out: int, f
 
 def resample(x_BDHW: Tensor, depth_BOD: Tensor, height_BOH: Tensor, width_BOW: Tensor) -> Tensor:
     """Apply one matrix per axis: (B, D, H, W) to (B, D', H', W')."""
-    x_BDHW = torch.matmul(x_BDHW, width_BOW.transpose(1, 2)[:, None])
-    x_BDHW = torch.matmul(height_BOH[:, None], x_BDHW)
-    B, _, H, W = x_BDHW.shape
-    return torch.bmm(depth_BOD, x_BDHW.flatten(2)).view(B, depth_BOD.shape[1], H, W)
+    B, D, H, W = x_BDHW.shape
+    deep, high, wide = (weights.shape[1] for weights in (depth_BOD, height_BOH, width_BOW))
+    x = torch.bmm(x_BDHW.reshape(B, D * H, W), width_BOW.transpose(1, 2))
+    x = torch.bmm(depth_BOD, x.view(B, D, H * wide))
+    # Three plain batched products: a broadcast one would copy both sides.
+    x = torch.bmm(height_BOH.repeat_interleave(deep, dim=0), x.view(B * deep, H, wide))
+    return x.view(B, deep, high, wide)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
+from torch import Tensor, nn
 from torch.nn import functional
 
 from components.pretrain.objectives.config import DinoConfig
-from components.pretrain.workers import together
+from components.pretrain.workers import sum_over_workers
 
 
 class BatchStandardise(nn.Module):
@@ -22,10 +21,7 @@ class BatchStandardise(nn.Module):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         rows = torch.full((1,), float(len(x_BD)), device=x_BD.device)
-        sums = torch.cat([x_BD.sum(dim=0), x_BD.square().sum(dim=0), rows])
-        if together():
-            # The differentiable one: every worker's loss depends on every worker's rows.
-            sums = all_reduce(sums)  # type: ignore[no-untyped-call]
+        sums = sum_over_workers(torch.cat([x_BD.sum(dim=0), x_BD.square().sum(dim=0), rows]))
         mean_D, square_D = (sums[:-1] / sums[-1]).chunk(2)
         return (x_BD - mean_D) * torch.rsqrt((square_D - mean_D.square()).clamp(min=0) + 1e-5)
 
@@ -62,9 +58,8 @@ def teacher_probabilities(logits_GBM: Tensor, centre_M: Tensor, temperature: flo
 
 def moved_centre(centre_M: Tensor, logits_XM: Tensor, momentum: float) -> Tensor:
     """The centre after a step: a moving average of the mean of the teacher's logits over all workers' rows."""
-    sums = torch.cat([logits_XM.sum(dim=0), torch.full((1,), float(len(logits_XM)), device=logits_XM.device)])
-    if together():
-        distributed.all_reduce(sums)
+    rows = torch.full((1,), float(len(logits_XM)), device=logits_XM.device)
+    sums = sum_over_workers(torch.cat([logits_XM.sum(dim=0), rows]))
     return centre_M.lerp((sums[:-1] / sums[-1].clamp(min=1)).to(centre_M), 1 - momentum)
 
 

@@ -1,0 +1,225 @@
+"""Views and training steps of the SegRes recipe: ours beside the MONAI pipeline of equal views, interleaved in one run.
+
+    python -m tests.benchmarks.bench_pretrain [--rounds 5] [--crop 16 64 64] [--crops 15]
+
+The peer is the pipeline most would write: ``PersistentDataset`` of float32 volumes, dictionary transforms crop by crop
+and view by view (RandSpatialCrop, RandScaleCrop and Resize, RandFlip, RandHistogramShift, RandGaussianSmooth),
+``DataLoader``, MONAI's encoder in eager float32. Ours reads int16 crops from the store and trains with the platform's
+own loop. Both on one thread and the same volumes (phantoms); parameters of ``wholebody.pretrain`` but the crop. Prints
+medians, ratios, the share of our step that waits for data with and without a loader process, and each side's peak
+memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import DataLoader, PersistentDataset
+from monai.networks.nets.segresnet_ds import SegResEncoder
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    MapTransform,
+    RandFlipd,
+    RandGaussianSmoothd,
+    RandHistogramShiftd,
+    RandScaleCropd,
+    RandSpatialCropSamplesd,
+    Resized,
+    ScaleIntensityRanged,
+    SpatialPadd,
+)
+from torch import nn
+
+from components.params import _tuples, load_stage, parse, read_yaml
+from components.phantom.config import PhantomConfig
+from components.phantom.plan import plan_scans
+from components.phantom.scanner import scan
+from components.preprocess.config import PreprocessConfig
+from components.preprocess.dicom import read_series
+from components.preprocess.standardise import standardise
+from components.preprocess.store import StoredVolume, write_volume
+from components.pretrain.config import PretrainConfig
+from components.pretrain.loading import batches
+from components.pretrain.loop import Trainer
+from components.pretrain.objectives.ntxent import within_volume_ntxent
+from components.pretrain.views import build_views
+from components.pretrain.workers import World
+
+HERE = World(0, 1, torch.device("cpu"))
+VOLUMES = 4
+
+
+class LoadStored(MapTransform):  # type: ignore[misc]  # MONAI has no types
+    """What ``PersistentDataset`` keeps as its tensor."""
+
+    def __call__(self, data: Any) -> Any:
+        return {key: torch.from_numpy(StoredVolume(Path(data[key])).read().hu).float() for key in self.keys}
+
+
+class TwoViews:
+    """Each crop twice through the random transforms."""
+
+    def __init__(self, crops: Any, views: Any) -> None:
+        self.crops, self.views = crops, views
+
+    def __call__(self, data: Any) -> Any:
+        return {"views": torch.stack([self.view(crop) for crop in self.crops(data)])}
+
+    def view(self, crop: Any) -> Any:
+        return torch.stack([torch.as_tensor(self.views({"image": crop["image"]})["image"]) for _ in range(2)])
+
+
+def peer_batches(config: PretrainConfig, volumes: list[Path], cache: Path) -> Iterator[torch.Tensor]:
+    views, size = config.objective.views, config.input.size_vox  # type: ignore[union-attr]
+    kept = Compose(
+        [
+            LoadStored("image"),
+            EnsureChannelFirstd("image", channel_dim="no_channel"),
+            ScaleIntensityRanged("image", a_min=-1024, a_max=2048, b_min=0.0, b_max=1.0, clip=True),
+            SpatialPadd("image", spatial_size=size),
+        ]
+    )
+    crops = RandSpatialCropSamplesd("image", roi_size=size, num_samples=views.crops_per_volume, random_size=False)
+    changed = Compose(
+        [
+            RandScaleCropd("image", roi_scale=views.scale[0], max_roi_scale=views.scale[1], random_size=True),
+            Resized("image", spatial_size=size, mode="trilinear"),
+            RandFlipd("image", prob=views.flip_probability, spatial_axis=0),
+            RandHistogramShiftd("image", prob=views.histogram_probability, num_control_points=views.histogram_points),
+            RandGaussianSmoothd(
+                "image", prob=views.smooth_probability,
+                sigma_x=views.smooth_sigma_vox, sigma_y=views.smooth_sigma_vox, sigma_z=views.smooth_sigma_vox,
+            ),
+        ]
+    )  # fmt: skip
+    chain = Compose([*kept.transforms, TwoViews(crops, changed)])
+    while True:
+        names = [{"image": str(path)} for path in volumes]
+        dataset = PersistentDataset(names, chain, cache_dir=cache)
+        yield from (batch["views"] for batch in DataLoader(dataset, batch_size=config.volumes_per_step, shuffle=True))
+
+
+def peer_steps(config: PretrainConfig, volumes: list[Path], cache: Path) -> Iterator[None]:
+    encoder_config, objective = config.encoder, config.objective
+    encoder = SegResEncoder(
+        spatial_dims=3, init_filters=encoder_config.init_filters, in_channels=1, blocks_down=encoder_config.blocks_down
+    )
+    dim = encoder_config.init_filters * 2 ** (len(encoder_config.blocks_down) - 1)
+    head = nn.Sequential(nn.Linear(dim, objective.hidden), nn.ReLU(), nn.Linear(objective.hidden, objective.projection))
+    optimiser = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1e-4)
+    for views in peer_batches(config, volumes, cache):
+        z = head(encoder(views.flatten(0, 2))[-1].mean(dim=(2, 3, 4))).view(*views.shape[:3], -1)
+        optimiser.zero_grad(set_to_none=True)
+        within_volume_ntxent(z, objective.temperature).backward()
+        optimiser.step()
+        yield
+
+
+def our_views(config: PretrainConfig, volumes: list[Path]) -> Iterator[Any]:
+    views = build_views(config)
+    for batch in batches(config, tuple(volumes), HERE, 0):
+        assert not isinstance(batch, str)
+        yield views.render(batch)["views"]
+
+
+def our_steps(trainer: Trainer) -> Iterator[None]:
+    while True:
+        trainer.run_step()
+        yield
+
+
+def timed(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each side, in turns, after one round that is not counted."""
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if number:
+                taken[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def peak(side: str, config: dict[str, Any], volumes: list[Path], scratch: Path) -> float:
+    """GB that a fresh process of one side needs for three steps."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return float(pool.apply(alone, (side, config, volumes, scratch)))
+
+
+def alone(side: str, config: dict[str, Any], volumes: list[Path], scratch: Path) -> float:
+    torch.set_num_threads(1)
+    parsed = parse(PretrainConfig, _tuples(config), "bench")
+    steps = our_steps(Trainer(parsed, tuple(volumes), HERE)) if side == "ours" else peer_steps(parsed, volumes, scratch)
+    for _ in range(3):
+        next(steps)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def phantoms(folder: Path) -> list[Path]:
+    config = load_stage(PreprocessConfig, "wholebody", "preprocess")
+    plan = PhantomConfig(pretrain_patients=VOLUMES, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=1)
+    paths = []
+    for number, planned in enumerate(plan_scans("wholebody", plan)[:VOLUMES]):
+        series = folder / "series" / str(number)
+        series.mkdir(parents=True)
+        scan(planned, series)
+        paths.append(folder / "volumes" / f"{number}.b2nd")
+        write_volume(paths[-1], standardise(read_series(sorted(series.glob("*.dcm"))), config), {})
+    return paths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--crop", type=int, nargs=3, default=(16, 64, 64), help="voxels (default: 16 64 64)")
+    parser.add_argument("--crops", type=int, default=15, help="per volume (default: 15)")
+    arguments = parser.parse_args()
+    block = read_yaml()["wholebody"]["pretrain"]
+    block |= {"workers": 0, "volumes_per_step": 1, "steps": 10**6, "log_every": 10**6}
+    block["input"] |= {"size_vox": list(arguments.crop)}
+    block["objective"]["views"] |= {"crops_per_volume": arguments.crops, "body_fraction": 0.0, "scale": [0.33, 1.0]}
+    config = parse(PretrainConfig, _tuples(block), "bench")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        volumes = phantoms(scratch)
+        ours, peer = our_views(config, volumes), peer_batches(config, volumes, scratch / "cache")
+        views = timed({"ours": lambda: next(ours), "peer": lambda: next(peer)}, max(arguments.rounds, VOLUMES + 1))
+        trainer, theirs = Trainer(config, tuple(volumes), HERE), peer_steps(config, volumes, scratch / "cache")
+        steps = timed({"ours": trainer.run_step, "peer": lambda: next(theirs)}, arguments.rounds)
+        shares = {n: waiting(config.model_copy(update={"loaders": n}), volumes, arguments.rounds) for n in (0, 1)}
+        memory = {side: peak(side, block, volumes, scratch / "cache") for side in ("ours", "peer")}
+    count, size = 2 * arguments.crops, "x".join(map(str, arguments.crop))
+    print(
+        f"pretrain, {arguments.rounds} rounds, one thread, {count} views of {size} a step: "
+        f"views/s {count / views['ours']:.0f} and {count / views['peer']:.0f}, "
+        f"ratio {views['peer'] / views['ours']:.1f}; "
+        f"steps {steps['ours']:.2f} and {steps['peer']:.2f} s, ratio {steps['peer'] / steps['ours']:.2f}; "
+        f"waiting for data {shares[0]:.1%} of our step, {shares[1]:.1%} with one loader process; "
+        f"peak memory {memory['ours']:.2f} and {memory['peer']:.2f} GB"
+    )
+
+
+def waiting(config: PretrainConfig, volumes: list[Path], rounds: int) -> float:
+    """Share of the time that our loop waits for a batch, after its first step."""
+    trainer = Trainer(config, tuple(volumes), HERE)
+    trainer.run_step()
+    trainer.waited, started = 0.0, time.perf_counter()
+    for _ in range(rounds):
+        trainer.run_step()
+    return trainer.waited / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
