@@ -97,8 +97,8 @@ def nodule_runs() -> dict[str, dict[str, Any]]:
     content = read_yaml()
     body, head = content["wholebody"]["pretrain"], content["head"]["pretrain"]
     grid = GRID | {"size_vox": [CROP] * 3, "windows": body["input"]["windows"]}
-    # Hounsfield units tell calcium: views that bend them teach the encoder to overlook it. With the line's own histogram
-    # shift and smoothing, across_volume fell to .76 where random encoders have .89 (calcification, test half).
+    # Hounsfield units tell calcium: views that bend them teach the encoder to overlook it. With the line's histogram
+    # shift and smoothing across_volume fell to .76 where random encoders have .89 (calcification, test half).
     views = body["objective"]["views"] | {
         "crops_per_volume": 1, "body_fraction": 0.0, "histogram_probability": 0.0, "smooth_probability": 0.0,
     }  # fmt: skip
