@@ -1,0 +1,134 @@
+"""A published recipe in steady state, from the store: volumes/s, share of peak, memory, time without a batch.
+
+    python -m tests.benchmarks.bench_training ct_fm --volumes-per-step 4 --loaders 8 --peak-tflops 989   # one H100
+    python -m tests.benchmarks.bench_training fm_ct --volumes-per-step 64 --loaders 16 --peak-tflops 989
+    python -m tests.benchmarks.bench_training ct_fm --small                                            # a look on a CPU
+
+Synthetic volumes of real size are written into the store first. The platform's own loop then trains at the recipe's
+full size, first from the store, then in a mode without data loading (the first batch again and again); their ratio is
+the price of input. Floating-point operations are counted by torch on one step. ``--small`` shrinks encoder, crops and
+volumes, for a machine without a GPU. Needs torch, MONAI, blosc2 and pydantic, neither Ray nor a cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.params import _tuples, parse, read_yaml
+from components.preprocess.store import Volume, write_volume
+from components.pretrain.config import PretrainConfig
+from components.pretrain.loop import Trainer
+from components.pretrain.workers import World
+
+RECIPES = Path("components/pretrain/recipes")
+SHAPES = {"ct_fm": (120, 330, 400), "fm_ct": (170, 230, 180)}  # usual for a chest at 3 x 1 x 1 mm, a head at 1 mm
+AFFINES = {"ct_fm": [[0, 0, -1], [0, -1, 0], [3, 0, 0]], "fm_ct": np.eye(3).tolist()}
+SMALL: dict[str, Any] = {
+    "ct_fm": {"size_vox": [8, 32, 32], "encoder": {"init_filters": 8}},
+    "fm_ct": {"size_vox": [48, 48, 48], "encoder": {"dim": 96, "depth": 2, "heads": 3}},
+}
+
+
+def synthetic(shape: tuple[int, int, int], recipe: str, seed: int) -> Volume:
+    """A body of soft blobs with a scanner's noise, in air: it compresses about as CT does."""
+    rng = np.random.default_rng(seed)
+    axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij", sparse=True)
+    inside = sum(axis**2 for axis in axes[1:]) + 0 * axes[0] < 0.7
+    waves = sum(np.sin(rng.uniform(3, 12) * axis + rng.uniform(0, 6)) for axis in axes)
+    hu = np.where(inside, 40 + 60 * waves + rng.normal(0, 12, shape), -1000 + rng.normal(0, 6, shape))
+    affine = np.eye(4)
+    affine[:3, :3] = AFFINES[recipe]
+    return Volume(hu=hu.astype(np.int16), affine=affine)
+
+
+def config_of(arguments: argparse.Namespace) -> PretrainConfig:
+    block = read_yaml(RECIPES / f"{arguments.recipe}.yaml")["pretrain"]
+    block |= {
+        "workers": 0, "loaders": arguments.loaders, "volumes_per_step": arguments.volumes_per_step,
+        "log_every": 10**6, "precision": "bfloat16" if torch.cuda.is_available() else "float32",
+    }  # fmt: skip
+    if arguments.small:
+        small = SMALL[arguments.recipe]
+        block["input"] |= {"size_vox": small["size_vox"]}
+        block["encoder"] |= small["encoder"]
+        if arguments.recipe == "fm_ct":
+            block["objective"]["views"] |= {"local_size_vox": [24, 24, 24]}
+            block["objective"]["dino"] |= {"prototypes": 1024}
+            block["objective"]["mae"] |= {"decoder_dim": 96, "decoder_depth": 2, "decoder_heads": 3}
+    return parse(PretrainConfig, _tuples(block), arguments.recipe)
+
+
+def measure(trainer: Trainer, steps: int, done: Callable[[], None]) -> tuple[float, float]:
+    """Median seconds of a step, and the share of the time without a batch, after as many steps that do not count."""
+    for _ in range(max(3, steps // 3)):
+        trainer.run_step()
+    done()
+    trainer.waited, taken, first = 0.0, [], time.perf_counter()
+    for _ in range(steps):
+        started = time.perf_counter()
+        trainer.run_step()
+        done()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken), trainer.waited / (time.perf_counter() - first)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", choices=sorted(SHAPES))
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--volumes", type=int, default=64, help="in the store (default: 64)")
+    parser.add_argument("--volumes-per-step", type=int, default=4)
+    parser.add_argument("--loaders", type=int, default=0)
+    parser.add_argument(
+        "--peak-tflops", type=float, help="of the device in the precision that is used: prints the share"
+    )
+    parser.add_argument("--small", action="store_true")
+    arguments = parser.parse_args()
+    config = config_of(arguments)
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    name = torch.cuda.get_device_name() if on_gpu else "CPU, one thread"
+    done: Callable[[], None] = torch.cuda.synchronize if on_gpu else lambda: None
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        a, b, c = SHAPES[arguments.recipe]
+        shape = (a // 3, b // 3, c // 3) if arguments.small else (a, b, c)
+        volumes = tuple(Path(folder) / f"{number:04d}.b2nd" for number in range(arguments.volumes))
+        for number, path in enumerate(volumes):
+            write_volume(path, synthetic(shape, arguments.recipe, number), {})
+        stored = sum(path.stat().st_size for path in volumes) / len(volumes) / 1e6
+        trainer = Trainer(config, volumes, World(0, 1, device))
+        seconds, waiting = measure(trainer, arguments.steps, done)
+        batch = trainer._batch()
+        trainer._incoming = itertools.repeat(batch)
+        without, _ = measure(trainer, arguments.steps, done)
+        with FlopCounterMode(display=False) as counter:
+            trainer.run_step()
+    flops = counter.get_total_flops() / without
+    share = f" ({flops / arguments.peak_tflops / 1e10:.1f} % of peak)" if arguments.peak_tflops else ""
+    memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1000
+    size = "x".join(map(str, shape))
+    print(
+        f"{arguments.recipe}{', small' if arguments.small else ''}, {name}, torch {torch.__version__}, "
+        f"{config.precision}, {arguments.volumes_per_step} volumes of {size} ({stored:.1f} MB) a step, "
+        f"{arguments.loaders} loaders: {arguments.volumes_per_step / seconds:.1f} volumes/s, "
+        f"{arguments.volumes_per_step / without:.1f} without data loading, ratio {without / seconds:.2f}; "
+        f"{waiting:.1%} of the time without a batch; {flops / 1e12:.2f} TFLOP/s{share}; "
+        f"peak memory {memory / 1e9:.1f} GB"
+    )
+
+
+if __name__ == "__main__":
+    main()
