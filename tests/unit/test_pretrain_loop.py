@@ -14,6 +14,7 @@ from components.pretrain import __main__ as stage
 from components.pretrain.config import OptimiserConfig
 from components.pretrain.local_driver import read_state
 from components.pretrain.loop import State, learning_rate, train
+from components.pretrain.objectives.build import build_objective
 from components.pretrain.workers import World
 
 
@@ -137,7 +138,8 @@ def test_each_head_objective_learns(kind: str, tmp_path: Path) -> None:
     objective["dino"] |= {"koleo_weight": 0.1 if kind == "dino_ibot" else 0.0}
     volumes = volumes_of(write_project(tmp_path, "head"), "head")
     config = config_of("head", objective=objective, steps=30)
-    history = train(config, volumes, HERE, InMemory(tmp_path), lambda _: None)["history"]
+    state = train(config, volumes, HERE, InMemory(tmp_path), lambda _: None)
+    history = state["history"]
     assert ("mae_loss" in history[0]) == ("mae" in kind)
     assert ("teacher_entropy" in history[0]) == ("dino" in kind)
     if "mae" in kind:
@@ -147,6 +149,9 @@ def test_each_head_objective_learns(kind: str, tmp_path: Path) -> None:
     if "ibot" in kind:
         assert history[-1]["ibot_loss"] > 0
         assert history[-1]["koleo_loss"] != 0
+        trained, fresh = state["objective"], build_objective(config).state_dict()
+        for name in ("mask_token", "patch_head.prototypes", "teacher.2.prototypes", "patch_centre"):
+            assert not torch.equal(trained[name], fresh[name]), f"{name} takes part"
 
 
 def test_learning_rate_warms_up_then_falls_to_its_end() -> None:
