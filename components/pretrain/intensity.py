@@ -32,8 +32,13 @@ def histogram_shift(x_BCDHW: Tensor, levels_BM: Tensor, chosen_B: Tensor) -> Ten
     index = chosen_B.nonzero().flatten()
     if len(index) == 0:
         return x_BCDHW
-    points = levels_BM.shape[1]
-    part_SN, levels_SM = x_BCDHW[index].flatten(1), levels_BM[index]
+    shifted_SN = bend(x_BCDHW[index].flatten(1), levels_BM[index])
+    return x_BCDHW.index_copy(0, index, shifted_SN.view(-1, *x_BCDHW.shape[1:]))
+
+
+def bend(part_SN: Tensor, levels_SM: Tensor) -> Tensor:
+    """The curve of :func:`histogram_shift` on flat views (S, N), which are overwritten on the way."""
+    points = levels_SM.shape[1]
     low_S1, high_S1 = part_SN.amin(1, keepdim=True), part_SN.amax(1, keepdim=True)
     span_S1 = (high_S1 - low_S1).clamp(min=1e-6)
     position_SN = part_SN.sub_(low_S1).mul_((points - 1) / span_S1)
@@ -43,7 +48,19 @@ def histogram_shift(x_BCDHW: Tensor, levels_BM: Tensor, chosen_B: Tensor) -> Ten
     shifted_SN = torch.addcmul(low_S1 + span_S1 * levels_SM[:, :1], position_SN, turns_SM[:, :1])
     for k in range(1, points - 1):
         shifted_SN.addcmul_(position_SN.sub_(1).clamp_(min=0), turns_SM[:, k : k + 1])
-    return x_BCDHW.index_copy(0, index, shifted_SN.view(-1, *x_BCDHW.shape[1:]))
+    return shifted_SN
+
+
+def gaussian_kernels(sigma_S: Tensor) -> Tensor:
+    """One kernel per sigma (S, K): the Gaussian's integral over each voxel, up to 4 sigma, as MONAI's; the sum is 1."""
+    sigma_S1 = sigma_S.float()[:, None]
+    reach_S1 = (4 * sigma_S1 + 0.5).floor()  # each its own, whatever the others of the batch need
+    radius = int(reach_S1.max())
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=sigma_S.device)
+    per_sigma = math.sqrt(0.5) / sigma_S1
+    kernel_SK = torch.erf((offsets + 0.5) * per_sigma) - torch.erf((offsets - 0.5) * per_sigma)
+    kernel_SK = kernel_SK * (offsets.abs() <= reach_S1)
+    return kernel_SK / kernel_SK.sum(dim=1, keepdim=True)
 
 
 def smooth(x_BCDHW: Tensor, sigma_B: Tensor, chosen_B: Tensor) -> Tensor:
@@ -51,11 +68,8 @@ def smooth(x_BCDHW: Tensor, sigma_B: Tensor, chosen_B: Tensor) -> Tensor:
     index = chosen_B.nonzero().flatten()
     if len(index) == 0:
         return x_BCDHW
-    sigma_S1 = sigma_B[index].float()[:, None]
-    radius = math.ceil(3 * float(sigma_S1.max()))
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=x_BCDHW.device)
-    kernel_SK = torch.exp(-0.5 * (offsets / sigma_S1) ** 2)
-    kernel_SK = kernel_SK / kernel_SK.sum(dim=1, keepdim=True)
+    kernel_SK = gaussian_kernels(sigma_B[index])
+    radius = kernel_SK.shape[1] // 2
     part = x_BCDHW[index]
     for axis in (2, 3, 4):
         padding = [0] * 6

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -188,6 +189,7 @@ def train(
     if not volumes:
         raise UserError("pretrain: no accepted series has the role 'pretrain'; nothing to train on")
     torch.set_num_threads(1)  # the order of additions, and so the last bit, must not depend on the machine's cores
+    cv2.setNumThreads(1)  # one process per core: more threads would only contend
     trainer = Trainer(config, volumes, world)
     state = checkpoints.load()
     if state is not None:

@@ -8,6 +8,8 @@ draws nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from components.preprocess.store import StoredVolume
+from components.preprocess.store import BLOCK, StoredVolume, crop_box
 from components.pretrain.config import InputConfig, PretrainConfig, VitConfig
 from components.pretrain.intensity import apply_windows, gamma, histogram_shift, shift, smooth
 from components.pretrain.objectives.config import (
@@ -26,6 +28,7 @@ from components.pretrain.objectives.config import (
     MultiCropConfig,
 )
 from components.pretrain.resample import Level, axis_weights, may_halve, resample
+from components.pretrain.views_cpu import render_crops
 
 Sample = dict[str, npt.NDArray[np.generic]]
 Batch = dict[str, Tensor]
@@ -53,15 +56,24 @@ class CropViews:
     def __init__(self, view: InputConfig, config: CropViewsConfig) -> None:
         self.view, self.config = view, config
 
-    def _crop(self, volume: StoredVolume, rng: np.random.Generator) -> Int16Array:
+    def _cutter(self, volume: StoredVolume) -> Callable[[Size3, Size3], Int16Array]:
+        """Cuts crops out of the file, or out of memory where all crops together would unpack most blocks repeatedly."""
+        unpacked = self.config.crops_per_volume * math.prod(k + BLOCK - 1 for k in self.view.size_vox)
+        if unpacked <= 1.5 * math.prod(volume.shape):
+            return volume.crop
+        return partial(crop_box, volume.read().hu, volume.shape)
+
+    def _crop(
+        self, cut: Callable[[Size3, Size3], Int16Array], shape: Size3, rng: np.random.Generator
+    ) -> Int16Array:
         """A crop at a random place; the first of a few tries that holds enough body, or the one that holds most."""
         size = self.view.size_vox
         best, best_share = None, -1.0
         for _ in range(TRIES_PER_CROP):
-            low = [min(0, (n - k) // 2) for n, k in zip(volume.shape, size, strict=True)]
-            high = [max(n - k, (n - k) // 2) for n, k in zip(volume.shape, size, strict=True)]
+            low = [min(0, (n - k) // 2) for n, k in zip(shape, size, strict=True)]
+            high = [max(n - k, (n - k) // 2) for n, k in zip(shape, size, strict=True)]
             a, b, c = (int(rng.integers(lo, hi + 1)) for lo, hi in zip(low, high, strict=True))
-            crop = volume.crop((a, b, c), size)
+            crop = cut((a, b, c), size)
             share = float((crop > BODY_HU).mean())
             if share > best_share:
                 best, best_share = crop, share
@@ -73,7 +85,8 @@ class CropViews:
     def draw(self, volume: StoredVolume, rng: np.random.Generator) -> Sample:
         """Crops int16 (K, D, H, W) and, per crop and view (K, 2), every random number of the views."""
         K = self.config.crops_per_volume
-        crops = np.stack([self._crop(volume, rng) for _ in range(K)])
+        cut = self._cutter(volume)
+        crops = np.stack([self._crop(cut, volume.shape, rng) for _ in range(K)])
         size = np.array(self.view.size_vox)
         factor_KP = rng.uniform(*self.config.scale, size=(K, 2))
         side_KP3 = np.maximum(1, np.round(factor_KP[:, :, None] * size)).astype(np.int64)
@@ -95,6 +108,15 @@ class CropViews:
     def render(self, batch: Batch) -> Batch:
         """``views``: (V, K, 2, C, D, H, W) float32 in [0, 1]."""
         V, K = batch["crops"].shape[:2]
+        if batch["crops"].device.type == "cpu":
+            flat = {key: value.flatten(0, 1).numpy() for key, value in batch.items()}
+            views = render_crops(flat.pop("crops"), flat, self.view.windows)
+            return {"views": torch.from_numpy(views).unflatten(0, (V, K))}
+        return {"views": self.render_batched(batch)}
+
+    def render_batched(self, batch: Batch) -> Tensor:
+        """All views at once, as a GPU wants it."""
+        V, K = batch["crops"].shape[:2]
         windowed = apply_windows(batch["crops"], self.view.windows)
         C, *size = windowed.shape[2:]
         flat = {key: value.flatten(0, 2) for key, value in batch.items() if key != "crops"}
@@ -109,7 +131,7 @@ class CropViews:
         x_BCDHW = resample(x_BDHW, *weights).view(V * K * 2, C, *size)
         x_BCDHW = histogram_shift(x_BCDHW, flat["levels"], flat["histogram"])
         x_BCDHW = smooth(x_BCDHW, flat["sigma"], flat["smooth"])
-        return {"views": x_BCDHW.view(V, K, 2, C, *size)}
+        return x_BCDHW.view(V, K, 2, C, *size)
 
     def sheet(self, rendered: Batch) -> list[list[npt.NDArray[np.float32]]]:
         """Central slices for the picture: one row per view (first volume), one column per crop."""
