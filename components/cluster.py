@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from components.params import UserError
 from components.progress import track
 
 GIB = 2**30
@@ -34,33 +35,47 @@ class Lost:
 
 
 @contextmanager
-def local_ray(workers: int, environment: dict[str, str] | None = None) -> Iterator[None]:
-    """A local Ray of our own on the loopback interface, in its own temporary folder, silent, gone afterwards.
+def ray_cluster(workers: int, environment: dict[str, str] | None = None) -> Iterator[None]:
+    """The Ray that RAY_ADDRESS names; else a local one of our own on the loopback interface, gone afterwards.
 
     Args:
-        workers: processes that must run at the same time, whatever this machine's cores.
+        workers: processes that must run at the same time on a local one, whatever this machine's cores.
         environment: variables of the workers, besides PYTHONPATH.
+
+    Raises:
+        UserError: no Ray answers at RAY_ADDRESS.
     """
     os.environ |= SETTINGS
     import ray
 
-    temporary = tempfile.mkdtemp(prefix="ray-")  # short: Ray puts sockets below it, whose paths have a limit
+    address = os.environ.get("RAY_ADDRESS")
+    # short: Ray puts sockets below it, whose paths have a limit
+    temporary = None if address else tempfile.mkdtemp(prefix="ray-")
     search = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {"PYTHONPATH": search, "OMP_NUM_THREADS": "1", **(environment or {})}
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "" if address else "lo")
+    ours: dict[str, Any] = {
+        "num_cpus": max(workers, os.cpu_count() or 1),
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",
+        "_temp_dir": temporary,
+    }
     try:
         ray.init(
-            address="local",
-            num_cpus=max(workers, os.cpu_count() or 1),
-            include_dashboard=False,
+            address=address or "local",
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=temporary,
-            runtime_env={"env_vars": {"PYTHONPATH": search, "OMP_NUM_THREADS": "1", **(environment or {})}},
+            runtime_env={"env_vars": variables | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})},
+            **({} if address else ours),
         )
+    except ConnectionError as error:
+        raise UserError(f"RAY_ADDRESS {address!r}: no Ray answers there: {' '.join(str(error).split())}") from None
+    try:
         yield
     finally:
         ray.shutdown()
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def map_isolated(
@@ -85,7 +100,7 @@ def map_isolated(
     """
     if not items:
         return []
-    with local_ray(1):
+    with ray_cluster(1):
         import ray
 
         whole = int(ray.cluster_resources()["memory"])

@@ -31,6 +31,7 @@ RUN: dict[str, Any] = {
     "log_every": 1,
     "workers": 0,
     "loaders": 0,
+    "unreadable": "stop",
     "precision": "float32",
     "optimiser": {
         "learning_rate": 1e-3,
@@ -182,6 +183,9 @@ class InMemory:
         assert state is not None
         self.steps.append(state["step"])
         write_state(self.folder / f"{state['step']}.pt", state)
+
+    def settle(self, wait: bool) -> None:
+        """Nothing is on its way."""
 
 
 def config_of(line: str, **changes: Any) -> PretrainConfig:

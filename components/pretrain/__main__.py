@@ -72,11 +72,13 @@ def write_outputs(folder: Path, line: str, config: PretrainConfig, volumes: tupl
     shown = views.render(load_batch(config, volumes, min(SHOWN, config.volumes_per_step)))
     plot_views(views.sheet(shown), folder / "views.png")
     last = history.iloc[-1]
+    lost = {path.name: count for path, count in zip(volumes, state["skipped"].tolist(), strict=True) if count}
     write_json(
         folder / "summary.json",
         {
             "steps": config.steps,
             "volumes": len(volumes),
+            "samples_skipped": lost,
             "samples_seen": config.steps * config.volumes_per_step,
             "parameters_encoder": parameter_count(objective.encoder),
             "parameters_training": trained,
@@ -92,7 +94,7 @@ def pretrain(line: str) -> None:
     config = load_stage(PretrainConfig, line, "pretrain")
     volumes = training_volumes(read_table(data_dir(line, "curate") / "curated.parquet"))
     run = RUNS / run_name(line, config, volumes)
-    log.info("%d volumes, %d steps, %d workers, run %s", len(volumes), config.steps, config.workers, run.name)
+    log.info("%d volumes, %d steps, %s workers, run %s", len(volumes), config.steps, config.workers, run.name)
 
     def progress(text: str) -> None:
         print(f"pretrain: {text}", file=sys.stderr, flush=True)

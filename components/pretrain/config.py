@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from components.params import StageConfig
 from components.pretrain.objectives.config import HeadObjectiveConfig, ObjectiveConfig, Probability
@@ -95,8 +95,11 @@ class PretrainConfig(StageConfig):
     Attributes:
         volumes_per_step: volumes in the global batch, shared out over the workers.
         accumulate: parts into which each worker's share is cut, one after the other, where memory is short.
-        workers: training processes; 0 trains in this process, without Ray.
+        workers: training processes; 0 trains in this process, without Ray. Or the least and the most: as many as the
+            cluster has room for, which may change on the way. The global batch stays as it is; the last bits do not.
         loaders: processes per worker that read volumes ahead; 0 reads in the worker. Changes nothing in the result.
+        unreadable: what follows on a volume that cannot be read: ``stop`` ends the run with its name; ``skip`` sees
+            the next volume of the order in its place, and the outputs name and count it.
         precision: ``bfloat16`` switches autocast on; it pays only where the processor has bf16 arithmetic.
     """
 
@@ -106,8 +109,9 @@ class PretrainConfig(StageConfig):
     accumulate: PositiveInt
     checkpoint_every: PositiveInt
     log_every: PositiveInt
-    workers: Annotated[int, Field(ge=0)]
+    workers: int | tuple[int, int]
     loaders: Annotated[int, Field(ge=0)]
+    unreadable: Literal["stop", "skip"]
     precision: Literal["float32", "bfloat16"]
     input: InputConfig
     encoder: EncoderConfig
@@ -115,19 +119,31 @@ class PretrainConfig(StageConfig):
     optimiser: OptimiserConfig
     collapse: CollapseConfig
 
+    @field_validator("workers", mode="plain")
+    @classmethod
+    def _count_or_range(cls, value: object) -> object:
+        pair = value if isinstance(value, tuple) and len(value) == 2 else (value, value)
+        least = 1 if pair is value else 0
+        if not all(type(number) is int for number in pair) or not least <= pair[0] <= pair[1]:
+            raise ValueError("a number from 0 on, or [least, most] from 1 on")
+        return value
+
     @property
-    def volumes_at_once(self) -> int:
-        """Volumes that one worker computes at a time."""
-        return self.volumes_per_step // (max(1, self.workers) * self.accumulate)
+    def least_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:
-        parts = max(1, self.workers) * self.accumulate
-        if self.volumes_per_step % parts:
-            raise ValueError(
-                f"volumes_per_step {self.volumes_per_step} must be a multiple of workers x accumulate, "
-                f"{max(1, self.workers)} x {self.accumulate}"
-            )
+        for count in range(max(1, self.least_workers), max(1, self.most_workers) + 1):
+            if self.volumes_per_step % (count * self.accumulate):
+                raise ValueError(
+                    f"volumes_per_step {self.volumes_per_step} must be a multiple of workers x accumulate, "
+                    f"{count} x {self.accumulate}"
+                )
         if self.accumulate > 1 and self.objective.kind in ("across_volume", "vicreg"):
             raise ValueError(
                 f"accumulate {self.accumulate} does not go with objective {self.objective.kind!r}, which compares all "

@@ -21,7 +21,8 @@ from components.pretrain.config import PretrainConfig
 from components.pretrain.views import Batch, Sample, Views, build_views
 from components.pretrain.workers import World
 
-ORDER_STREAM, SAMPLE_STREAM = 0, 1  # independent random streams below one seed
+ORDER_STREAM, SAMPLE_STREAM, SUBSTITUTE_STREAM = 0, 1, 2  # independent random streams below one seed
+SUBSTITUTES = 8  # volumes tried in the place of one that cannot be read
 BATCHES_AHEAD = 2  # of each loader process
 
 
@@ -43,17 +44,30 @@ def sample_rng(seed: int, index: int) -> np.random.Generator:
 
 class Samples(Dataset[Sample | str]):
     """Sample ``index`` of the run; the text of the error where its volume cannot be read, since an exception would
-    come out of a loader process as somebody else's."""
+    come out of a loader process as somebody else's. Where such volumes are to be skipped, another one is drawn in its
+    place, and ``skipped`` (SUBSTITUTES,) holds the numbers of those that were not readable, then -1."""
 
     def __init__(self, config: PretrainConfig, views: Views, volumes: tuple[Path, ...]) -> None:
         self.config, self.views, self.volumes = config, views, volumes
 
     def __getitem__(self, index: int) -> Sample | str:
-        path = self.volumes[sample_order(self.config.seed, len(self.volumes), index)]
-        try:
-            return self.views.draw(StoredVolume(path), sample_rng(self.config.seed, index))
-        except (OSError, ValueError, RuntimeError) as error:
-            return f"volume {path}: cannot be read for training: {error}; run preprocess again"
+        config, count = self.config, len(self.volumes)
+        numbers = [sample_order(config.seed, count, index)]
+        if config.unreadable == "skip":
+            others = np.random.default_rng([config.seed, SUBSTITUTE_STREAM, index])
+            numbers += others.integers(count, size=SUBSTITUTES).tolist()
+        first = ""
+        for tried, number in enumerate(numbers):
+            path = self.volumes[number]
+            try:
+                sample = self.views.draw(StoredVolume(path), sample_rng(config.seed, index))
+            except (OSError, ValueError, RuntimeError) as error:
+                first = first or f"volume {path}: cannot be read for training: {error}; run preprocess again"
+                continue
+            if config.unreadable == "skip":
+                sample["skipped"] = np.array(numbers[:tried] + [-1] * (SUBSTITUTES - tried))
+            return sample
+        return first
 
 
 def collate(samples: list[Sample | str]) -> Batch | str:
@@ -71,13 +85,15 @@ def load_batch(config: PretrainConfig, volumes: tuple[Path, ...], count: int) ->
     batch = collate([samples[index] for index in range(count)])
     if isinstance(batch, str):
         raise UserError(batch)
+    batch.pop("skipped", None)
     return batch
 
 
 def places(config: PretrainConfig, world: World, step: int) -> Iterator[list[int]]:
     """This worker's share of each part of the batches, from ``step`` on to the run's end: the batch is cut into parts
     first, so that what is normalised together does not depend on the number of workers."""
-    mine, part = config.volumes_at_once, config.volumes_per_step // config.accumulate
+    part = config.volumes_per_step // config.accumulate
+    mine = part // world.size
     for first in range(step * config.volumes_per_step, config.steps * config.volumes_per_step, part):
         start = first + world.rank * mine
         yield list(range(start, start + mine))

@@ -21,7 +21,7 @@ from components.pretrain.monitors import effective_rank, spread, uniformity
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.objectives.dino import cosine_schedule
 from components.pretrain.views import Batch, build_views
-from components.pretrain.workers import GlobalBatchNorm, World, agree, gather, mean_over_workers
+from components.pretrain.workers import GlobalBatchNorm, World, agree, gather, mean_over_workers, sum_over_workers
 
 State = dict[str, Any]
 HistoryRow = dict[str, float]
@@ -34,7 +34,11 @@ class Checkpoints(Protocol):
         """The newest complete state, or None at the start of a run."""
 
     def save(self, state: State | None) -> None:
-        """Keep a state. Every worker calls it at the same step; all but rank 0 pass None."""
+        """Keep a state. Every worker calls it at the same step; all but rank 0 pass None. It may be written while
+        training goes on."""
+
+    def settle(self, wait: bool) -> None:
+        """Make what has been written since count, or say why it could not be; with ``wait`` all that was saved."""
 
 
 def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
@@ -71,6 +75,7 @@ class Trainer:
         self.step = 0
         self.history: list[HistoryRow] = []
         self.waited = 0.0  # seconds without a batch
+        self.skipped = torch.zeros(len(volumes), dtype=torch.int64)  # samples lost with each volume, on all workers
         self._incoming: Iterator[Batch | str] | None = None
 
     def state(self) -> State:
@@ -80,13 +85,14 @@ class Trainer:
             "objective": self.objective.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "history": self.history,
+            "skipped": self.skipped,
         }
 
     def restore(self, state: State) -> None:
         """Go on from ``state``."""
         self.objective.load_state_dict(state["objective"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.history = int(state["step"]), list(state["history"])
+        self.step, self.history, self.skipped = int(state["step"]), list(state["history"]), state["skipped"]
 
     def run_step(self) -> None:
         """One step: read, render, loss, gradients over all workers, update, teacher, history."""
@@ -130,6 +136,10 @@ class Trainer:
         self.waited += time.monotonic() - started
         agree(self.world, UserError(batch) if isinstance(batch, str) else None)
         assert not isinstance(batch, str)
+        if self.config.unreadable == "skip":
+            numbers = batch.pop("skipped").flatten()
+            lost = torch.bincount(numbers[numbers >= 0], minlength=len(self.volumes)).to(self.world.device)
+            self.skipped = self.skipped + sum_over_workers(lost).cpu()
         return {key: value.to(self.world.device, non_blocking=True) for key, value in batch.items()}
 
     def _set_schedules(self, progress: float) -> float:
@@ -143,7 +153,8 @@ class Trainer:
 
     def _log(self, outcome: dict[str, Tensor], embedding_BE: Tensor, loss: float, rate: float, norm: float) -> None:
         embedding_BE = gather(embedding_BE.float())
-        row = {"step": self.step, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        row: HistoryRow = {"step": self.step, "workers": self.world.size, "batch": self.config.volumes_per_step}
+        row |= {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
         row |= {"embedding_spread": spread(embedding_BE), "effective_rank": effective_rank(embedding_BE)}
         row["uniformity"] = uniformity(embedding_BE)
         row |= {name: float(mean_over_workers(outcome[name])) for name in sorted(set(outcome) - {"loss"})}
@@ -184,7 +195,7 @@ def train(
         The final state (the same on every worker).
 
     Raises:
-        UserError: no volumes, a volume that cannot be read, a loss that is not finite.
+        UserError: no volumes, a volume that cannot be read, a loss that is not finite, a full disk.
     """
     if not volumes:
         raise UserError("pretrain: no accepted series has the role 'pretrain'; nothing to train on")
@@ -197,6 +208,7 @@ def train(
         progress(f"resuming from the checkpoint at step {trainer.step} of {config.steps}")
     for line in _steps(trainer, checkpoints):
         progress(line)
+    checkpoints.settle(wait=True)
     return trainer.state()
 
 
@@ -204,10 +216,13 @@ def _steps(trainer: Trainer, checkpoints: Checkpoints) -> Iterator[str]:
     """Run the remaining steps; yields a line for a person at every logged step."""
     config, first, started = trainer.config, trainer.step, time.monotonic()
     while trainer.step < config.steps:
-        logged = len(trainer.history)
+        logged, known = len(trainer.history), trainer.skipped > 0
         trainer.run_step()
+        checkpoints.settle(wait=False)
         if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps:
             checkpoints.save(trainer.state() if trainer.world.rank == 0 else None)
+        for number in ((trainer.skipped > 0) & ~known).nonzero().flatten().tolist():
+            yield f"step {trainer.step}/{config.steps}  volume {trainer.volumes[number]} cannot be read: skipped"
         if len(trainer.history) > logged:
             per_step = (time.monotonic() - started) / (trainer.step - first)
             left = per_step * (config.steps - trainer.step)

@@ -22,8 +22,9 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def plot_history(history: pd.DataFrame, path: Path) -> None:
-    """One panel per column of the history, over the steps."""
-    columns = [name for name in history.columns if name != "step"]
+    """One panel per column of the history, over the steps; the number of workers only where it changed."""
+    still = [name for name in ("workers", "batch") if history[name].nunique() == 1]
+    columns = [name for name in history.columns if name not in ("step", *still)]
     rows = -(-len(columns) // 3)
     figure = Figure(figsize=(12, 3 * rows), layout="constrained")
     for index, name in enumerate(columns):

@@ -6,16 +6,19 @@ is therefore a hash of parameters, data and code (see :mod:`components.pretrain.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 os.environ |= {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -28,21 +31,31 @@ os.environ |= {
 import ray
 import ray.train
 import ray.train.torch
+from ray.train import CheckpointUploadMode
 
-from components.cluster import local_ray
+from components.cluster import ray_cluster
 from components.params import UserError
 from components.pretrain.config import PretrainConfig
 from components.pretrain.local_driver import read_state, write_state
 from components.pretrain.loop import State, train
-from components.pretrain.workers import World
+from components.pretrain.workers import World, agree, sum_over_workers
 
+SETTINGS = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}  # for the workers
 WORKER_FAILURES_TOLERATED = 2
+RESIZE_AFTER_S = 10.0  # an elastic run looks so often whether the cluster has room for more workers
 STATE_FILE = "state.pt"
 PROGRESS_FILE = "progress.log"
 
 
 class RayCheckpoints:
-    """Checkpoints through Ray: uploaded whole, then entered in the run's snapshot; others are ignored."""
+    """Checkpoints in the run's folder, written while training goes on, then entered in Ray's snapshot of the run;
+    others are ignored. On several nodes the folder lies where all of them see it."""
+
+    def __init__(self, folder: Path, world: World) -> None:
+        self.folder, self.world = folder, world
+        self._open = False  # on every worker: one is being written, which does not count yet
+        self._writing: Future[Path] | None = None  # on rank 0
+        self._thread = ThreadPoolExecutor(1)
 
     def load(self) -> State | None:
         checkpoint = ray.train.get_checkpoint()
@@ -52,30 +65,55 @@ class RayCheckpoints:
             return read_state(Path(folder) / STATE_FILE)
 
     def save(self, state: State | None) -> None:
-        if state is None:
-            ray.train.report({}, checkpoint=None)
+        self.settle(wait=True)
+        self._open = True
+        if state is not None:  # training changes its tensors in place: the copy stays
+            copy = tree_map(lambda value: value.to("cpu", copy=True) if isinstance(value, Tensor) else value, state)
+            self._writing = self._thread.submit(self._write, copy)
+
+    def _write(self, state: State) -> Path:
+        place = self.folder / f"checkpoint_{state['step']:09d}"
+        write_state(place / STATE_FILE, state)
+        return place
+
+    def settle(self, wait: bool) -> None:
+        if not self._open:
             return
-        with tempfile.TemporaryDirectory() as folder:
-            write_state(Path(folder) / STATE_FILE, state)
-            ray.train.report({"step": state["step"]}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        mistake, checkpoint = None, None
+        on_its_way = torch.zeros(1, device=self.world.device)
+        if self._writing is not None and not wait and not self._writing.done():
+            on_its_way += 1
+        elif self._writing is not None:
+            try:
+                checkpoint = ray.train.Checkpoint.from_directory(self._writing.result())
+            except UserError as error:
+                mistake = error
+        if float(sum_over_workers(on_its_way)):
+            return
+        agree(self.world, mistake)
+        ray.train.report({}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        self._open, self._writing = False, None
 
 
 def _work(job: dict[str, Any]) -> str:
     """What each worker runs. A user's mistake is returned, not raised: Ray would try it again."""
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    folder = Path(job["folder"])
 
     def progress(line: str) -> None:
-        if world.rank == 0:
-            with Path(job["progress"]).open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
+        # a full disk may end the run with a checkpoint, which every worker hears of; not with a line
+        with contextlib.suppress(OSError):
+            if world.rank == 0:
+                with (folder / PROGRESS_FILE).open("a", encoding="utf-8") as stream:
+                    stream.write(line + "\n")
 
     try:
         train(
             PretrainConfig.model_validate(job["config"]),
             tuple(Path(path) for path in job["volumes"]),
             world,
-            RayCheckpoints(),
+            RayCheckpoints(folder, world),
             progress,
         )
     except UserError as error:
@@ -87,6 +125,9 @@ def train_with_ray(
     config: PretrainConfig, volumes: tuple[Path, ...], folder: Path, progress: Callable[[str], None]
 ) -> State:
     """Train with ``config.workers`` workers; resumes from ``folder`` if it holds a checkpoint.
+
+    With RAY_ADDRESS set the workers are that cluster's: folder and volumes must lie where all its nodes see them. A
+    node that is lost ends the attempt; the next begins at the last checkpoint, once there is room for the workers.
 
     Args:
         config: the whole block.
@@ -104,14 +145,19 @@ def train_with_ray(
     job = {
         "config": config.model_dump(),
         "volumes": [str(path.resolve()) for path in volumes],
-        "progress": str((folder / PROGRESS_FILE).resolve()),
+        "folder": str(folder.resolve()),
     }
-    with local_ray(config.workers, {"GLOO_SOCKET_IFNAME": "lo"}), _following(folder / PROGRESS_FILE, progress):
+    with ray_cluster(config.most_workers, SETTINGS), _following(folder / PROGRESS_FILE, progress):
+        on_gpus = ray.cluster_resources().get("GPU", 0) >= config.least_workers
         trainer = ray.train.torch.TorchTrainer(
             _work,  # type: ignore[arg-type]  # typed as V1's, which returned nothing
             train_loop_config=job,
-            torch_config=ray.train.torch.TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
-            scaling_config=ray.train.ScalingConfig(num_workers=config.workers, use_gpu=torch.cuda.is_available()),
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if on_gpus else "gloo"),
+            scaling_config=ray.train.ScalingConfig(  # typed as V1's, which knew no elastic runs
+                num_workers=config.workers,  # type: ignore[arg-type]
+                use_gpu=on_gpus,
+                elastic_resize_monitor_interval_s=RESIZE_AFTER_S,  # type: ignore[call-arg]
+            ),
             run_config=ray.train.RunConfig(
                 name=folder.name,
                 storage_path=str(folder.resolve().parent),

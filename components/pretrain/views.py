@@ -63,9 +63,7 @@ class CropViews:
             return volume.crop
         return partial(crop_box, volume.read().hu, volume.shape)
 
-    def _crop(
-        self, cut: Callable[[Size3, Size3], Int16Array], shape: Size3, rng: np.random.Generator
-    ) -> Int16Array:
+    def _crop(self, cut: Callable[[Size3, Size3], Int16Array], shape: Size3, rng: np.random.Generator) -> Int16Array:
         """A crop at a random place; the first of a few tries that holds enough body, or the one that holds most."""
         size = self.view.size_vox
         best, best_share = None, -1.0
@@ -111,7 +109,7 @@ class CropViews:
         if batch["crops"].device.type == "cpu":
             flat = {key: value.flatten(0, 1).numpy() for key, value in batch.items()}
             views = render_crops(flat.pop("crops"), flat, self.view.windows)
-            return {"views": torch.from_numpy(views).unflatten(0, (V, K))}
+            return {"views": torch.from_numpy(views).view(V, K, *views.shape[1:])}
         return {"views": self.render_batched(batch)}
 
     def render_batched(self, batch: Batch) -> Tensor:

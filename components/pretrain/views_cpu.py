@@ -19,7 +19,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def render_crops(crops: Int16Array, drawn: dict[str, npt.NDArray[Any]], windows: Windows) -> FloatArray:
-    """Views (N, 2, C, D, H, W) in [0, 1] of crops (N, D, H, W), by the numbers that ``CropViews.draw`` gives, (N, 2)."""
+    """Views (N, 2, C, D, H, W) in [0, 1] of crops (N, D, H, W), by the numbers (N, 2) that ``CropViews.draw`` gives."""
     views = np.empty((len(crops), 2, len(windows), *crops.shape[1:]), dtype=np.float32)
     for n, p in np.ndindex(views.shape[:2]):
         start, side = drawn["start"][n, p].tolist(), drawn["side"][n, p].tolist()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from pretrain_project import HERE, InMemory, config_of, volumes_of, write_project
 
-from components.params import UserError
+from components.params import ParamsError, UserError
 from components.pretrain.loading import batches, places, sample_order
+from components.pretrain.local_driver import read_state
 from components.pretrain.loop import train
 from components.pretrain.workers import World
 
@@ -52,3 +53,44 @@ def test_a_damaged_volume_is_named_in_its_place(loaders: int, tmp_path: Path) ->
     assert {type(batch) for batch in found} == {str, dict}, "the others are read"
     with pytest.raises(UserError, match=f"{volumes[0].name}: cannot be read for training.*run preprocess again"):
         train(config, volumes, HERE, InMemory(tmp_path), lambda _: None)
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_a_damaged_volume_may_be_skipped_and_is_counted(loaders: int, tmp_path: Path) -> None:
+    project = write_project(tmp_path, "head", unreadable="skip", loaders=loaders)
+    volumes = volumes_of(project, "head")
+    volumes[1].write_bytes(b"not a volume")
+    config = config_of("head", unreadable="skip", loaders=loaders)
+    lines: list[str] = []
+    state = train(config, volumes, HERE, InMemory(tmp_path), lines.append)
+    places_of_it = [n for n in range(12) if sample_order(config.seed, 4, n) == 1]
+    assert state["skipped"][1] >= len(places_of_it) == 3
+    assert state["skipped"].sum() == state["skipped"][1]
+    assert sum("cannot be read: skipped" in line for line in lines) == 1
+    assert any(f"{volumes[1]} cannot be read" in line for line in lines)
+    resumed = train(config, volumes, HERE, InMemory(tmp_path, read_state(tmp_path / "4.pt")), lambda _: None)
+    assert torch.equal(resumed["skipped"], state["skipped"])
+    assert resumed["history"] == state["history"]
+
+
+def test_where_no_volume_can_be_read_the_first_is_named(tmp_path: Path) -> None:
+    volumes = volumes_of(write_project(tmp_path, "head"), "head")
+    for path in volumes:
+        path.write_bytes(b"not a volume")
+    with pytest.raises(UserError, match="cannot be read for training"):
+        train(config_of("head", unreadable="skip"), volumes, HERE, InMemory(tmp_path), lambda _: None)
+
+
+@pytest.mark.parametrize("workers", ["two", -1, [2, 1], [0, 2], [1, 2, 3], True])
+def test_a_number_of_workers_that_is_not_allowed_is_named_in_one_line(workers: object) -> None:
+    with pytest.raises(ParamsError) as caught:
+        config_of("wholebody", workers=workers)
+    (line,) = str(caught.value).splitlines()
+    assert "wholebody.pretrain.workers: " in line
+    assert line.endswith("is not allowed: a number from 0 on, or [least, most] from 1 on")
+
+
+def test_each_number_of_workers_that_an_elastic_run_may_have_must_share_out_the_batch() -> None:
+    assert config_of("wholebody", workers=[1, 2]).most_workers == 2
+    with pytest.raises(ParamsError, match="volumes_per_step 2 must be a multiple of workers x accumulate, 3 x 1"):
+        config_of("wholebody", workers=[1, 3])

@@ -1,8 +1,10 @@
 """The loop: resumable at any checkpoint, stops with a clear word, writes equal bytes."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from components.files import sha256_tree
 from components.params import UserError, parse
 from components.pretrain import __main__ as stage
 from components.pretrain.config import OptimiserConfig
-from components.pretrain.local_driver import read_state
+from components.pretrain.local_driver import read_state, write_state
 from components.pretrain.loop import State, learning_rate, train
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.workers import World
@@ -72,6 +74,9 @@ class Nothing:
         return None
 
     def save(self, state: State | None) -> None:
+        pass
+
+    def settle(self, wait: bool) -> None:
         pass
 
 
@@ -211,3 +216,15 @@ def test_mistakes_in_the_parameters_are_named() -> None:
         config_of("head", encoder=block("wholebody")["encoder"])
     with pytest.raises(UserError, match="temperature"):
         config_of("wholebody", objective=block("wholebody")["objective"] | {"temperature": 0.0})
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """The error that a full disk gives, from the kernel itself."""
+    (tmp_path / f".state.pt.{os.getpid()}.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError) as caught, mock.patch("components.files._remove"):  # it would take the link away
+        write_state(tmp_path / "state.pt", {"step": 7, "weights": torch.zeros(10_000)})
+    assert str(caught.value) == (
+        f"checkpoint of step 7: cannot be written to {tmp_path}: No space left on device; make room and start again: "
+        "it goes on from the checkpoint before"
+    )
+    assert not (tmp_path / "state.pt").exists()
