@@ -27,6 +27,7 @@ RUN: dict[str, Any] = {
     "steps": 6,
     "volumes_per_step": 2,
     "accumulate": 1,
+    "activation_checkpointing": False,
     "checkpoint_every": 2,
     "log_every": 1,
     "workers": 0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -95,6 +95,7 @@ class PretrainConfig(StageConfig):
     Attributes:
         volumes_per_step: volumes in the global batch, shared out over the workers.
         accumulate: parts into which each worker's share is cut, one after the other, where memory is short.
+        activation_checkpointing: keep each block's input only and compute the rest again, where memory is shorter.
         workers: training processes; 0 trains in this process, without Ray. Or the least and the most: as many as the
             cluster has room for, which may change on the way. The global batch stays as it is; the last bits do not.
         loaders: processes per worker that read volumes ahead; 0 reads in the worker. Changes nothing in the result.
@@ -107,6 +108,7 @@ class PretrainConfig(StageConfig):
     steps: PositiveInt
     volumes_per_step: PositiveInt
     accumulate: PositiveInt
+    activation_checkpointing: bool
     checkpoint_every: PositiveInt
     log_every: PositiveInt
     workers: int | tuple[int, int]
@@ -121,7 +123,7 @@ class PretrainConfig(StageConfig):
 
     @field_validator("workers", mode="plain")
     @classmethod
-    def _count_or_range(cls, value: object) -> object:
+    def _count_or_range(cls, value: Any) -> Any:
         pair = value if isinstance(value, tuple) and len(value) == 2 else (value, value)
         least = 1 if pair is value else 0
         if not all(type(number) is int for number in pair) or not least <= pair[0] <= pair[1]:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from components.params import UserError
 from components.pretrain.config import OptimiserConfig, PretrainConfig
 from components.pretrain.loading import batches
+from components.pretrain.models import checkpoint_activations
 from components.pretrain.monitors import effective_rank, spread, uniformity
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.objectives.dino import cosine_schedule
@@ -69,6 +70,8 @@ class Trainer:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)  # type: ignore[no-untyped-call]
         elif world.size > 1:
             GlobalBatchNorm.replace(self.objective)
+        if config.activation_checkpointing:
+            checkpoint_activations(self.objective.encoder)
         self.optimiser = build_optimiser(self.objective, config.optimiser)
         # the model handed to DDP must be in its final place; its parameters stay those of self.objective
         self.model: nn.Module = DistributedDataParallel(self.objective) if world.size > 1 else self.objective

@@ -10,10 +10,10 @@ seeded hash; the mean over three pretraining seeds less the mean over three rand
 bootstrap draws of test patients. Random encoders are of two kinds: untouched, and with batch-norm statistics
 re-estimated on training crops. Phantom tasks named in advance: organs (wholebody), findings (head), by retrieval.
 
-``nodules``: LIDC nodules on a 1 mm grid, crops of 24 mm. Pretrained, without labels, on the nodule volumes of training
-patients and on the other scans of the folder whose patients are in no test half. Calcification is the primary task,
-texture the secondary, the rest descriptive. ``--explore`` stays within the training half, for choosing parameters.
-Encoders are kept in ``--out``: what is there is not trained again.
+``nodules``: LIDC nodules on a 1 mm grid, crops of 6 x 24 x 24 mm. Pretrained, without labels, on the nodule volumes of
+training patients and on the other scans of the folder whose patients are in no test half. Calcification is the primary
+task, texture the secondary, the rest descriptive. ``--explore`` stays within the training half, for choosing
+parameters. Encoders are kept in ``--out``: what is there is not trained again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ from components.pretrain.views import build_views
 
 SEEDS, RANDOM_SEEDS = (7, 8, 9), (101, 102, 103)
 GRID: dict[str, Any] = {"orientation": "SPL", "spacing_mm": [1.0, 1.0, 1.0]}
-CROP, KEPT = 24, 36  # voxels of a crop, and of a kept nodule: the crop may move by 6 either way
+# Voxels of a crop, and of a kept nodule, in which the crop may move. Half of the files hold 8 mm or less along the
+# patient: what is farther out would be mirrored, and tell one file from another by its number of slices.
+CROP, KEPT = (6, 24, 24), (8, 28, 28)
 RUN = {"steps": 60, "volumes_per_step": 64, "workers": 0, "checkpoint_every": 30, "log_every": 5}
 HEADS: dict[str, dict[str, Any]] = {
     "across_volume": {"temperature": 0.1, "hidden": 128, "projection": 64},
@@ -96,7 +98,7 @@ class Study:
 def nodule_runs() -> dict[str, dict[str, Any]]:
     content = read_yaml()
     body, head = content["wholebody"]["pretrain"], content["head"]["pretrain"]
-    grid = GRID | {"size_vox": [CROP] * 3, "windows": body["input"]["windows"]}
+    grid = GRID | {"size_vox": list(CROP), "windows": body["input"]["windows"]}
     # Hounsfield units tell calcium: views that bend them teach the encoder to overlook it. With the line's histogram
     # shift and smoothing across_volume fell to .76 where random encoders have .89 (calcification, test half).
     views = body["objective"]["views"] | {
@@ -109,7 +111,7 @@ def nodule_runs() -> dict[str, dict[str, Any]]:
         runs[kind] = body | RUN | own | {"input": grid, "objective": {"kind": kind, "views": views | crops} | sizes}
     for kind in VIT_KINDS:
         multi = head["objective"]["views"] | {
-            "global_side": [0.5, 0.8], "local_side": [0.25, 0.5], "local_size_vox": [12, 12, 12],
+            "global_side": [0.5, 0.8], "local_side": [0.25, 0.5], "local_size_vox": [6, 12, 12],
         }  # fmt: skip
         objective = head["objective"] | {"kind": kind, "views": multi}
         objective["dino"] = objective["dino"] | {"koleo_weight": 0.1 if kind == "dino_ibot" else 0.0}
@@ -121,7 +123,7 @@ def nodule_runs() -> dict[str, dict[str, Any]]:
 def nodule_study(ct: Path, out: Path, explore: bool) -> Study:
     os.environ[f"CTFOUNDRY_ROOT_{ROOT.upper()}"] = str((ct / ROOT).resolve())
     content = read_yaml()["wholebody"]
-    changes = {"lidc_nodules": sha256_file(ct / ROOT / "labels.csv"), "nodule_window_mm": [float(CROP)] * 3}
+    changes = {"lidc_nodules": sha256_file(ct / ROOT / "labels.csv"), "nodule_window_mm": [float(n) for n in CROP]}
     evaluate = parse(EvaluateConfig, content["evaluate"] | changes, "evaluate")
     preprocess = parse(PreprocessConfig, content["preprocess"] | GRID, "preprocess")
     if not (out / "table.parquet").is_file():
@@ -130,7 +132,7 @@ def nodule_study(ct: Path, out: Path, explore: bool) -> Study:
     tasks = {f"{ROOT}/{name}": "linear_auc" for name in ("calcification", "texture", "malignancy")}
     return Study(
         "wholebody", tasks | {"sarcoma": "linear_auc"}, read_table(out / "table.parquet"),
-        tuple(sorted((out / "volumes").iterdir())), Volumes(evaluate, preprocess, (CROP,) * 3), evaluate, nodule_runs(),
+        tuple(sorted((out / "volumes").iterdir())), Volumes(evaluate, preprocess, CROP), evaluate, nodule_runs(),
     )  # fmt: skip
 
 
@@ -150,7 +152,9 @@ def prepare_nodules(
 
     labels = read_labels(ct / ROOT, str(evaluate.lidc_nodules))
     for row in labels[labels["patient"].map(in_training)].itertuples():
-        cube = read_nodule(nodule_file(ct / ROOT, str(row.file)), preprocess, (KEPT,) * 3, (KEPT - 4,) * 3)
+        cube = read_nodule(
+            nodule_file(ct / ROOT, str(row.file)), preprocess, KEPT, (KEPT[0] - 4, KEPT[1] - 4, KEPT[2] - 4)
+        )
         write_volume(out / "volumes" / f"{row.case}.b2nd", cube, {})
     for name, native in other_scans(ct):
         if in_training(patient_key(name)):

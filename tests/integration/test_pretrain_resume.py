@@ -1,14 +1,19 @@
-"""Killed in the middle and started again, a training run ends in the same bytes."""
+"""Whatever befalls a training run, it ends in the same bytes: killed, short of a worker, a node or room on the disk."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 from pretrain_project import wait_for_checkpoint, write_project
 
@@ -18,10 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS, EVERY = 150, 15
 
 
-def start(project: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "components.pretrain", "--line", "wholebody"]
-    return subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.PIPE, text=True)
+COMMAND = [sys.executable, "-m", "components.pretrain", "--line", "wholebody"]
+
+
+def start(project: Path, **variables: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    return subprocess.Popen(COMMAND, cwd=project, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def descendants(pid: int) -> list[int]:
@@ -140,3 +147,95 @@ def test_a_checkpoint_that_was_cut_short_is_not_read(undisturbed: str, tmp_path:
     assert process.returncode == 0, log
     resumed_at(log)
     assert sha256_tree(killed / "data/wholebody/pretrain") == undisturbed
+
+
+FULL_DISK = """
+set -e
+mkdir -p .ctfoundry/runs
+mount -t tmpfs -o size=40m tmpfs .ctfoundry/runs
+{command} 2> first.log & run=$!
+until cat .ctfoundry/runs/*/checkpoint_manager_snapshot.json 2>/dev/null | grep -q checkpoint_00; do
+    kill -0 $run; sleep 0.1
+done
+cat /dev/zero > .ctfoundry/runs/filler 2>/dev/null || true
+if wait $run; then echo "ended well on a full disk"; exit 1; fi
+rm .ctfoundry/runs/filler
+{command} 2> second.log
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(undisturbed: str, tmp_path: Path) -> None:
+    project = write_project(tmp_path, "wholebody", **CHANGES)
+    own_mounts = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*own_mounts, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode:
+        pytest.skip("this machine does not let a process mount a small disk of its own (unshare --user --mount)")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    script = FULL_DISK.format(command=shlex.join(COMMAND))
+    result = subprocess.run([*own_mounts, script], cwd=project, env=environment, capture_output=True, text=True)
+    first, second = ((project / f"{name}.log").read_text() for name in ("first", "second"))
+    assert result.returncode == 0, first + second + result.stdout + result.stderr
+    assert "No space left on device; make room and start again" in first.splitlines()[-1]
+    assert "Traceback" not in first
+    resumed_at(second)
+    assert sha256_tree(project / "data/wholebody/pretrain") == undisturbed
+
+
+@contextmanager
+def two_nodes() -> Iterator[Any]:
+    """A Ray cluster of two nodes with room for one worker each; and the second node."""
+    from ray.cluster_utils import Cluster
+
+    room = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=room | {"include_dashboard": False})
+    try:
+        yield cluster, room, cluster.add_node(**room)
+    finally:
+        cluster.shutdown()
+
+
+def at_step(lines: Iterator[str], step: int) -> None:
+    """Read on until the run is at ``step`` or later."""
+    for line in lines:
+        if "step " in line and "/" in line and int(line.split("step ")[1].split("/")[0].split()[0]) >= step:
+            return
+    pytest.fail(f"the run ended before step {step}")
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_is_waited_for(undisturbed: str, tmp_path: Path) -> None:
+    project = write_project(tmp_path, "wholebody", **CHANGES)
+    with two_nodes() as (cluster, room, second):
+        process = start(project, RAY_ADDRESS=cluster.address, GLOO_SOCKET_IFNAME="lo")
+        wait_for(process, 2 * EVERY + 5, project / ".ctfoundry/runs")
+        cluster.remove_node(second, allow_graceful=False)
+        time.sleep(5)
+        assert process.poll() is None, "it waits"
+        cluster.add_node(**room)
+        _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    resumed_at(log)
+    assert sha256_tree(project / "data/wholebody/pretrain") == undisturbed
+
+
+@pytest.mark.slow
+def test_an_elastic_run_goes_on_with_one_worker_and_takes_the_second_again(tmp_path: Path) -> None:
+    steps = 3000
+    project = write_project(tmp_path, "wholebody", **CHANGES | {"workers": [1, 2], "steps": steps, "log_every": 5})
+    with two_nodes() as (cluster, room, second):
+        process = start(project, RAY_ADDRESS=cluster.address, GLOO_SOCKET_IFNAME="lo")
+        wait_for(process, 2 * EVERY + 5, project / ".ctfoundry/runs")
+        cluster.remove_node(second, allow_graceful=False)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "resuming" in line:
+                break
+        at_step(process.stderr, int(line.split("at step ")[1].split()[0]) + 2 * EVERY)
+        cluster.add_node(**room)
+        _, log = process.communicate(timeout=600)
+    assert process.returncode == 0, log
+    history = pd.read_csv(project / "data/wholebody/pretrain/history.csv")
+    counts = history["workers"].tolist()
+    assert [n for n, before in zip(counts, [0, *counts], strict=False) if n != before] == [2, 1, 2]
+    assert set(history["batch"]) == {2}
+    assert history["step"].tolist() == [1, *range(5, steps + 1, 5)], "no step is lost or done twice"

@@ -80,9 +80,20 @@ class Nothing:
         pass
 
 
+@pytest.mark.parametrize("line", ["wholebody", "head"])
+def test_activations_computed_again_change_nothing(line: str, tmp_path: Path) -> None:
+    """Weights, running statistics of batch norms and history: the same bits."""
+    volumes = volumes_of(write_project(tmp_path, line), line)
+    kept, again = (
+        train(config_of(line, activation_checkpointing=on), volumes, HERE, Nothing(), str) for on in (False, True)
+    )
+    assert equal(kept, again)
+
+
 SAME: dict[str, tuple[str, dict[str, Any]]] = {
     **{kind: ("wholebody", {"objective": two_view(kind)}) for kind in TWO_VIEW},
     "accumulate": ("wholebody", {"accumulate": 2}),
+    "activation_checkpointing": ("wholebody", {"activation_checkpointing": True}),
     **{
         kind: ("head", {"objective": block("head")["objective"] | {"kind": kind}}) for kind in ("dino_ibot", "dino_mae")
     },
