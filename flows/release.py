@@ -17,6 +17,8 @@ from prefect import flow, get_run_logger, task
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from components.files import read_json
+from components.params import UserError, load_stage
+from components.pretrain.config import PretrainConfig
 from flows import artifacts
 from flows.graph import Node, stages_for
 
@@ -129,7 +131,14 @@ def release(line: str = "wholebody") -> dict[str, Any]:
 
     Raises:
         GateFailed, StageFailed: the flow run is then failed; no Bento is built, earlier releases stay as they are.
+        UserError: the number of workers is not fixed.
     """
+    workers = load_stage(PretrainConfig, line, "pretrain").workers
+    if not isinstance(workers, int):
+        raise UserError(
+            f"{line}.pretrain.workers is {list(workers)}: a release is made with a fixed number, or it could not be "
+            "made again; an elastic run is for `dvc exp run`"
+        )
     done: dict[str, Any] = {}  # futures by name
     # Prefect types `submit` by the task's own arguments, without `wait_for`.
     docs: Any = build_data_docs

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pretrain_project import write_project
 
+from components.params import UserError
 from flows.graph import stages_for
+from flows.release import release
 
 
 @pytest.mark.parametrize("line", ["wholebody", "head"])
@@ -30,3 +33,11 @@ def test_components_import_no_orchestrator() -> None:
                  "from flows", "from serving")  # fmt: skip
     found = [str(p) for p in root.rglob("*.py") for text in p.read_text().splitlines() if text.startswith(forbidden)]
     assert not found
+
+
+def test_an_elastic_run_is_no_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_project(tmp_path, "wholebody", workers=[1, 2]))
+    with pytest.raises(
+        UserError, match=r"wholebody.pretrain.workers is \[1, 2\]: a release is made with a fixed number"
+    ):
+        release.fn("wholebody")
