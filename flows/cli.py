@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from components.params import LINES, UserError
-from flows import champion, cohorts, recipes, volumes
+from flows import champion, cohorts, profile, recipes, volumes
 from flows.environment import prepare
 
 
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     volumes.add_parser(commands, LINES)
     recipes.add_parser(commands)
     champion.add_parser(commands, LINES)
+    profile.add_parser(commands, LINES)
     sub = command("locate", _locate, "Where the bytes of a pseudonym in a table lie on this machine.")
     sub.add_argument("key", help="a series' key, or a file's in the cohort's table of files")
     sub = command("promote", _promote, "Make the present release the champion that later ones must not fall behind.")

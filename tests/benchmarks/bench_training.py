@@ -7,30 +7,25 @@
 Synthetic volumes of real size are written into the store first. The platform's own loop then trains at the recipe's
 full size, first from the store, then in a mode without data loading (the first batch again and again); their ratio is
 the price of input. Floating-point operations are counted by torch on one step. ``--small`` shrinks encoder, crops and
-volumes, for a machine without a GPU. Needs torch, MONAI, blosc2 and pydantic, neither Ray nor a cluster.
+volumes, for a machine without a GPU. Needs torch, MONAI, blosc2, OpenCV and pydantic, neither Ray nor a cluster.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import resource
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from components.params import _tuples, parse, read_yaml
 from components.preprocess.store import Volume, write_volume
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import Trainer
 from components.pretrain.workers import World
+from flows.profile import measure, rows
 
 RECIPES = Path("components/pretrain/recipes")
 SHAPES = {"ct_fm": (120, 330, 400), "fm_ct": (170, 230, 180)}  # usual for a chest at 3 x 1 x 1 mm, a head at 1 mm
@@ -70,20 +65,6 @@ def config_of(arguments: argparse.Namespace) -> PretrainConfig:
     return parse(PretrainConfig, _tuples(block), arguments.recipe)
 
 
-def measure(trainer: Trainer, steps: int, done: Callable[[], None]) -> tuple[float, float]:
-    """Median seconds of a step, and the share of the time without a batch, after as many steps that do not count."""
-    for _ in range(max(3, steps // 3)):
-        trainer.run_step()
-    done()
-    trainer.waited, taken, first = 0.0, [], time.perf_counter()
-    for _ in range(steps):
-        started = time.perf_counter()
-        trainer.run_step()
-        done()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken), trainer.waited / (time.perf_counter() - first)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=sorted(SHAPES))
@@ -100,7 +81,6 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     name = torch.cuda.get_device_name() if on_gpu else "CPU, one thread"
-    done: Callable[[], None] = torch.cuda.synchronize if on_gpu else lambda: None
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         a, b, c = SHAPES[arguments.recipe]
@@ -110,23 +90,14 @@ def main() -> None:
             write_volume(path, synthetic(shape, arguments.recipe, number), {})
         stored = sum(path.stat().st_size for path in volumes) / len(volumes) / 1e6
         trainer = Trainer(config, volumes, World(0, 1, device))
-        seconds, waiting = measure(trainer, arguments.steps, done)
-        batch = trainer._batch()
-        trainer._incoming = itertools.repeat(batch)
-        without, _ = measure(trainer, arguments.steps, done)
-        with FlopCounterMode(display=False) as counter:
-            trainer.run_step()
-    flops = counter.get_total_flops() / without
-    share = f" ({flops / arguments.peak_tflops / 1e10:.1f} % of peak)" if arguments.peak_tflops else ""
-    memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1000
-    size = "x".join(map(str, shape))
+        speed = measure(trainer, arguments.steps)
+    size, share = "x".join(map(str, shape)), arguments.volumes_per_step
     print(
         f"{arguments.recipe}{', small' if arguments.small else ''}, {name}, torch {torch.__version__}, "
-        f"{config.precision}, {arguments.volumes_per_step} volumes of {size} ({stored:.1f} MB) a step, "
-        f"{arguments.loaders} loaders: {arguments.volumes_per_step / seconds:.1f} volumes/s, "
-        f"{arguments.volumes_per_step / without:.1f} without data loading, ratio {without / seconds:.2f}; "
-        f"{waiting:.1%} of the time without a batch; {flops / 1e12:.2f} TFLOP/s{share}; "
-        f"peak memory {memory / 1e9:.1f} GB"
+        f"{config.precision}, {share} volumes of {size} ({stored:.1f} MB) a step, "
+        f"{arguments.loaders} loaders: "
+        + "; ".join(f"{label} {value}" for label, value in rows(speed, share, arguments.peak_tflops).items())
+        + f"; ratio {speed.step_s_without_data / speed.step_s:.2f}"
     )
 
 

@@ -1,0 +1,154 @@
+"""``ctfoundry profile``: how fast a line's recipe trains on this machine, and what it waits for. Nothing is kept."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.params import UserError, load_stage
+from components.pretrain.config import PretrainConfig
+from components.pretrain.loop import Trainer
+from components.pretrain.workers import World
+
+TRACED_STEPS = 3
+ENDLESS = 10**9
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Steps in steady state.
+
+    Attributes:
+        step_s, step_s_without_data: median seconds of a step, from the store and with one batch again and again.
+        waiting: share of the time without a batch.
+        flops: floating-point operations of a step, counted by torch.
+        memory: most bytes on the device, or of this process on a CPU.
+    """
+
+    step_s: float
+    step_s_without_data: float
+    waiting: float
+    flops: int
+    memory: int
+
+
+def measure(trainer: Trainer, steps: int) -> Speed:
+    """Time ``steps`` steps from the store and as many without data loading, each after a third as many that warm up."""
+    step_s, waiting = _timed(trainer, steps)
+    batch = trainer._batch()
+    trainer._incoming = itertools.repeat(batch)
+    without, _ = _timed(trainer, steps)
+    with FlopCounterMode(display=False) as counter:
+        trainer.run_step()
+    on_gpu = trainer.world.device.type == "cuda"
+    most = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Speed(step_s, without, waiting, counter.get_total_flops(), most)
+
+
+def _timed(trainer: Trainer, steps: int) -> tuple[float, float]:
+    for _ in range(max(2, steps // 3)):
+        _step(trainer)
+    trainer.waited, taken, first = 0.0, [], time.perf_counter()
+    for _ in range(steps):
+        started = time.perf_counter()
+        _step(trainer)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken), trainer.waited / (time.perf_counter() - first)
+
+
+def _step(trainer: Trainer) -> None:
+    trainer.run_step()
+    if trainer.world.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def trace(trainer: Trainer, path: Path) -> None:
+    """Record some steps for chrome://tracing or ui.perfetto.dev."""
+    from components.files import replacing
+
+    on_gpu = trainer.world.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        for _ in range(TRACED_STEPS):
+            _step(trainer)
+    with replacing(path) as temporary:
+        profiler.export_chrome_trace(str(temporary))
+
+
+def add_parser(commands: Any, lines: tuple[str, ...]) -> None:
+    """The command ``ctfoundry profile``."""
+    text = "How fast the recipe trains here, on one device, and what it waits for. Nothing is kept."
+    sub = commands.add_parser("profile", help=text, description=text)
+    sub.add_argument("--line", choices=lines, default="wholebody", help="model line (default: wholebody)")
+    sub.add_argument("--steps", type=int, default=10, help="timed each way (default: 10)")
+    sub.add_argument("--volumes-per-step", type=int, help="on this device (default: a worker's share)")
+    sub.add_argument("--loaders", type=int, help="processes that read ahead (default: as params.yaml says)")
+    sub.add_argument("--peak-tflops", type=float, help="of the device in the recipe's precision: shows the share")
+    sub.add_argument("--trace", type=Path, help=f"write a timeline of {TRACED_STEPS} steps, for ui.perfetto.dev")
+    sub.set_defaults(run=_profile)
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from components.command import data_dir
+    from components.files import read_table
+    from components.pretrain.__main__ import training_volumes
+    from components.progress import wide_console
+
+    if arguments.steps < 1:
+        raise UserError(f"--steps {arguments.steps} is not allowed: at least 1")
+    config = load_stage(PretrainConfig, arguments.line, "pretrain")
+    share = arguments.volumes_per_step or config.volumes_per_step // max(1, config.most_workers)
+    loaders = config.loaders if arguments.loaders is None else arguments.loaders
+    alone = {
+        "workers": 0,
+        "unreadable": "stop",
+        "volumes_per_step": share,
+        "loaders": loaders,
+        "steps": ENDLESS,
+        "log_every": ENDLESS,
+    }
+    config = PretrainConfig.model_validate(config.model_dump() | alone)
+    curated = data_dir(arguments.line, "curate") / "curated.parquet"
+    if not curated.is_file():
+        raise UserError(f"{curated}: not found; make the line's data first, `dvc repro curate@{arguments.line}`")
+    torch.set_num_threads(1)  # as a worker has it
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = Trainer(config, training_volumes(read_table(curated)), World(0, 1, device))
+    if arguments.trace:
+        _step(trainer)
+        trace(trainer, arguments.trace)
+    speed = measure(trainer, arguments.steps)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "one CPU thread"
+    table = Table(title=f"{arguments.line} on {name}, {share} volumes a step, {config.precision}", show_header=False)
+    for label, value in rows(speed, share, arguments.peak_tflops).items():
+        table.add_row(label, value)
+    wide_console().print(table)
+    if arguments.trace:
+        print(f"timeline of {TRACED_STEPS} steps: {arguments.trace}")
+    return 0
+
+
+def rows(speed: Speed, volumes: int, peak_tflops: float | None) -> dict[str, str]:
+    """What the table shows."""
+    rate = speed.flops / speed.step_s_without_data
+    peak = "" if peak_tflops is None else f", {rate / peak_tflops / 1e10:.1f} % of peak"
+    return {
+        "a step": f"{speed.step_s:.3f} s, {volumes / speed.step_s:.1f} volumes/s",
+        "without data loading": f"{speed.step_s_without_data:.3f} s, "
+        f"{volumes / speed.step_s_without_data:.1f} volumes/s",
+        "waiting for data": f"{speed.waiting:.1%} of the time",
+        "arithmetic": f"{speed.flops / 1e9:.1f} GFLOP a step, {rate / 1e12:.3f} TFLOP/s without data loading{peak}",
+        "peak memory": f"{speed.memory / 1e9:.2f} GB",
+    }
