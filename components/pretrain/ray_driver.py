@@ -41,6 +41,8 @@ from components.pretrain.loop import State, train
 from components.pretrain.workers import World, agree, sum_over_workers
 
 SETTINGS = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}  # for the workers
+# A node that was lost counts as there for half a minute more; then fewer workers must do.
+ELASTIC_SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "90"}
 WORKER_FAILURES_TOLERATED = 2
 RESIZE_AFTER_S = 10.0  # an elastic run looks so often whether the cluster has room for more workers
 STATE_FILE = "state.pt"
@@ -147,7 +149,8 @@ def train_with_ray(
         "volumes": [str(path.resolve()) for path in volumes],
         "folder": str(folder.resolve()),
     }
-    with ray_cluster(config.most_workers, SETTINGS), _following(folder / PROGRESS_FILE, progress):
+    settings = SETTINGS | (ELASTIC_SETTINGS if config.least_workers < config.most_workers else {})
+    with ray_cluster(config.most_workers, settings), _following(folder / PROGRESS_FILE, progress):
         on_gpus = ray.cluster_resources().get("GPU", 0) >= config.least_workers
         trainer = ray.train.torch.TorchTrainer(
             _work,  # type: ignore[arg-type]  # typed as V1's, which returned nothing
