@@ -35,12 +35,11 @@ class Lost:
 
 
 @contextmanager
-def ray_cluster(workers: int, environment: dict[str, str] | None = None) -> Iterator[None]:
+def ray_cluster(workers: int) -> Iterator[None]:
     """The Ray that RAY_ADDRESS names; else a local one of our own on the loopback interface, gone afterwards.
 
     Args:
         workers: processes that must run at the same time on a local one, whatever this machine's cores.
-        environment: variables of the workers, besides PYTHONPATH.
 
     Raises:
         UserError: no Ray answers at RAY_ADDRESS.
@@ -52,8 +51,10 @@ def ray_cluster(workers: int, environment: dict[str, str] | None = None) -> Iter
     # short: Ray puts sockets below it, whose paths have a limit
     temporary = None if address else tempfile.mkdtemp(prefix="ray-")
     search = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
-    variables = {"PYTHONPATH": search, "OMP_NUM_THREADS": "1", **(environment or {})}
+    variables = {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "" if address else "lo")
+    if interface:
+        variables["GLOO_SOCKET_IFNAME"] = interface
     ours: dict[str, Any] = {
         "num_cpus": max(workers, os.cpu_count() or 1),
         "include_dashboard": False,
@@ -65,7 +66,7 @@ def ray_cluster(workers: int, environment: dict[str, str] | None = None) -> Iter
             address=address or "local",
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": variables | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})},
+            runtime_env={"env_vars": variables},
             **({} if address else ours),
         )
     except ConnectionError as error:

@@ -24,7 +24,6 @@ os.environ |= {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process that polls; this machine is not lent
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a busy machine takes more than Ray's 60 s to import torch twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint counts once the controller has looked
 }
 
@@ -40,9 +39,8 @@ from components.pretrain.local_driver import read_state, write_state
 from components.pretrain.loop import State, train
 from components.pretrain.workers import World, agree, sum_over_workers
 
-SETTINGS = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}  # for the workers
-# A node that was lost counts as there for half a minute more; then fewer workers must do.
-ELASTIC_SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "90"}
+START_S = "600"  # a busy machine takes more than Ray's 60 s to import torch twice
+ELASTIC_START_S = "90"  # a node that was lost counts as there for half a minute; then fewer workers must do
 WORKER_FAILURES_TOLERATED = 2
 RESIZE_AFTER_S = 10.0  # an elastic run looks so often whether the cluster has room for more workers
 STATE_FILE = "state.pt"
@@ -149,8 +147,9 @@ def train_with_ray(
         "volumes": [str(path.resolve()) for path in volumes],
         "folder": str(folder.resolve()),
     }
-    settings = SETTINGS | (ELASTIC_SETTINGS if config.least_workers < config.most_workers else {})
-    with ray_cluster(config.most_workers, settings), _following(folder / PROGRESS_FILE, progress):
+    elastic = config.least_workers < config.most_workers
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = ELASTIC_START_S if elastic else START_S
+    with ray_cluster(config.most_workers), _following(folder / PROGRESS_FILE, progress):
         on_gpus = ray.cluster_resources().get("GPU", 0) >= config.least_workers
         trainer = ray.train.torch.TorchTrainer(
             _work,  # type: ignore[arg-type]  # typed as V1's, which returned nothing
