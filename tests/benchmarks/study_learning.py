@@ -10,8 +10,8 @@ seeded hash; the mean over three pretraining seeds less the mean over three rand
 bootstrap draws of test patients. Random encoders are of two kinds: untouched, and with batch-norm statistics
 re-estimated on training crops. Phantom tasks named in advance: organs (wholebody), findings (head), by retrieval.
 
-``nodules``: LIDC nodules on a 1 mm grid, crops of 6 x 24 x 24 mm. Pretrained, without labels, on the nodule volumes of
-training patients and on the other scans of the folder whose patients are in no test half. Calcification is the primary
+``nodules``: LIDC nodules on a 1 mm grid, crops of 24 mm. Pretrained, without labels, on the nodule volumes of training
+patients and on the other scans of the folder whose patients are in no test half. Calcification is the primary
 task, texture the secondary, the rest descriptive. ``--explore`` stays within the training half, for choosing
 parameters. Encoders are kept in ``--out``: what is there is not trained again.
 """
@@ -39,7 +39,7 @@ from components.cohort.keys import patient_key
 from components.command import data_dir
 from components.evaluate.bootstrap import class_mean, interval, macro_auc, patient_weights
 from components.evaluate.config import EvaluateConfig
-from components.evaluate.features import Features, Method, Volumes, baselines, encoder_method, extract
+from components.evaluate.features import AnyVolume, Features, Method, Volumes, baselines, encoder_method, extract
 from components.evaluate.nodules import ROOT, half_of, nodule_file, nodules, read_labels, read_nodule
 from components.evaluate.probes import linear_probe
 from components.evaluate.retrieval import retrieve
@@ -62,9 +62,11 @@ from components.pretrain.views import build_views
 
 SEEDS, RANDOM_SEEDS = (7, 8, 9), (101, 102, 103)
 GRID: dict[str, Any] = {"orientation": "SPL", "spacing_mm": [1.0, 1.0, 1.0]}
-# Voxels of a crop, and of a kept nodule, in which the crop may move. Half of the files hold 8 mm or less along the
-# patient: what is farther out would be mirrored, and tell one file from another by its number of slices.
-CROP, KEPT = (6, 24, 24), (8, 28, 28)
+# How a nodule's file is seen, as a cube or as a slab. Half of the files hold 8 mm or less along the patient. "air": at
+# its full extent, and what lies outside is air, as everywhere in the store. "mirror": a slab that most files fill, and
+# what lies outside is mirrored; so no border tells one file from another.
+CROPS = {"air": (24, 24, 24), "mirror": (6, 24, 24)}
+KEPT = (8, 28, 28)  # voxels of a mirrored file, in which a crop may move
 RUN = {"steps": 60, "volumes_per_step": 64, "workers": 0, "checkpoint_every": 30, "log_every": 5}
 HEADS: dict[str, dict[str, Any]] = {
     "across_volume": {"temperature": 0.1, "hidden": 128, "projection": 64},
@@ -95,10 +97,19 @@ class Study:
     runs: Mapping[str, dict[str, Any]]
 
 
-def nodule_runs() -> dict[str, dict[str, Any]]:
+class WholeNodules(Volumes):
+    """A nodule's file at its full extent, where a task asks for it."""
+
+    def open(self, name: str) -> AnyVolume:
+        if name in self._nodules:
+            return resample_only(read_nifti(self._nodules[name]), self._preprocess)
+        return super().open(name)
+
+
+def nodule_runs(border: str) -> dict[str, dict[str, Any]]:
     content = read_yaml()
     body, head = content["wholebody"]["pretrain"], content["head"]["pretrain"]
-    grid = GRID | {"size_vox": list(CROP), "windows": body["input"]["windows"]}
+    grid = GRID | {"size_vox": list(CROPS[border]), "windows": body["input"]["windows"]}
     # Hounsfield units tell calcium: views that bend them teach the encoder to overlook it. With the line's histogram
     # shift and smoothing across_volume fell to .76 where random encoders have .89 (calcification, test half).
     views = body["objective"]["views"] | {
@@ -111,7 +122,8 @@ def nodule_runs() -> dict[str, dict[str, Any]]:
         runs[kind] = body | RUN | own | {"input": grid, "objective": {"kind": kind, "views": views | crops} | sizes}
     for kind in VIT_KINDS:
         multi = head["objective"]["views"] | {
-            "global_side": [0.5, 0.8], "local_side": [0.25, 0.5], "local_size_vox": [6, 12, 12],
+            "global_side": [0.5, 0.8], "local_side": [0.25, 0.5],
+            "local_size_vox": [max(6, n // 2) for n in CROPS[border]],
         }  # fmt: skip
         objective = head["objective"] | {"kind": kind, "views": multi}
         objective["dino"] = objective["dino"] | {"koleo_weight": 0.1 if kind == "dino_ibot" else 0.0}
@@ -120,24 +132,31 @@ def nodule_runs() -> dict[str, dict[str, Any]]:
     return runs
 
 
-def nodule_study(ct: Path, out: Path, explore: bool) -> Study:
+def nodule_study(ct: Path, out: Path, explore: bool, border: str) -> Study:
     os.environ[f"CTFOUNDRY_ROOT_{ROOT.upper()}"] = str((ct / ROOT).resolve())
     content = read_yaml()["wholebody"]
-    changes = {"lidc_nodules": sha256_file(ct / ROOT / "labels.csv"), "nodule_window_mm": [float(n) for n in CROP]}
+    changes = {
+        "lidc_nodules": sha256_file(ct / ROOT / "labels.csv"),
+        "nodule_window_mm": [float(n) for n in CROPS[border]],
+    }
     evaluate = parse(EvaluateConfig, content["evaluate"] | changes, "evaluate")
     preprocess = parse(PreprocessConfig, content["preprocess"] | GRID, "preprocess")
     if not (out / "table.parquet").is_file():
-        table = pd.concat([prepare_nodules(ct, out, evaluate, preprocess, explore), sarcomas(ct, out, preprocess)])
+        table = pd.concat(
+            [prepare_nodules(ct, out, evaluate, preprocess, explore, border), sarcomas(ct, out, preprocess)]
+        )
         write_table(out / "table.parquet", task_table([table]))
+    opened = WholeNodules if border == "air" else Volumes
     tasks = {f"{ROOT}/{name}": "linear_auc" for name in ("calcification", "texture", "malignancy")}
     return Study(
         "wholebody", tasks | {"sarcoma": "linear_auc"}, read_table(out / "table.parquet"),
-        tuple(sorted((out / "volumes").iterdir())), Volumes(evaluate, preprocess, CROP), evaluate, nodule_runs(),
+        tuple(sorted((out / "volumes").iterdir())), opened(evaluate, preprocess, CROPS[border]), evaluate,
+        nodule_runs(border),
     )  # fmt: skip
 
 
 def prepare_nodules(
-    ct: Path, out: Path, evaluate: EvaluateConfig, preprocess: PreprocessConfig, explore: bool
+    ct: Path, out: Path, evaluate: EvaluateConfig, preprocess: PreprocessConfig, explore: bool, border: str
 ) -> pd.DataFrame:
     """Store what is pretrained on; the nodules' task table."""
     nobody = pd.DataFrame({"status": [], "role": [], "patient": [], "series": []}, dtype=str)
@@ -152,10 +171,12 @@ def prepare_nodules(
 
     labels = read_labels(ct / ROOT, str(evaluate.lidc_nodules))
     for row in labels[labels["patient"].map(in_training)].itertuples():
-        cube = read_nodule(
-            nodule_file(ct / ROOT, str(row.file)), preprocess, KEPT, (KEPT[0] - 4, KEPT[1] - 4, KEPT[2] - 4)
-        )
-        write_volume(out / "volumes" / f"{row.case}.b2nd", cube, {})
+        path = nodule_file(ct / ROOT, str(row.file))
+        if border == "air":
+            seen = resample_only(read_nifti(path), preprocess)
+        else:
+            seen = read_nodule(path, preprocess, KEPT, (KEPT[0] - 4, KEPT[1] - 4, KEPT[2] - 4))
+        write_volume(out / "volumes" / f"{row.case}.b2nd", seen, {})
     for name, native in other_scans(ct):
         if in_training(patient_key(name)):
             write_volume(out / "volumes" / f"{name}.b2nd", resample_only(native, preprocess), {})
@@ -321,13 +342,18 @@ def main() -> None:
     parser.add_argument("--ct", type=Path, default=Path("../shared/ct"))
     parser.add_argument("--out", type=Path, default=Path(".ctfoundry/study"))
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one core each")
+    parser.add_argument("--border", choices=sorted(CROPS), default="air", help="of a nodule's file (default: air)")
     parser.add_argument("--explore", action="store_true")
     parser.add_argument("--only", nargs="+", metavar="OBJECTIVE", help="these objectives (default: all)")
     parser.add_argument("--one", nargs=2, metavar=("OBJECTIVE", "SEED"), help="train this one and stop")
     arguments = parser.parse_args()
-    out = arguments.out / ("explore" if arguments.explore else arguments.what)
-    on_nodules = arguments.what == "nodules"
-    study = nodule_study(arguments.ct, out, arguments.explore) if on_nodules else line_study(arguments.what)
+    border, explore = arguments.border, arguments.explore
+    if arguments.what == "nodules":
+        out = arguments.out / (f"explore-{border}" if explore else f"nodules-{border}")
+        study = nodule_study(arguments.ct, out, explore, border)
+    else:
+        out = arguments.out / arguments.what
+        study = line_study(arguments.what)
     if arguments.only:
         study = replace(study, runs={name: study.runs[name] for name in arguments.only})
     if arguments.one:

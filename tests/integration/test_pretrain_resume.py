@@ -220,7 +220,7 @@ def test_a_node_that_is_lost_is_waited_for(undisturbed: str, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_an_elastic_run_goes_on_with_one_worker_and_takes_the_second_again(tmp_path: Path) -> None:
-    steps = 3000
+    steps = 1500
     project = write_project(tmp_path, "wholebody", **CHANGES | {"workers": [1, 2], "steps": steps, "log_every": 5})
     with two_nodes() as (cluster, room, second):
         process = start(project, RAY_ADDRESS=cluster.address, GLOO_SOCKET_IFNAME="lo")
@@ -232,7 +232,7 @@ def test_an_elastic_run_goes_on_with_one_worker_and_takes_the_second_again(tmp_p
                 break
         at_step(process.stderr, int(line.split("at step ")[1].split()[0]) + 2 * EVERY)
         cluster.add_node(**room)
-        _, log = process.communicate(timeout=600)
+        _, log = process.communicate(timeout=1200)
     assert process.returncode == 0, log
     history = pd.read_csv(project / "data/wholebody/pretrain/history.csv")
     counts = history["workers"].tolist()
