@@ -70,6 +70,8 @@ def ray_cluster(workers: int) -> Iterator[None]:
             **({} if address else ours),
         )
     except ConnectionError as error:
+        if not address:
+            raise
         raise UserError(f"RAY_ADDRESS {address!r}: no Ray answers there: {' '.join(str(error).split())}") from None
     try:
         yield

@@ -100,7 +100,7 @@ class PretrainConfig(StageConfig):
             cluster has room for, which may change on the way. The global batch stays as it is; the last bits do not.
         loaders: processes per worker that read volumes ahead; 0 reads in the worker. Changes nothing in the result.
         unreadable: what follows on a volume that cannot be read: ``stop`` ends the run with its name; ``skip`` sees
-            the next volume of the order in its place, and the outputs name and count it.
+            another volume in its place, and the outputs name and count it.
         precision: ``bfloat16`` switches autocast on; it pays only where the processor has bf16 arithmetic.
     """
 
