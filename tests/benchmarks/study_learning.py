@@ -122,8 +122,9 @@ def nodule_runs(border: str) -> dict[str, dict[str, Any]]:
         runs[kind] = body | RUN | own | {"input": grid, "objective": {"kind": kind, "views": views | crops} | sizes}
     for kind in VIT_KINDS:
         multi = head["objective"]["views"] | {
-            "global_side": [0.5, 0.8], "local_side": [0.25, 0.5],
+            "global_side": [0.75, 1.0], "local_side": [0.4, 0.6],
             "local_size_vox": [max(6, n // 2) for n in CROPS[border]],
+            "shift": 0.0, "gamma": [1.0, 1.0], "smooth_probability": 0.0,
         }  # fmt: skip
         objective = head["objective"] | {"kind": kind, "views": multi}
         objective["dino"] = objective["dino"] | {"koleo_weight": 0.1 if kind == "dino_ibot" else 0.0}
