@@ -1,6 +1,6 @@
 """Views and training steps of the SegRes recipe: ours beside the MONAI pipeline of equal views, interleaved in one run.
 
-    python -m tests.benchmarks.bench_pretrain [--rounds 5] [--crop 16 64 64] [--crops 15]
+    python -m tests.benchmarks.bench_pretrain [--rounds 5] [--crop 16 64 64] [--crops 15] [--views-only]
 
 The peer is the pipeline most would write: ``PersistentDataset`` of float32 volumes, dictionary transforms crop by crop
 and view by view (RandSpatialCrop, RandScaleCrop and Resize, RandFlip, RandHistogramShift, RandGaussianSmooth),
@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--crop", type=int, nargs=3, default=(16, 64, 64), help="voxels (default: 16 64 64)")
     parser.add_argument("--crops", type=int, default=15, help="per volume (default: 15)")
+    parser.add_argument("--views-only", action="store_true", help="no training: for crops of real size")
     arguments = parser.parse_args()
     block = read_yaml()["wholebody"]["pretrain"]
     block |= {"workers": 0, "volumes_per_step": 1, "steps": 10**6, "log_every": 10**6}
@@ -196,15 +197,19 @@ def main() -> None:
         volumes = phantoms(scratch)
         ours, peer = our_views(config, volumes), peer_batches(config, volumes, scratch / "cache")
         views = timed({"ours": lambda: next(ours), "peer": lambda: next(peer)}, max(arguments.rounds, VOLUMES + 1))
+        count, size = 2 * arguments.crops, "x".join(map(str, arguments.crop))
+        print(
+            f"pretrain, {arguments.rounds} rounds, one thread, {count} views of {size} a step: "
+            f"views/s {count / views['ours']:.0f} and {count / views['peer']:.0f}, "
+            f"ratio {views['peer'] / views['ours']:.1f}"
+        )
+        if arguments.views_only:
+            return
         trainer, theirs = Trainer(config, tuple(volumes), HERE), peer_steps(config, volumes, scratch / "cache")
         steps = timed({"ours": trainer.run_step, "peer": lambda: next(theirs)}, arguments.rounds)
         shares = {n: waiting(config.model_copy(update={"loaders": n}), volumes, arguments.rounds) for n in (0, 1)}
         memory = {side: peak(side, block, volumes, scratch / "cache") for side in ("ours", "peer")}
-    count, size = 2 * arguments.crops, "x".join(map(str, arguments.crop))
     print(
-        f"pretrain, {arguments.rounds} rounds, one thread, {count} views of {size} a step: "
-        f"views/s {count / views['ours']:.0f} and {count / views['peer']:.0f}, "
-        f"ratio {views['peer'] / views['ours']:.1f}; "
         f"steps {steps['ours']:.2f} and {steps['peer']:.2f} s, ratio {steps['peer'] / steps['ours']:.2f}; "
         f"waiting for data {shares[0]:.1%} of our step, {shares[1]:.1%} with one loader process; "
         f"peak memory {memory['ours']:.2f} and {memory['peer']:.2f} GB"
