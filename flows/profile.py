@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.params import UserError, load_stage
+from components.params import UserError, load_stage, parse
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import Trainer
 from components.pretrain.workers import World
@@ -106,8 +106,10 @@ def _profile(arguments: argparse.Namespace) -> int:
     from components.pretrain.__main__ import training_volumes
     from components.progress import wide_console
 
-    if arguments.steps < 1:
-        raise UserError(f"--steps {arguments.steps} is not allowed: at least 1")
+    for option, least in (("steps", 1), ("volumes_per_step", 1), ("loaders", 0)):
+        given = getattr(arguments, option)
+        if given is not None and given < least:
+            raise UserError(f"--{option.replace('_', '-')} {given} is not allowed: at least {least}")
     config = load_stage(PretrainConfig, arguments.line, "pretrain")
     share = arguments.volumes_per_step or config.volumes_per_step // max(1, config.most_workers)
     loaders = config.loaders if arguments.loaders is None else arguments.loaders
@@ -119,7 +121,7 @@ def _profile(arguments: argparse.Namespace) -> int:
         "steps": ENDLESS,
         "log_every": ENDLESS,
     }
-    config = PretrainConfig.model_validate(config.model_dump() | alone)
+    config = parse(PretrainConfig, config.model_dump() | alone, f"{arguments.line}.pretrain")
     curated = data_dir(arguments.line, "curate") / "curated.parquet"
     if not curated.is_file():
         raise UserError(f"{curated}: not found; make the line's data first, `dvc repro curate@{arguments.line}`")

@@ -52,8 +52,12 @@ def test_the_share_of_the_peak_is_that_of_the_arithmetic() -> None:
 
 def test_what_is_missing_or_not_allowed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write_project(tmp_path, "head"))
-    with pytest.raises(UserError, match="--steps 0 is not allowed"):
-        run("--line", "head", "--steps", "0")
+    for option, value in (("--steps", "0"), ("--volumes-per-step", "0"), ("--loaders", "-1")):
+        with pytest.raises(UserError, match=f"{option} {value} is not allowed: at least "):
+            run("--line", "head", option, value)
+    monkeypatch.chdir(write_project(tmp_path / "parts", "head", accumulate=2))
+    with pytest.raises(UserError, match="volumes_per_step 3 must be a multiple of workers x accumulate, 1 x 2"):
+        run("--line", "head", "--volumes-per-step", "3")
     Path("data/head/curate/curated.parquet").unlink()
     with pytest.raises(UserError, match="make the line's data first, `dvc repro curate@head`"):
         run("--line", "head")

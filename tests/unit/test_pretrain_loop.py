@@ -1,10 +1,9 @@
 """The loop: resumable at any checkpoint, stops with a clear word, writes equal bytes."""
 
 import json
-import os
+import resource
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -229,13 +228,19 @@ def test_mistakes_in_the_parameters_are_named() -> None:
         config_of("wholebody", objective=block("wholebody")["objective"] | {"temperature": 0.0})
 
 
-def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    """The error that a full disk gives, from the kernel itself."""
-    (tmp_path / f".state.pt.{os.getpid()}.partial").symlink_to("/dev/full")
-    with pytest.raises(UserError) as caught, mock.patch("components.files._remove"):  # it would take the link away
-        write_state(tmp_path / "state.pt", {"step": 7, "weights": torch.zeros(10_000)})
+def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_one_before(tmp_path: Path) -> None:
+    """The kernel refuses the bytes in the middle of the file, as it does on a full disk."""
+    write_state(tmp_path / "state.pt", {"step": 6})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        with pytest.raises(UserError) as caught:
+            write_state(tmp_path / "state.pt", {"step": 7, "weights": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(caught.value) == (
-        f"checkpoint of step 7: cannot be written to {tmp_path}: No space left on device; make room and start again: "
+        f"checkpoint of step 7: cannot be written to {tmp_path}: File too large; make room and start again: "
         "it goes on from the checkpoint before"
     )
-    assert not (tmp_path / "state.pt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"], "nothing half-written stays"
+    assert read_state(tmp_path / "state.pt") == {"step": 6}
