@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from components.params import LINES, UserError
-from flows import champion, cohorts, profile, recipes, volumes
+from flows import champion, cohorts, recipes, volumes
 from flows.environment import prepare
 
 
@@ -62,7 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     volumes.add_parser(commands, LINES)
     recipes.add_parser(commands)
     champion.add_parser(commands, LINES)
-    profile.add_parser(commands, LINES)
+    text = "How fast the recipe trains here, on one device, and what it waits for. Nothing is kept."
+    sub = command("profile", _profile, text)
+    sub.add_argument("--steps", type=int, default=10, help="timed each way (default: 10)")
+    sub.add_argument("--volumes-per-step", type=int, help="on this device (default: a worker's share)")
+    sub.add_argument("--loaders", type=int, help="processes that read ahead (default: as params.yaml says)")
+    sub.add_argument("--peak-tflops", type=float, help="of the device in the recipe's precision: shows the share")
+    sub.add_argument("--trace", type=Path, help="write a timeline of a few steps, for ui.perfetto.dev")
     sub = command("locate", _locate, "Where the bytes of a pseudonym in a table lie on this machine.")
     sub.add_argument("key", help="a series' key, or a file's in the cohort's table of files")
     sub = command("promote", _promote, "Make the present release the champion that later ones must not fall behind.")
@@ -116,6 +122,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     different = [row for row in compared if not row.identical]
     print(f"{len(compared) - len(different)} of {len(compared)} outputs identical")
     return 1 if different else 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from flows.profile import run  # torch takes seconds to import: only where it is used
+
+    return run(arguments)
 
 
 def _params(arguments: argparse.Namespace) -> int:

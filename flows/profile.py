@@ -9,7 +9,6 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -85,20 +84,8 @@ def trace(trainer: Trainer, path: Path) -> None:
         profiler.export_chrome_trace(str(temporary))
 
 
-def add_parser(commands: Any, lines: tuple[str, ...]) -> None:
-    """The command ``ctfoundry profile``."""
-    text = "How fast the recipe trains here, on one device, and what it waits for. Nothing is kept."
-    sub = commands.add_parser("profile", help=text, description=text)
-    sub.add_argument("--line", choices=lines, default="wholebody", help="model line (default: wholebody)")
-    sub.add_argument("--steps", type=int, default=10, help="timed each way (default: 10)")
-    sub.add_argument("--volumes-per-step", type=int, help="on this device (default: a worker's share)")
-    sub.add_argument("--loaders", type=int, help="processes that read ahead (default: as params.yaml says)")
-    sub.add_argument("--peak-tflops", type=float, help="of the device in the recipe's precision: shows the share")
-    sub.add_argument("--trace", type=Path, help=f"write a timeline of {TRACED_STEPS} steps, for ui.perfetto.dev")
-    sub.set_defaults(run=_profile)
-
-
-def _profile(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """The command. Raises UserError for a number that is not allowed, and where the line's data is not there."""
     from rich.table import Table
 
     from components.command import data_dir
@@ -110,6 +97,8 @@ def _profile(arguments: argparse.Namespace) -> int:
         given = getattr(arguments, option)
         if given is not None and given < least:
             raise UserError(f"--{option.replace('_', '-')} {given} is not allowed: at least {least}")
+    if arguments.peak_tflops is not None and arguments.peak_tflops <= 0:
+        raise UserError(f"--peak-tflops {arguments.peak_tflops:g} is not allowed: above 0")
     config = load_stage(PretrainConfig, arguments.line, "pretrain")
     share = arguments.volumes_per_step or config.volumes_per_step // max(1, config.most_workers)
     loaders = config.loaders if arguments.loaders is None else arguments.loaders

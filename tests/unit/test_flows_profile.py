@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,12 @@ from pretrain_project import write_project
 
 from components.files import sha256_tree
 from components.params import UserError
-from flows.profile import Speed, add_parser, rows
+from flows.cli import _parser
+from flows.profile import Speed, rows
 
 
 def run(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers(), ("wholebody", "head"))
-    arguments = parser.parse_args(["profile", *words])
+    arguments = _parser().parse_args(["profile", *words])
     code: int = arguments.run(arguments)
     return code
 
@@ -52,8 +52,8 @@ def test_the_share_of_the_peak_is_that_of_the_arithmetic() -> None:
 
 def test_what_is_missing_or_not_allowed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write_project(tmp_path, "head"))
-    for option, value in (("--steps", "0"), ("--volumes-per-step", "0"), ("--loaders", "-1")):
-        with pytest.raises(UserError, match=f"{option} {value} is not allowed: at least "):
+    for option, value in (("--steps", "0"), ("--volumes-per-step", "0"), ("--loaders", "-1"), ("--peak-tflops", "0")):
+        with pytest.raises(UserError, match=f"{option} {value} is not allowed: "):
             run("--line", "head", option, value)
     monkeypatch.chdir(write_project(tmp_path / "parts", "head", accumulate=2))
     with pytest.raises(UserError, match="volumes_per_step 3 must be a multiple of workers x accumulate, 1 x 2"):
@@ -61,3 +61,9 @@ def test_what_is_missing_or_not_allowed_is_named(tmp_path: Path, monkeypatch: py
     Path("data/head/curate/curated.parquet").unlink()
     with pytest.raises(UserError, match="make the line's data first, `dvc repro curate@head`"):
         run("--line", "head")
+
+
+def test_the_command_line_does_not_import_torch() -> None:
+    """Help and quick commands must not wait for it."""
+    code = "import sys; from flows.cli import _parser; _parser(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
