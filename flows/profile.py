@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import resource
 import statistics
 import time
@@ -44,8 +43,7 @@ class Speed:
 def measure(trainer: Trainer, steps: int) -> Speed:
     """Time ``steps`` steps from the store and as many without data loading, each after a third as many that warm up."""
     step_s, waiting = _timed(trainer, steps)
-    batch = trainer._batch()
-    trainer._incoming = itertools.repeat(batch)
+    trainer.repeat_batch()
     without, _ = _timed(trainer, steps)
     with FlopCounterMode(display=False) as counter:
         trainer.run_step()

@@ -26,8 +26,11 @@ RUN: dict[str, Any] = {
     "seed": 3,
     "steps": 6,
     "volumes_per_step": 2,
+    "candidates": 1,
     "accumulate": 1,
     "activation_checkpointing": False,
+    "sharded": False,
+    "compile": False,
     "checkpoint_every": 2,
     "log_every": 1,
     "workers": 0,
@@ -181,9 +184,9 @@ class InMemory:
         return self.start
 
     def save(self, state: State | None) -> None:
-        assert state is not None
-        self.steps.append(state["step"])
-        write_state(self.folder / f"{state['step']}.pt", state)
+        if state is not None:  # all workers but the first have none
+            self.steps.append(state["step"])
+            write_state(self.folder / f"{state['step']}.pt", state)
 
     def settle(self, wait: bool) -> None:
         """Nothing is on its way."""

@@ -35,7 +35,7 @@ class Sources:
         curated: ``curated.parquet``.
         funnel: ``funnel.json`` of curation.
         profile: ``profile.json`` of curation; a later release is held beside it.
-        encoder: folder with ``encoder.safetensors`` and ``encoder.json``.
+        encoder: folder with ``encoder.safetensors`` and ``encoder.json``, of the encoder that was evaluated.
         metrics, figures, report: ``metrics.json``, ``figures.csv`` and ``report.html`` of evaluation.
         decision: the gate's ``decision.json``.
     """
@@ -62,7 +62,7 @@ class Sources:
             curated=data / "curate" / "curated.parquet",
             funnel=data / "curate" / "funnel.json",
             profile=data / "curate" / "profile.json",
-            encoder=data / "pretrain" / "encoder",
+            encoder=data / "evaluate" / "encoder",
             metrics=data / "evaluate" / "metrics.json",
             figures=data / "evaluate" / "plots" / "figures.csv",
             report=data / "evaluate" / "report.html",

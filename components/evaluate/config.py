@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,10 +25,30 @@ class HistogramConfig(StageConfig):
         return self
 
 
+class SelectionConfig(StageConfig):
+    """The figure by which one of a run's encoders is chosen, on the training half of a task.
+
+    Attributes:
+        task: as in the task table, or the first part of several: organs, findings, lidc_nodules/texture.
+    """
+
+    task: str
+    figure: Literal[
+        "linear_auc",
+        "linear_balanced_accuracy",
+        "knn_auc",
+        "knn_balanced_accuracy",
+        "retrieval_map",
+        "retrieval_p1",
+        "retrieval_p5",
+    ]
+
+
 class EvaluateConfig(StageConfig):
     """How frozen features are judged. Everything here is fixed before any figure is seen.
 
     Attributes:
+        selection: which of the encoders that ``pretrain.candidates`` keeps goes on; null for the last one.
         seed: of the bootstrap and of the nodules' split.
         random_seeds: one randomly initialised encoder per seed; the baseline is the mean of their figures.
         bootstrap: replicates, drawn over patients.
@@ -43,6 +63,7 @@ class EvaluateConfig(StageConfig):
         lidc_nodules: SHA-256 of the data set's ``labels.csv``, or null where the data is not to be used.
     """
 
+    selection: SelectionConfig | None
     seed: Annotated[int, Field(ge=0)]
     random_seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=20)]
     bootstrap: Annotated[int, Field(ge=100, le=20_000)]

@@ -14,15 +14,16 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from components.command import data_dir
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.features import Features, Method, Volumes, baselines, encoder_method, extract
-from components.evaluate.plots import draw_all, draw_projection
+from components.evaluate.plots import draw_all, draw_projection, save
 from components.evaluate.report import render_report
 from components.evaluate.scores import ENCODER, RANDOM, figure_table, score_all, task_metrics
+from components.evaluate.selection import draw_selection, selected_step, selection_figures
 from components.evaluate.sources import SOURCES
 from components.evaluate.tasks import STABILITY, Built, Inputs, check_splits, task_table, usable
 from components.files import read_table, sha256_file, write_json, write_table, write_text
 from components.params import UserError, load_stage
 from components.preprocess.config import PreprocessConfig
-from components.pretrain.embed import Embedder, random_embedder
+from components.pretrain.embed import Embedder, load_candidates, random_embedder
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,36 @@ def run(line: str) -> None:
     curate = data_dir(line, "curate")
     curated, annotations = _table(curate / "curated.parquet"), _table(curate / "annotations.parquet")
     inputs = Inputs(line, curated, annotations, config, preprocess)
-    evaluate(inputs, Embedder.load(data_dir(line, "pretrain") / "encoder"), data_dir(line, "evaluate"))
+    out = data_dir(line, "evaluate")
+    embedder = chosen(inputs, data_dir(line, "pretrain") / "encoder", out)
+    evaluate(inputs, embedder, out)
+    embedder.save(out / "encoder")  # what was judged is what is released
+
+
+def chosen(inputs: Inputs, folder: Path, out: Path) -> Embedder:
+    """The encoder that ``evaluate.selection`` names: the last one, or one of ``pretrain.candidates``.
+
+    Writes ``selection.csv`` and ``plots/selection.png`` to ``out`` where there is a choice.
+
+    Raises:
+        UserError: there is nothing to choose from.
+    """
+    selection = inputs.config.selection
+    if selection is None:
+        return Embedder.load(folder)
+    candidates = load_candidates(folder)
+    if len(candidates) < 2:
+        raise UserError(
+            f"{inputs.line}.evaluate.selection: the run kept its last encoder only; set "
+            f"{inputs.line}.pretrain.candidates above 1, or the selection to null"
+        )
+    volumes = Volumes(inputs.config, inputs.preprocess, next(iter(candidates.values())).config.input.size_vox)
+    figures = selection_figures(build_tasks(inputs).table, candidates, volumes, inputs.config)
+    step = selected_step(figures)
+    log.info("encoder of step %d chosen of %s, by %s of %s", step, sorted(candidates), selection.figure, selection.task)
+    write_text(out / "selection.csv", figures.to_csv(index=False, lineterminator="\n"))
+    save(draw_selection(figures, selection), out / "plots" / "selection.png")
+    return candidates[step]
 
 
 def evaluate(inputs: Inputs, embedder: Embedder, out: Path) -> None:

@@ -17,7 +17,7 @@ from components.command import data_dir, run_stage
 from components.files import read_table, replacing, sha256_file, write_json, write_text
 from components.params import UserError, load_stage
 from components.pretrain.config import PretrainConfig
-from components.pretrain.embed import EmbedConfig, Embedder
+from components.pretrain.embed import EmbedConfig, Embedder, candidate_file, write_weights
 from components.pretrain.loading import load_batch
 from components.pretrain.local_driver import train_here
 from components.pretrain.loop import State
@@ -65,6 +65,10 @@ def write_outputs(folder: Path, line: str, config: PretrainConfig, volumes: tupl
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)  # before the encoder is frozen
     embed_config = EmbedConfig(line=line, encoder=config.encoder, input=config.input)  # type: ignore[arg-type]
     Embedder.from_encoder(objective.encoder, embed_config).save(folder / "encoder")
+    if config.candidates > 1:
+        kept = state["candidates"] | {config.steps: objective.encoder.state_dict()}
+        for step, weights in kept.items():
+            write_weights(folder / "encoder" / candidate_file(step), weights)
     history = pd.DataFrame(state["history"]).astype({"step": int})
     write_text(folder / "history.csv", history.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
     plot_history(history, folder / "history.png")

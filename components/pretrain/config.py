@@ -94,8 +94,13 @@ class PretrainConfig(StageConfig):
 
     Attributes:
         volumes_per_step: volumes in the global batch, shared out over the workers.
+        candidates: encoders kept, evenly over the run, the last one among them; ``evaluate.selection`` chooses.
         accumulate: parts into which each worker's share is cut, one after the other, where memory is short.
         activation_checkpointing: keep each block's input only and compute the rest again, where memory is shorter.
+        sharded: each worker keeps a share of the parameters, of the optimiser's state and of the teacher (FSDP), where
+            a model does not fit; the last bits differ.
+        compile: run the models' blocks through torch.compile, which needs a C++ compiler and takes a minute that the
+            run must earn back; the last bits differ.
         workers: training processes; 0 trains in this process, without Ray. Or the least and the most: as many as the
             cluster has room for, which may change on the way. The global batch stays as it is; the last bits do not.
         loaders: processes per worker that read volumes ahead; 0 reads in the worker. Changes nothing in the result.
@@ -107,8 +112,11 @@ class PretrainConfig(StageConfig):
     seed: Annotated[int, Field(ge=0)]
     steps: PositiveInt
     volumes_per_step: PositiveInt
+    candidates: Annotated[int, Field(ge=1, le=100)]
     accumulate: PositiveInt
     activation_checkpointing: bool
+    sharded: bool
+    compile: bool
     checkpoint_every: PositiveInt
     log_every: PositiveInt
     workers: int | tuple[int, int]
@@ -137,6 +145,10 @@ class PretrainConfig(StageConfig):
     @property
     def most_workers(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    def candidate_steps(self) -> set[int]:
+        """After which steps an encoder is kept beside the last one."""
+        return {round(self.steps * part / self.candidates) for part in range(1, self.candidates)} - {0, self.steps}
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:

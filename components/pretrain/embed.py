@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,32 +62,27 @@ class Embedder:
         return cls(encoder, config, device)
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> Embedder:
-        """Load ``encoder.safetensors`` and ``encoder.json`` from ``folder``.
+    def load(cls, folder: Path, device: str = "cpu", weights: str = WEIGHTS) -> Embedder:
+        """Load ``encoder.safetensors``, or other ``weights`` of the same encoder, and ``encoder.json`` from ``folder``.
 
         Raises:
             UserError: a file is missing or the weights do not fit the description.
         """
-        for name in (WEIGHTS, DESCRIPTION):
+        for name in (weights, DESCRIPTION):
             if not (folder / name).is_file():
                 raise UserError(f"encoder {folder}: {name} is missing; run the pretrain stage first")
         config = parse(EmbedConfig, read_json(folder / DESCRIPTION), DESCRIPTION)
         encoder = build_encoder(config.encoder, config.input, seed=0)
         try:
-            encoder.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+            encoder.load_state_dict(safetensors.torch.load_file(folder / weights))
         except (RuntimeError, safetensors.SafetensorError) as error:
-            raise UserError(f"encoder {folder}: {WEIGHTS} does not fit {DESCRIPTION}: {error}") from None
+            raise UserError(f"encoder {folder}: {weights} does not fit {DESCRIPTION}: {error}") from None
         return cls(encoder, config, device)
 
     def save(self, folder: Path) -> None:
         """Write both files; equal weights give equal bytes."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in self.encoder.state_dict().items()
-        }
-        with replacing(folder / WEIGHTS) as temporary:
-            safetensors.torch.save_file(tensors, temporary)
+        write_weights(folder / WEIGHTS, self.encoder.state_dict())
         write_json(folder / DESCRIPTION, self.config.model_dump(mode="json"))
 
     def embed_points(self, volume: StoredVolume | Volume, points_mm: npt.ArrayLike) -> Float32Array:
@@ -154,6 +149,25 @@ class Embedder:
         found = orientation_of(volume.affine)
         if found != wanted.orientation:
             raise UserError(f"volume: orientation {found} is not allowed: {wanted.orientation}; preprocess it")
+
+
+def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write ``tensors`` as safetensors; equal weights give equal bytes."""
+    plain = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(plain, temporary)
+
+
+def candidate_file(step: int) -> str:
+    """Name, below the encoder's folder, of the weights that were kept after a step."""
+    return f"candidates/{step:09d}.safetensors"
+
+
+def load_candidates(folder: Path) -> dict[int, Embedder]:
+    """Step to encoder, in order: those that were kept on the way, and the last one of the run."""
+    kept = sorted((folder / "candidates").glob("*.safetensors"))
+    steps = {int(path.stem): f"candidates/{path.name}" for path in kept}
+    return {step: Embedder.load(folder, weights=name) for step, name in steps.items()}
 
 
 def random_embedder(embedder: Embedder, seed: int) -> Embedder:

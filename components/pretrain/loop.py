@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from components.params import UserError
 from components.pretrain.config import OptimiserConfig, PretrainConfig
 from components.pretrain.loading import batches
-from components.pretrain.models import checkpoint_activations
+from components.pretrain.models import BLOCKS, checkpoint_activations, compile_blocks
 from components.pretrain.monitors import effective_rank, spread, uniformity
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.objectives.dino import cosine_schedule
 from components.pretrain.views import Batch, build_views
-from components.pretrain.workers import GlobalBatchNorm, World, agree, gather, mean_over_workers, sum_over_workers
+from components.pretrain.workers import (
+    GlobalBatchNorm,
+    World,
+    agree,
+    gather,
+    mean_over_workers,
+    shard,
+    share_of,
+    sum_over_workers,
+    whole,
+)
 
 State = dict[str, Any]
 HistoryRow = dict[str, float]
@@ -53,10 +66,14 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
 def build_optimiser(objective: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
     """AdamW; vectors (norms, biases, tokens) are not decayed."""
     trained = [p for p in objective.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.squeeze().ndim > 1]
-    vectors = [p for p in trained if p.squeeze().ndim <= 1]
+    matrices = [p for p in trained if _axes(p) > 1]
+    vectors = [p for p in trained if _axes(p) <= 1]
     groups = [{"params": matrices, "decayed": True}, {"params": vectors, "decayed": False, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay[0])
+
+
+def _axes(parameter: Tensor) -> int:
+    return sum(length > 1 for length in parameter.shape)
 
 
 class Trainer:
@@ -70,32 +87,49 @@ class Trainer:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)  # type: ignore[no-untyped-call]
         elif world.size > 1:
             GlobalBatchNorm.replace(self.objective)
+        if config.compile:
+            compile_blocks(self.objective)
         if config.activation_checkpointing:
             checkpoint_activations(self.objective.encoder)
-        self.optimiser = build_optimiser(self.objective, config.optimiser)
         # the model handed to DDP must be in its final place; its parameters stay those of self.objective
-        self.model: nn.Module = DistributedDataParallel(self.objective) if world.size > 1 else self.objective
+        self.model: nn.Module = self.objective
+        if config.sharded and world.size > 1:
+            shard(self.objective, BLOCKS, world.device)
+        elif world.size > 1:
+            self.model = DistributedDataParallel(self.objective)
+        self.optimiser = build_optimiser(self.objective, config.optimiser)
         self.step = 0
         self.history: list[HistoryRow] = []
+        self.candidates: dict[int, dict[str, Tensor]] = {}  # step to weights of the encoder
         self.waited = 0.0  # seconds without a batch
         self.skipped = torch.zeros(len(volumes), dtype=torch.int64)  # samples lost with each volume, on all workers
         self._incoming: Iterator[Batch | str] | None = None
 
     def state(self) -> State:
-        """Everything that the rest of the run depends on."""
-        return {
+        """Everything that the rest of the run depends on, the same on every worker; all call it at the same step."""
+        state: State = {
             "step": self.step,
             "objective": self.objective.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "candidates": self.candidates,
             "history": self.history,
             "skipped": self.skipped,
         }
+        together: State = whole(state)
+        return together
 
     def restore(self, state: State) -> None:
         """Go on from ``state``."""
-        self.objective.load_state_dict(state["objective"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        own = self.objective.state_dict()
+        self.objective.load_state_dict({name: share_of(value, own[name]) for name, value in state["objective"].items()})
+        parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        moments = {
+            number: {name: share_of(value, parameters[number]) for name, value in kept.items()}
+            for number, kept in state["optimiser"]["state"].items()
+        }
+        self.optimiser.load_state_dict(state["optimiser"] | {"state": moments})
         self.step, self.history, self.skipped = int(state["step"]), list(state["history"]), state["skipped"]
+        self.candidates = dict(state["candidates"])
 
     def run_step(self) -> None:
         """One step: read, render, loss, gradients over all workers, update, teacher, history."""
@@ -107,12 +141,15 @@ class Trainer:
         outcome = {key: torch.stack([part[key] for part in parts]).mean(dim=0) for key in scalars}
         loss = float(outcome["loss"])
         limit = self.config.optimiser.clip_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), limit))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.objective.parameters(), limit)))
         if not math.isfinite(norm):
             raise UserError(f"step {self.step}: gradient norm {norm} is not finite; lower optimiser.learning_rate")
         self.optimiser.step()
         self.step += 1
         self.objective.after_step(self.step / self.config.steps)
+        if self.step in self.config.candidate_steps():
+            weights = whole(self.objective.encoder.state_dict())
+            self.candidates[self.step] = {name: value.to("cpu", copy=True) for name, value in weights.items()}
         if self.step == 1 or self.step % self.config.log_every == 0 or self.step == self.config.steps:
             self._log(outcome, torch.cat([part["embedding"] for part in parts]), loss, rate, norm)
 
@@ -120,8 +157,7 @@ class Trainer:
         """Loss and gradients of one part of this worker's share; scalars as means over the workers. Gradients are
         exchanged with the ``last`` part only."""
         rendered = self.views.render(self._batch())  # in full precision: bf16 has 12 HU between neighbours
-        alone = isinstance(self.model, DistributedDataParallel) and not last
-        with self.model.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+        with self._exchanging(last):
             bf16 = self.config.precision == "bfloat16"
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
                 outcome: dict[str, Tensor] = self.model(rendered)
@@ -130,6 +166,18 @@ class Trainer:
                 raise UserError(f"step {self.step}: loss {float(loss)} is not finite; lower optimiser.learning_rate")
             (outcome["loss"] / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
         return {key: value.detach() for key, value in outcome.items()} | {"loss": loss}
+
+    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(last)
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            alone: AbstractContextManager[None] = self.model.no_sync()
+            return alone
+        return contextlib.nullcontext()
+
+    def repeat_batch(self) -> None:
+        """See the next batch again and again from now on: what a step takes without data loading."""
+        self._incoming = itertools.repeat(self._batch())
 
     def _batch(self) -> Batch:
         started = time.monotonic()
@@ -223,7 +271,8 @@ def _steps(trainer: Trainer, checkpoints: Checkpoints) -> Iterator[str]:
         trainer.run_step()
         checkpoints.settle(wait=False)
         if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps:
-            checkpoints.save(trainer.state() if trainer.world.rank == 0 else None)
+            state = trainer.state()
+            checkpoints.save(state if trainer.world.rank == 0 else None)
         for number in ((trainer.skipped > 0) & ~known).nonzero().flatten().tolist():
             yield f"step {trainer.step}/{config.steps}  volume {trainer.volumes[number]} cannot be read: skipped"
         if len(trainer.history) > logged:

@@ -44,11 +44,23 @@ def parameter_count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+BLOCKS = (Block, SegResBlock)  # what is compiled, computed again and shared out at a time
+KINDS_OF_BLOCKS = 64  # by sizes of weights and input, with gradient or without; torch gives up after 8
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """From now on run each block as torch.compile makes it at its first step; blocks that are alike are made once."""
+    torch._dynamo.config.recompile_limit = KINDS_OF_BLOCKS
+    for block in model.modules():
+        if isinstance(block, BLOCKS):
+            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+
+
 def checkpoint_activations(encoder: Encoder) -> None:
     """From now on keep each block's input only, and run the block again in the backward pass (arXiv 1604.06174): the
     same gradients for less memory and a forward pass more."""
     for block in encoder.modules():
-        if isinstance(block, Block | SegResBlock):
+        if isinstance(block, BLOCKS):
             again = partial(_first_and_again, block)
             block.forward = partial(  # type: ignore[method-assign]
                 checkpoint, block.forward, use_reentrant=False, context_fn=again
@@ -64,13 +76,14 @@ def _uncounted(block: nn.Module) -> Iterator[None]:
     """Batch statistics that were seen before must not move the running ones again."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    counts = [int(norm.num_batches_tracked or 0) for norm in norms]
+    counts = [norm.num_batches_tracked.clone() for norm in norms if norm.num_batches_tracked is not None]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield  # torch leaves it by an exception, once it has what it needs
     finally:
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.fill_(count)
+        counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+        for counter, count in zip(counters, counts, strict=True):
+            counter.copy_(count)

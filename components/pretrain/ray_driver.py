@@ -73,7 +73,12 @@ class RayCheckpoints:
 
     def _write(self, state: State) -> Path:
         place = self.folder / f"checkpoint_{state['step']:09d}"
-        write_state(place / STATE_FILE, state)
+        try:
+            write_state(place / STATE_FILE, state)
+        except UserError:
+            with contextlib.suppress(OSError):  # of an attempt before, one may lie there
+                place.rmdir()
+            raise
         return place
 
     def settle(self, wait: bool) -> None:

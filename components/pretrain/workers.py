@@ -11,8 +11,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
 from components.params import UserError
 
@@ -82,6 +86,31 @@ class _Sum(torch.autograd.Function):
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         return total
+
+
+def shard(model: nn.Module, blocks: tuple[type[nn.Module], ...], device: torch.device) -> None:
+    """Keep a share of the parameters only on each worker, in place; ``blocks`` are put together one at a time, where
+    they compute (FSDP, arXiv 2304.11277)."""
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # those in channels_last cannot be cut up
+    for module in model.modules():
+        if isinstance(module, blocks):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def whole(tree: Any) -> Any:
+    """``tree`` with plain tensors in the place of shares. Every worker calls it at the same step."""
+    return tree_map(lambda value: value.full_tensor() if isinstance(value, DTensor) else value, tree)
+
+
+def share_of(value: Tensor, like: Tensor) -> Tensor:
+    """This worker's share of a tensor that is whole on every worker, as ``like`` is shared; of none the whole."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    shared: Tensor = distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return shared
 
 
 class GlobalBatchNorm(_BatchNorm):

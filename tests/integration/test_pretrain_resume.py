@@ -159,6 +159,7 @@ until cat .ctfoundry/runs/*/checkpoint_manager_snapshot.json 2>/dev/null | grep 
 done
 cat /dev/zero > .ctfoundry/runs/filler 2>/dev/null || true
 if wait $run; then echo "ended well on a full disk"; exit 1; fi
+find .ctfoundry/runs -type d -name 'checkpoint_*' -empty | (! grep .)
 rm .ctfoundry/runs/filler
 {command} 2> second.log
 """

@@ -67,7 +67,7 @@ def root(tmp_path: Path) -> Path:
                 "accepted_by_role": {"evaluation": 1, "pretrain": 3}, "series": series})  # fmt: skip
     write_json(data / "curate" / "profile.json", {"series": 3})
     for name in ("encoder.safetensors", "encoder.json"):
-        write_text(data / "pretrain" / "encoder" / name, "{}\n")
+        write_text(data / "evaluate" / "encoder" / name, "{}\n")
     metrics = {"tasks": {"organs": {"linear_auc": NUMBERS}}, "not_evaluated": {"lidc_nodules": "not configured"}}
     write_json(data / "evaluate" / "metrics.json", metrics)
     rows = [("organs", "encoder", "linear_auc", 0.91, 0.85, 0.95, 30, 12),
@@ -136,7 +136,7 @@ def test_a_failed_gate_is_named_and_the_earlier_release_stays(root: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "part", ["pretrain/encoder/encoder.safetensors", "gate/decision.json", "acquire/1/receipt.parquet"]
+    "part", ["evaluate/encoder/encoder.safetensors", "gate/decision.json", "acquire/1/receipt.parquet"]
 )
 def test_a_missing_part_is_named_and_nothing_is_written(root: Path, part: str) -> None:
     (root / "data" / "wholebody" / part).unlink()

@@ -13,6 +13,7 @@ from components.files import sha256_tree
 from components.params import UserError, parse
 from components.pretrain import __main__ as stage
 from components.pretrain.config import OptimiserConfig
+from components.pretrain.embed import Embedder, load_candidates
 from components.pretrain.local_driver import read_state, write_state
 from components.pretrain.loop import State, learning_rate, train
 from components.pretrain.objectives.build import build_objective
@@ -32,12 +33,15 @@ def equal(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("line", ["wholebody", "head"])
 def test_going_on_from_a_checkpoint_ends_in_the_same_state(line: str, tmp_path: Path) -> None:
     volumes = volumes_of(write_project(tmp_path, line), line)
-    kept = InMemory(tmp_path)
-    whole = train(config_of(line), volumes, HERE, kept, lambda _: None)
+    kept, config = InMemory(tmp_path), config_of(line, candidates=6)
+    whole = train(config, volumes, HERE, kept, lambda _: None)
     assert kept.steps == [2, 4, 6]
     lines: list[str] = []
-    resumed = train(config_of(line), volumes, HERE, InMemory(tmp_path, read_state(tmp_path / "2.pt")), lines.append)
-    assert equal(whole, resumed), "weights, optimiser, teacher, centre and history"
+    resumed = train(config, volumes, HERE, InMemory(tmp_path, read_state(tmp_path / "2.pt")), lines.append)
+    assert equal(whole, resumed), "weights, optimiser, teacher, centre, candidates and history"
+    assert list(whole["candidates"]) == [1, 2, 3, 4, 5]
+    assert equal(whole["candidates"][4], read_state(tmp_path / "4.pt")["candidates"][4])
+    assert not equal(whole["candidates"][4], whole["candidates"][5])
     assert lines[0] == "resuming from the checkpoint at step 2 of 6"
     assert [row["step"] for row in resumed["history"]] == [1, 2, 3, 4, 5, 6]
 
@@ -89,10 +93,27 @@ def test_activations_computed_again_change_nothing(line: str, tmp_path: Path) ->
     assert equal(kept, again)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["wholebody", "head"])
+def test_compiled_blocks_train_alike(line: str, tmp_path: Path) -> None:
+    """To a thousandth, also where activations are computed again; a minute of compiling each."""
+    volumes = volumes_of(write_project(tmp_path, line), line)
+    plain, compiled, again = (
+        train(config_of(line, compile=on, activation_checkpointing=less), volumes, HERE, Nothing(), str)["history"]
+        for on, less in ((False, False), (True, False), (True, True))
+    )
+    for row, other, third in zip(plain, compiled, again, strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], rel=1e-3)
+        assert third["loss"] == pytest.approx(row["loss"], rel=1e-3)
+    assert [row["loss"] for row in plain] != [row["loss"] for row in compiled], "nothing was compiled"
+
+
 SAME: dict[str, tuple[str, dict[str, Any]]] = {
     **{kind: ("wholebody", {"objective": two_view(kind)}) for kind in TWO_VIEW},
     "accumulate": ("wholebody", {"accumulate": 2}),
     "activation_checkpointing": ("wholebody", {"activation_checkpointing": True}),
+    "sharded": ("wholebody", {"sharded": True}),
+    "sharded_head": ("head", {"sharded": True, "accumulate": 2, "activation_checkpointing": True}),
     **{
         kind: ("head", {"objective": block("head")["objective"] | {"kind": kind}}) for kind in ("dino_ibot", "dino_mae")
     },
@@ -110,7 +131,20 @@ def train_as_one_of_two(rank: int, root: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{root}/meet", rank=rank, world_size=2)
     found = {name: losses(name, root, World(rank, 2, torch.device("cpu")), workers=2) for name in SAME}
     (root / f"{rank}.json").write_text(json.dumps(found))
+    going_on_where_parameters_are_shared_out(rank, root)
     torch.distributed.destroy_process_group()
+
+
+def going_on_where_parameters_are_shared_out(rank: int, root: Path) -> None:
+    world, volumes = World(rank, 2, torch.device("cpu")), volumes_of(root / "head", "head")
+    config, folder = config_of("head", sharded=True, workers=2, volumes_per_step=4), root / f"kept-{rank}"
+    folder.mkdir()
+    undisturbed = train(config, volumes, world, InMemory(folder), str)
+    assert not rank or not list(folder.iterdir()), "the first worker writes"
+    resumed = train(config, volumes, world, InMemory(folder, read_state(root / "kept-0" / "2.pt")), str)
+    assert equal(undisturbed, resumed)
+    alone = build_objective(config)
+    alone.load_state_dict(resumed["objective"])  # whole tensors, under the names that they have without shares
 
 
 def test_two_workers_give_the_losses_of_one(tmp_path: Path) -> None:
@@ -188,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 def test_the_stage_writes_equal_bytes_twice(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = []
     for name in ("first", "second"):
-        monkeypatch.chdir(write_project(tmp_path / name, line))
+        monkeypatch.chdir(write_project(tmp_path / name, line, candidates=2))
         stage.pretrain(line)
         output = Path("data") / line / "pretrain"
         assert sorted(p.name for p in output.iterdir()) == [
@@ -198,6 +232,10 @@ def test_the_stage_writes_equal_bytes_twice(line: str, tmp_path: Path, monkeypat
             "summary.json",
             "views.png",
         ]
+        early, last = load_candidates(output / "encoder").values()
+        final = Embedder.load(output / "encoder").encoder.state_dict()
+        assert equal(last.encoder.state_dict(), final)
+        assert not equal(early.encoder.state_dict(), final)
         hashes.append(sha256_tree(output))
         assert not list(stage.RUNS.iterdir())
     assert hashes[0] == hashes[1]

@@ -1,0 +1,83 @@
+"""The encoder that is released is chosen on training cases alone."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from components.evaluate.config import EvaluateConfig
+from components.evaluate.features import Volumes
+from components.evaluate.selection import draw_selection, selected_step, selection_figures
+from components.evaluate.stage import build_tasks, chosen
+from components.evaluate.tasks import Inputs
+from components.params import UserError, parse
+from components.pretrain.embed import Embedder, candidate_file, random_embedder, write_weights
+from tests.unit.test_evaluate_stage import tiny_embedder, tiny_line
+from tests.unit.test_evaluate_tasks import EVALUATE
+
+PATCH = (8, 16, 16)
+
+
+def with_selection(inputs: Inputs, task: str = "organs") -> Inputs:
+    config = parse(EvaluateConfig, EVALUATE | {"selection": {"task": task, "figure": "linear_auc"}}, "t")
+    return Inputs(inputs.line, inputs.curated, inputs.annotations, config, inputs.preprocess)
+
+
+def blind() -> Embedder:
+    """One vector for everything."""
+    embedder = tiny_embedder()
+    for parameter in embedder.encoder.parameters():
+        parameter.zero_()
+    return embedder
+
+
+def test_the_best_on_training_cases_is_chosen_and_test_cases_take_no_part(tmp_path: Path) -> None:
+    inputs = with_selection(tiny_line(tmp_path))
+    table, volumes = build_tasks(inputs).table, Volumes(inputs.config, inputs.preprocess, PATCH)
+    candidates = {5: blind(), 10: tiny_embedder(), 15: random_embedder(tiny_embedder(), 3)}
+    figures = selection_figures(table, candidates, volumes, inputs.config)
+    assert figures["step"].tolist() == [5, 10, 15]
+    assert figures["figure"][0] == 0.5
+    assert figures["figure"].drop(0).min() > 0.5
+    assert selected_step(figures) == 5 * (int(figures["figure"].argmax()) + 1)
+    test = table["split"] == "test"
+    shuffled = table.assign(label=table["label"].where(~test, table["label"].iloc[::-1].to_numpy()))
+    assert not shuffled["label"].equals(table["label"])
+    pd.testing.assert_frame_equal(selection_figures(shuffled, candidates, volumes, inputs.config), figures)
+
+
+def test_of_equals_the_first() -> None:
+    assert selected_step(pd.DataFrame({"step": [2, 4, 6], "figure": [0.5, 0.75, 0.75]})) == 4
+
+
+def test_the_stage_takes_the_chosen_one_and_shows_why(tmp_path: Path) -> None:
+    inputs, out = with_selection(tiny_line(tmp_path)), tmp_path / "out"
+    tiny_embedder().save(tmp_path / "encoder")
+    with pytest.raises(UserError, match=r"wholebody.evaluate.selection: the run kept its last encoder only; set "):
+        chosen(inputs, tmp_path / "encoder", out)
+    for step, embedder in ((5, tiny_embedder()), (10, blind())):
+        write_weights(tmp_path / "encoder" / candidate_file(step), embedder.encoder.state_dict())
+    found = chosen(inputs, tmp_path / "encoder", out)
+    assert any(parameter.any() for parameter in found.encoder.parameters()), "not the last one, which is blind"
+    assert pd.read_csv(out / "selection.csv")["step"].tolist() == [5, 10]
+    assert (out / "plots" / "selection.png").stat().st_size > 5_000
+    found.save(tmp_path / "again")
+    assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (
+        tmp_path / "encoder" / candidate_file(5)
+    ).read_bytes()
+
+
+def test_a_task_that_cannot_choose_is_named(tmp_path: Path) -> None:
+    inputs = with_selection(tiny_line(tmp_path), "lesions")
+    for step in (5, 10):
+        write_weights(tmp_path / "encoder" / candidate_file(step), tiny_embedder().encoder.state_dict())
+    tiny_embedder().save(tmp_path / "encoder")
+    with pytest.raises(UserError, match=r"evaluate.selection: task 'lesions' has no two classes of 2 patients in each"):
+        chosen(inputs, tmp_path / "encoder", tmp_path / "out")
+
+
+def test_a_choice_is_drawn() -> None:
+    inputs = parse(EvaluateConfig, EVALUATE | {"selection": {"task": "organs", "figure": "retrieval_map"}}, "t")
+    assert inputs.selection is not None
+    figure = draw_selection(pd.DataFrame({"step": [2, 4], "figure": [0.5, 0.75]}), inputs.selection)
+    assert figure.axes[0].get_title(loc="left") == "organs, training cases"
