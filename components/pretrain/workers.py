@@ -101,8 +101,9 @@ def shard(model: nn.Module, blocks: tuple[type[nn.Module], ...], device: torch.d
 
 
 def whole(tree: Any) -> Any:
-    """``tree`` with plain tensors in the place of shares. Every worker calls it at the same step."""
-    return tree_map(lambda value: value.full_tensor() if isinstance(value, DTensor) else value, tree)
+    """``tree`` with plain tensors on the CPU in the place of shares: a device may not have room for all of them. Every
+    worker calls it at the same step."""
+    return tree_map(lambda value: value.full_tensor().cpu() if isinstance(value, DTensor) else value, tree)
 
 
 def share_of(value: Tensor, like: Tensor) -> Tensor:
