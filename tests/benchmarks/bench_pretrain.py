@@ -1,6 +1,6 @@
 """Views and training steps of the SegRes recipe: ours beside the MONAI pipeline of equal views, interleaved in one run.
 
-    python -m tests.benchmarks.bench_pretrain [--rounds 5] [--crop 16 64 64] [--crops 15] [--views-only]
+    python -m tests.benchmarks.bench_pretrain [--rounds 5] [--crop 16 64 64] [--crops 15] [--views-only | --machine]
 
 The peer is the pipeline most would write: ``PersistentDataset`` of float32 volumes, dictionary transforms crop by crop
 and view by view (RandSpatialCrop, RandScaleCrop and Resize, RandFlip, RandHistogramShift, RandGaussianSmooth),
@@ -8,12 +8,16 @@ and view by view (RandSpatialCrop, RandScaleCrop and Resize, RandFlip, RandHisto
 own loop. Both on one thread and the same volumes (phantoms); parameters of ``wholebody.pretrain`` but the crop. Prints
 medians, ratios, the share of our step that waits for data with and without a loader process, and each side's peak
 memory.
+
+``--machine``: steps on all cores, as each is used on a machine: ours with one worker per core, the peer with torch's
+threads, without loader processes and with one per core.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import resource
 import statistics
 import tempfile
@@ -22,6 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from monai.data import DataLoader, PersistentDataset
 from monai.networks.nets.segresnet_ds import SegResEncoder
@@ -56,7 +61,7 @@ from components.pretrain.views import build_views
 from components.pretrain.workers import World
 
 HERE = World(0, 1, torch.device("cpu"))
-VOLUMES = 4
+VOLUMES, EPOCH = 4, 100
 
 
 class LoadStored(MapTransform):  # type: ignore[misc]  # MONAI has no types
@@ -79,7 +84,7 @@ class TwoViews:
         return torch.stack([torch.as_tensor(self.views({"image": crop["image"]})["image"]) for _ in range(2)])
 
 
-def peer_batches(config: PretrainConfig, volumes: list[Path], cache: Path) -> Iterator[torch.Tensor]:
+def peer_batches(config: PretrainConfig, volumes: list[Path], cache: Path, loaders: int = 0) -> Iterator[torch.Tensor]:
     views, size = config.objective.views, config.input.size_vox  # type: ignore[union-attr]
     kept = Compose(
         [
@@ -103,13 +108,16 @@ def peer_batches(config: PretrainConfig, volumes: list[Path], cache: Path) -> It
         ]
     )  # fmt: skip
     chain = Compose([*kept.transforms, TwoViews(crops, changed)])
+    names = [{"image": str(path)} for path in volumes] * EPOCH  # loader processes start once an epoch
     while True:
-        names = [{"image": str(path)} for path in volumes]
         dataset = PersistentDataset(names, chain, cache_dir=cache)
-        yield from (batch["views"] for batch in DataLoader(dataset, batch_size=config.volumes_per_step, shuffle=True))
+        loader = DataLoader(
+            dataset, batch_size=config.volumes_per_step, shuffle=True, num_workers=loaders, drop_last=True
+        )
+        yield from (batch["views"] for batch in loader)
 
 
-def peer_steps(config: PretrainConfig, volumes: list[Path], cache: Path) -> Iterator[None]:
+def peer_steps(config: PretrainConfig, volumes: list[Path], cache: Path, loaders: int = 0) -> Iterator[None]:
     encoder_config, objective = config.encoder, config.objective
     encoder = SegResEncoder(
         spatial_dims=3, init_filters=encoder_config.init_filters, in_channels=1, blocks_down=encoder_config.blocks_down
@@ -117,7 +125,7 @@ def peer_steps(config: PretrainConfig, volumes: list[Path], cache: Path) -> Iter
     dim = encoder_config.init_filters * 2 ** (len(encoder_config.blocks_down) - 1)
     head = nn.Sequential(nn.Linear(dim, objective.hidden), nn.ReLU(), nn.Linear(objective.hidden, objective.projection))
     optimiser = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1e-4)
-    for views in peer_batches(config, volumes, cache):
+    for views in peer_batches(config, volumes, cache, loaders):
         z = head(encoder(views.flatten(0, 2))[-1].mean(dim=(2, 3, 4))).view(*views.shape[:3], -1)
         optimiser.zero_grad(set_to_none=True)
         within_volume_ntxent(z, objective.temperature).backward()
@@ -166,6 +174,60 @@ def alone(side: str, config: dict[str, Any], volumes: list[Path], scratch: Path)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
+def one_of_ours(rank: int, size: int, config: dict[str, Any], volumes: list[Path], meet: Path, turn: Any) -> None:
+    """A worker that makes a step whenever it is told to."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
+    parsed = parse(PretrainConfig, _tuples(config | {"workers": size}), "bench")
+    trainer = Trainer(parsed, tuple(volumes), World(rank, size, torch.device("cpu")))
+    while turn.recv():
+        trainer.run_step()
+        turn.send(True)
+
+
+def the_peer(loaders: int, config: dict[str, Any], volumes: list[Path], cache: Path, turn: Any) -> None:
+    steps = peer_steps(parse(PretrainConfig, _tuples(config), "bench"), volumes, cache, loaders)
+    while turn.recv():
+        next(steps)
+        turn.send(True)
+
+
+def on_all_cores(block: dict[str, Any], volumes: list[Path], scratch: Path, rounds: int) -> dict[str, float]:
+    """Median seconds of a step of one volume per core. Who is not on turn stands still, its loader processes too."""
+    context, cores = multiprocessing.get_context("spawn"), len(os.sched_getaffinity(0))
+    block = block | {"volumes_per_step": cores}
+    teams: dict[str, list[Any]] = {"ours": []}
+    jobs: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("ours", one_of_ours, (rank, cores, block, volumes, scratch / "meet")) for rank in range(cores)
+    ]
+    jobs += [(f"peer, {count} loaders", the_peer, (count, block, volumes, scratch / "cache")) for count in (0, cores)]
+    for name, function, arguments in jobs:
+        mine, its = context.Pipe()
+        process = context.Process(target=function, args=(*arguments, its))
+        process.start()
+        teams.setdefault(name, []).append((psutil.Process(process.pid), mine))
+
+    def step(team: list[Any]) -> None:
+        for process, turn in team:
+            for one in (process, *process.children(recursive=True)):
+                one.resume()
+            turn.send(True)
+        for _, turn in team:
+            turn.recv()
+        for process, _ in team:
+            for one in (*process.children(recursive=True), process):
+                one.suspend()
+
+    try:
+        return timed({name: (lambda team=team: step(team)) for name, team in teams.items()}, rounds)
+    finally:
+        for team in teams.values():
+            for process, turn in team:
+                turn.send(False)
+                for one in (process, *process.children(recursive=True)):
+                    one.resume()
+
+
 def phantoms(folder: Path) -> list[Path]:
     config = load_stage(PreprocessConfig, "wholebody", "preprocess")
     plan = PhantomConfig(pretrain_patients=VOLUMES, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=1)
@@ -185,6 +247,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, nargs=3, default=(16, 64, 64), help="voxels (default: 16 64 64)")
     parser.add_argument("--crops", type=int, default=15, help="per volume (default: 15)")
     parser.add_argument("--views-only", action="store_true", help="no training: for crops of real size")
+    parser.add_argument("--machine", action="store_true", help="steps on all cores")
     arguments = parser.parse_args()
     block = read_yaml()["wholebody"]["pretrain"]
     block |= {"workers": 0, "volumes_per_step": 1, "steps": 10**6, "log_every": 10**6}
@@ -195,6 +258,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         volumes = phantoms(scratch)
+        if arguments.machine:
+            taken = on_all_cores(block, volumes, scratch, arguments.rounds)
+            best = min(seconds for name, seconds in taken.items() if name != "ours")
+            said = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in taken.items())
+            print(f"steps on all cores: {said}; ratio to the better of the peer's {best / taken['ours']:.2f}")
+            return
         ours, peer = our_views(config, volumes), peer_batches(config, volumes, scratch / "cache")
         views = timed({"ours": lambda: next(ours), "peer": lambda: next(peer)}, max(arguments.rounds, VOLUMES + 1))
         count, size = 2 * arguments.crops, "x".join(map(str, arguments.crop))
