@@ -127,9 +127,10 @@ def nodule_runs(border: str) -> dict[str, dict[str, Any]]:
             "shift": 0.0, "gamma": [1.0, 1.0], "smooth_probability": 0.0,
         }  # fmt: skip
         objective = head["objective"] | {"kind": kind, "views": multi}
-        objective["dino"] = objective["dino"] | {"koleo_weight": 0.1 if kind == "dino_ibot" else 0.0}
+        objective["dino"] = objective["dino"] | {"koleo_weight": 0.1, "ema_start": 0.99}
         encoder = VIT | {"pooling": "class_mean"}
-        runs[kind] = head | RUN | {"steps": 200, "input": grid, "encoder": encoder, "objective": objective}
+        long = {"steps": 800, "optimiser": head["optimiser"] | {"learning_rate": 0.001}}  # some 20 minutes
+        runs[kind] = head | RUN | long | {"input": grid, "encoder": encoder, "objective": objective}
     return runs
 
 
