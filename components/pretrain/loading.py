@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from components.params import UserError
 from components.preprocess.store import StoredVolume
 from components.pretrain.config import PretrainConfig
-from components.pretrain.views import Batch, Sample, Views, build_views
+from components.pretrain.views import RAGGED, Batch, Sample, Views, build_views
 from components.pretrain.workers import World
 
 ORDER_STREAM, SAMPLE_STREAM, SUBSTITUTE_STREAM = 0, 1, 2  # independent random streams below one seed
@@ -71,12 +71,15 @@ class Samples(Dataset[Sample | str]):
 
 
 def collate(samples: list[Sample | str]) -> Batch | str:
-    """Samples one above the other, or the first error among them."""
+    """Samples one above the other, those without equal shapes one after the other, or the first error among them."""
     for sample in samples:
         if isinstance(sample, str):
             return sample
     drawn = [sample for sample in samples if not isinstance(sample, str)]
-    return {key: torch.from_numpy(np.stack([sample[key] for sample in drawn])) for key in drawn[0]}
+    return {
+        key: torch.from_numpy((np.concatenate if key == RAGGED else np.stack)([sample[key] for sample in drawn]))
+        for key in drawn[0]
+    }
 
 
 def load_batch(config: PretrainConfig, volumes: tuple[Path, ...], count: int) -> Batch:
@@ -102,7 +105,7 @@ def places(config: PretrainConfig, world: World, step: int) -> Iterator[list[int
 def batches(config: PretrainConfig, volumes: tuple[Path, ...], world: World, step: int) -> Iterator[Batch | str]:
     """This worker's parts of the global batches in order, read ahead by ``config.loaders`` processes; the text of an
     error in the place of a batch that cannot be read."""
-    samples = Samples(config, build_views(config), volumes)
+    samples = Samples(config, build_views(config, world.device.type), volumes)
     if config.loaders == 0:
         return (collate([samples[index] for index in part]) for part in places(config, world, step))
     return iter(

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +56,15 @@ class Checkpoints(Protocol):
         """Make what has been written since count, or say why it could not be; with ``wait`` all that was saved."""
 
 
+@dataclass(frozen=True)
+class Incoming:
+    """A batch on its way: what the model will see, or why it cannot be read; numbers of volumes that were skipped."""
+
+    rendered: Batch
+    mistake: str = ""
+    skipped: Tensor | None = None
+
+
 def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
     """Linear warm-up over the first share of the steps, then half a cosine down to the final rate."""
     warmup = round(config.warmup * steps)
@@ -69,7 +79,13 @@ def build_optimiser(objective: nn.Module, config: OptimiserConfig) -> torch.opti
     matrices = [p for p in trained if _axes(p) > 1]
     vectors = [p for p in trained if _axes(p) <= 1]
     groups = [{"params": matrices, "decayed": True}, {"params": vectors, "decayed": False, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay[0])
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay[0],
+        fused=all(p.device.type == "cuda" for p in trained) or None,  # on a CPU other last bits
+    )
 
 
 def _axes(parameter: Tensor) -> int:
@@ -81,8 +97,10 @@ class Trainer:
 
     def __init__(self, config: PretrainConfig, volumes: tuple[Path, ...], world: World) -> None:
         self.config, self.volumes, self.world = config, volumes, world
-        self.views = build_views(config)
+        self.views = build_views(config, world.device.type)
         self.objective = build_objective(config).to(world.device)
+        if world.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all steps have the same sizes
         if world.size > 1 and world.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)  # type: ignore[no-untyped-call]
         elif world.size > 1:
@@ -104,6 +122,10 @@ class Trainer:
         self.waited = 0.0  # seconds without a batch
         self.skipped = torch.zeros(len(volumes), dtype=torch.int64)  # samples lost with each volume, on all workers
         self._incoming: Iterator[Batch | str] | None = None
+        self._ahead: Incoming | None = None  # on a GPU: what the next part sees, copied and rendered beside the step
+        self._beside: torch.cuda.Stream | None = None
+        if world.device.type == "cuda":
+            self._beside = torch.cuda.Stream(world.device)  # type: ignore[no-untyped-call]
 
     def state(self) -> State:
         """Everything that the rest of the run depends on, the same on every worker; all call it at the same step."""
@@ -132,38 +154,50 @@ class Trainer:
         self.candidates = dict(state["candidates"])
 
     def run_step(self) -> None:
-        """One step: read, render, loss, gradients over all workers, update, teacher, history."""
+        """One step: read, render, loss, gradients over all workers, update, teacher, history.
+
+        A GPU is told all of a step, and to render the next one, before anything is asked of it.
+        """
         rate = self._set_schedules(self.step / self.config.steps)
         self.objective.train()
         self.optimiser.zero_grad(set_to_none=True)
         parts = [self._part(last=n == self.config.accumulate - 1) for n in range(self.config.accumulate)]
         scalars = [key for key in parts[0] if key != "embedding"]
         outcome = {key: torch.stack([part[key] for part in parts]).mean(dim=0) for key in scalars}
-        loss = float(outcome["loss"])
         limit = self.config.optimiser.clip_norm or math.inf
-        norm = float(whole(nn.utils.clip_grad_norm_(self.objective.parameters(), limit)))
-        if not math.isfinite(norm):
-            raise UserError(f"step {self.step}: gradient norm {norm} is not finite; lower optimiser.learning_rate")
+        norm = whole(nn.utils.clip_grad_norm_(self.objective.parameters(), limit))
         self.optimiser.step()
+        self.objective.after_step((self.step + 1) / self.config.steps)
+        if self._beside is not None:
+            self._ahead = self._read()
+        self._check(parts, norm)
         self.step += 1
-        self.objective.after_step(self.step / self.config.steps)
         if self.step in self.config.candidate_steps():
             weights = whole(self.objective.encoder.state_dict())
             self.candidates[self.step] = {name: value.to("cpu", copy=True) for name, value in weights.items()}
         if self.step == 1 or self.step % self.config.log_every == 0 or self.step == self.config.steps:
-            self._log(outcome, torch.cat([part["embedding"] for part in parts]), loss, rate, norm)
+            self._log(outcome, torch.cat([part["embedding"] for part in parts]), rate, float(norm))
+
+    def _check(self, parts: list[dict[str, Tensor]], norm: Tensor) -> None:
+        """Raise where the step was worth nothing; the state, which it has spoilt, is not kept."""
+        for part in parts:  # the mean is not finite on any worker if it is not on one
+            if not math.isfinite(part["loss"]):
+                loss = float(part["loss"])
+                raise UserError(f"step {self.step}: loss {loss} is not finite; lower optimiser.learning_rate")
+        if not math.isfinite(norm):
+            raise UserError(
+                f"step {self.step}: gradient norm {float(norm)} is not finite; lower optimiser.learning_rate"
+            )
 
     def _part(self, last: bool) -> dict[str, Tensor]:
         """Loss and gradients of one part of this worker's share; scalars as means over the workers. Gradients are
         exchanged with the ``last`` part only."""
-        rendered = self.views.render(self._batch())  # in full precision: bf16 has 12 HU between neighbours
+        rendered = self._rendered()  # in full precision: bf16 has 12 HU between neighbours
         with self._exchanging(last):
             bf16 = self.config.precision == "bfloat16"
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
                 outcome: dict[str, Tensor] = self.model(rendered)
             loss = mean_over_workers(outcome["loss"])
-            if not math.isfinite(loss):  # the mean is not finite on any worker if it is not on one
-                raise UserError(f"step {self.step}: loss {float(loss)} is not finite; lower optimiser.learning_rate")
             (outcome["loss"] / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
         return {key: value.detach() for key, value in outcome.items()} | {"loss": loss}
 
@@ -177,21 +211,51 @@ class Trainer:
 
     def repeat_batch(self) -> None:
         """See the next batch again and again from now on: what a step takes without data loading."""
-        self._incoming = itertools.repeat(self._batch())
+        batch = self._next()
+        assert isinstance(batch, dict)
+        self._incoming = itertools.repeat(self._there(batch))
 
-    def _batch(self) -> Batch:
-        started = time.monotonic()
-        if self._incoming is None:
-            self._incoming = batches(self.config, self.volumes, self.world, self.step)
-        batch = next(self._incoming)
-        self.waited += time.monotonic() - started
-        agree(self.world, UserError(batch) if isinstance(batch, str) else None)
-        assert not isinstance(batch, str)
-        if self.config.unreadable == "skip":
-            numbers = batch.pop("skipped").flatten()
+    def _rendered(self) -> Batch:
+        """What the next part sees."""
+        incoming, self._ahead = self._ahead or self._read(), None
+        assert incoming is not None  # a run has as many parts as its steps want
+        agree(self.world, UserError(incoming.mistake) if incoming.mistake else None)
+        if incoming.skipped is not None:
+            numbers = incoming.skipped.flatten()
             lost = torch.bincount(numbers[numbers >= 0], minlength=len(self.volumes)).to(self.world.device)
             self.skipped = self.skipped + sum_over_workers(lost).cpu()
-        return {key: value.to(self.world.device, non_blocking=True) for key, value in batch.items()}
+        if self._beside is not None:
+            here = torch.cuda.current_stream(self.world.device)
+            here.wait_stream(self._beside)
+            for value in incoming.rendered.values():
+                value.record_stream(here)  # or its memory would be used again before the step has read it
+        return incoming.rendered
+
+    def _read(self) -> Incoming | None:
+        """Wait for the next batch, and on a GPU have it copied and rendered beside the step. None at the run's end."""
+        batch = self._next()
+        if batch is None:
+            return None
+        if isinstance(batch, str):
+            return Incoming({}, mistake=batch)
+        skipped = batch.pop("skipped", None)
+        with torch.cuda.stream(self._beside):  # of None: nothing
+            return Incoming(self.views.render(self._there(batch)), skipped=skipped)
+
+    def _next(self) -> Batch | str | None:
+        if self._incoming is None:
+            self._incoming = batches(self.config, self.volumes, self.world, self.step)
+        started = time.monotonic()
+        batch = next(self._incoming, None)
+        self.waited += time.monotonic() - started
+        return batch
+
+    def _there(self, batch: Batch) -> Batch:
+        """``batch`` on this worker's device, but for what the views want on the host."""
+        return {
+            key: value if key in self.views.on_host else value.to(self.world.device, non_blocking=True)
+            for key, value in batch.items()
+        }
 
     def _set_schedules(self, progress: float) -> float:
         optimiser = self.config.optimiser
@@ -202,10 +266,10 @@ class Trainer:
                 group["weight_decay"] = cosine_schedule(*optimiser.weight_decay, progress)
         return rate
 
-    def _log(self, outcome: dict[str, Tensor], embedding_BE: Tensor, loss: float, rate: float, norm: float) -> None:
+    def _log(self, outcome: dict[str, Tensor], embedding_BE: Tensor, rate: float, norm: float) -> None:
         embedding_BE = gather(embedding_BE.float())
         row: HistoryRow = {"step": self.step, "workers": self.world.size, "batch": self.config.volumes_per_step}
-        row |= {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        row |= {"loss": float(outcome["loss"]), "learning_rate": rate, "gradient_norm": norm}
         row |= {"embedding_spread": spread(embedding_BE), "effective_rank": effective_rank(embedding_BE)}
         row["uniformity"] = uniformity(embedding_BE)
         row |= {name: float(mean_over_workers(outcome[name])) for name in sorted(set(outcome) - {"loss"})}

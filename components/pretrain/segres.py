@@ -8,6 +8,22 @@ from torch import Tensor, nn
 
 from components.pretrain.config import SegResConfig
 
+SMALLEST_BF16 = 3  # voxels
+
+
+class CpuSafeConv3d(nn.Conv3d):
+    """A convolution that leaves bfloat16 alone where a CPU's result cannot be trusted.
+
+    In torch 2.13 the gradient of the weights is garbage, or written beyond its end, for bfloat16 inputs of a side below
+    3 voxels (oneDNN on AVX512_BF16; seen at depth 2 with stride 1 and side 1 with stride 2). Such levels cost little.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type == "cpu" and min(input.shape[2:]) < SMALLEST_BF16:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.float())
+        return super().forward(input)
+
 
 class SegRes(SegResEncoder, nn.Module):  # type: ignore[misc]  # MONAI has no types
     """MONAI's ``SegResEncoder`` with batch norm and ReLU.
@@ -26,6 +42,9 @@ class SegRes(SegResEncoder, nn.Module):  # type: ignore[misc]  # MONAI has no ty
             norm="batch",
             blocks_down=config.blocks_down,
         )
+        for module in self.modules():
+            if type(module) is nn.Conv3d:
+                module.__class__ = CpuSafeConv3d
         self.embedding_dim: int = config.init_filters * 2 ** (len(config.blocks_down) - 1)
 
     def feature_map(self, x_BCDHW: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from components.pretrain.objectives.config import (
     IbotConfig,
     MultiCropConfig,
 )
-from components.pretrain.resample import Level, axis_weights, may_halve, resample
+from components.pretrain.resample import Level, axis_weights, may_halve, resample, resize_boxes
 from components.pretrain.views_cpu import render_crops
 
 Sample = dict[str, npt.NDArray[np.generic]]
@@ -38,10 +38,17 @@ Range = tuple[float, float]
 
 BODY_HU = -500  # above: body (or table); below: air and most of the lung
 TRIES_PER_CROP = 4
+RAGGED = "voxels"  # of a sample: samples of a batch lie one after the other, each with a number of its own
 
 
 class Views(Protocol):
-    """Both view makers."""
+    """Both view makers.
+
+    Attributes:
+        on_host: keys of a batch that ``render`` wants to find on the host, whatever the device.
+    """
+
+    on_host: frozenset[str]
 
     def draw(self, volume: StoredVolume, rng: np.random.Generator) -> Sample: ...
 
@@ -52,6 +59,8 @@ class Views(Protocol):
 
 class CropViews:
     """Whole body: K crops of a volume, two views of each, as in CT-FM."""
+
+    on_host: frozenset[str] = frozenset()
 
     def __init__(self, view: InputConfig, config: CropViewsConfig) -> None:
         self.view, self.config = view, config
@@ -144,12 +153,22 @@ class MultiCropViews:
         patch: the encoder's patch side in voxels, for the masks.
         mask_ratio: share of the patches of each global view that masked image modelling hides.
         ibot: how many patches of how many global views become mask tokens; None for none.
+        raw: ``draw`` reads int16 only, of the part of the volume that holds all boxes, and ``render`` windows and
+            resizes them: for a GPU, which does it a hundred times faster than a core. The same views, within rounding.
     """
 
+    on_host = frozenset({"region", "global_box", "local_box"})
+
     def __init__(
-        self, view: InputConfig, config: MultiCropConfig, patch: int, mask_ratio: float, ibot: IbotConfig | None = None
+        self,
+        view: InputConfig,
+        config: MultiCropConfig,
+        patch: int,
+        mask_ratio: float,
+        ibot: IbotConfig | None = None,
+        raw: bool = False,
     ) -> None:
-        self.view, self.config, self.ibot = view, config, ibot
+        self.view, self.config, self.ibot, self.raw = view, config, ibot, raw
         self.patches = math.prod(side // patch for side in view.size_vox)
         self._levels: dict[tuple[Path, bool], Level] = {}  # in order of their last use
         self.visible = min(max(1, round(self.patches * (1 - mask_ratio))), self.patches - 1)
@@ -163,31 +182,57 @@ class MultiCropViews:
             del self._levels[next(iter(self._levels))]
         return level
 
-    def _boxes(
-        self, volume: StoredVolume, rng: np.random.Generator, count: int, sides: Range, field: float, size: Size3
-    ) -> npt.NDArray[np.float32]:
-        """``count`` boxes with sides of a random share of the volume's sides, windowed, resized: (count, C, *size)."""
-        a, b, c = (int(sides[0] * field * n) for n in volume.shape)
-        level = self._level(volume, may_halve((a, b, c), size, self.view.windows))
-        views, shape = [], np.array(level.values.shape[1:])
-        for _ in range(count):
-            side = np.maximum(1, np.round(rng.uniform(*sides) * field * shape)).astype(int)
-            margin = (1 - field) / 2 * shape
-            start = np.floor(margin + rng.uniform(size=3) * (field * shape - side)).astype(int).clip(0, shape - side)
-            views.append(level.resize(tuple(start.tolist()), tuple(side.tolist()), size))
-        return np.asarray(torch.stack(views).numpy(), dtype=np.float32)
+    def _box(self, shape: Size3, rng: np.random.Generator, sides: Range, field: float) -> npt.NDArray[np.int64]:
+        """First voxel and sides, (2, 3): sides of a random share of the field, somewhere within it."""
+        whole = np.array(shape)
+        side = np.maximum(1, np.round(rng.uniform(*sides) * field * whole)).astype(int)
+        margin = (1 - field) / 2 * whole
+        start = np.floor(margin + rng.uniform(size=3) * (field * whole - side)).astype(int).clip(0, whole - side)
+        return np.stack([start, side])
+
+    def _kinds(self) -> list[tuple[str, int, Range, float, Size3]]:
+        """Name, number, sides, field and size of the views."""
+        config = self.config
+        kinds = [
+            ("global", config.globals, config.global_side, 1.0, self.view.size_vox),
+            ("local", config.locals, config.local_side, config.local_field, config.local_size_vox),
+        ]
+        return [kind for kind in kinds if kind[1]]
+
+    def _resized(self, volume: StoredVolume, rng: np.random.Generator) -> Sample:
+        """Boxes of each kind, windowed and resized: (count, C, *size)."""
+        sample: Sample = {}
+        for name, count, sides, field, size in self._kinds():
+            a, b, c = (int(sides[0] * field * n) for n in volume.shape)
+            level = self._level(volume, may_halve((a, b, c), size, self.view.windows))
+            _, d, h, w = level.values.shape
+            views = []
+            for _ in range(count):
+                start, side = self._box((d, h, w), rng, sides, field)
+                views.append(level.resize(tuple(start.tolist()), tuple(side.tolist()), size))
+            sample[name] = np.asarray(torch.stack(views).numpy(), dtype=np.float32)
+        return sample
+
+    def _unresized(self, volume: StoredVolume, rng: np.random.Generator) -> Sample:
+        """``voxels``: HU of the smallest ``region`` (3,) that holds all boxes, flat; ``<kind>_box`` (count, 2, 3)
+        within it."""
+        boxes = {
+            name: np.stack([self._box(volume.shape, rng, sides, field) for _ in range(count)])
+            for name, count, sides, field, _ in self._kinds()
+        }
+        every = np.concatenate(list(boxes.values()))
+        start, stop = every[:, 0].min(axis=0), every.sum(axis=1).max(axis=0)
+        region = volume.crop(tuple(start.tolist()), tuple((stop - start).tolist()))
+        for box in boxes.values():
+            box[:, 0] -= start
+        return {RAGGED: region.ravel(), "region": stop - start} | {f"{name}_box": box for name, box in boxes.items()}
 
     def draw(self, volume: StoredVolume, rng: np.random.Generator) -> Sample:
-        """Resized boxes ``global`` (G, C, ...) and ``local`` (L, C, ...), the views' numbers, and the masks: the hidden
-        and visible patches, and with iBOT which patches are ``masked``, bool (G, N)."""
+        """Resized boxes ``global`` (G, C, ...) and ``local`` (L, C, ...), or what :func:`_unresized` says; the views'
+        numbers, and the masks: the hidden and visible patches, and with iBOT which patches are ``masked``, bool (G, N).
+        """
         config = self.config
-        sample: Sample = {
-            "global": self._boxes(volume, rng, config.globals, config.global_side, 1.0, self.view.size_vox),
-        }
-        if config.locals:
-            sample["local"] = self._boxes(
-                volume, rng, config.locals, config.local_side, config.local_field, config.local_size_vox
-            )
+        sample = self._unresized(volume, rng) if self.raw else self._resized(volume, rng)
         for kind, count in (("global", config.globals), ("local", config.locals)):
             first = np.arange(count) == 0
             sample |= {
@@ -213,15 +258,24 @@ class MultiCropViews:
     def render(self, batch: Batch) -> Batch:
         """``global`` (B, G, C, ...) and ``local`` (B, L, C, ...) in [0, 1]; the masks as drawn."""
         rendered: Batch = {key: value for key, value in batch.items() if key in ("visible", "hidden", "masked")}
-        for kind in ("global", "local"):
-            if kind not in batch:
-                continue
-            x_BCDHW = batch[kind].flatten(0, 1)
+        for kind, count, _, _, size in self._kinds():
+            x_BCDHW = self._cut(batch, kind, size) if self.raw else batch[kind].flatten(0, 1)
             drawn = {key: batch[f"{kind}_{key}"].flatten() for key in ("flip", "shift", "smooth", "sigma", "gamma")}
             x_BCDHW = torch.where(drawn["flip"][:, None, None, None, None], x_BCDHW.flip(2), x_BCDHW)
             x_BCDHW = smooth(shift(x_BCDHW, drawn["shift"]), drawn["sigma"], drawn["smooth"])
-            rendered[kind] = gamma(x_BCDHW, drawn["gamma"]).view_as(batch[kind])
+            rendered[kind] = gamma(x_BCDHW, drawn["gamma"]).view(-1, count, len(self.view.windows), *size)
         return rendered
+
+    def _cut(self, batch: Batch, kind: str, size: Size3) -> Tensor:
+        """Window and resize the boxes of a kind, (B * count, C, *size) float32 in [0, 1]."""
+        regions, boxes_BN23 = batch["region"], batch[f"{kind}_box"]
+        voxels = torch.split(batch[RAGGED], regions.prod(dim=1).tolist())
+        return resize_boxes(
+            [hu.view(*shape) for hu, shape in zip(voxels, regions.tolist(), strict=True)],
+            boxes_BN23,
+            self.view.windows,
+            size,
+        )
 
     def sheet(self, rendered: Batch) -> list[list[npt.NDArray[np.float32]]]:
         """Central axial slices, first window: one row per volume, its global views, then its local views."""
@@ -232,11 +286,13 @@ class MultiCropViews:
         return rows
 
 
-def build_views(config: PretrainConfig) -> Views:
-    """The view maker that goes with the objective."""
+def build_views(config: PretrainConfig, device: str = "cpu") -> Views:
+    """The view maker that goes with the objective, and with the type of ``device`` that renders."""
     objective = config.objective
     if not isinstance(objective, HeadObjectiveConfig):
         return CropViews(config.input, objective.views)
     assert isinstance(config.encoder, VitConfig)  # the parameters were checked for it
     ibot = objective.ibot if objective.kind == "dino_ibot" else None
-    return MultiCropViews(config.input, objective.views, config.encoder.patch_vox, objective.mae.mask_ratio, ibot)
+    return MultiCropViews(
+        config.input, objective.views, config.encoder.patch_vox, objective.mae.mask_ratio, ibot, device != "cpu"
+    )

@@ -103,9 +103,10 @@ class Vit(nn.Module):
         return a // self.patch, b // self.patch, c // self.patch
 
     def _positions_for(self, grid: Size3, like: Tensor) -> Tensor:
-        if grid not in self._positions:
-            self._positions[grid] = sincos_positions(grid, self.grid, self.config.dim)
-        return self._positions[grid].to(like)
+        known = self._positions.get(grid)
+        if known is None or known.device != like.device:  # once: a copy to a GPU would wait for all that it has to do
+            known = self._positions[grid] = sincos_positions(grid, self.grid, self.config.dim).to(like.device)
+        return known.to(like)
 
     def tokens(
         self, x_BCDHW: Tensor, keep_BK: Tensor | None = None, masked: tuple[Tensor, Tensor] | None = None

@@ -247,9 +247,11 @@ def main() -> None:
     parser.add_argument("--crop", type=int, nargs=3, default=(16, 64, 64), help="voxels (default: 16 64 64)")
     parser.add_argument("--crops", type=int, default=15, help="per volume (default: 15)")
     parser.add_argument("--views-only", action="store_true", help="no training: for crops of real size")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--machine", action="store_true", help="steps on all cores")
     arguments = parser.parse_args()
     block = read_yaml()["wholebody"]["pretrain"]
+    block["precision"] = arguments.precision
     block |= {"workers": 0, "volumes_per_step": 1, "steps": 10**6, "log_every": 10**6}
     block["input"] |= {"size_vox": list(arguments.crop)}
     block["objective"]["views"] |= {"crops_per_volume": arguments.crops, "body_fraction": 0.0, "scale": [0.33, 1.0]}

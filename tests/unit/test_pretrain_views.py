@@ -9,12 +9,13 @@ from pretrain_project import block, volume
 from torch.nn import functional
 
 from components.params import parse
-from components.preprocess.store import StoredVolume, write_volume
+from components.preprocess.store import StoredVolume, Volume, write_volume
 from components.pretrain.config import InputConfig
 from components.pretrain.intensity import apply_windows, gamma, histogram_shift, smooth
+from components.pretrain.loading import collate
 from components.pretrain.objectives.config import CropViewsConfig, MultiCropConfig
 from components.pretrain.resample import axis_weights, may_halve, resample, resize_windows
-from components.pretrain.views import Batch, CropViews, MultiCropViews, Views
+from components.pretrain.views import Batch, CropViews, MultiCropViews, Sample, Views
 
 STILL = torch.zeros(1, dtype=torch.bool)
 
@@ -194,6 +195,32 @@ def test_both_views_of_a_crop_differ_and_have_the_input_size(tmp_path: Path) -> 
     x = views.render({key: torch.from_numpy(value)[None] for key, value in sample.items()})["views"]
     assert x.shape == (1, 3, 2, 1, 8, 16, 16)
     assert not torch.equal(x[:, :, 0], x[:, :, 1])
+
+
+def test_boxes_resized_where_they_are_rendered_are_the_same(tmp_path: Path) -> None:
+    at_once, later = views_of("head"), views_of("head")
+    assert isinstance(at_once, MultiCropViews)
+    assert isinstance(later, MultiCropViews)
+    later.raw = True
+    rng = np.random.default_rng(3)
+    volumes = []
+    for number, shape in enumerate([(61, 70, 52), (58, 49, 66)]):  # too small to be halved, and not of one shape
+        hu = (rng.normal(40, 300, shape) + 800 * (rng.uniform(size=shape) > 0.9)).astype(np.int16)
+        write_volume(tmp_path / f"{number}.b2nd", Volume(hu=hu, affine=np.eye(4)), {})
+        volumes.append(StoredVolume(tmp_path / f"{number}.b2nd"))
+    first, second = (
+        views.render(_batch([views.draw(volume, np.random.default_rng(7)) for volume in volumes]))
+        for views in (at_once, later)
+    )
+    assert first.keys() == second.keys()
+    for key, expected in first.items():
+        torch.testing.assert_close(second[key], expected, atol=2e-3, rtol=0)
+
+
+def _batch(samples: list[Sample]) -> Batch:
+    batch = collate(list(samples))
+    assert isinstance(batch, dict)
+    return batch
 
 
 def test_masks_hide_each_patch_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.pretrain.objectives.config import DinoConfig
+from components.pretrain.objectives.precision import in_full_precision
 from components.pretrain.workers import sum_over_workers
 
 
@@ -63,6 +64,7 @@ def moved_centre(centre_M: Tensor, logits_XM: Tensor, momentum: float) -> Tensor
     return centre_M.lerp((sums[:-1] / sums[-1].clamp(min=1)).to(centre_M), 1 - momentum)
 
 
+@in_full_precision
 def dino_loss(student_SBM: Tensor, teacher_GBM: Tensor, temperature: float) -> Tensor:
     """Cross-entropy between every teacher view and every *other* student view.
 
@@ -100,5 +102,7 @@ def cosine_schedule(start: float, end: float, progress: float) -> float:
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move the teacher's parameters towards the student's: teacher = momentum * teacher + (1 - momentum) * student."""
-    for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
-        kept.mul_(momentum).add_(new, alpha=1 - momentum)
+    kept: list[Tensor] = list(teacher.parameters())
+    new: list[Tensor] = list(student.parameters())
+    torch._foreach_mul_(kept, momentum)
+    torch._foreach_add_(kept, new, alpha=1 - momentum)

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from components.pretrain.objectives.precision import in_full_precision
 
+
+@in_full_precision
 def ibot_loss(student_XM: Tensor, teacher_XM: Tensor, masked_BN: Tensor, temperature: float) -> Tensor:
     """Cross-entropy between teacher and student at the masked patches.
 

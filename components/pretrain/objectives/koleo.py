@@ -7,11 +7,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from components.pretrain.objectives.precision import in_full_precision
 from components.pretrain.workers import gather, together
 
 EPSILON = 1e-8
 
 
+@in_full_precision
 def koleo_loss(embedding_BE: Tensor) -> Tensor:
     """Minus the mean logarithm of the distance between each unit-length embedding and its nearest neighbour.
 

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from components.pretrain.objectives.config import MaeConfig
+from components.pretrain.objectives.precision import in_full_precision
 from components.pretrain.vit import Block, Size3, sincos_positions, take_tokens
 
 
+@in_full_precision
 def mae_loss(predicted_BHP: Tensor, target_BHP: Tensor, normalise: bool) -> Tensor:
     """Mean squared error over the hidden patches' voxels; with ``normalise`` each target patch is standardised."""
     if normalise:

@@ -7,9 +7,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from components.pretrain.objectives.precision import in_full_precision
 from components.pretrain.workers import gather, together
 
 
+@in_full_precision
 def within_volume_ntxent(z_VKPE: Tensor, temperature: float) -> Tensor:
     """NT-Xent whose negatives come from the anchor's own volume only.
 
@@ -43,6 +45,7 @@ def within_volume_ntxent(z_VKPE: Tensor, temperature: float) -> Tensor:
     return functional.cross_entropy(logits_VKM.flatten(0, 1), positive.repeat(V))
 
 
+@in_full_precision
 def across_volume_ntxent(z_NPE: Tensor, temperature: float) -> Tensor:
     """The usual NT-Xent: every view of every crop is an anchor, its positive the other view of the same crop, its
     negatives all other views of the global batch, whichever volume or worker they come from.

@@ -5,7 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from components.pretrain.objectives.precision import in_full_precision
 
+
+@in_full_precision
 def simsiam_loss(predicted_NPE: Tensor, z_NPE: Tensor) -> Tensor:
     """Negative cosine similarity of each view's prediction and the other view's projection.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from components.pretrain.objectives.precision import in_full_precision
 from components.pretrain.workers import gather
 
 EPSILON = 1e-4  # below the square root of the variance, as published
 
 
+@in_full_precision
 def vicreg_loss(z_NPE: Tensor, invariance: float, variance: float, covariance: float) -> Tensor:
     """Views of a crop agree, each feature varies by at least one over the global batch, features are uncorrelated.
 
