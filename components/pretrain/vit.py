@@ -136,8 +136,10 @@ class Vit(nn.Module):
         x_BLD = torch.cat([*(part.expand(len(x_BLD), -1, -1) for part in front), x_BLD], dim=1)
         for block in self.blocks:
             x_BLD = block(x_BLD)
-        x_BLD = self.norm(x_BLD)
-        return torch.cat([x_BLD[:, :1], x_BLD[:, 1 + self.config.registers :]], dim=1)
+        normalised_BLD: Tensor = self.norm(x_BLD)
+        if self.registers is None:
+            return normalised_BLD
+        return torch.cat([normalised_BLD[:, :1], normalised_BLD[:, 1 + self.config.registers :]], dim=1)
 
     def pool(self, tokens_BLD: Tensor) -> Tensor:
         """The embedding (B, embedding_dim) of ``tokens``."""
