@@ -159,8 +159,11 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean_C, var_C = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
-        count = torch.tensor([x.numel() / x.shape[1]], dtype=mean_C.dtype, device=x.device)
+        # Rows in bfloat16 have statistics in float32; torch gives them in the type of running ones.
+        precise = torch.promote_types(x.dtype, torch.float32)
+        nowhere_2C = torch.zeros(2, x.shape[1], dtype=precise, device=x.device)
+        mean_C, var_C = torch.ops.aten.batch_norm_update_stats(x, nowhere_2C[0], nowhere_2C[1], 0.0)
+        count = torch.tensor([x.numel() / x.shape[1]], dtype=precise, device=x.device)
         mine = torch.cat([mean_C, var_C, count])
         parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, mine)
@@ -169,7 +172,7 @@ class _Normalise(torch.autograd.Function):
         total = counts_W1.sum()
         whole_C = (means_WC * counts_W1).sum(dim=0) / total
         spread_C = ((vars_WC + (means_WC - whole_C) ** 2) * counts_W1).sum(dim=0) / total
-        mean_C, var_C, count = whole_C.to(x.dtype), spread_C.to(x.dtype), total.to(x.dtype)
+        mean_C, var_C, count = whole_C.to(precise), spread_C.to(precise), total.to(precise)
         y = functional.batch_norm(x, mean_C, var_C, weight_C, bias_C, training=False, eps=eps)
         ctx.eps = eps
         ctx.save_for_backward(x, weight_C, mean_C, var_C, count)
@@ -192,5 +195,5 @@ class _Normalise(torch.autograd.Function):
         slope_C = slope_C * scale_C * scale_C * factor_C
         shift_C = shift_C * scale_C * factor_C - slope_C * mean_C
         wide = (1, -1, *[1] * (x.ndim - 2))
-        dx.sub_(shift_C.view(wide)).addcmul_(x, slope_C.view(wide), value=-1)
+        dx.sub_(shift_C.to(dx).view(wide)).addcmul_(x, slope_C.to(dx).view(wide), value=-1)
         return (dx, None, None, None) if weight_C is None else (dx, weight_gradient, bias_gradient, None)

@@ -5,9 +5,9 @@
 The peer is the pipeline most would write: ``PersistentDataset`` of float32 volumes, dictionary transforms crop by crop
 and view by view (RandSpatialCrop, RandScaleCrop and Resize, RandFlip, RandHistogramShift, RandGaussianSmooth),
 ``DataLoader``, MONAI's encoder in eager float32. Ours reads int16 crops from the store and trains with the platform's
-own loop. Both on one thread and the same volumes (phantoms); parameters of ``wholebody.pretrain`` but the crop. Prints
-medians, ratios, the share of our step that waits for data with and without a loader process, and each side's peak
-memory.
+own loop, in bfloat16 where the processor computes it. Both on one thread and the same volumes (phantoms); parameters of
+``wholebody.pretrain``, but the crop, and the published recipe's views. Prints medians, ratios, the share of our step
+that waits for data with and without a loader process, and each side's peak memory.
 
 ``--machine``: steps on all cores, as each is used on a machine: ours with one worker per core, the peer with torch's
 threads, without loader processes and with one per core.
@@ -62,6 +62,7 @@ from components.pretrain.workers import World
 
 HERE = World(0, 1, torch.device("cpu"))
 VOLUMES, EPOCH = 4, 100
+BEST = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"  # what this processor computes fastest
 
 
 class LoadStored(MapTransform):  # type: ignore[misc]  # MONAI has no types
@@ -247,14 +248,20 @@ def main() -> None:
     parser.add_argument("--crop", type=int, nargs=3, default=(16, 64, 64), help="voxels (default: 16 64 64)")
     parser.add_argument("--crops", type=int, default=15, help="per volume (default: 15)")
     parser.add_argument("--views-only", action="store_true", help="no training: for crops of real size")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default=BEST,
+        help=f"of ours (here: {BEST}); the peer's is float32",
+    )
     parser.add_argument("--machine", action="store_true", help="steps on all cores")
     arguments = parser.parse_args()
     block = read_yaml()["wholebody"]["pretrain"]
     block["precision"] = arguments.precision
     block |= {"workers": 0, "volumes_per_step": 1, "steps": 10**6, "log_every": 10**6}
     block["input"] |= {"size_vox": list(arguments.crop)}
-    block["objective"]["views"] |= {"crops_per_volume": arguments.crops, "body_fraction": 0.0, "scale": [0.33, 1.0]}
+    recipe = read_yaml(Path("components/pretrain/recipes/ct_fm.yaml"))["pretrain"]
+    block["objective"]["views"] = recipe["objective"]["views"] | {"crops_per_volume": arguments.crops}
     config = parse(PretrainConfig, _tuples(block), "bench")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -270,7 +277,7 @@ def main() -> None:
         views = timed({"ours": lambda: next(ours), "peer": lambda: next(peer)}, max(arguments.rounds, VOLUMES + 1))
         count, size = 2 * arguments.crops, "x".join(map(str, arguments.crop))
         print(
-            f"pretrain, {arguments.rounds} rounds, one thread, {count} views of {size} a step: "
+            f"pretrain, {arguments.rounds} rounds, one thread, {arguments.precision}, {count} views of {size} a step: "
             f"views/s {count / views['ours']:.0f} and {count / views['peer']:.0f}, "
             f"ratio {views['peer'] / views['ours']:.1f}"
         )

@@ -135,6 +135,8 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
     **{
         kind: ("head", {"objective": block("head")["objective"] | {"kind": kind}}) for kind in ("dino_ibot", "dino_mae")
     },
+    "bfloat16": ("wholebody", {"precision": "bfloat16"}),
+    "bfloat16_head": ("head", {"precision": "bfloat16"}),
 }
 
 
@@ -166,7 +168,8 @@ def going_on_where_parameters_are_shared_out(rank: int, root: Path) -> None:
 
 
 def test_two_workers_give_the_losses_of_one(tmp_path: Path) -> None:
-    """The first step to 1e-5, the sixth to a thousandth: the same numbers added in another order."""
+    """The first step to 1e-5, the sixth to a thousandth: the same numbers added in another order. In bfloat16, which
+    keeps 8 bits, to 2 per cent."""
     for line in ("wholebody", "head"):
         write_project(tmp_path / line, line)
     torch.multiprocessing.spawn(train_as_one_of_two, (tmp_path,), nprocs=2)
@@ -174,8 +177,9 @@ def test_two_workers_give_the_losses_of_one(tmp_path: Path) -> None:
     assert both[0] == both[1]
     for name in SAME:
         one = losses(name, tmp_path, HERE)
-        assert both[0][name] == pytest.approx(one, rel=1e-3, abs=1e-3), name
-        assert both[0][name][0] == pytest.approx(one[0], rel=1e-5, abs=1e-5), name
+        all_steps, first_step = (2e-2, 2e-2) if name.startswith("bfloat16") else (1e-3, 1e-5)
+        assert both[0][name] == pytest.approx(one, rel=all_steps, abs=all_steps), name
+        assert both[0][name][0] == pytest.approx(one[0], rel=first_step, abs=first_step), name
 
 
 def test_parts_one_after_the_other_give_the_gradient_of_the_whole(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ import lighter_zoo
 import pytest
 import torch
 from monai.networks.nets.segresnet_ds import SegResEncoder
+from torch import nn
 
 from components.pretrain.config import InputConfig, SegResConfig, VitConfig
 from components.pretrain.models import build_encoder, parameter_count
+from components.pretrain.segres import SegRes
 from components.pretrain.vit import Vit, sincos_positions
 
 BODY = InputConfig(orientation="SPL", spacing_mm=(3.0, 1.0, 1.0), size_vox=(8, 16, 16), windows=((512.0, 3072.0),))
@@ -101,3 +103,20 @@ def test_positions_are_distinct_and_spread_over_the_same_extent() -> None:
     assert sincos_positions((2, 2, 2), (4, 4, 4), 32)[:, 30:].abs().max() == 0, "what 6 does not divide is zero"
     nearest = (coarse - middle).norm(dim=1)
     assert nearest.max() - nearest.min() < 1.0, "the one patch of a coarse grid lies in the middle"
+
+
+@pytest.mark.parametrize("size", [(2, 4, 4), (1, 1, 1), (4, 4, 4)])
+def test_convolutions_in_bfloat16_have_the_gradients_of_float32(size: tuple[int, int, int]) -> None:
+    """Torch's own on a CPU are garbage where a side is below 3 voxels."""
+    encoder = SegRes(SegResConfig(kind="segres", init_filters=8, blocks_down=(1, 1)), channels=1)
+    convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv3d)]
+    assert len(convolutions) == 6
+    for convolution in convolutions:
+        gradients = []
+        x = torch.randn(8, convolution.in_channels, *size, generator=torch.Generator().manual_seed(1))
+        for on in (False, True):
+            convolution.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=on):
+                convolution(x.contiguous(memory_format=torch.channels_last_3d)).float().square().sum().backward()
+            gradients.append(convolution.weight.grad.clone())
+        assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
