@@ -72,7 +72,7 @@ RUN = {"volumes_per_step": 64, "workers": 0, "checkpoint_every": 50, "log_every"
 # crop of 24 voxels ends in 6^3 places. Of the line's five levels, untouched, the last tells calcium as well as any
 # encoder that was pretrained. A gain is expected of across_volume and vicreg: the others were hardly tried.
 SEGRES: dict[str, Any] = {"kind": "segres", "init_filters": 8, "blocks_down": [1, 2, 2]}
-STEPS = {"across_volume": 300, "vicreg": 200, "within_volume": 100, "simsiam": 100}  # the others: 150, of 32 volumes
+STEPS = {"across_volume": 300, "vicreg": 200, "within_volume": 100, "simsiam": 100}  # the others: 80, of 32 volumes
 HEADS: dict[str, dict[str, Any]] = {
     "across_volume": {"temperature": 0.1, "hidden": 128, "projection": 64},
     "within_volume": {"temperature": 0.1, "hidden": 128, "projection": 64},
@@ -137,7 +137,7 @@ def nodule_runs(border: str) -> dict[str, dict[str, Any]]:
         objective = head["objective"] | {"kind": kind, "views": multi}
         objective["dino"] = objective["dino"] | {"koleo_weight": 0.1, "ema_start": 0.99}
         encoder = VIT | {"pooling": "class_mean"}
-        short = {"steps": 150, "volumes_per_step": 32, "optimiser": head["optimiser"] | {"learning_rate": 0.001}}
+        short = {"steps": 80, "volumes_per_step": 32, "optimiser": head["optimiser"] | {"learning_rate": 0.001}}
         runs[kind] = head | RUN | short | {"input": grid, "encoder": encoder, "objective": objective}
     return runs
 
