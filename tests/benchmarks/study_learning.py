@@ -1,6 +1,7 @@
 """Does pretraining teach anything that chance, brightness or size do not? Three seeds against three random encoders.
 
-    python -m tests.benchmarks.study_learning nodules --ct ../shared/ct [--out .ctfoundry/study] [--jobs 2] [--explore]
+    python -m tests.benchmarks.study_learning nodules --ct ../shared/ct [--out .ctfoundry/study] [--jobs 2]
+                                                      [--only across_volume --folds | --explore]
     python -m tests.benchmarks.study_learning wholebody      # in a checkout whose data/wholebody is made
     python -m tests.benchmarks.study_learning head
 
@@ -11,14 +12,17 @@ bootstrap draws of test patients. Random encoders are of two kinds: untouched, a
 re-estimated on training crops. Phantom tasks named in advance: organs (wholebody), findings (head), by retrieval.
 
 ``nodules``: LIDC nodules on a 1 mm grid, crops of 24 mm. Pretrained, without labels, on the nodule volumes of training
-patients and on the other scans of the folder whose patients are in no test half. Calcification is the primary
-task, texture the secondary, the rest descriptive. ``--explore`` stays within the training half, for choosing
-parameters. Encoders are kept in ``--out``: what is there is not trained again.
+patients and on the folder's other scans of that part (the sarcomas are split otherwise: some that are tested were seen,
+without labels). Calcification is the primary task, texture the secondary, the rest descriptive. ``--explore`` stays
+within the training half, for choosing parameters. ``--folds`` tests every patient once: five parts by a seeded hash,
+each tested by encoders and probes that have met none of its patients; a figure is the mean over the parts, patients
+drawn within each. Encoders are kept in ``--out``: what is there is not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -40,7 +44,7 @@ from components.command import data_dir
 from components.evaluate.bootstrap import class_mean, interval, macro_auc, patient_weights
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.features import AnyVolume, Features, Method, Volumes, baselines, encoder_method, extract
-from components.evaluate.nodules import ROOT, half_of, nodule_file, nodules, read_labels, read_nodule
+from components.evaluate.nodules import ROOT, half_of, nodule_file, nodules, read_labels
 from components.evaluate.probes import linear_probe
 from components.evaluate.retrieval import retrieve
 from components.evaluate.stage import build_tasks
@@ -62,11 +66,8 @@ from components.pretrain.views import build_views
 
 SEEDS, RANDOM_SEEDS = (7, 8, 9), (101, 102, 103)
 GRID: dict[str, Any] = {"orientation": "SPL", "spacing_mm": [1.0, 1.0, 1.0]}
-# How a nodule's file is seen, as a cube or as a slab. Half of the files hold 8 mm or less along the patient. "air": at
-# its full extent, and what lies outside is air, as everywhere in the store. "mirror": a slab that most files fill, and
-# what lies outside is mirrored; so no border tells one file from another.
-CROPS = {"air": (24, 24, 24), "mirror": (6, 24, 24)}
-KEPT = (8, 28, 28)  # voxels of a mirrored file, in which a crop may move
+CROP = (24, 24, 24)  # of a file at its full extent; what lies outside is air, as everywhere in the store
+FOLDS = 5
 RUN = {"volumes_per_step": 64, "workers": 0, "checkpoint_every": 50, "log_every": 10}
 # Chosen within the training half, before any figure of these encoders on the test half (RESULTS.md). Three levels: a
 # crop of 24 voxels ends in 6^3 places. Of the line's five levels, untouched, the last tells calcium as well as any
@@ -111,10 +112,10 @@ class WholeNodules(Volumes):
         return super().open(name)
 
 
-def nodule_runs(border: str) -> dict[str, dict[str, Any]]:
+def nodule_runs() -> dict[str, dict[str, Any]]:
     content = read_yaml()
     body, head = content["wholebody"]["pretrain"], content["head"]["pretrain"]
-    grid = GRID | {"size_vox": list(CROPS[border]), "windows": body["input"]["windows"]}
+    grid = GRID | {"size_vox": list(CROP), "windows": body["input"]["windows"]}
     # Hounsfield units tell calcium: views that bend them teach the encoder to overlook it. With the line's histogram
     # shift and smoothing across_volume fell to .76 where random encoders have .89 (calcification, test half).
     views = body["objective"]["views"] | {
@@ -131,7 +132,7 @@ def nodule_runs(border: str) -> dict[str, dict[str, Any]]:
     for kind in VIT_KINDS:
         multi = head["objective"]["views"] | {
             "global_side": [0.75, 1.0], "local_side": [0.4, 0.6],
-            "local_size_vox": [max(6, n // 2) for n in CROPS[border]],
+            "local_size_vox": [max(6, n // 2) for n in CROP],
             "shift": 0.0, "gamma": [1.0, 1.0], "smooth_probability": 0.0,
         }  # fmt: skip
         objective = head["objective"] | {"kind": kind, "views": multi}
@@ -142,55 +143,54 @@ def nodule_runs(border: str) -> dict[str, dict[str, Any]]:
     return runs
 
 
-def nodule_study(ct: Path, out: Path, explore: bool, border: str) -> Study:
+def part_of(part: str, seed: int, patient: str) -> str:
+    """``train``, ``test``, or ``out``: a patient of the test half, while exploring."""
+    if part.startswith("fold-"):
+        number = hashlib.sha256(f"{seed}/folds/{patient}".encode()).digest()[0] % FOLDS
+        return "test" if part == f"fold-{number}" else "train"
+    half = half_of(seed, patient)
+    if part == "explore":
+        return half_of(seed + 1, patient) if half == "train" else "out"
+    return half
+
+
+def nodule_study(ct: Path, out: Path, part: str) -> Study:
     os.environ[f"CTFOUNDRY_ROOT_{ROOT.upper()}"] = str((ct / ROOT).resolve())
     content = read_yaml()["wholebody"]
     changes = {
         "lidc_nodules": sha256_file(ct / ROOT / "labels.csv"),
-        "nodule_window_mm": [float(n) for n in CROPS[border]],
+        "nodule_window_mm": [float(n) for n in CROP],
     }
     evaluate = parse(EvaluateConfig, content["evaluate"] | changes, "evaluate")
     preprocess = parse(PreprocessConfig, content["preprocess"] | GRID, "preprocess")
     if not (out / "table.parquet").is_file():
-        table = pd.concat(
-            [prepare_nodules(ct, out, evaluate, preprocess, explore, border), sarcomas(ct, out, preprocess)]
-        )
-        write_table(out / "table.parquet", task_table([table]))
-    opened = WholeNodules if border == "air" else Volumes
+        tables = [prepare_nodules(ct, out, evaluate, preprocess, part)]
+        tables += [sarcomas(ct, out, preprocess)] if part == "nodules" else []
+        write_table(out / "table.parquet", task_table(tables))
     tasks = {f"{ROOT}/{name}": "linear_auc" for name in ("calcification", "texture", "malignancy")}
+    tasks |= {"sarcoma": "linear_auc"} if part == "nodules" else {}
     return Study(
-        "wholebody", tasks | {"sarcoma": "linear_auc"}, read_table(out / "table.parquet"),
-        tuple(sorted((out / "volumes").iterdir())), opened(evaluate, preprocess, CROPS[border]), evaluate,
-        nodule_runs(border),
+        "wholebody", tasks, read_table(out / "table.parquet"), tuple(sorted((out / "volumes").iterdir())),
+        WholeNodules(evaluate, preprocess, CROP), evaluate, nodule_runs(),
     )  # fmt: skip
 
 
 def prepare_nodules(
-    ct: Path, out: Path, evaluate: EvaluateConfig, preprocess: PreprocessConfig, explore: bool, border: str
+    ct: Path, out: Path, evaluate: EvaluateConfig, preprocess: PreprocessConfig, part: str
 ) -> pd.DataFrame:
     """Store what is pretrained on; the nodules' task table."""
     nobody = pd.DataFrame({"status": [], "role": [], "patient": [], "series": []}, dtype=str)
     table = nodules(Inputs("wholebody", nobody, nobody, evaluate, preprocess)).table
-    seed = evaluate.seed
-    if explore:
-        table = table[table["split"] == "train"]
-        table["split"] = table["patient"].map(lambda patient: half_of(seed + 1, patient))
-
-    def in_training(patient: str) -> bool:
-        return all(half_of(s, patient) == "train" for s in ((seed, seed + 1) if explore else (seed,)))
-
+    table["split"] = table["patient"].map(lambda patient: part_of(part, evaluate.seed, patient))
     labels = read_labels(ct / ROOT, str(evaluate.lidc_nodules))
-    for row in labels[labels["patient"].map(in_training)].itertuples():
-        path = nodule_file(ct / ROOT, str(row.file))
-        if border == "air":
-            seen = resample_only(read_nifti(path), preprocess)
-        else:
-            seen = read_nodule(path, preprocess, KEPT, (KEPT[0] - 4, KEPT[1] - 4, KEPT[2] - 4))
-        write_volume(out / "volumes" / f"{row.case}.b2nd", seen, {})
+    for row in labels.itertuples():
+        if part_of(part, evaluate.seed, str(row.patient)) == "train":
+            seen = resample_only(read_nifti(nodule_file(ct / ROOT, str(row.file))), preprocess)
+            write_volume(out / "volumes" / f"{row.case}.b2nd", seen, {})
     for name, native in other_scans(ct):
-        if in_training(patient_key(name)):
+        if part_of(part, evaluate.seed, patient_key(name)) == "train":
             write_volume(out / "volumes" / f"{name}.b2nd", resample_only(native, preprocess), {})
-    return table
+    return table[table["split"] != "out"]
 
 
 def other_scans(ct: Path) -> list[tuple[str, Volume]]:
@@ -315,22 +315,35 @@ def replicates(study: Study, task: str, figure: str, features: Callable[[pd.Data
     return np.nanmean(found, axis=0)
 
 
-def report(study: Study, out: Path) -> str:
+def figures(study: Study, out: Path) -> dict[str, dict[str, Any]]:
+    """Task to method (``name|seed``) to its figure and replicates."""
     features: Features = extract(study.table, methods_of(study, out), study.volumes, study.volumes._patch)
+    found: dict[str, dict[str, Any]] = {}
+    for task, figure in study.tasks.items():
+        found[task] = {
+            method: replicates(study, task, figure, lambda rows, m=method: features.of(m, rows))
+            for method in features.by_method
+        }
+        if study.table.loc[study.table["task"] == task, "diameter_mm"].notna().all() and figure == "linear_auc":
+            found[task]["diameter only"] = replicates(
+                study, task, figure, lambda rows: rows[["diameter_mm"]].to_numpy(dtype=np.float64)
+            )
+    return found
+
+
+def report(studies: Mapping[Path, Study]) -> str:
+    """The table of one study, or of its folds: the mean over them."""
+    parts = [figures(study, out) for out, study in studies.items()]
+    study = next(iter(studies.values()))
     kinds = {objective: config_of(study, objective, SEEDS[0]).encoder.kind for objective in study.runs}
     lines = [
         "| task | features | figure | less random, untouched | less random, recalibrated |",
         "|---|---|---|---|---|",
     ]
-    for task, figure in study.tasks.items():
+    for task in study.tasks:
         groups: dict[str, list[Any]] = {}
-        for method in features.by_method:
-            values = replicates(study, task, figure, lambda rows, m=method: features.of(m, rows))
-            groups.setdefault(method.split("|")[0], []).append(values)
-        if study.table.loc[study.table["task"] == task, "diameter_mm"].notna().all() and figure == "linear_auc":
-            groups["diameter only"] = [
-                replicates(study, task, figure, lambda rows: rows[["diameter_mm"]].to_numpy(dtype=np.float64))
-            ]
+        for method in parts[0][task]:
+            groups.setdefault(method.split("|")[0], []).append(np.mean([p[task][method] for p in parts], axis=0))
         means = {name: np.mean(values, axis=0) for name, values in groups.items()}
         for name, values in groups.items():
             kind = kinds.get(name)
@@ -352,34 +365,42 @@ def main() -> None:
     parser.add_argument("--ct", type=Path, default=Path("../shared/ct"))
     parser.add_argument("--out", type=Path, default=Path(".ctfoundry/study"))
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one core each")
-    parser.add_argument("--border", choices=sorted(CROPS), default="air", help="of a nodule's file (default: air)")
-    parser.add_argument("--explore", action="store_true")
+    parser.add_argument("--explore", action="store_true", help="nodules: within the training half")
+    parser.add_argument("--folds", action="store_true", help=f"nodules: every patient tested once, {FOLDS} parts")
     parser.add_argument("--only", nargs="+", metavar="OBJECTIVE", help="these objectives (default: all)")
-    parser.add_argument("--one", nargs=2, metavar=("OBJECTIVE", "SEED"), help="train this one and stop")
+    parser.add_argument("--one", nargs=3, metavar=("PART", "OBJECTIVE", "SEED"), help="train this one and stop")
     arguments = parser.parse_args()
-    border, explore = arguments.border, arguments.explore
-    if arguments.what == "nodules":
-        out = arguments.out / (f"explore-{border}" if explore else f"nodules-{border}")
-        study = nodule_study(arguments.ct, out, explore, border)
-    else:
-        out = arguments.out / arguments.what
-        study = line_study(arguments.what)
-    if arguments.only:
-        study = replace(study, runs={name: study.runs[name] for name in arguments.only})
+    nodules_asked, ct = arguments.what == "nodules", arguments.ct
+    parts = [arguments.what]
+    if nodules_asked and arguments.explore:
+        parts = ["explore"]
+    elif nodules_asked and arguments.folds:
+        parts = [f"fold-{number}" for number in range(FOLDS)]
     if arguments.one:
-        train_one(study, arguments.one[0], int(arguments.one[1]), out / arguments.one[0] / arguments.one[1])
+        parts = [arguments.one[0]]
+    outs = {part: arguments.out / part for part in parts}
+    studies = {outs[part]: nodule_study(ct, outs[part], part) if nodules_asked else line_study(part) for part in parts}
+    if arguments.only:
+        studies = {out: replace(s, runs={name: s.runs[name] for name in arguments.only}) for out, s in studies.items()}
+    if arguments.one:
+        part, objective, seed = arguments.one
+        train_one(studies[outs[part]], objective, int(seed), outs[part] / objective / seed)
         return
+    runs = next(iter(studies.values())).runs
+    jobs = [(part, objective, str(seed)) for seed in SEEDS for part in parts for objective in runs]
 
-    def start(job: tuple[str, int]) -> None:
-        if not (out / job[0] / str(job[1]) / "seconds.txt").is_file():
+    def start(job: tuple[str, str, str]) -> None:
+        part, objective, seed = job
+        if not (outs[part] / objective / seed / "seconds.txt").is_file():
             again = [sys.executable, "-m", "tests.benchmarks.study_learning", *sys.argv[1:]]
-            subprocess.run([*again, "--one", job[0], str(job[1])], check=True)
+            subprocess.run([*again, "--one", *job], check=True)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(start, [(objective, seed) for seed in SEEDS for objective in study.runs]))
-    took = sorted(int((out / o / str(s) / "seconds.txt").read_text()) for o in study.runs for s in SEEDS)
-    table = f"{report(study, out)}\n\n{len(study.training)} volumes pretrained on; {took[0]} to {took[-1]} s a run\n"
-    write_text(out / "table.md", table)
+        list(pool.map(start, jobs))
+    took = sorted(int((outs[part] / o / s / "seconds.txt").read_text()) for part, o, s in jobs)
+    on = ", ".join(str(len(study.training)) for study in studies.values())
+    table = f"{report(studies)}\n\n{on} volumes pretrained on; {took[0]} to {took[-1]} s a run\n"
+    write_text(arguments.out / ("folds" if len(parts) > 1 else parts[0]) / "table.md", table)
     print(table)
 
 
