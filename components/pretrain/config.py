@@ -17,13 +17,16 @@ class InputConfig(StageConfig):
         orientation: axis codes the stored volumes must have (nibabel's ``aff2axcodes``).
         spacing_mm: voxel size the stored volumes must have, per axis.
         size_vox: the encoder's input box. Whole body: a crop at the stored spacing. Head: a whole head, resized.
-        windows: (centre, width) in HU; each is clipped and scaled to [0, 1] and becomes one channel.
+        windows: (centre, width) in HU; each is clipped and scaled to [0, 1] and becomes one channel. Ends and width are
+            what int16, in which voxels are stored, can hold.
     """
 
     orientation: Literal["SPL", "RAS"]
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     size_vox: tuple[PositiveInt, PositiveInt, PositiveInt]
-    windows: tuple[tuple[float, PositiveFloat], ...] = Field(min_length=1)
+    windows: tuple[
+        tuple[Annotated[float, Field(ge=-16_384, le=16_383)], Annotated[float, Field(gt=0, le=32_767)]], ...
+    ] = Field(min_length=1)
 
 
 class SegResConfig(StageConfig):

@@ -5,24 +5,35 @@ from __future__ import annotations
 import torch
 from monai.networks.nets.segresnet_ds import SegResEncoder
 from torch import Tensor, nn
+from torch.nn import functional
 
 from components.pretrain.config import SegResConfig
 
-SMALLEST_BF16 = 3  # voxels
 
+class Conv3x3x3(nn.Conv3d):
+    """A convolution of MONAI's encoder (3 voxels a side, padded by 1), for the small sides of its deep levels too.
 
-class CpuSafeConv3d(nn.Conv3d):
-    """A convolution that leaves bfloat16 alone where a CPU's result cannot be trusted.
-
-    In torch 2.13 the gradient of the weights is garbage, or written beyond its end, for bfloat16 inputs of a side below
-    3 voxels (oneDNN on AVX512_BF16; seen at depth 2 with stride 1 and side 1 with stride 2). Such levels cost little.
+    A side of 1 voxel meets only the middle of the kernel: the rest is left out, a third of the work or less. A side of
+    2 gets its border before the convolution where a CPU computes in bfloat16: with the convolution's own, torch 2.13
+    gives weight gradients that are garbage or written beyond their end (oneDNN on AVX512_BF16; depth 2 with stride 1,
+    side 1 with stride 2). The values are those of the plain convolution, to the last bits.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type == "cpu" and min(input.shape[2:]) < SMALLEST_BF16:
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(input.float())
-        return super().forward(input)
+        in_bf16 = input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        bordered = 3 if in_bf16 and input.device.type == "cpu" else 2
+        # channels last: as the weights lie, so do then their gradients, which else would have to be copied
+        weight, border, padding = self.weight.permute(0, 2, 3, 4, 1), [0] * 6, [1, 1, 1]
+        for axis, side in enumerate(input.shape[2:]):
+            if side < bordered:
+                padding[axis] = 0
+            if side == 1:
+                weight = weight.narrow(1 + axis, 1, 1)
+            elif side < bordered:
+                border[4 - 2 * axis : 6 - 2 * axis] = [1, 1]
+        if any(border):
+            input = functional.pad(input, border)
+        return functional.conv3d(input, weight.permute(0, 4, 1, 2, 3), self.bias, self.stride, padding)
 
 
 class SegRes(SegResEncoder, nn.Module):  # type: ignore[misc]  # MONAI has no types
@@ -44,7 +55,8 @@ class SegRes(SegResEncoder, nn.Module):  # type: ignore[misc]  # MONAI has no ty
         )
         for module in self.modules():
             if type(module) is nn.Conv3d:
-                module.__class__ = CpuSafeConv3d
+                assert (module.kernel_size, module.padding) == ((3, 3, 3), (1, 1, 1))
+                module.__class__ = Conv3x3x3  # keeps MONAI's initial weights, which a new layer would draw again
         self.embedding_dim: int = config.init_filters * 2 ** (len(config.blocks_down) - 1)
 
     def feature_map(self, x_BCDHW: Tensor) -> Tensor:

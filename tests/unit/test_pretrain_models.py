@@ -8,7 +8,7 @@ from torch import nn
 
 from components.pretrain.config import InputConfig, SegResConfig, VitConfig
 from components.pretrain.models import build_encoder, parameter_count
-from components.pretrain.segres import SegRes
+from components.pretrain.segres import Conv3x3x3, SegRes
 from components.pretrain.vit import Vit, sincos_positions
 
 BODY = InputConfig(orientation="SPL", spacing_mm=(3.0, 1.0, 1.0), size_vox=(8, 16, 16), windows=((512.0, 3072.0),))
@@ -120,3 +120,21 @@ def test_convolutions_in_bfloat16_have_the_gradients_of_float32(size: tuple[int,
                 convolution(x.contiguous(memory_format=torch.channels_last_3d)).float().square().sum().backward()
             gradients.append(convolution.weight.grad.clone())
         assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 3, 2), (2, 1, 4), (2, 2, 2), (5, 4, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_are_plain_ones_whatever_the_side(size: tuple[int, int, int], stride: int) -> None:
+    plain = nn.Conv3d(3, 8, 3, stride=stride, padding=1, bias=False).double()
+    ours = nn.Conv3d(3, 8, 3, stride=stride, padding=1, bias=False).double()
+    ours.__class__ = Conv3x3x3
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    outcomes = []
+    for convolution in (plain, ours):
+        seen = x.clone().requires_grad_()
+        y = convolution(seen)
+        y.square().sum().backward()
+        outcomes.append((y, seen.grad, convolution.weight.grad))
+    for theirs, own in zip(*outcomes, strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-12, atol=1e-12)

@@ -82,7 +82,8 @@ class MultiCropConfig(StageConfig):
         shift: largest intensity shift, in units of the window.
         smooth_sigma_vox: smoothing, applied to the first view of a kind.
         gamma: range of the exponent, applied to the others.
-        cache_mb: windowed volumes that each worker keeps in memory, so that a small cohort is unpacked only once.
+        cache_mb: windowed volumes that each worker keeps in memory, so that a small cohort is unpacked only once. For
+            a GPU, which windows and resizes itself, nothing is kept.
     """
 
     globals: Annotated[int, Field(ge=2)]
