@@ -157,10 +157,8 @@ def part_of(part: str, seed: int, patient: str) -> str:
 def nodule_study(ct: Path, out: Path, part: str) -> Study:
     os.environ[f"CTFOUNDRY_ROOT_{ROOT.upper()}"] = str((ct / ROOT).resolve())
     content = read_yaml()["wholebody"]
-    changes = {
-        "lidc_nodules": sha256_file(ct / ROOT / "labels.csv"),
-        "nodule_window_mm": [float(n) for n in CROP],
-    }
+    labels = sha256_file(ct / ROOT / "labels.csv")
+    changes = {"lidc_nodules": labels, "nodule_window_mm": [float(n) for n in CROP]}
     evaluate = parse(EvaluateConfig, content["evaluate"] | changes, "evaluate")
     preprocess = parse(PreprocessConfig, content["preprocess"] | GRID, "preprocess")
     if not (out / "table.parquet").is_file():
@@ -229,10 +227,8 @@ def sarcomas(ct: Path, out: Path, preprocess: PreprocessConfig) -> pd.DataFrame:
 
 def line_study(line: str) -> Study:
     """A line's own phantoms, as its release was made from them."""
-    evaluate, preprocess = (
-        load_stage(EvaluateConfig, line, "evaluate"),
-        load_stage(PreprocessConfig, line, "preprocess"),
-    )
+    evaluate = load_stage(EvaluateConfig, line, "evaluate")
+    preprocess = load_stage(PreprocessConfig, line, "preprocess")
     curated = read_table(data_dir(line, "curate") / "curated.parquet")
     annotations = read_table(data_dir(line, "curate") / "annotations.parquet")
     table = build_tasks(Inputs(line, curated, annotations, evaluate, preprocess)).table
@@ -325,9 +321,8 @@ def figures(study: Study, out: Path) -> dict[str, dict[str, Any]]:
             for method in features.by_method
         }
         if study.table.loc[study.table["task"] == task, "diameter_mm"].notna().all() and figure == "linear_auc":
-            found[task]["diameter only"] = replicates(
-                study, task, figure, lambda rows: rows[["diameter_mm"]].to_numpy(dtype=np.float64)
-            )
+            size = replicates(study, task, figure, lambda rows: rows[["diameter_mm"]].to_numpy(dtype=np.float64))
+            found[task]["diameter only"] = size
     return found
 
 
@@ -336,10 +331,7 @@ def report(studies: Mapping[Path, Study]) -> str:
     parts = [figures(study, out) for out, study in studies.items()]
     study = next(iter(studies.values()))
     kinds = {objective: config_of(study, objective, SEEDS[0]).encoder.kind for objective in study.runs}
-    lines = [
-        "| task | features | figure | less random, untouched | less random, recalibrated |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| task | features | figure | less random, untouched | less random, recalibrated |", "|---" * 5 + "|"]
     for task in study.tasks:
         groups: dict[str, list[Any]] = {}
         for method in parts[0][task]:
