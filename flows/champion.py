@@ -57,7 +57,7 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
     import torch
 
     from components.evaluate.config import EvaluateConfig
-    from components.evaluate.stage import evaluate
+    from components.evaluate.stage import build_tasks, evaluate
     from components.evaluate.tasks import Inputs
     from components.preprocess.config import PreprocessConfig
     from components.pretrain.config import PretrainConfig
@@ -81,7 +81,7 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
         load_stage(PreprocessConfig, line, "preprocess"),
     )
     out = STATE / "imported" / line
-    evaluate(inputs, embedder, out / "evaluate")
+    evaluate(inputs, build_tasks(inputs), embedder, out / "evaluate")
     embedder.save(out / "encoder")
     metrics = read_json(out / "evaluate" / "metrics.json")
     digest = sha256_file(weights)

@@ -42,12 +42,13 @@ def run(line: str) -> None:
     curated, annotations = _table(curate / "curated.parquet"), _table(curate / "annotations.parquet")
     inputs = Inputs(line, curated, annotations, config, preprocess)
     out = data_dir(line, "evaluate")
-    embedder = chosen(inputs, data_dir(line, "pretrain") / "encoder", out)
-    evaluate(inputs, embedder, out)
+    built = build_tasks(inputs)
+    embedder = chosen(inputs, built.table, data_dir(line, "pretrain") / "encoder", out)
+    evaluate(inputs, built, embedder, out)
     embedder.save(out / "encoder")  # what was judged is what is released
 
 
-def chosen(inputs: Inputs, folder: Path, out: Path) -> Embedder:
+def chosen(inputs: Inputs, table: pd.DataFrame, folder: Path, out: Path) -> Embedder:
     """The encoder that ``evaluate.selection`` names: the last one, or one of ``pretrain.candidates``.
 
     Writes ``selection.csv`` and ``plots/selection.png`` to ``out`` where there is a choice.
@@ -65,7 +66,7 @@ def chosen(inputs: Inputs, folder: Path, out: Path) -> Embedder:
             f"{inputs.line}.pretrain.candidates above 1, or the selection to null"
         )
     volumes = Volumes(inputs.config, inputs.preprocess, next(iter(candidates.values())).config.input.size_vox)
-    figures = selection_figures(build_tasks(inputs).table, candidates, volumes, inputs.config)
+    figures = selection_figures(table, candidates, volumes, inputs.config)
     step = selected_step(figures)
     log.info("encoder of step %d chosen of %s, by %s of %s", step, sorted(candidates), selection.figure, selection.task)
     write_text(out / "selection.csv", figures.to_csv(index=False, lineterminator="\n"))
@@ -73,10 +74,9 @@ def chosen(inputs: Inputs, folder: Path, out: Path) -> Embedder:
     return candidates[step]
 
 
-def evaluate(inputs: Inputs, embedder: Embedder, out: Path) -> None:
-    """Build the tasks, score them, and write every output to ``out``."""
+def evaluate(inputs: Inputs, built: Built, embedder: Embedder, out: Path) -> None:
+    """Score the tasks, and write every output to ``out``."""
     config = inputs.config
-    built = build_tasks(inputs)
     log.info(
         "%d cases in %d tasks, %d tasks not evaluated",
         len(built.table), built.table["task"].nunique(), len(built.not_evaluated),

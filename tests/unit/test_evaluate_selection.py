@@ -54,10 +54,10 @@ def test_the_stage_takes_the_chosen_one_and_shows_why(tmp_path: Path) -> None:
     inputs, out = with_selection(tiny_line(tmp_path)), tmp_path / "out"
     tiny_embedder().save(tmp_path / "encoder")
     with pytest.raises(UserError, match=r"wholebody.evaluate.selection: the run kept its last encoder only; set "):
-        chosen(inputs, tmp_path / "encoder", out)
+        chosen(inputs, build_tasks(inputs).table, tmp_path / "encoder", out)
     for step, embedder in ((5, tiny_embedder()), (10, blind())):
         write_weights(tmp_path / "encoder" / candidate_file(step), embedder.encoder.state_dict())
-    found = chosen(inputs, tmp_path / "encoder", out)
+    found = chosen(inputs, build_tasks(inputs).table, tmp_path / "encoder", out)
     assert any(parameter.any() for parameter in found.encoder.parameters()), "not the last one, which is blind"
     assert pd.read_csv(out / "selection.csv")["step"].tolist() == [5, 10]
     assert (out / "plots" / "selection.png").stat().st_size > 5_000
@@ -73,7 +73,7 @@ def test_a_task_that_cannot_choose_is_named(tmp_path: Path) -> None:
         write_weights(tmp_path / "encoder" / candidate_file(step), tiny_embedder().encoder.state_dict())
     tiny_embedder().save(tmp_path / "encoder")
     with pytest.raises(UserError, match=r"evaluate.selection: task 'lesions' has no two classes of 2 patients in each"):
-        chosen(inputs, tmp_path / "encoder", tmp_path / "out")
+        chosen(inputs, build_tasks(inputs).table, tmp_path / "encoder", tmp_path / "out")
 
 
 def test_a_choice_is_drawn() -> None:

@@ -12,7 +12,7 @@ from components.evaluate.config import EvaluateConfig
 from components.evaluate.features import Crops, Volumes, crop_at, encoder_method, histogram, hu_statistics, middle
 from components.evaluate.nodules import RATINGS
 from components.evaluate.plots import principal_components
-from components.evaluate.stage import evaluate, evaluation_digest
+from components.evaluate.stage import build_tasks, evaluate, evaluation_digest
 from components.evaluate.tasks import Inputs
 from components.files import read_table, sha256_tree
 from components.gate.config import GateConfig
@@ -75,7 +75,7 @@ def tiny_embedder() -> Embedder:
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Inputs, Path]:
     folder = tmp_path_factory.mktemp("line")
     inputs = tiny_line(folder)
-    evaluate(inputs, tiny_embedder(), folder / "out")
+    evaluate(inputs, build_tasks(inputs), tiny_embedder(), folder / "out")
     return inputs, folder / "out"
 
 
@@ -109,7 +109,7 @@ def test_equal_inputs_give_equal_bytes_and_no_output_names_the_machine(
     evaluated: tuple[Inputs, Path], tmp_path: Path
 ) -> None:
     inputs, out = evaluated
-    evaluate(inputs, tiny_embedder(), tmp_path / "again")
+    evaluate(inputs, build_tasks(inputs), tiny_embedder(), tmp_path / "again")
     assert sha256_tree(tmp_path / "again") == sha256_tree(out)
     for path in ("report.html", "metrics.json", "plots/figures.csv"):
         assert str(Path.home()) not in (out / path).read_text()
