@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import math
 import time
@@ -84,8 +85,16 @@ def build_optimiser(objective: nn.Module, config: OptimiserConfig) -> torch.opti
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay[0],
-        fused=all(p.device.type == "cuda" for p in trained) or None,  # on a CPU other last bits
+        fused=True,  # one pass over the memory, of which all must be laid out alike: see laid_out
     )
+
+
+def laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """A gradient or moment in the memory order of its parameter: on a CPU, torch 2.13's fused AdamW takes this for
+    granted, and would move other weights by it."""
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter).copy_(value)
 
 
 def _axes(parameter: Tensor) -> int:
@@ -101,9 +110,9 @@ class Trainer:
         self.objective = build_objective(config).to(world.device)
         if world.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all steps have the same sizes
-        if world.size > 1 and world.device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)  # type: ignore[no-untyped-call]
-        elif world.size > 1:
+            if world.size > 1:
+                nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)  # type: ignore[no-untyped-call]
+        elif world.size > 1 or not config.compile:  # torch.compile makes one worker's plain ones faster
             GlobalBatchNorm.replace(self.objective)
         if config.compile:
             compile_blocks(self.objective)
@@ -145,8 +154,12 @@ class Trainer:
         own = self.objective.state_dict()
         self.objective.load_state_dict({name: share_of(value, own[name]) for name, value in state["objective"].items()})
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+
+        def placed(value: Tensor, parameter: Tensor) -> Tensor:
+            return laid_out(share_of(value, parameter), parameter)
+
         moments = {
-            number: {name: share_of(value, parameters[number]) for name, value in kept.items()}
+            number: {name: placed(value, parameters[number]) for name, value in kept.items()}
             for number, kept in state["optimiser"]["state"].items()
         }
         self.optimiser.load_state_dict(state["optimiser"] | {"state": moments})
@@ -166,6 +179,9 @@ class Trainer:
         outcome = {key: torch.stack([part[key] for part in parts]).mean(dim=0) for key in scalars}
         limit = self.config.optimiser.clip_norm or math.inf
         norm = whole(nn.utils.clip_grad_norm_(self.objective.parameters(), limit))
+        for parameter in self.objective.parameters():
+            if parameter.grad is not None:
+                parameter.grad = laid_out(parameter.grad, parameter)
         self.optimiser.step()
         self.objective.after_step((self.step + 1) / self.config.steps)
         if self._beside is not None:
@@ -316,6 +332,7 @@ def train(
         raise UserError("pretrain: no accepted series has the role 'pretrain'; nothing to train on")
     torch.set_num_threads(1)  # the order of additions, and so the last bit, must not depend on the machine's cores
     cv2.setNumThreads(1)  # one process per core: more threads would only contend
+    keep_freed_memory()
     trainer = Trainer(config, volumes, world)
     state = checkpoints.load()
     if state is not None:
@@ -325,6 +342,19 @@ def train(
         progress(line)
     checkpoints.settle(wait=True)
     return trainer.state()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what large tensors leave. Else each step gets it anew from the system, page by page, which takes
+    a fifth of a CPU's step where activations are above 32 MB. Other C libraries are left as they are."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    for most in (2**30, 2**25):  # the second is the most that glibc below 2.35 allows
+        if libc.mallopt(mmap_threshold, most):
+            break
 
 
 def _steps(trainer: Trainer, checkpoints: Checkpoints) -> Iterator[str]:

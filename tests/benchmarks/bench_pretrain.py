@@ -6,8 +6,9 @@ The peer is the pipeline most would write: ``PersistentDataset`` of float32 volu
 and view by view (RandSpatialCrop, RandScaleCrop and Resize, RandFlip, RandHistogramShift, RandGaussianSmooth),
 ``DataLoader``, MONAI's encoder in eager float32. Ours reads int16 crops from the store and trains with the platform's
 own loop, in bfloat16 where the processor computes it. Both on one thread and the same volumes (phantoms); parameters of
-``wholebody.pretrain``, but the crop, and the published recipe's views. Prints medians, ratios, the share of our step
-that waits for data with and without a loader process, and each side's peak memory.
+``wholebody.pretrain``, but the crop, and the published recipe's views. Training steps are made by a process for each
+side, by turns: our loop sets how its process keeps memory, which is not to help the peer. Prints medians, ratios, the
+share of our step that waits for data with and without a loader process, and each side's peak memory.
 
 ``--machine``: steps on all cores, as each is used on a machine: ours with one worker per core, the peer with torch's
 threads, without loader processes and with one per core.
@@ -55,7 +56,7 @@ from components.preprocess.standardise import standardise
 from components.preprocess.store import StoredVolume, write_volume
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loading import batches
-from components.pretrain.loop import Trainer
+from components.pretrain.loop import Trainer, keep_freed_memory
 from components.pretrain.objectives.ntxent import within_volume_ntxent
 from components.pretrain.views import build_views
 from components.pretrain.workers import World
@@ -169,6 +170,8 @@ def peak(side: str, config: dict[str, Any], volumes: list[Path], scratch: Path) 
 def alone(side: str, config: dict[str, Any], volumes: list[Path], scratch: Path) -> float:
     torch.set_num_threads(1)
     parsed = parse(PretrainConfig, _tuples(config), "bench")
+    if side == "ours":
+        keep_freed_memory()
     steps = our_steps(Trainer(parsed, tuple(volumes), HERE)) if side == "ours" else peer_steps(parsed, volumes, scratch)
     for _ in range(3):
         next(steps)
@@ -176,9 +179,11 @@ def alone(side: str, config: dict[str, Any], volumes: list[Path], scratch: Path)
 
 
 def one_of_ours(rank: int, size: int, config: dict[str, Any], volumes: list[Path], meet: Path, turn: Any) -> None:
-    """A worker that makes a step whenever it is told to."""
+    """A worker that makes a step whenever it is told to, with what ``train`` sets."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
+    keep_freed_memory()
+    if size > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
     parsed = parse(PretrainConfig, _tuples(config | {"workers": size}), "bench")
     trainer = Trainer(parsed, tuple(volumes), World(rank, size, torch.device("cpu")))
     while turn.recv():
@@ -186,22 +191,26 @@ def one_of_ours(rank: int, size: int, config: dict[str, Any], volumes: list[Path
         turn.send(True)
 
 
-def the_peer(loaders: int, config: dict[str, Any], volumes: list[Path], cache: Path, turn: Any) -> None:
+def the_peer(loaders: int, threads: int, config: dict[str, Any], volumes: list[Path], cache: Path, turn: Any) -> None:
+    torch.set_num_threads(threads)
     steps = peer_steps(parse(PretrainConfig, _tuples(config), "bench"), volumes, cache, loaders)
     while turn.recv():
         next(steps)
         turn.send(True)
 
 
-def on_all_cores(block: dict[str, Any], volumes: list[Path], scratch: Path, rounds: int) -> dict[str, float]:
-    """Median seconds of a step of one volume per core. Who is not on turn stands still, its loader processes too."""
-    context, cores = multiprocessing.get_context("spawn"), len(os.sched_getaffinity(0))
+def on_cores(
+    cores: int, peers: tuple[int, ...], block: dict[str, Any], volumes: list[Path], scratch: Path, rounds: int
+) -> dict[str, float]:
+    """Median seconds of a step of one volume per core, of the peer with each of these numbers of loader processes. Who
+    is not on turn stands still, its loader processes too."""
+    context = multiprocessing.get_context("spawn")
     block = block | {"volumes_per_step": cores}
     teams: dict[str, list[Any]] = {"ours": []}
     jobs: list[tuple[str, Any, tuple[Any, ...]]] = [
         ("ours", one_of_ours, (rank, cores, block, volumes, scratch / "meet")) for rank in range(cores)
     ]
-    jobs += [(f"peer, {count} loaders", the_peer, (count, block, volumes, scratch / "cache")) for count in (0, cores)]
+    jobs += [(f"peer, {count} loaders", the_peer, (count, cores, block, volumes, scratch / "cache")) for count in peers]
     for name, function, arguments in jobs:
         mine, its = context.Pipe()
         process = context.Process(target=function, args=(*arguments, its))
@@ -268,7 +277,8 @@ def main() -> None:
         scratch = Path(folder)
         volumes = phantoms(scratch)
         if arguments.machine:
-            taken = on_all_cores(block, volumes, scratch, arguments.rounds)
+            cores = len(os.sched_getaffinity(0))
+            taken = on_cores(cores, (0, cores), block, volumes, scratch, arguments.rounds)
             best = min(seconds for name, seconds in taken.items() if name != "ours")
             said = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in taken.items())
             print(f"steps on all cores: {said}; ratio to the better of the peer's {best / taken['ours']:.2f}")
@@ -283,12 +293,13 @@ def main() -> None:
         )
         if arguments.views_only:
             return
-        trainer, theirs = Trainer(config, tuple(volumes), HERE), peer_steps(config, volumes, scratch / "cache")
-        steps = timed({"ours": trainer.run_step, "peer": lambda: next(theirs)}, arguments.rounds)
+        steps = on_cores(1, (0,), block, volumes, scratch, arguments.rounds)
+        steps["peer"] = steps.pop("peer, 0 loaders")
+        keep_freed_memory()
         shares = {n: waiting(config.model_copy(update={"loaders": n}), volumes, arguments.rounds) for n in (0, 1)}
         memory = {side: peak(side, block, volumes, scratch / "cache") for side in ("ours", "peer")}
     print(
-        f"steps {steps['ours']:.2f} and {steps['peer']:.2f} s, ratio {steps['peer'] / steps['ours']:.2f}; "
+        f"steps {steps['ours']:.3f} and {steps['peer']:.3f} s, ratio {steps['peer'] / steps['ours']:.2f}; "
         f"waiting for data {shares[0]:.1%} of our step, {shares[1]:.1%} with one loader process; "
         f"peak memory {memory['ours']:.2f} and {memory['peer']:.2f} GB"
     )

@@ -15,7 +15,7 @@ from components.pretrain import __main__ as stage
 from components.pretrain.config import OptimiserConfig
 from components.pretrain.embed import Embedder, load_candidates
 from components.pretrain.local_driver import read_state, write_state
-from components.pretrain.loop import State, learning_rate, train
+from components.pretrain.loop import State, build_optimiser, laid_out, learning_rate, train
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.workers import World
 
@@ -44,6 +44,42 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_state(line: str, tmp_path: 
     assert not equal(whole["candidates"][4], whole["candidates"][5])
     assert lines[0] == "resuming from the checkpoint at step 2 of 6"
     assert [row["step"] for row in resumed["history"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_moments_that_lie_otherwise_in_memory_change_nothing(tmp_path: Path) -> None:
+    """As two workers with shares of the parameters leave them to one, whose convolutions have channels last."""
+    volumes = volumes_of(write_project(tmp_path, "wholebody"), "wholebody")
+    whole = train(config_of("wholebody"), volumes, HERE, InMemory(tmp_path), lambda _: None)
+    state, moved = read_state(tmp_path / "2.pt"), 0
+    for kept in state["optimiser"]["state"].values():
+        for name, value in kept.items():
+            kept[name] = value.contiguous()
+            moved += kept[name].stride() != value.stride()
+    assert moved
+    assert equal(whole, train(config_of("wholebody"), volumes, HERE, InMemory(tmp_path, state), lambda _: None))
+
+
+def test_the_update_is_adamws_wherever_the_gradient_lies(tmp_path: Path) -> None:
+    config = parse(OptimiserConfig, block("wholebody")["optimiser"], "optimiser")
+    generator = torch.Generator().manual_seed(0)
+    plain, ours = (
+        torch.nn.Conv3d(4, 8, 3).to(memory_format=layout)  # type: ignore[call-overload]
+        for layout in (torch.contiguous_format, torch.channels_last_3d)
+    )
+    ours.load_state_dict(plain.state_dict())
+    optimiser = build_optimiser(ours, config)
+    settings = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay[0]}
+    expected = torch.optim.AdamW(
+        [{"params": [plain.weight]}, {"params": [plain.bias], "weight_decay": 0.0}], fused=False, **settings
+    )
+    for _ in range(3):
+        for theirs, own in zip(plain.parameters(), ours.parameters(), strict=True):
+            theirs.grad = torch.randn(theirs.shape, generator=generator)
+            own.grad = laid_out(theirs.grad, own)
+        expected.step()
+        optimiser.step()
+    assert torch.allclose(plain.weight, ours.weight, atol=1e-7)
+    assert torch.allclose(plain.bias, ours.bias, atol=1e-7)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")

@@ -14,7 +14,7 @@ from components.pretrain.objectives.dino import BatchStandardise, moved_centre
 from components.pretrain.objectives.koleo import koleo_loss
 from components.pretrain.objectives.ntxent import across_volume_ntxent
 from components.pretrain.objectives.vicreg import vicreg_loss
-from components.pretrain.workers import GlobalBatchNorm, World, agree
+from components.pretrain.workers import GlobalBatchNorm, World, agree, folds
 
 ROWS = 8
 
@@ -34,8 +34,18 @@ def normalised(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return loss, torch.cat([holder[0].running_mean, holder[0].running_var])
 
 
+def folded(x: Tensor, weight: Tensor) -> Tensor:
+    """The same of a map of 5 channels that are last in memory, and so taken several rows at a time."""
+    maps, weights = (each.view(-1, 2, 2, 5).movedim(-1, 1) for each in (x.repeat(2, 1, 1), weight.repeat(2, 1, 1)))
+    assert folds(maps) > 1
+    holder = nn.Sequential(nn.BatchNorm2d(5))
+    GlobalBatchNorm.replace(holder)
+    return (nn.functional.relu(holder(maps), inplace=True).square() * weights).mean()
+
+
 CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "batch_norm": lambda x, w: normalised(x, w)[0],
+    "batch_norm, folded": folded,
     "running": lambda x, w: normalised(x, w)[1].sum() + 0 * x.sum(),
     "standardise": lambda x, w: (BatchStandardise()(x.flatten(1)).square() * w.flatten(1)).mean(),
     "ntxent": lambda x, w: across_volume_ntxent(x, 0.3),
@@ -98,3 +108,30 @@ def test_alone_it_is_torchs_batch_norm_under_the_same_names() -> None:
     assert {name: value.tolist() for name, value in plain.state_dict().items()} == {
         name: value.tolist() for name, value in ours.state_dict().items()
     }
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("channels", [1, 8, 24, 64])
+def test_alone_and_channels_last_it_is_torchs_in_value_gradient_and_statistics(
+    channels: int, dtype: torch.dtype, atol: float
+) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    x, weight = (torch.randn(3, channels, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    affine = torch.linspace(0.5, 2, channels, dtype=torch.float64)
+    results = []
+    for ours in (False, True):
+        holder = nn.Sequential(nn.BatchNorm3d(channels)).to(torch.promote_types(dtype, torch.float32))
+        with torch.no_grad():
+            holder[0].weight.copy_(affine)
+            holder[0].bias.copy_(affine - 1)
+        if ours:
+            GlobalBatchNorm.replace(holder)
+        leaf = (3 * x + 1).to(dtype).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+        y = holder(leaf)
+        assert y.stride() == leaf.stride()
+        assert y.dtype == dtype
+        y.backward(weight.to(dtype).contiguous())
+        found = [y, leaf.grad, *(value for value in holder.state_dict().values())]
+        results.append([each.double() for each in [*found, holder[0].weight.grad, holder[0].bias.grad]])
+    for plain, own in zip(*results, strict=True):
+        assert torch.allclose(plain, own, atol=atol, rtol=atol)
