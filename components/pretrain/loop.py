@@ -346,7 +346,8 @@ def train(
 
 def keep_freed_memory() -> None:
     """Have glibc keep what large tensors leave. Else each step gets it anew from the system, page by page, which takes
-    a fifth of a CPU's step where activations are above 32 MB. Other C libraries are left as they are."""
+    a quarter of a CPU's step where activations are large. For a process's first thread (see also
+    :mod:`ray_driver`). Other C libraries are left as they are."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return

@@ -43,6 +43,9 @@ START_S = "600"  # a busy machine takes more than Ray's 60 s to import torch twi
 ELASTIC_START_S = "90"  # a node that was lost counts as there for half a minute; then fewer workers must do
 WORKER_FAILURES_TOLERATED = 2
 RESIZE_AFTER_S = 10.0  # an elastic run looks so often whether the cluster has room for more workers
+# What `keep_freed_memory` asks of glibc, asked at the start: Ray trains in a thread, to which glibc else gives an arena
+# of its own, of 64 MB pieces that go back to the system.
+MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 STATE_FILE = "state.pt"
 PROGRESS_FILE = "progress.log"
 
@@ -168,6 +171,7 @@ def train_with_ray(
             run_config=ray.train.RunConfig(
                 name=folder.name,
                 storage_path=str(folder.resolve().parent),
+                worker_runtime_env={"env_vars": MEMORY},  # type: ignore[call-arg]  # beside the cluster's own
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
                 failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES_TOLERATED),
             ),

@@ -16,7 +16,7 @@ class Conv3x3x3(nn.Conv3d):
     A side of 1 voxel meets only the middle of the kernel: the rest is left out, a third of the work or less. A side of
     2 gets its border before the convolution where a CPU computes in bfloat16: with the convolution's own, torch 2.13
     gives weight gradients that are garbage or written beyond their end (oneDNN on AVX512_BF16; depth 2 with stride 1,
-    side 1 with stride 2). The values are those of the plain convolution, to the last bits.
+    side 1 with stride 2). The values are those of the plain convolution, but for rounding.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What the workers of a run do together: agree on an error, average, gather with gradient, normalise over all rows.
 
-Each function is exact for one worker, where it does nothing, and needs equal shares of rows on each of several.
+For one worker each does what the plain operation does. Several need equal shares of rows.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def folds(x: Tensor) -> int:
-    """How many rows of ``x`` (any axes, channels second) a CPU takes together as one: 1 for a GPU, for channels that
-    are not last in memory, and for 64 channels or more."""
+    """How many rows of ``x`` (any axes, channels second) a CPU takes together as one of 64 channels at most; 1 for a
+    GPU, and for channels that are not last in memory."""
     if x.device.type != "cpu" or not x.movedim(1, -1).is_contiguous():
         return 1
     return math.gcd(x.numel() // x.shape[1], max(1, WIDE // x.shape[1]))

@@ -17,6 +17,7 @@ threads, without loader processes and with one per core.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -110,6 +111,8 @@ def peer_batches(config: PretrainConfig, volumes: list[Path], cache: Path, loade
         ]
     )  # fmt: skip
     chain = Compose([*kept.transforms, TwoViews(crops, changed)])
+    for path in volumes:  # what a run meets in its first epoch only
+        PersistentDataset([{"image": str(path)}], kept, cache_dir=cache)[0]
     names = [{"image": str(path)} for path in volumes] * EPOCH  # loader processes start once an epoch
     while True:
         dataset = PersistentDataset(names, chain, cache_dir=cache)
@@ -179,7 +182,7 @@ def alone(side: str, config: dict[str, Any], volumes: list[Path], scratch: Path)
 
 
 def one_of_ours(rank: int, size: int, config: dict[str, Any], volumes: list[Path], meet: Path, turn: Any) -> None:
-    """A worker that makes a step whenever it is told to, with what ``train`` sets."""
+    """A worker that makes a step whenever it is told to."""
     torch.set_num_threads(1)
     keep_freed_memory()
     if size > 1:
@@ -207,6 +210,7 @@ def on_cores(
     context = multiprocessing.get_context("spawn")
     block = block | {"volumes_per_step": cores}
     teams: dict[str, list[Any]] = {"ours": []}
+    started = []
     jobs: list[tuple[str, Any, tuple[Any, ...]]] = [
         ("ours", one_of_ours, (rank, cores, block, volumes, scratch / "meet")) for rank in range(cores)
     ]
@@ -215,6 +219,8 @@ def on_cores(
         mine, its = context.Pipe()
         process = context.Process(target=function, args=(*arguments, its))
         process.start()
+        its.close()  # or a process that ends would be waited for
+        started.append(process)
         teams.setdefault(name, []).append((psutil.Process(process.pid), mine))
 
     def step(team: list[Any]) -> None:
@@ -231,11 +237,13 @@ def on_cores(
     try:
         return timed({name: (lambda team=team: step(team)) for name, team in teams.items()}, rounds)
     finally:
-        for team in teams.values():
-            for process, turn in team:
+        for process, turn in (member for team in teams.values() for member in team):
+            with contextlib.suppress(OSError, psutil.NoSuchProcess):  # of those that ended with an error
                 turn.send(False)
                 for one in (process, *process.children(recursive=True)):
                     one.resume()
+        for process in started:
+            process.join()
 
 
 def phantoms(folder: Path) -> list[Path]:
