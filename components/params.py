@@ -51,9 +51,13 @@ def parse(config_class: type[ConfigT], block: Any, prefix: str) -> ConfigT:
     try:
         return config_class.model_validate(_tuples(block))
     except ValidationError as error:
-        raise ParamsError(
-            "\n".join(_line(config_class, problem, prefix, block) for problem in error.errors())
-        ) from None
+        places = [problem["loc"] for problem in error.errors()]
+        told = [  # a list whose only item is wrong is also called too short: the mistake is within it
+            problem
+            for problem in error.errors()
+            if not any(place != problem["loc"] and place[: len(problem["loc"])] == problem["loc"] for place in places)
+        ]
+        raise ParamsError("\n".join(_line(config_class, problem, prefix, block) for problem in told)) from None
 
 
 def _tuples(value: Any) -> Any:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components.params import UserError, load_stage, parse
 from components.pretrain.config import PretrainConfig
-from components.pretrain.loop import Trainer, keep_freed_memory
+from components.pretrain.loop import Trainer, set_up_process
 from components.pretrain.workers import World
 
 TRACED_STEPS = 3
@@ -112,8 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     curated = data_dir(arguments.line, "curate") / "curated.parquet"
     if not curated.is_file():
         raise UserError(f"{curated}: not found; make the line's data first, `dvc repro curate@{arguments.line}`")
-    torch.set_num_threads(1)  # as a worker has it
-    keep_freed_memory()
+    set_up_process()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(config, training_volumes(read_table(curated)), World(0, 1, device))
     if arguments.trace:

@@ -39,6 +39,7 @@ from components.pretrain.workers import (
     whole,
 )
 
+TRIM_THRESHOLD, MMAP_THRESHOLD = 2**31 - 1, 2**30  # bytes that glibc keeps, and takes from what it has kept
 State = dict[str, Any]
 HistoryRow = dict[str, float]
 
@@ -330,9 +331,7 @@ def train(
     """
     if not volumes:
         raise UserError("pretrain: no accepted series has the role 'pretrain'; nothing to train on")
-    torch.set_num_threads(1)  # the order of additions, and so the last bit, must not depend on the machine's cores
-    cv2.setNumThreads(1)  # one process per core: more threads would only contend
-    keep_freed_memory()
+    set_up_process()
     trainer = Trainer(config, volumes, world)
     state = checkpoints.load()
     if state is not None:
@@ -344,16 +343,18 @@ def train(
     return trainer.state()
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep what large tensors leave. Else each step gets it anew from the system, page by page, which takes
-    a quarter of a CPU's step where activations are large. For a process's first thread (see also
-    :mod:`ray_driver`). Other C libraries are left as they are."""
+def set_up_process() -> None:
+    """What a worker's process sets: one thread, and that glibc keeps what large tensors leave. Else each step gets it
+    anew from the system, page by page, which takes a quarter of a CPU's step where activations are large. That holds
+    for a process's first thread (see also :mod:`ray_driver`); other C libraries are left as they are."""
+    torch.set_num_threads(1)  # the order of additions, and so the last bit, must not depend on the machine's cores
+    cv2.setNumThreads(1)  # one process per core: more threads would only contend
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return
     trim_threshold, mmap_threshold = -1, -3
-    libc.mallopt(trim_threshold, 2**31 - 1)
-    for most in (2**30, 2**25):  # the second is the most that glibc below 2.35 allows
+    libc.mallopt(trim_threshold, TRIM_THRESHOLD)
+    for most in (MMAP_THRESHOLD, 2**25):  # the second is the most that glibc below 2.35 allows
         if libc.mallopt(mmap_threshold, most):
             break
 

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import psutil
 import torch
 from monai.data import DataLoader, PersistentDataset
@@ -57,7 +58,7 @@ from components.preprocess.standardise import standardise
 from components.preprocess.store import StoredVolume, write_volume
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loading import batches
-from components.pretrain.loop import Trainer, keep_freed_memory
+from components.pretrain.loop import Trainer, set_up_process
 from components.pretrain.objectives.ntxent import within_volume_ntxent
 from components.pretrain.views import build_views
 from components.pretrain.workers import World
@@ -174,7 +175,7 @@ def alone(side: str, config: dict[str, Any], volumes: list[Path], scratch: Path)
     torch.set_num_threads(1)
     parsed = parse(PretrainConfig, _tuples(config), "bench")
     if side == "ours":
-        keep_freed_memory()
+        set_up_process()
     steps = our_steps(Trainer(parsed, tuple(volumes), HERE)) if side == "ours" else peer_steps(parsed, volumes, scratch)
     for _ in range(3):
         next(steps)
@@ -183,8 +184,7 @@ def alone(side: str, config: dict[str, Any], volumes: list[Path], scratch: Path)
 
 def one_of_ours(rank: int, size: int, config: dict[str, Any], volumes: list[Path], meet: Path, turn: Any) -> None:
     """A worker that makes a step whenever it is told to."""
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    set_up_process()
     if size > 1:
         torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
     parsed = parse(PretrainConfig, _tuples(config | {"workers": size}), "bench")
@@ -281,6 +281,7 @@ def main() -> None:
     block["objective"]["views"] = recipe["objective"]["views"] | {"crops_per_volume": arguments.crops}
     config = parse(PretrainConfig, _tuples(block), "bench")
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         volumes = phantoms(scratch)
@@ -303,7 +304,7 @@ def main() -> None:
             return
         steps = on_cores(1, (0,), block, volumes, scratch, arguments.rounds)
         steps["peer"] = steps.pop("peer, 0 loaders")
-        keep_freed_memory()
+        set_up_process()
         shares = {n: waiting(config.model_copy(update={"loaders": n}), volumes, arguments.rounds) for n in (0, 1)}
         memory = {side: peak(side, block, volumes, scratch / "cache") for side in ("ours", "peer")}
     print(

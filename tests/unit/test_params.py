@@ -35,11 +35,8 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("wholebody", "screen", "min_instances"), "many", "wholebody.screen.min_instances: 'many' is not allowed"),
         (("wholebody", "screen", "min_instances"), 1, "greater than or equal to 2"),
         (("wholebody", "preprocess", "orientation"), "XYZ", "one of R/L, one of A/P, one of S/I"),
-        (
-            ("wholebody", "pretrain", "input", "windows"),
-            [[40.0, 400.0], [0.0, 40_000.0]],
-            "less than or equal to 32767",
-        ),
+        (("wholebody", "pretrain", "input", "windows"), [[0.0, 40_000.0]], "less than or equal to 32767"),
+        (("wholebody", "pretrain", "input", "windows"), [], "should have at least 1 item"),
         (("wholebody", "preprocces"), {}, "did you mean 'preprocess'?"),
         (("wholebodi",), {}, "did you mean 'wholebody'?"),
         (("head", "cohort", "phantom", "fault_shar"), 0.1, "did you mean 'fault_share'?"),

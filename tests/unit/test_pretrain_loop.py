@@ -59,7 +59,7 @@ def test_moments_that_lie_otherwise_in_memory_change_nothing(tmp_path: Path) -> 
     assert equal(whole, train(config_of("wholebody"), volumes, HERE, InMemory(tmp_path, state), lambda _: None))
 
 
-def test_the_update_is_adamws_wherever_the_gradient_lies(tmp_path: Path) -> None:
+def test_the_update_is_adamws_wherever_the_gradient_lies() -> None:
     config = parse(OptimiserConfig, block("wholebody")["optimiser"], "optimiser")
     generator = torch.Generator().manual_seed(0)
     plain, ours = (
