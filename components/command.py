@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from components.params import LINES, UserError
+from components import arithmetic
+from components.params import LINES, UserError, reproducible
 
 
 def data_dir(line: str, stage: str, shard: int | None = None) -> Path:
@@ -42,6 +43,7 @@ def run_stage(
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=f"{stage}: %(message)s", stream=sys.stderr)
     try:
+        arithmetic.enter(reproducible(arguments.line))
         if sharded is not None:
             sharded(arguments.line, arguments.shard)
         elif function is not None:
