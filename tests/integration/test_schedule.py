@@ -1,4 +1,4 @@
-"""A deployment on a cron gets its runs: with the pinned packages Prefect's scheduler works, on SQLite and PostgreSQL."""
+"""A deployment on a cron gets its runs: the pinned packages let Prefect schedule, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
