@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from components.files import disk_full
 from components.params import LINES, UserError
 
 
@@ -32,8 +33,8 @@ def run_stage(
         function: called with the line; or None where ``sharded`` is given.
         sharded: called with line and shard.
 
-    Exits with 1 and one line on stderr for a UserError (ParamsError among them); anything else is a defect of ours
-    and keeps its traceback.
+    Exits with 1 and one line on stderr for a UserError (ParamsError among them) and a full disk; anything else is a
+    defect of ours and keeps its traceback.
     """
     parser = argparse.ArgumentParser(prog=f"python -m components.{stage}", description=description)
     parser.add_argument("--line", required=True, choices=LINES, help="model line: a block of params.yaml")
@@ -48,4 +49,10 @@ def run_stage(
             function(arguments.line)
     except UserError as error:
         print(f"{stage}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        full = disk_full(error, Path(error.filename) if isinstance(error.filename, str) else Path())
+        if full is None:
+            raise
+        print(f"{stage}: {full}", file=sys.stderr)
         sys.exit(1)
