@@ -18,6 +18,11 @@ def data_dir(line: str, stage: str, shard: int | None = None) -> Path:
     return folder if shard is None else folder / str(shard)
 
 
+def cohort_slice(cohort_folder: Path, shard: int) -> Path:
+    """Where the cohort's rows and files of one shard lie: all that the shard's stages depend on."""
+    return cohort_folder / "shards" / str(shard)
+
+
 def run_stage(
     stage: str,
     description: str,

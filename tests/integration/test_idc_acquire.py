@@ -20,14 +20,17 @@ from components.acquire.config import AcquireConfig, TransferConfig
 from components.acquire.stage import acquire_shard, jobs_of
 from components.acquire.transfer import Bucket, download
 from components.cohort.config import CohortConfig
-from components.files import read_table, write_table
+from components.cohort.stage import write_slices
+from components.files import StopStageError, read_table
 from components.params import UserError, parse, read_yaml
 from tests.released import ROOT
 from tests.s3 import CLOSED, S3, serving
 
 LIDC_SERIES = "1.3.6.1.4.1.14519.5.2.1.6279.6001.100621383016233746780170740405"  # in the index that idc-index ships
 TRANSFER = TransferConfig(attempts=2, backoff_s=0.0, stall_s=3.0, slowest_mb_s=0.1, connections=8)
-CONFIG = AcquireConfig(workers=1, mixed_series="whole", transfer=TRANSFER)
+CONFIG = AcquireConfig(
+    workers=1, max_memory_gib=4.0, raw="evict", mixed_series="whole", max_unexpected=0, transfer=TRANSFER
+)
 
 
 @pytest.fixture
@@ -45,9 +48,8 @@ def cohort() -> CohortConfig:
 
 
 def write_cohort(rows: list[dict[str, Any]]) -> Path:
-    folder = Path("cohort")
-    write_table(folder / "cohort.parquet", pd.DataFrame(rows).sort_values("series"))
-    write_table(folder / "files.parquet", pd.DataFrame({"location": [""], "series": [""]}))
+    folder, table = Path("cohort"), pd.DataFrame(rows).sort_values("series")
+    write_slices(table, pd.DataFrame({"location": [""], "series": [""]}), int(table["shard"].max()) + 1, folder)
     return folder
 
 
@@ -80,7 +82,7 @@ def test_an_outage_stops_the_stage_at_once_and_a_later_run_goes_on(s3: S3, cohor
     begin = time.monotonic()
     with pytest.raises(UserError, match="not reachable"):  # asked for before any series is tried
         acquire_shard("wholebody", 0, folder, cohort, CONFIG, Path("out"))
-    with pytest.raises(raw.StopStageError, match="not reachable"):  # gone midway: no series is failed for it
+    with pytest.raises(StopStageError, match="not reachable"):  # gone midway: no series is failed for it
         jobs_of("wholebody", folder, 0, cohort, CONFIG)[1].fetch()
     assert time.monotonic() - begin < 60
     assert not Path("out").exists()

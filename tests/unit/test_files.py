@@ -129,7 +129,7 @@ def test_the_bytes_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: 
     fsync = os.fsync
 
     def noted(descriptor: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(f"{tmp_path}/"))
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()).removeprefix(f"{tmp_path}/"))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
@@ -175,4 +175,5 @@ run_stage("curate", "", stage)
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ran.returncode == 1
-    assert ran.stderr.startswith("curate: disk: full") and ran.stderr.count("\n") == 1
+    assert ran.stderr.startswith("curate: disk: full")
+    assert ran.stderr.count("\n") == 1
