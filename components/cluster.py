@@ -144,15 +144,16 @@ def _check_nodes() -> None:
     marker.parent.mkdir(exist_ok=True)
     marker.touch()
     try:
-        asked = {
-            node["NodeManagerAddress"]: ray.remote(num_cpus=0)(sees)
+        asked = [
+            ray.remote(num_cpus=0)(sees)
             .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
             .remote(str(marker.absolute()))
             for node in nodes
-        }
-        blind = sorted(name for name, seen in asked.items() if not ray.get(seen))
+        ]
+        seen = ray.get(asked)
     finally:
         marker.unlink(missing_ok=True)
+    blind = sorted(node["NodeManagerAddress"] for node, sees_it in zip(nodes, seen, strict=True) if not sees_it)
     if blind:
         raise UserError(
             f"RAY_ADDRESS: node {', '.join(blind)} does not see this checkout: share {here} under that path"

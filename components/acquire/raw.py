@@ -103,7 +103,10 @@ def reserved(series: Mapping[Path, int]) -> Iterator[None]:
     expected = {folder: max(size, _size(folder)) for folder, size in series.items()}
     with (RAW / ".room.lock").open("a") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)  # one run at a time looks and evicts
-        _make_room(expected, _used_by_others(), round(VOLUMES_PER_RAW * sum(series.values())))
+        others = _used_by_others()
+        if both := expected.keys() & others.keys():
+            raise UserError(f"raw cache: {len(both)} series of the shard are at work in another run: wait for it")
+        _make_room(expected, others, round(VOLUMES_PER_RAW * sum(series.values())))
         note = RAW / f".{uuid.uuid4().hex}.use"
         lock = note.open("a")
         fcntl.flock(lock, fcntl.LOCK_EX)

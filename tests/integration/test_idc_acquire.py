@@ -100,6 +100,7 @@ def test_an_outage_stops_the_stage_at_once_and_a_later_run_goes_on(s3: S3, cohor
 def test_twelve_shards_pass_through_a_cache_of_two(
     s3: S3, cohort: CohortConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each is brought in, preprocessed and let go: what is kept goes when room is needed, what waits never does."""
     shards, per_shard, size = 12, 3, 400_000
     budget = 2 * per_shard * size * 1.05  # the notes beside the files take a little
     monkeypatch.setenv(raw.BUDGET_VARIABLE, str(budget / 1e9))
@@ -114,18 +115,37 @@ def test_twelve_shards_pass_through_a_cache_of_two(
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    processed = []
     try:
         for shard in range(shards):
             acquire_shard("wholebody", shard, folder, cohort, CONFIG, Path("out") / str(shard))
+            for job in jobs_of("wholebody", folder, shard, cohort, CONFIG):  # as preprocessing does
+                processed.append(len(raw.data_files(job.folder)))
+                raw.let_go(job.folder, "keep")
     finally:
         over.set()
         watcher.join()
     print(f"peak {peak / 1e6:.2f} MB of {budget / 1e6:.2f} MB; {shards} shards of {per_shard * size / 1e6:.2f} MB")
     assert per_shard * size < peak <= budget
+    assert processed == [4] * shards * per_shard, "every series is there when its turn comes"
     statuses = pd.concat([read_table(Path("out") / str(shard) / "receipt.parquet") for shard in range(shards)])[
         "status"
     ]
     assert statuses.tolist() == ["acquired"] * shards * per_shard
+
+
+def test_shards_that_nobody_preprocesses_fill_the_cache_and_the_next_is_refused(
+    s3: S3, cohort: CohortConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an order of all `acquire` first: nothing is thrown away to be fetched again."""
+    monkeypatch.setenv(raw.BUDGET_VARIABLE, str(25_000 / 1e9))
+    rows = [s3.store(f"{shard}", {"a.dcm": os.urandom(10_000)}) | {"shard": shard} for shard in range(3)]
+    folder = write_cohort(rows)
+    for shard in (0, 1):
+        acquire_shard("wholebody", shard, folder, cohort, CONFIG, Path("out") / str(shard))
+    with pytest.raises(UserError, match="of wholebody still wait for `preprocess` and are not evicted"):
+        acquire_shard("wholebody", 2, folder, cohort, CONFIG, Path("out/2"))
+    assert sorted(p.name.split("-")[0] for p in (raw.RAW / "wholebody").iterdir()) == ["s0", "s1"]
 
 
 def used() -> int:
