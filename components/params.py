@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,6 +27,8 @@ class StageConfig(BaseModel):
     """Base of every block: frozen, strict about types, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    of_the_machine: ClassVar[tuple[str, ...]] = ()  # settings of transport and scheduling, which change no output
 
 
 class UserError(ValueError):
@@ -153,6 +155,17 @@ def stage_classes() -> dict[str, type[StageConfig]]:
         "evaluate": EvaluateConfig,
         "gate": GateConfig,
         "bundle": BundleConfig,
+    }
+
+
+def decisive(block: dict[str, Any]) -> dict[str, Any]:
+    """A line's block without the settings that change no output."""
+    classes = stage_classes()
+    return {
+        stage: {key: value for key, value in values.items() if key not in classes[stage].of_the_machine}
+        if stage in classes
+        else values
+        for stage, values in block.items()
     }
 
 

@@ -92,7 +92,7 @@ def make_bundle(
     Args:
         line: the model line.
         config: its ``bundle`` block.
-        parameters: the line's whole block of ``params.yaml``.
+        parameters: the line's block of ``params.yaml``, as far as outputs depend on it.
         sources: what the bundle is made from.
         folder: ``releases/<line>``; an earlier release there stays untouched until the new one is complete.
         root: the project, for the hashes of code and lock file.

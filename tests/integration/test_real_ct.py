@@ -33,7 +33,9 @@ def brought_in(root: Path, kind: str, held_out: frozenset[str], privacy: str) ->
     )
     of_tree = {"source": kind, "source_digest": tree_digest(root), "paths": "shown", "phantom": phantom}
     config = config.model_copy(update=of_tree)
-    acquire = AcquireConfig(workers=None, mixed_series="whole", transfer=TRANSFER)
+    acquire = AcquireConfig(
+        workers=None, max_memory_gib=4.0, raw="evict", mixed_series="whole", max_unexpected=0, transfer=TRANSFER
+    )
     data = Path("data/wholebody")
     cohort = make_cohort("wholebody", config, 2, held_out, data / "cohort")
     for shard in (0, 1):

@@ -22,6 +22,7 @@ from components.acquire import raw
 from components.acquire.config import TransferConfig
 from components.acquire.sources.dicomweb import DicomwebSource
 from components.cohort.config import CohortConfig
+from components.files import DiskFullError
 from components.params import ParamsError, UserError, load_stage, parse, read_yaml
 from tests.unit.small_pacs import PASSWORD, Pacs, as_file, make_series, serve
 
@@ -264,7 +265,7 @@ def test_a_full_disk_stops_the_stage(pacs: Pacs) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True).returncode:
         pytest.skip("no right to mount a small disk here")
     try:
-        with pytest.raises(raw.DiskFullError, match="disk: full"):
+        with pytest.raises(DiskFullError, match="disk: full"):
             fetch(row, small / "raw")
         assert list(small.iterdir()) == []
     finally:
