@@ -45,7 +45,8 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
     for name in names:
         listing = source_of(name, line, config).list_series(held_out)
         rows += [_row(series, name, held_out) for series in listing.series]
-        files += listing.files
+        if len(listing.files):
+            files.append(listing.files.table())
         if listing.selection is not None:
             write_json(folder / "selection.json", listing.selection)
         if listing.attribution is not None:
@@ -55,7 +56,8 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
     cohort["shard"] = cohort.index % shards
     cohort = judged(cohort, config, shards, held_out, len(rows), folder)
     write_table(folder / "cohort.parquet", cohort)
-    table = pd.DataFrame(files, columns=list(FILE_COLUMNS)).sort_values("location", ignore_index=True)
+    table = pd.concat(files) if files else pd.DataFrame(columns=list(FILE_COLUMNS))
+    table = table.sort_values("location", ignore_index=True)
     write_table(folder / "files.parquet", table)
     counts = cohort["role"].value_counts()
     log.info("%d series of %d patients: %s", len(cohort), cohort["patient"].nunique(),

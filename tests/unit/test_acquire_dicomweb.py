@@ -30,7 +30,7 @@ QUICK = TransferConfig(attempts=1, backoff_s=0.0, stall_s=1.0, slowest_mb_s=0.1,
 
 
 @pytest.fixture
-def pacs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pacs]:
+def pacs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secret: str) -> Iterator[Pacs]:
     """Seven CT series of one to seven instances."""
     monkeypatch.chdir(tmp_path)
     for served in serve(Pacs([make_series(n, n) for n in range(1, 8)])):
