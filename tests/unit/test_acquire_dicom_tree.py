@@ -323,7 +323,8 @@ def test_a_name_that_is_not_utf8(
     monkeypatch.setenv("CTFOUNDRY_ROOT_DICOM", str(tmp_path / "root"))
     monkeypatch.chdir(tmp_path)
     listing = list_tree(tmp_path / "root", config)
-    assert resolve("dicom", "wholebody", [keyed(listing, "dicom", "wholebody").files[0]["location"]]) == [Path(place).name]
+    key = keyed(listing, "dicom", "wholebody").files[0]["location"]
+    assert resolve("dicom", "wholebody", [key]) == [Path(place).name]
     with pytest.raises(UserError, match=r"cohort\.paths: shown is not allowed"):
         shown(listing, "dicom")
 
