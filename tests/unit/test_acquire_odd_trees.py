@@ -21,6 +21,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from components.acquire import raw
+from components.acquire.archive import ArchiveLimits
 from components.acquire.config import TransferConfig
 from components.acquire.sources import Listing, dicom
 from components.acquire.sources.dicom import DicomSource, list_tree
@@ -118,15 +119,9 @@ def test_a_zip_beyond_the_limits_is_not_called_damaged(
     config: CohortConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zipped(tmp_path / "a.zip", members_of(1))
-    monkeypatch.setattr("components.acquire.sources.tree.LOCAL_LIMITS", raw_limits := _few_members())
-    assert raw_limits.members == 2
+    few = ArchiveLimits(members=2, unpacked_bytes=2**30, ratio=200.0)
+    monkeypatch.setattr("components.acquire.sources.tree.LOCAL_LIMITS", few)
     assert counts(list_tree(tmp_path, config)) == {"archive_over_limit": 1}
-
-
-def _few_members() -> Any:
-    from components.acquire.archive import ArchiveLimits
-
-    return ArchiveLimits(members=2, unpacked_bytes=2**30, ratio=200.0)
 
 
 def test_patients_folders_that_are_links_are_read_once_and_no_walk_goes_round(
@@ -231,7 +226,7 @@ def test_a_listing_knows_the_digest_that_was_pinned(config: CohortConfig, tmp_pa
     (tmp_path / "big.dcm").write_bytes(os.urandom(5 << 20))
     (tmp_path / "patients.csv").write_text("file,patient\n" + "x,y\n" * 3000)
     assert list_tree(tmp_path, config).digest == tree_digest(tmp_path)
-    assert [name.location for name in names(tmp_path)][0].startswith("a/"), "folder by folder"
+    assert next(names(tmp_path)).location.startswith("a/"), "folder by folder"
 
 
 @pytest.mark.usefixtures("secret")
@@ -268,7 +263,7 @@ def test_a_full_temporary_disk_is_no_damage(
     monkeypatch.setattr(dicom, "MEMORY_BYTES", 1000)
     with small_disk(tmp_path / "small", "1m") as small:
         monkeypatch.setattr(tempfile, "tempdir", str(small))
-        with pytest.raises(UserError, match="disk: full at .* while the source was read"):
+        with pytest.raises(UserError, match=r"disk: full at .* while the source was read"):
             list_tree(tmp_path / "root", config)
 
 
@@ -310,14 +305,18 @@ def test_too_many_open_files_are_told_and_no_file_is_unreadable(config: CohortCo
             os.close(number)
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def test_few_zips_are_open_at_a_time_and_all_are_closed(tmp_path: Path) -> None:
     for number in range(20):
         zipped(tmp_path / f"{number:02d}.zip", {"a": bytes([number])})
-    opened = len(os.listdir("/proc/self/fd"))
+    opened = open_files()
     with Archives(tmp_path) as archives:
         read = [b"".join(archives.blocks(f"{number:02d}.zip!/a")) for number in (*range(20), *range(20))]
-        assert len(os.listdir("/proc/self/fd")) <= opened + 8
-    assert len(os.listdir("/proc/self/fd")) == opened
+        assert open_files() <= opened + 8
+    assert open_files() == opened
     assert read == [bytes([number]) for number in (*range(20), *range(20))]
 
 
@@ -330,7 +329,7 @@ def test_a_zip_that_is_damaged_since_it_was_listed_fails_the_series(
     (series,) = source.list_series(frozenset()).series
     path.write_bytes(path.read_bytes()[:-40])
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="not readable as an archive.*the source has changed"):
+    with pytest.raises(UserError, match=r"not readable as an archive.*the source has changed"):
         source.fetch({}, list(series.members), tmp_path / "out", TRANSFER)
 
 
