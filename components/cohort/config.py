@@ -26,8 +26,8 @@ class IdcConfig(StageConfig):
         excluded_collections: left out.
         evaluation_collections: kept for evaluation: no patient of theirs is taken, in whatever collection they appear.
         max_series_mb: larger series are left out; null sets no limit.
-        one_reconstruction: of the reconstructions of one acquisition, take one: most images, then the smallest key.
-            The index names no acquisition; series of one study and one number of images count as one.
+        one_reconstruction: of each study take one series: most images, then the smallest key. The index names no
+            acquisition, so that a second one of the same study is left out as a second reconstruction is.
         max_series_per_patient: of each patient at most so many, drawn by ``seed``; null sets no limit.
         sample: at most so many series, drawn by ``seed``; null takes all.
         seed: of both draws.
