@@ -29,8 +29,8 @@ class Data:
         rows.append({"series": "s5", "decoded": False, "detail": "damaged"})
         self.catalogue = pd.DataFrame(rows)
         for shard in (0, 1):
-            table = [{"series": s, "file": f"{n}.dcm", "bytes": 1, "sha256": sha}
-                     for s, shas in (files or {}).items() if SHARD[s] == shard for n, sha in enumerate(shas)]  # fmt: skip
+            own = {s: shas for s, shas in (files or {}).items() if SHARD[s] == shard}
+            table = [(s, f"{n}.dcm", 1, sha) for s, shas in own.items() for n, sha in enumerate(shas)]
             columns = ["series", "file", "bytes", "sha256"]
             write_table(folder / "acquire" / str(shard) / "files.parquet", pd.DataFrame(table, columns=columns))
 

@@ -59,7 +59,8 @@ def test_all_gates_pass_and_the_decision_lists_each() -> None:
     content = decision(judge(config(), evidence()))
     assert content["verdict"] == "pass"
     assert [gate["gate"] for gate in content["gates"]] == [
-        "leakage", "same_scan", "reject_rate", "better_than_random organs linear_auc", "floor organs linear_auc", "champion",
+        "leakage", "same_scan", "reject_rate", "better_than_random organs linear_auc", "floor organs linear_auc",
+        "champion",
     ]  # fmt: skip
 
 
