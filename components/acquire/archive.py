@@ -40,6 +40,7 @@ OBSTACLES = {
     "LZMA); allowed: stored or Deflate, so pack the archive again, such as with `zip` or 7-Zip's Deflate",
     "over_limit": "is packed suspiciously well",
 }
+METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard"}  # APPNOTE 4.4.5
 
 # A CT series of 5,000 slices fits; deflated slices of air reach a ratio of a few dozen, a zip bomb a thousand.
 LOCAL_LIMITS = ArchiveLimits(members=200_000, unpacked_bytes=200 * 2**30, ratio=200.0)
@@ -75,7 +76,7 @@ def obstacle(info: zipfile.ZipInfo, limits: ArchiveLimits) -> str:
 
 def _refusal(info: zipfile.ZipInfo, reason: str, limits: ArchiveLimits) -> ArchiveError:
     if reason == "unsupported_packing":
-        method = zipfile.compressor_names.get(info.compress_type, "method")
+        method = METHODS.get(info.compress_type, "a method unknown")
         return ArchiveError(f"zip: a member {OBSTACLES[reason]} (it is packed by {method}, {info.compress_type})")
     if reason == "over_limit":
         ratio = info.file_size / max(1, info.compress_size)

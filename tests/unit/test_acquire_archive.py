@@ -101,7 +101,7 @@ def test_deflate64_is_named_and_not_called_damaged(tmp_path: Path) -> None:
     path = make(tmp_path / "a.zip", {"a": b"1"}, zipfile.ZIP_STORED)
     declare(path, 8, 10, struct.pack("<H", DEFLATE64))
     with pytest.raises(
-        ArchiveError, match=r"Deflate64, as Windows does.*pack the archive again.*deflate64, 9"
+        ArchiveError, match=r"Deflate64, as Windows does.*pack the archive again.*Deflate64, 9"
     ) as caught:
         list(unpack(path, tmp_path / "out", LIMITS))
     assert "damaged" not in str(caught.value)

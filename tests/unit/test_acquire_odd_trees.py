@@ -348,3 +348,18 @@ def test_members_keep_their_numbers_whatever_the_order_of_the_zips(
         for number, member in enumerate(shuffled):
             assert (tmp_path / "out" / f"{number:06d}.dcm").read_bytes() == b"".join(archives.blocks(member))
     shutil.rmtree(tmp_path / "out")
+
+
+def test_a_series_keeps_its_version_while_others_come_and_change(config: CohortConfig, tmp_path: Path) -> None:
+    """So that one series more, or one changed, is all that is transferred."""
+    put(tmp_path / "a", make_series(1))
+    zipped(tmp_path / "b.zip", members_of(2))
+    before = {series.location: series.version for series in list_tree(tmp_path, config).series}
+    put(tmp_path / "c", make_series(3))
+    images = make_series(1)
+    images[2].StudyDate = "20200102"
+    put(tmp_path / "a", images)
+    after = {series.location: series.version for series in list_tree(tmp_path, config).series}
+    assert after["b.zip!"] == before["b.zip!"]
+    assert after["a"] != before["a"]
+    assert len(set(after.values())) == 3

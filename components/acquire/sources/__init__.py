@@ -30,6 +30,8 @@ class Listed:
         plan: the phantom scanner's plan as JSON, or ''.
         members: locations of its files, in the source's terms.
         collection, licence, doi: attribution.
+        version: what tells apart data that the source would give for this series under the same names; '' where only
+            the source's own version does.
     """
 
     series: str
@@ -47,6 +49,7 @@ class Listed:
     retest_of: str = ""
     plan: str = ""
     members: tuple[str, ...] = ()
+    version: str = ""
 
 
 class Files(Sequence[dict[str, Any]]):

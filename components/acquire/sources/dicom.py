@@ -86,6 +86,7 @@ class Found:
         status: see :func:`list_tree`.
         owner: its series, None where it tells none.
         instance: SOPInstanceUID.
+        seen: what a glance at its bytes shows, as a number; of a zip's member its checksum.
     """
 
     location: str
@@ -93,6 +94,7 @@ class Found:
     status: str
     owner: Owner | None = None
     instance: str = ""
+    seen: int = 0
 
 
 Groups = dict[Owner, list[Found]]
@@ -134,12 +136,8 @@ def list_tree(root: Path, config: CohortConfig, workers: int | None = None) -> L
             kept[file.owner].append(file)
     series = [_listed(owner, files, config) for owner, files in kept.items()]
     keys = {owner: series_key(owner.identity) for owner in kept}
-    files = Files(
-        [f.location for f in found],
-        (f.bytes for f in found),
-        [f.status for f in found],
-        [keys.get(f.owner, "") if f.owner else "" for f in found],
-    )
+    of = [keys.get(file.owner, "") if file.owner else "" for file in found]
+    files = Files([f.location for f in found], (f.bytes for f in found), [f.status for f in found], of)
     return Listing(sorted(series, key=lambda s: s.series), files, digest)
 
 
@@ -191,6 +189,7 @@ def read_file(root: Path, name: Name) -> tuple[int, bytes, list[Found]]:
         return 0, UNREADABLE, [Found(name.location, 0, "unreadable")]
     if magic in ZIP_MAGIC:
         return size, pieces, _read_zip(Path(path), name.location, size)
+    found.seen = int.from_bytes(pieces[:8])
     return size, pieces, [found]
 
 
@@ -221,11 +220,8 @@ def _found(instance: Instance) -> Found:
     if status in CT_IMAGES and not (tags.get("SOPClassUID", CT_IMAGE_STORAGE) in CT_CLASSES
                                     and tags.get("Modality", "CT") == "CT"):  # fmt: skip
         status = "other_image"
-    instance_uid, patient, study = (
-        str(tags.get(tag, "")) for tag in ("SOPInstanceUID", "PatientID", "StudyInstanceUID")
-    )
-    owner = Owner(series_identity(instance), patient, study)
-    return Found(instance.location, instance.bytes, status, owner, instance_uid)
+    uid, patient, study = (str(tags.get(tag, "")) for tag in ("SOPInstanceUID", "PatientID", "StudyInstanceUID"))
+    return Found(instance.location, instance.bytes, status, Owner(series_identity(instance), patient, study), uid)
 
 
 def _read_zip(path: Path, location: str, size: int) -> list[Found]:
@@ -257,6 +253,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, location: str)
         except OSError as error:
             stop_if_machine(error)
             return Found(location, info.file_size, "unreadable")
+    found.seen = info.CRC
     return Found(location, info.file_size, "nested_archive") if magic in ZIP_MAGIC else found
 
 
@@ -331,6 +328,8 @@ def _folder(location: str) -> str:
 
 def _listed(owner: Owner, files: list[Found], config: CohortConfig) -> Listed:
     folders = sorted({_folder(file.location) for file in files})
+    files = sorted(files, key=lambda file: file.location)
+    seen = "\n".join(f"{file.bytes} {file.seen}" for file in files)
     return Listed(
         series=series_key(owner.identity),
         # Studies without a PatientID are nobody's: as one patient they would all fall into one split.
@@ -343,7 +342,8 @@ def _listed(owner: Owner, files: list[Found], config: CohortConfig) -> Listed:
         collection=config.collection,
         licence=config.licence,
         doi=config.doi,
-        members=tuple(sorted(file.location for file in files)),
+        members=tuple(file.location for file in files),
+        version=hashlib.sha256(seen.encode()).hexdigest()[:16],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from components.acquire.sources import Files, Listed, Listing
 from components.acquire.sources.tree import (
     TABLE_SUFFIX,
     Name,
+    add_to_digest,
     check_digest,
+    glances,
     has_map,
     keyed,
     names,
@@ -25,7 +28,6 @@ from components.acquire.sources.tree import (
     resolve,
     shown,
     stop_if_machine,
-    tree_digest,
     write_map,
 )
 from components.cohort.config import CohortConfig, patient_pattern
@@ -52,8 +54,11 @@ class NiftiSource:
         if held_out and rule is None:
             raise UserError(patient_missing(self._line))
         root = pinned_root("nifti", of.source_digest, self._key, self._line)
-        digest = tree_digest(root)
-        check_digest("nifti", of.source_digest, self._key, digest)
+        digest, seen = hashlib.sha256(), {}
+        for location, size, pieces in glances(root):
+            add_to_digest(digest, location, size, pieces)
+            seen[location] = f"{size} {pieces.hex()[:16]}"
+        check_digest("nifti", of.source_digest, self._key, digest.hexdigest())
         patient_of = _patients(root, rule)
         found = [(name.location, *_measured(root, name)) for name in names(root)]
         listed, statuses, keys = [], [], []
@@ -65,7 +70,7 @@ class NiftiSource:
             if patient:
                 listed.append(
                     Listed(keys[-1], patient_key(patient), volume, location, 1, size, of.collection, of.licence,
-                           of.doi, members=(location,))
+                           of.doi, members=(location,), version=seen.get(location, ""))
                 )  # fmt: skip
         if not listed:
             raise none_found("nifti", ".nii or .nii.gz file" + (f" of a patient by {rule!r}" if rule else ""), statuses)
@@ -73,7 +78,7 @@ class NiftiSource:
             log.warning("%d of %d volumes are left out: %s.cohort.nifti.patient tells no patient of them",
                         nobodys, nobodys + len(listed), self._line)  # fmt: skip
         files = Files([location for location, _, _ in found], (size for _, size, _ in found), statuses, keys)
-        listing = Listing(sorted(listed, key=lambda s: s.series), files, digest)
+        listing = Listing(sorted(listed, key=lambda s: s.series), files, digest.hexdigest())
         return shown(listing, "nifti") if of.paths == "shown" else keyed(listing, "nifti", self._line)
 
     def check(self) -> None:

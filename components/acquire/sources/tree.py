@@ -131,13 +131,19 @@ def tree_digest(root: Path) -> str:
     every change of all values, without reading terabytes; the bytes themselves are hashed by ``acquire``. Pixels of a
     single slice, changed in place, are not seen.
     """
-    digest, files = hashlib.sha256(), (name.location for name in names(root) if not name.status)
-    with ThreadPoolExecutor(READERS) as readers:
-        while batch := list(islice(files, 100_000)):
-            seen = readers.map(lambda location: _glance_at(f"{root}/{location}"), batch, chunksize=64)
-            for location, (size, pieces) in zip(batch, seen, strict=True):
-                add_to_digest(digest, location, size, pieces)
+    digest = hashlib.sha256()
+    for location, size, pieces in glances(root):
+        add_to_digest(digest, location, size, pieces)
     return digest.hexdigest()
+
+
+def glances(root: Path) -> Iterator[tuple[str, int, bytes]]:
+    """Location and size of every file below ``root``, and a glance at it, in the order of :func:`names`."""
+    files = (name.location for name in names(root) if not name.status)
+    with ThreadPoolExecutor(READERS) as readers:
+        while batch := list(islice(files, 10_000)):
+            seen = readers.map(lambda location: _glance_at(f"{root}/{location}"), batch)
+            yield from ((location, *told) for location, told in zip(batch, seen, strict=True))
 
 
 def _glance_at(path: str) -> tuple[int, bytes]:
