@@ -263,7 +263,7 @@ def _mark_twins(root: Path, groups: Groups) -> None:
     compared = [file for files in groups.values() for file in _alike(files)]
     digests = _digests(root, sorted(compared, key=lambda file: file.location))
     for files in groups.values():
-        by_uid: dict[str, dict[str, Found]] = defaultdict(dict)
+        by_uid: dict[str, dict[bytes | str, Found]] = defaultdict(dict)
         for file in sorted(files, key=lambda f: f.location):
             digest = digests.get(file.location, file.location)
             if by_uid[file.instance].setdefault(digest, file) is not file:
