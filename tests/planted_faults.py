@@ -227,6 +227,8 @@ def _stack_faults() -> list[Planted]:
         fault("gaps", "slice_coverage", "1 mm slices every 5 mm", every(SliceThickness="1")),
         fault("overlap", "slice_coverage", "5 mm slices every 0.25 mm", _moved(lambda n, p: [p[0], p[1], p[2] * 0.05])),
         fault("steps_long", "slice_step", "25 mm from slice to slice", _moved(lambda n, p: [p[0], p[1], p[2] * 5])),
+        fault("drifting", "uneven_spacing", "half of the gaps 10 % longer: 6 mm off the affine in the middle",
+              _moved(lambda n, p: [p[0], p[1], p[2] + 0.5 * max(0, n - 12)])),
         fault("inserted", "uneven_spacing", "a slice half-way between two others", _inserted),
         fault("off_line", "uneven_spacing", "one slice 20 mm to the side",
               _moved(lambda n, p: [p[0] + (20 if n == 9 else 0), p[1], p[2]])),

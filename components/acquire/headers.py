@@ -227,8 +227,11 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
     as an instance.
 
     Lengths are in mm, angles in degrees; what cannot be measured is None. ``gap_ratio`` is the largest gap between
-    neighbouring slices over the median gap; ``tilt_degrees`` the angle between the slices' normal and the direction
-    in which their positions move, which shows a gantry tilt whatever the tag says. ``burned_in`` is text in the pixels
+    neighbouring slices over the median gap; ``off_grid_mm`` the largest distance of a slice from its place in a stack
+    of even steps from the first to the last, which is where the volume's affine puts it (of slices at
+    one position, the first counts); ``tilt_degrees`` the angle
+    between the slices' normal and the direction in which their positions move, which shows a gantry tilt whatever the
+    tag says. ``burned_in`` is text in the pixels
     only: RecognizableVisualFeatures is true of every head scan that was not defaced, whether the tag says so or not.
     ``mixed`` says what images outside the largest stack differ in; with ``only_largest_stack`` these are not measured,
     and ``left_out`` counts them.
@@ -302,7 +305,7 @@ def _missing_tags(images: Sequence[Instance]) -> str:
 
 def _geometry(images: Sequence[Instance]) -> dict[str, Any]:
     empty = {"orientations": 0, "positions": 0, "gap_median_mm": None, "gap_ratio": None, "tilt_degrees": None,
-             "extent_mm": None}  # fmt: skip
+             "off_grid_mm": None, "extent_mm": None}  # fmt: skip
     placed = [
         (p, o)
         for i in images
@@ -328,6 +331,7 @@ def _geometry(images: Sequence[Instance]) -> dict[str, Any]:
         "positions": len(apart) + 1,
         "gap_median_mm": round(float(np.median(apart)), 4),
         "gap_ratio": round(float(apart.max() / np.median(apart)), 4),
+        "off_grid_mm": round(stacks.off_grid(points[np.append(True, gaps > 0.01)]), 3),
         "tilt_degrees": round(float(np.degrees(np.arccos(min(1.0, cosine)))), 3),
         "extent_mm": round(float(along.max() - along.min()), 3),
     }

@@ -152,6 +152,8 @@ def _geometry(config: ScreenConfig) -> tuple[Rule, ...]:
         _between("repeated_positions", "repeated", 0, 0, "no position twice"),
         Rule("uneven_spacing", "ExpectSlicesToFormAnEvenStack", stack,
              f"slices on one line, gaps within {config.max_gap_ratio} times the median"),
+        _between("uneven_spacing", "off_grid_mm", None, config.max_off_grid_mm,
+                 f"every slice within {config.max_off_grid_mm:g} mm of an even grid"),
         _between("gantry_tilt", "tilt_degrees", None, config.max_tilt_degrees,
                  f"gantry tilt at most {config.max_tilt_degrees} degrees"),
         _between("mixed_geometry", "geometries", 0, 1, "one orientation, matrix and pixel spacing"),

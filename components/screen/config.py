@@ -19,8 +19,11 @@ class ScreenConfig(StageConfig):
     slice_step_mm: allowed median distance from slice to slice.
     step_per_thickness: that distance over the thickness: below, slices overlap without end; above, tissue between
         them was never seen.
-    max_gap_ratio: how many times longer, or shorter, than the median a gap between neighbouring slices may be.
+    max_gap_ratio: how many times longer, or shorter, than the median a gap between neighbouring slices may be; from 1.5
+        on slices are missing, and no volume is read.
     max_off_line_mm: how far a slice may lie from the straight line through the first and the last.
+    max_off_grid_mm: how far a slice may lie from its place in a stack of even steps from the first to the last: the
+        volume's affine knows no other, so that labels and points in millimetres are off by as much.
     max_tilt_degrees: gantry tilt beyond it is rejected; up to it, preprocessing straightens the slices by shearing.
     pixel_mm, field_mm: allowed pixel spacing, and extent of a slice, in either direction.
     max_pixel_aspect: the larger pixel spacing over the smaller.
@@ -37,8 +40,9 @@ class ScreenConfig(StageConfig):
     thickness_mm: tuple[Positive, Annotated[float, Field(gt=0, le=50)]]
     slice_step_mm: tuple[Positive, Positive]
     step_per_thickness: tuple[Positive, Positive]
-    max_gap_ratio: Ratio
+    max_gap_ratio: Annotated[float, Field(ge=1, le=1.5)]
     max_off_line_mm: Annotated[float, Field(ge=0)]
+    max_off_grid_mm: Annotated[float, Field(gt=0)]
     max_tilt_degrees: Annotated[float, Field(ge=0, le=45)]
     pixel_mm: tuple[Positive, Positive]
     max_pixel_aspect: Ratio

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CLEAN = {
     **measure_series([]), "status": "acquired", "is_ct_image": True, "instances": 60, "positions": 60,
     "orientations": 1, "matrices": 1, "pixel_spacings": 1, "thickness_min_mm": 3.0, "thickness_max_mm": 3.0,
-    "gap_ratio": 1.0, "gap_min_ratio": 1.0, "off_line_mm": 0.0, "tilt_degrees": 0.0, "orientation": r"1\0\0\0\1\0",
-    "identity_removed": True,
+    "gap_ratio": 1.0, "gap_min_ratio": 1.0, "off_line_mm": 0.0, "off_grid_mm": 0.0, "tilt_degrees": 0.0,
+    "orientation": r"1\0\0\0\1\0", "identity_removed": True,
 }  # fmt: skip
 FAULTS: list[tuple[str, dict[str, object]]] = [
     ("acquire_failed", {"status": "failed"}),
@@ -35,6 +35,7 @@ FAULTS: list[tuple[str, dict[str, object]]] = [
     ("uneven_spacing", {"gap_ratio": 2.0}),
     ("uneven_spacing", {"gap_min_ratio": 0.5}),
     ("uneven_spacing", {"off_line_mm": 9.0}),
+    ("uneven_spacing", {"off_grid_mm": 1.1}),
     ("orientation", {"orientation": r"1\0\0\0\2\0"}),
     ("orientation", {"orientation": "no numbers"}),
     ("gantry_tilt", {"tilt_degrees": 12.0}),

@@ -26,7 +26,7 @@ HEADER_FAULTS: list[dict[str, Any]] = [
     {}, {"is_ct_image": False}, {"is_localizer": True}, {"unreadable_files": 2}, {"instances": 3, "positions": 3},
     {"thickness_max_mm": 8.0}, {"thickness_min_mm": 0.1}, {"positions": 59}, {"gap_ratio": 2.0}, {"tilt_degrees": 18.5},
     {"matrices": 2}, {"lossy": True}, {"burned_in": True}, {"missing_tags": "PixelSpacing"},
-    {"gap_min_ratio": 0.5}, {"off_line_mm": 20.0}, {"orientation": r"1\0\0\0\2\0"}, {"rescale_slopes": 2},
+    {"gap_min_ratio": 0.5}, {"off_line_mm": 20.0}, {"off_grid_mm": 1.2}, {"orientation": r"1\0\0\0\2\0"}, {"rescale_slopes": 2},
     {"tilt_degrees": 18.5, "gap_ratio": 6.4}, {"gap_ratio": None, "tilt_degrees": None},
 ]  # fmt: skip
 VOXELS: dict[str, Any] = {
