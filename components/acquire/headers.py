@@ -233,6 +233,7 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
     between the slices' normal and the direction in which their positions move, which shows a gantry tilt whatever the
     tag says. ``burned_in`` is text in the pixels
     only: RecognizableVisualFeatures is true of every head scan that was not defaced, whether the tag says so or not.
+    ``other_object`` is true where no instance is a CT image by what it states: structures, doses, PET, reports.
     ``mixed`` says what images outside the largest stack differ in; with ``only_largest_stack`` these are not measured,
     and ``left_out`` counts them.
     """
@@ -256,6 +257,7 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
         # Exports that strip the class UID keep the modality; where both are there, both must say CT.
         "is_ct_image": bool(images) and all(i.tags.get("SOPClassUID", CT_IMAGE_STORAGE) in CT_CLASSES
                                             and i.tags.get("Modality") == "CT" for i in images),
+        "other_object": _other_object(instances),
         "is_localizer": any("LOCALIZER" in i.tags.get("ImageType", ()) for i in images),
         "missing_tags": _missing_tags(images),
         "transfer_syntax": "|".join(sorted({i.transfer_syntax for i in images})),
@@ -283,6 +285,15 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
         **_geometry(images),
         **consistency.measure_consistency(images),
     }  # fmt: skip
+
+
+def _other_object(instances: Sequence[Instance]) -> bool:
+    stated = [i.tags for i in instances if i.tags.get("Modality") or i.tags.get("SOPClassUID")]
+    is_ct = [
+        tags.get("Modality", "CT") == "CT" and tags.get("SOPClassUID", CT_IMAGE_STORAGE) in CT_CLASSES
+        for tags in stated
+    ]
+    return bool(stated) and not any(is_ct)
 
 
 def _text(value: Any) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from components.params import StageConfig
+from components.quality.derived import REGIONS
 
 Positive = Annotated[float, Field(gt=0)]
 Ratio = Annotated[float, Field(ge=1, le=10)]
@@ -14,6 +15,8 @@ Ratio = Annotated[float, Field(ge=1, le=10)]
 
 class ScreenConfig(StageConfig):
     """Attributes:
+    body_parts: what the line is for, as BodyPartExamined says it in DICOM's terms (PS3.16 annex L), such as HEAD; where
+        the header states another of these terms, the series is rejected. None: any. Voxels are judged in curation.
     min_instances: fewer slices are no volume.
     thickness_mm: allowed slice thickness, lowest and highest.
     slice_step_mm: allowed median distance from slice to slice.
@@ -36,6 +39,7 @@ class ScreenConfig(StageConfig):
     min_accepted_rate: below this share of accepted series the suite warns.
     """
 
+    body_parts: tuple[str, ...] | None
     min_instances: Annotated[int, Field(ge=2)]
     thickness_mm: tuple[Positive, Annotated[float, Field(gt=0, le=50)]]
     slice_step_mm: tuple[Positive, Positive]
@@ -53,3 +57,12 @@ class ScreenConfig(StageConfig):
     accept_stated_deidentification: bool
     privacy: Literal["critical", "reject", "warning"]
     min_accepted_rate: Annotated[float, Field(ge=0, le=1)]
+
+    @field_validator("body_parts")
+    @classmethod
+    def _known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if unknown := sorted(set(value or ()) - REGIONS):
+            raise ValueError(
+                f"{unknown[0]!r} is no body part of DICOM PS3.16 annex L; allowed: {', '.join(sorted(REGIONS))}"
+            )
+        return value

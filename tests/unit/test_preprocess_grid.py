@@ -128,10 +128,8 @@ def test_any_positions_are_read_within_the_bound_or_rejected(
     paths = written(shuffled, tmp_path_factory.getbasetemp() / "positions")
     try:
         off = farthest(paths, items)
-    except DecodeError as error:
-        assert str(error).startswith("series: ")
-        assert reasons(paths), "what does not decode was rejected before"
-        return
+    except DecodeError:
+        off = np.inf
     assert reasons(paths) or off <= SCREEN.max_off_grid_mm + 1e-3
     if spread == 0.0:
         assert not reasons(paths)
