@@ -311,6 +311,8 @@ def voxel_faults() -> list[Planted]:
               lambda hu: _with(hu, (slice(None), slice(20, 45), slice(30, 70)), 3000)),
         fault("dull", "hu_range", "nothing brighter than soft tissue", lambda hu: np.minimum(hu, 50)),
         fault("nearly_empty", "mostly_air", "a thin rod in air", nearly_empty),
+        Planted("small_animal", "an animal of 8 cm2 across", "volumes", "body_size",
+                slices=every(PixelSpacing=[0.55, 0.55])),
         Planted("too_long", "slices spread over more than 3 m", "volumes", "scan_too_long",
                 slices=_moved(lambda n, p: [p[0], p[1], p[2] * 30])),
         Planted("cut", "the field of view ends within the patient", "volumes", "body_cut", "warning",

@@ -95,6 +95,11 @@ def test_an_even_stack_is_read_to_its_place(tmp_path: Path) -> None:
     assert farthest(paths, items) < 1e-6
 
 
+def test_rows_and_columns_keep_their_own_spacing(tmp_path: Path) -> None:
+    """The first value is between rows (PS3.3 10.7.1.1)."""
+    assert read_series(written(even(PixelSpacing=[3.0, 2.9]), tmp_path / "s")).spacing == pytest.approx((4.0, 3.0, 2.9))
+
+
 def test_two_protocols_of_nearly_one_step_are_rejected(tmp_path: Path) -> None:
     """Every gap is within 1.2 times the median, yet slices would lie up to 12 mm from where the affine says."""
     z = np.concatenate([2.5 * np.arange(50), 2.5 * 49 + 3.0 * np.arange(1, 51)])
@@ -217,6 +222,16 @@ def test_padding_beyond_tissue_is_air_wherever_it_lies(
     hu = padded(stored, tmp_path / "s", PixelPaddingValue=value, RescaleIntercept=intercept, **range_limit)
     assert (hu[30:34, 30:34] == AIR_HU).all()
     assert (np.delete(hu, range(30, 34), 0) == 40).all()
+
+
+def test_padding_whose_sign_the_writer_got_wrong(tmp_path: Path) -> None:
+    stored = np.full((64, 64), 40)
+    stored[30:34, 30:34] = -2000
+    items = [one(n, (0.0, 0.0, STEP * n), stored) for n in range(2)]
+    for item in items:
+        item.add_new("PixelPaddingValue", "US", 63536)
+    hu = read_series(written(items, tmp_path / "s")).hu[0]
+    assert (hu[30:34, 30:34] == AIR_HU).all()
 
 
 def test_a_range_of_padding_that_reaches_into_tissue_is_split(tmp_path: Path) -> None:

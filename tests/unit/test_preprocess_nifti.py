@@ -11,6 +11,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from components.acquire.headers import measure_series
 from components.params import UserError, load_stage
@@ -163,6 +166,42 @@ def test_the_order_of_axes_says_nothing_of_the_scan(tmp_path: Path, line: str) -
         volume = resample_only(read_nifti(path), grid)
         np.testing.assert_array_equal(volume.hu, expected.hu)
         np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-5)
+
+
+@given(
+    order=st.permutations(range(3)),
+    flips=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    unit=st.sampled_from([(0, 1.0), (METRE, 1e-3), (MM, 1.0), (MICRON, 1e3)]),
+    turn=st.tuples(st.floats(-20, 20), st.floats(-20, 20), st.floats(-20, 20)),
+    line=st.sampled_from(["wholebody", "head"]),
+)
+@settings(max_examples=12, deadline=None)
+def test_any_proper_grid_gives_the_same_standard_volume(
+    tmp_path_factory: pytest.TempPathFactory,
+    order: list[int],
+    flips: tuple[bool, bool, bool],
+    unit: tuple[int, float],
+    turn: tuple[float, float, float],
+    line: str,
+) -> None:
+    """Axes in any order and direction, lengths in any unit, planes turned: what lies where does not change."""
+    path = tmp_path_factory.getbasetemp() / "grid.nii"
+    grid = load_stage(PreprocessConfig, line, "preprocess", PARAMS)
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("xyz", turn, degrees=True).as_matrix()
+    expected = resample_only(read_nifti(written(path, scan(), AFFINE)), grid)
+    hu, affine = scan().transpose(order), turned @ AFFINE[:, [*order, 3]]
+    for axis, flip in enumerate(flips):
+        if flip:
+            hu = np.flip(hu, axis)
+            affine[:3, 3] += affine[:3, axis] * (hu.shape[axis] - 1)
+            affine[:3, axis] *= -1
+    code, factor = unit
+    path = written(path, hu, np.diag([factor] * 3 + [1]) @ affine, edit={UNITS: bytes([code])})
+    assert reasons(path) == []
+    volume = resample_only(read_nifti(path), grid)
+    assert np.abs(volume.hu.astype(int) - expected.hu).max() <= 1, "sums in another order may round otherwise"
+    np.testing.assert_allclose(volume.affine, turned @ expected.affine, atol=1e-3)
 
 
 def test_slices_of_cubes_run_along_the_patient(tmp_path: Path) -> None:

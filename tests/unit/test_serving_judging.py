@@ -81,6 +81,14 @@ def test_what_a_line_is_for_is_judged_as_great_expectations_judges_it() -> None:
     assert _compare(_table(VOXELS, faults), suites.volumes(curate, len(faults))) == 3
 
 
+def test_what_the_crop_leaves_out_is_told() -> None:
+    """Parts of the patient, or a large table: a warning, for a person to look."""
+    suite = suites.volumes(load_stage(CurateConfig, "wholebody", "curate", PARAMS), 2)
+    judgement = judge.judge(_table(VOXELS, [{}, {"cut_fraction": 0.4}]), suite)
+    assert judgement.reasons == {}
+    assert judgement.warnings == ["at most 25% of what is denser than air lies outside of the crop"]
+
+
 def test_a_warning_says_what_is_expected_and_what_was_found() -> None:
     suite = suites.headers(load_stage(ScreenConfig, "wholebody", "screen", PARAMS), rows=1)
     assert warnings_of({**HEADERS, "tilt_degrees": 18.5}, suite) == [
