@@ -87,7 +87,8 @@ def _concat(paths: list[Path]) -> pd.DataFrame:
 
 
 def _account(cohort: pd.DataFrame, screened: pd.DataFrame, catalogue: pd.DataFrame, data: Path) -> pd.DataFrame:
-    """One row per series of the cohort: accepted, or rejected by one of the suites, in their order, and why."""
+    """One row per series of the cohort: accepted, rejected by one of the suites, in their order, or no CT at all (a
+    structure set, a dose, PET, a report), and why."""
     curated = cohort[ACCOUNT].copy()
     listed = dict(zip(cohort["series"], cohort["reason"], strict=True))
     header = dict(zip(screened["series"], screened["reason"], strict=True))
@@ -97,7 +98,12 @@ def _account(cohort: pd.DataFrame, screened: pd.DataFrame, catalogue: pd.DataFra
     curated["reason"] = [listed[s] or header[s] or voxel[s] for s in curated["series"]]
     curated["detail"] = [detail.get(s, "") for s in curated["series"]]
     curated["accepted"] = curated["reason"] == ""
-    curated["status"] = curated["accepted"].map({True: "accepted", False: "rejected"})
+    others = set(screened.loc[screened["other_object"].fillna(False).astype(bool), "series"])
+    fates = zip(curated["series"], curated["accepted"], strict=True)
+    curated["status"] = [
+        "accepted" if accepted else "not_ct" if series in others and not listed[series] else "rejected"
+        for series, accepted in fates
+    ]
     sizes = catalogue.set_index("series")
     for column in ("n0", "n1", "n2"):
         values = sizes[column] if column in sizes else pd.Series(dtype=float)
@@ -110,13 +116,14 @@ def _account(cohort: pd.DataFrame, screened: pd.DataFrame, catalogue: pd.DataFra
 
 
 def funnel(curated: pd.DataFrame) -> dict[str, Any]:
-    """Counts in, accepted and rejected by (first) reason, and every series with its fate."""
-    rejected = curated[~curated["accepted"]]
+    """Counts in, accepted, no CT, and CT rejected by (first) reason; and every series with its fate."""
+    rejected = curated[curated["status"] == "rejected"]
     first = rejected["reason"].str.split(";").str[0]
     use = curated[curated["accepted"]]["role"].value_counts()
     return {
         "in": len(curated),
         "accepted": int(curated["accepted"].sum()),
+        "not_ct": int((curated["status"] == "not_ct").sum()),
         "rejected": {str(k): int(v) for k, v in first.value_counts().sort_index().items()},
         "accepted_by_role": {str(k): int(v) for k, v in use.sort_index().items()},
         "series": curated[["series", "name", "source", "role", "status", "reason", "detail"]]

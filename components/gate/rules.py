@@ -41,7 +41,7 @@ class Evidence:
     Attributes:
         line: the model line.
         metrics: of the evaluate stage.
-        funnel: of the curate stage: ``in``, ``accepted``, ``rejected`` by reason.
+        funnel: of the curate stage: ``in``, ``accepted``, ``not_ct``, ``rejected`` by reason.
         curated: every series that reached curation.
         tasks: the task table.
         champion: of the line: ``bundle``, ``evaluation_data``, ``metrics``; None where there is none.
@@ -96,12 +96,14 @@ def same_scan(evidence: Evidence) -> Verdict:
 
 
 def reject_rate(config: GateConfig, evidence: Evidence) -> Verdict:
-    """A source that suddenly loses more series than it used to is looked at before it trains a release."""
-    total, accepted = int(evidence.funnel["in"]), int(evidence.funnel["accepted"])
+    """A source that suddenly loses more series than it used to is looked at before it trains a release. Of its CT: what
+    else it holds (structures, doses, PET, reports) is no loss."""
+    others, accepted = int(evidence.funnel["not_ct"]), int(evidence.funnel["accepted"])
+    total = int(evidence.funnel["in"]) - others
     if total == 0:
-        return Verdict("reject_rate", None, config.max_reject_rate, "fail", "no series came in: check the source")
+        return Verdict("reject_rate", None, config.max_reject_rate, "fail", "no CT series came in: check the source")
     rate = round((total - accepted) / total, 6)
-    detail = f"{total - accepted} of {total} series rejected"
+    detail = f"{total - accepted} of {total} CT series rejected" + (f"; {others} others are no CT" if others else "")
     return Verdict("reject_rate", rate, config.max_reject_rate, _word(rate <= config.max_reject_rate), detail)
 
 

@@ -63,7 +63,7 @@ def root(tmp_path: Path) -> Path:
     series = [{"series": "s5", "name": "DOE_JANE/scan 3", "source": "dicom", "role": "pretrain", "status": "rejected",
                "reason": "gantry_tilt", "detail": "DOE_JANE"}]  # fmt: skip
     write_json(data / "curate" / "funnel.json",
-               {"in": 5, "accepted": 4, "rejected": {"gantry_tilt": 1},
+               {"in": 5, "accepted": 4, "not_ct": 0, "rejected": {"gantry_tilt": 1},
                 "accepted_by_role": {"evaluation": 1, "pretrain": 3}, "series": series})  # fmt: skip
     write_json(data / "curate" / "profile.json", {"series": 3})
     for name in ("encoder.safetensors", "encoder.json"):

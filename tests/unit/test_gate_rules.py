@@ -34,7 +34,7 @@ def evidence(**changes: Any) -> Evidence:
             "tasks": {"organs": {"linear_auc": NUMBERS}},
             "not_evaluated": {"lesions": "one class only"},
         },
-        "funnel": {"in": 10, "accepted": 8, "rejected": {"no_body": 2}},
+        "funnel": {"in": 10, "accepted": 8, "not_ct": 0, "rejected": {"no_body": 2}},
         "curated": pd.DataFrame(
             {
                 "patient": ["p1", "p2", "p3"],
@@ -90,8 +90,19 @@ def test_reject_rate_above_its_bound_fails() -> None:
     assert (verdict.figure, verdict.bound, verdict.verdict) == (0.2, 0.1, "fail")
 
 
-def test_nothing_in_fails() -> None:
-    assert not named(judge(config(), evidence(funnel={"in": 0, "accepted": 0, "rejected": {}})), "reject_rate").passed
+def test_what_is_no_ct_is_no_rejected_ct() -> None:
+    """A radiotherapy archive holds a structure set, a dose and a PET beside every CT."""
+    funnel = {"in": 40, "accepted": 8, "not_ct": 30, "rejected": {"no_body": 2}}
+    verdict = named(judge(config(max_reject_rate=0.2), evidence(funnel=funnel)), "reject_rate")
+    assert (verdict.figure, verdict.verdict) == (0.2, "pass")
+    assert "2 of 10 CT series rejected; 30 others are no CT" in verdict.detail
+    assert not named(judge(config(max_reject_rate=0.19), evidence(funnel=funnel)), "reject_rate").passed
+
+
+@pytest.mark.parametrize("others", [0, 7])
+def test_nothing_in_fails(others: int) -> None:
+    funnel = {"in": others, "accepted": 0, "not_ct": others, "rejected": {}}
+    assert not named(judge(config(), evidence(funnel=funnel)), "reject_rate").passed
 
 
 def test_an_interval_that_only_touches_the_bound_is_not_better_than_random() -> None:

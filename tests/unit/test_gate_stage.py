@@ -27,7 +27,7 @@ def project(tmp_path: Path) -> Path:
     metrics = {"evaluation_data": "d1", "tasks": {"organs": {"linear_auc": NUMBERS}}, "not_evaluated": {}}
     write_json(data / "evaluate" / "metrics.json", metrics)
     write_table(data / "evaluate" / "tasks.parquet", pd.DataFrame({"patient": ["p2"]}))
-    write_json(data / "curate" / "funnel.json", {"in": 3, "accepted": 3, "rejected": {}})
+    write_json(data / "curate" / "funnel.json", {"in": 3, "accepted": 3, "not_ct": 0, "rejected": {}})
     curated = pd.DataFrame({"patient": ["p1", "p2"], "role": ["pretrain", "evaluation"], "status": "accepted"})
     curated = curated.assign(series=["s1", "s2"], same_scan="")
     write_table(data / "curate" / "curated.parquet", curated)
