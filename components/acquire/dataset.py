@@ -27,7 +27,11 @@ BLOCK = 2**20
 
 
 class InflateError(ValueError):
-    """A deflated data set is damaged, or larger than allowed; the message says which."""
+    """A deflated data set is damaged."""
+
+
+class InflateLimitError(InflateError):
+    """A deflated data set is larger than allowed."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def _inflated_header(stream: IO[bytes], allowed: int) -> tuple[BytesIO, int]:
     for block in _blocks(stream):
         size += len(block)
         if size > allowed:
-            raise InflateError(f"deflated data of more than {allowed} bytes are not allowed")
+            raise InflateLimitError(f"deflated data of more than {allowed} bytes are not allowed")
         header.write(block[: max(0, HEADER_BYTES - header.tell())])
     header.seek(0)
     return header, size

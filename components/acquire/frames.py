@@ -37,7 +37,8 @@ CLASSES = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 
 
 def frame_values(dataset: Dataset, wanted: frozenset[str]) -> list[dict[str, Any]]:
-    """One mapping of keyword to (normalised) value per frame, in the order of the pixels; none where the file has no such groups.
+    """One mapping of keyword to (normalised) value per frame, in the order of the pixels; none where the file has no
+    such groups.
 
     Only what the groups say: what the file says of all frames at its top level is not repeated.
 

@@ -15,8 +15,17 @@ import pydicom
 from pydicom.dataelem import RawDataElement
 
 from components.acquire import consistency, frames, stacks
-from components.acquire.dataset import INFLATED_BYTES, InflateError, open_dataset
-from components.acquire.elements import HEAD_BYTES, LONG, PIXEL_TAGS, SEQUENCES, SHORT, native_pixels, read_regular
+from components.acquire.dataset import INFLATED_BYTES, InflateError, InflateLimitError, open_dataset
+from components.acquire.elements import (
+    DEFLATED,
+    HEAD_BYTES,
+    LONG,
+    PIXEL_TAGS,
+    SEQUENCES,
+    SHORT,
+    native_pixels,
+    read_regular,
+)
 from components.acquire.privacy import IDENTIFYING, ITEMS, Findings, joined
 from components.acquire.values import values_of
 
@@ -53,7 +62,8 @@ class Instance:
         private_unknown: private elements that are not known to be harmless.
         frames: of enhanced and legacy converted CT, what each frame's functional groups say, as ``tags``.
         detail: of an ``unreadable`` file, what reading it raised; no value of the file is in it.
-        unpacked: bytes once inflated, where that is more than ``bytes``.
+        unpacked: bytes once inflated, of a deflated file.
+        too_large: it would inflate to more than allowed.
     """
 
     location: str
@@ -67,6 +77,7 @@ class Instance:
     frames: tuple[dict[str, Any], ...] = ()
     detail: str = ""
     unpacked: int = 0
+    too_large: bool = False
 
     def whole(self, keyword: str) -> int | None:
         """A whole number, or None where it is missing or none."""
@@ -85,8 +96,8 @@ class Instance:
 def read_instance(
     stream: IO[bytes], location: str, size: int, listing: bool = False, inflated_bytes: int = INFLATED_BYTES
 ) -> Instance:
-    """Read one file's header, without its pixels, and check that its pixel data are complete. Whatever is wrong with the
-    file, it costs itself: it is ``unreadable``.
+    """Read one file's header, without its pixels, and check that its pixel data are complete. Whatever is wrong with
+    the file, it costs itself: it is ``unreadable``.
 
     Args:
         stream: seekable, at its start.
@@ -119,7 +130,8 @@ def _unreadable(error: Exception, location: str, size: int) -> Instance:
         raise error
     # Messages of libraries quote values; ours do not.
     detail = str(error) if isinstance(error, InflateError) else type(error).__name__
-    return Instance(location, size, "unreadable", detail=detail)
+    too_large = isinstance(error, InflateLimitError)
+    return Instance(location, size, "unreadable", detail=detail, too_large=too_large)
 
 
 def _read(stream: IO[bytes], location: str, size: int, listing: bool, inflated_bytes: int) -> Instance:
@@ -153,7 +165,7 @@ def _read_with_pydicom(stream: IO[bytes], location: str, size: int, listing: boo
     values = values_of(opened.dataset, tags)
     each = () if listing else tuple(frames.frame_values(opened.dataset, frozenset(TAGS)))
     read = Instance(location, size, "image", False, values, opened.syntax, frames=each,
-                    unpacked=opened.size if opened.size > size else 0)  # fmt: skip
+                    unpacked=opened.size if opened.syntax == DEFLATED else 0)  # fmt: skip
     if opened.media_class == DIRECTORY_STORAGE:
         return Instance(location, size, "dicomdir", transfer_syntax=opened.syntax)
     if "Rows" not in values:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import ExplicitVRBigEndian
+from pydicom.uid import UID, ExplicitVRBigEndian
 
 from components.acquire.dataset import InflateError, inflated, open_dataset
 from components.acquire.elements import DEFLATED, EXPLICIT, HEAD_BYTES, IMPLICIT, native_pixels, read_regular
@@ -338,7 +338,7 @@ def _stored_values(item: _Slice, files: _Files) -> npt.NDArray[Any]:
             log.debug("dicomsdl: %s", error)
     try:
         dataset = pydicom.dcmread(item.path, force=True)
-        dataset.file_meta.TransferSyntaxUID = item.syntax  # some files state none
+        dataset.file_meta.TransferSyntaxUID = UID(item.syntax)  # some files state none
         return np.asarray(dataset.pixel_array)
     except MemoryError:
         raise
