@@ -343,11 +343,13 @@ def _value(raw: bytes, vr: bytes, several: bool) -> Any:
         if len(raw) != 4:
             raise Irregular
         return int.from_bytes(raw, "little")
+    pattern = _PATTERNS.get(vr)
+    if pattern is None:
+        raise Irregular
     raw = raw.rstrip(b"\0 ")
     if not raw:
         return None
-    pattern = _PATTERNS.get(vr)
-    if pattern is None or not pattern.fullmatch(raw):
+    if not pattern.fullmatch(raw):
         raise Irregular
     text = raw.decode("ascii")
     if vr == b"IS":

@@ -36,6 +36,11 @@ UNASSIGNED = ("UnassignedSharedConvertedAttributesSequence", "UnassignedPerFrame
 CLASSES = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 
 
+def is_multi_frame(values: Mapping[str, Any]) -> bool:
+    """Whether a header's functional groups are to be looked at."""
+    return values.get("SOPClassUID") in CLASSES or values.get("NumberOfFrames", 1) not in (0, 1)
+
+
 def frame_values(dataset: Dataset, wanted: frozenset[str]) -> list[dict[str, Any]]:
     """One mapping of keyword to (normalised) value per frame, in the order of the pixels; none where the file has no
     such groups.

@@ -141,7 +141,7 @@ def _read(stream: IO[bytes], location: str, size: int, listing: bool, inflated_b
         return Instance(location, size, "not_dicom")
     tags, findings = LISTED_TAGS if listing else TAGS, None if listing else Findings()
     header = None if bare else read_regular(stream, head, tags, findings)
-    if header is None or "Rows" not in header.values or (not listing and _multi_frame(header.values)):
+    if header is None or "Rows" not in header.values or (not listing and frames.is_multi_frame(header.values)):
         return _read_with_pydicom(stream, location, size, listing, inflated_bytes)
     truncated = _truncated(stream, size, header.pixels_at, header.pixels)
     return _with_findings(Instance(location, size, "image", truncated, header.values, header.syntax), findings)
@@ -153,17 +153,14 @@ def _begins_bare(head: bytes) -> bool:
     return little or (head[:3] == b"\x00\x08\x00" and head[4:6] in SHORT | LONG)  # big endian is always explicit
 
 
-def _multi_frame(values: dict[str, Any]) -> bool:
-    return values.get("SOPClassUID") in frames.CLASSES or values.get("NumberOfFrames", 1) not in (0, 1)
-
-
 def _read_with_pydicom(stream: IO[bytes], location: str, size: int, listing: bool, inflated_bytes: int) -> Instance:
     tags, findings = LISTED_TAGS if listing else TAGS, None if listing else Findings()
     opened = open_dataset(stream, size, tags if listing else None, inflated_bytes)
     if findings is not None:
         _look(opened.dataset, findings)  # before values are asked for, which decodes them
     values = values_of(opened.dataset, tags)
-    each = () if listing else tuple(frames.frame_values(opened.dataset, frozenset(TAGS)))
+    framed = not listing and frames.is_multi_frame(values)
+    each = tuple(frames.frame_values(opened.dataset, frozenset(TAGS))) if framed else ()
     read = Instance(location, size, "image", False, values, opened.syntax, frames=each,
                     unpacked=opened.size if opened.syntax == DEFLATED else 0)  # fmt: skip
     if opened.media_class == DIRECTORY_STORAGE:

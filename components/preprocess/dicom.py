@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import UID, ExplicitVRBigEndian
+from pydicom.uid import UID
 
 from components.acquire.dataset import InflateError, inflated, open_dataset
 from components.acquire.elements import DEFLATED, EXPLICIT, HEAD_BYTES, IMPLICIT, native_pixels, read_regular
-from components.acquire.frames import CLASSES, PER_FRAME, SHARED, frame_values
+from components.acquire.frames import PER_FRAME, SHARED, frame_values, is_multi_frame
 from components.acquire.headers import DIRECTORY_STORAGE, is_object
 from components.acquire.stacks import TAGS as STACK_TAGS
 from components.acquire.stacks import largest_stack
@@ -43,9 +43,10 @@ GEOMETRY_TAGS = (
     "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation", "BitsStored", "HighBit",
     "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "SOPClassUID",
 )  # fmt: skip
-# What dicomsdl is given. Not RLE: of damaged RLE it writes past its buffers, and the process dies.
-NATIVE = (EXPLICIT, IMPLICIT, str(ExplicitVRBigEndian))
-JPEG = "1.2.840.10008.1.2.4."  # and JPEG-LS, JPEG 2000
+# What dicomsdl is given: JPEG, JPEG-LS, JPEG 2000. Of damaged RLE it writes past its buffers, of native pixels whose
+# header contradicts itself it reads past them, and the process dies.
+JPEG = "1.2.840.10008.1.2.4."
+LARGEST_RESCALE = 1e6  # of slope and intercept; beyond it nothing is HU, and float32 overflows
 PIXEL_MM = (0.01, 20.0)  # no scanner is finer or coarser; beyond it a resampled volume would fill the memory
 
 
@@ -195,7 +196,7 @@ def _open(path: Path, keywords: tuple[str, ...]) -> list[_Slice]:
         with path.open("rb") as stream:
             head = stream.read(HEAD_BYTES[0])
             regular = read_regular(stream, head, keywords, None) if head[128:132] == b"DICM" else None
-            if regular is not None and "Rows" in regular.values and regular.values.get("SOPClassUID") not in CLASSES:
+            if regular is not None and "Rows" in regular.values and not is_multi_frame(regular.values):
                 pixels = native_pixels(regular.pixels, regular.pixels_at)
                 item = _Slice(path, regular.values, regular.syntax, pixels)
                 _check_length(item, path.stat().st_size)
@@ -206,7 +207,8 @@ def _open(path: Path, keywords: tuple[str, ...]) -> list[_Slice]:
                 return []
             item = _Slice(path, values, opened.syntax, native_pixels(opened.pixels, opened.pixels_at))
             _check_length(item, opened.size)
-            return _frames(item, frame_values(opened.dataset, frozenset(keywords)))
+            groups = frame_values(opened.dataset, frozenset(keywords)) if is_multi_frame(values) else []
+            return _frames(item, groups)
     except (DecodeError, MemoryError):
         raise
     except InflateError as error:
@@ -268,6 +270,9 @@ def _fill_hu(out: Int16Array, item: _Slice, stored: npt.NDArray[Any]) -> None:
     if stored.shape != out.shape:
         raise DecodeError(f"{item.path.name}: pixels of shape {stored.shape}, the header says {out.shape}")
     slope, intercept = item.number("RescaleSlope", 1) or 1.0, item.number("RescaleIntercept", 0)
+    if max(abs(slope), abs(intercept)) > LARGEST_RESCALE:
+        raise DecodeError(f"{item.path.name}: slope {slope:g} and intercept {intercept:g} are not allowed: at most "
+                          f"{LARGEST_RESCALE:g}")  # fmt: skip
     if not _shifted_into(out, stored, slope, intercept):
         hu = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
         out[:] = np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
@@ -329,7 +334,7 @@ def _stored_values(item: _Slice, files: _Files) -> npt.NDArray[Any]:
         return _native_values(item, *_inflated(item))
     if item.native and item.syntax in (EXPLICIT, IMPLICIT) and (allocated, samples, frames) == (16, 1, 1):
         return _native_values(item, files.read(item.path), item.native[0])
-    if item.syntax in NATIVE or item.syntax.startswith(JPEG):
+    if item.syntax.startswith(JPEG):
         try:
             return np.asarray(dicomsdl.open(str(item.path)).pixelData(storedvalue=True))
         except MemoryError:
