@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from components.acquire.copies import without_copies
 from components.files import replacing, write_json
 from components.labels.onto_grid import NIFTI_SUFFIXES, Labels, write_labels
 from components.params import UserError
@@ -73,7 +74,8 @@ def open_volume(path: Path) -> Opened:
     """Raises UserError where there is no volume in ``path``."""
     name = path.name.removesuffix(".b2nd").removesuffix(".gz").removesuffix(".nii")
     if path.is_dir():
-        return Opened(name, read_series(sorted(p for p in path.iterdir() if p.is_file())), {"kind": "DICOM series"})
+        files = without_copies(sorted(p for p in path.iterdir() if p.is_file()))
+        return Opened(name, read_series(files), {"kind": "DICOM series"})
     if path.name.endswith(NIFTI_SUFFIXES):
         return Opened(name, read_nifti(path), {"kind": "NIfTI"})
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from components.preprocess.store import Volume
 log = logging.getLogger(__name__)
 
 WORKER_BYTES, COPIES = GIB // 2, 3  # measured by tests/benchmarks/bench_memory.py
+_NUMBERED = re.compile(r"\b\d{6}\.dcm\b")
 CARRIED = ["series", "patient", "name", "source", "collection", "role", "split", "retest_of", "shard"]
 
 
@@ -98,7 +100,7 @@ def preprocess_series(job: VolumeJob) -> None:
     except StopStageError:
         raise
     except UserError as error:
-        kept.keep(job.entry, {"decoded": False, "detail": str(error)}, None, {})
+        kept.keep(job.entry, {"decoded": False, "detail": _known(str(error), job.series.members)}, None, {})
         return
     resampled = resample_only(native, job.config)
     body = find_body(resampled, job.config.foreground_hu)
@@ -107,6 +109,16 @@ def preprocess_series(job: VolumeJob) -> None:
     row = {"decoded": True, "detail": "", **sizes, **measure_volume(native, resampled, body)}
     provenance = {"series": series["series"], "source": series["source"], "grid": job.config.grid}
     kept.keep(job.entry, row, volume, provenance)
+
+
+def _known(detail: str, members: list[str]) -> str:
+    """``detail`` with the raw cache's own numbers as the files that ``ctfoundry locate`` finds, or without them.
+
+    Args:
+        members: of a series from a tree, whose files the cache numbers in this order.
+    """
+    numbers = {f"{number:06d}.dcm": member for number, member in enumerate(members)}
+    return _NUMBERED.sub(lambda match: f"file {numbers[match[0]]}" if match[0] in numbers else "a file", detail)
 
 
 def preprocess_shard(
