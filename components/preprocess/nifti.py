@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from components.params import UserError
-from components.preprocess.store import Volume
+from components.preprocess.store import FloatArray, Volume
 
 DAMAGED = (OSError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError)
 
@@ -21,6 +21,14 @@ def read_nifti(path: Path) -> Volume:
     Raises:
         UserError: not NIfTI, not three-dimensional, no orientation, or values that are no HU.
     """
+    data, affine = read_values(path)
+    hu = np.clip(np.rint(data) if np.issubdtype(data.dtype, np.floating) else data, -32768, 32767).astype(np.int16)
+    return Volume(hu=np.ascontiguousarray(hu), affine=affine)
+
+
+def read_values(path: Path) -> tuple[Any, FloatArray]:
+    """The numbers of a 3D NIfTI, of HU or of labels, as the file holds them; and their affine. Raises as
+    :func:`read_nifti`."""
     try:
         image: Any = nib.load(path)
         data = np.asanyarray(image.dataobj)
@@ -35,9 +43,8 @@ def read_nifti(path: Path) -> Volume:
         raise UserError(f"{path.name}: the NIfTI affine is not invertible; it cannot be placed in millimetres")
     if not np.issubdtype(data.dtype, np.number) or np.iscomplexobj(data) or not np.isfinite(data).all():
         raise UserError(f"{path.name}: voxels of type {data.dtype} or not finite are not allowed: HU as numbers")
-    hu = np.clip(np.rint(data) if np.issubdtype(data.dtype, np.floating) else data, -32768, 32767).astype(np.int16)
     # Slices first, as DICOM series are read: NIfTI's third axis is the scanner's in nearly every file.
-    return Volume(hu=np.ascontiguousarray(hu.transpose(2, 1, 0)), affine=affine[:, [2, 1, 0, 3]])
+    return data.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]]
 
 
 def measure_nifti(path: Path) -> dict[str, Any]:
