@@ -228,7 +228,7 @@ def _filled(planes: list[tuple[float, list[FloatArray]]], across: int, gap: floa
 def even_odd(polygons: list[FloatArray], shape: tuple[int, ...]) -> Mask:
     """Pixels whose centre lies within an odd number of ``polygons``, given by their corners in pixels: along each row,
     every edge that crosses it turns inside into outside from there on."""
-    turns = np.zeros((shape[0], shape[1] + 1), dtype=np.int32)
+    turns = np.zeros(shape[0] * (shape[1] + 1), dtype=np.int64)
     start = np.concatenate(polygons)
     end = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
     low, high = np.minimum(start[:, 0], end[:, 0]), np.maximum(start[:, 0], end[:, 0])
@@ -240,6 +240,7 @@ def even_odd(polygons: list[FloatArray], shape: tuple[int, ...]) -> Mask:
         rows = first[edge] + np.arange(len(edge)) - begun
         share = (rows - start[edge, 0]) / (end[edge, 0] - start[edge, 0])
         place = start[edge, 1] + share * (end[edge, 1] - start[edge, 1])
-        np.add.at(turns, (rows, np.clip(np.ceil(place), 0, shape[1]).astype(np.int64)), 1)
-    inside: Mask = np.cumsum(turns, axis=1)[:, :-1] % 2 == 1
+        column = np.clip(np.ceil(place), 0, shape[1]).astype(np.int64)
+        turns += np.bincount(rows * (shape[1] + 1) + column, minlength=turns.size)
+    inside: Mask = np.cumsum(turns.reshape(shape[0], -1), axis=1)[:, :-1] % 2 == 1
     return inside

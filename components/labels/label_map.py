@@ -35,14 +35,14 @@ def read_label_map(path: Path) -> tuple[LabelMap, FloatArray, dict[int, int]]:
     if int(found.min()) < 0:
         raise LabelError(f"a label of {int(found.min())} is not allowed: 0 and above")
     if int(found.max()) <= MAX_LABELS:
-        layer = found.astype(np.uint16)
+        layer = found.astype(np.uint16, order="C")
         return layer, affine, {int(v): int(v) for v in np.flatnonzero(np.bincount(layer.ravel())) if v}
     labels, numbers = np.unique(found, return_inverse=True)
     labelled = labels[labels > 0]
     if len(labelled) > MAX_LABELS:
         raise LabelError(f"{len(labelled)} different labels are too many: at most {MAX_LABELS}")
     first = 1 - (len(labels) - len(labelled))  # the number of the lowest value: 0 where that is the background
-    layer = (numbers.reshape(found.shape) + first).astype(np.uint16)
+    layer = (numbers.reshape(found.shape) + first).astype(np.uint16, order="C")
     return layer, affine, dict(enumerate((int(v) for v in labelled), start=1))
 
 

@@ -14,6 +14,7 @@ from components.params import UserError
 from components.preprocess.store import FloatArray, voxel_of
 
 FLAT_MM = 0.1  # what lies in one plane may lie this far from it: coordinates are rounded where they are written
+HALFWAY = 1e-3  # slices; as near to the one plane as to the other, which rounding must not decide: the lower one
 ADJOINING = 1.5  # planes up to so many gaps apart have none missing between them
 
 Mask = npt.NDArray[np.bool_]
@@ -91,9 +92,9 @@ def covered_shares(
     """Label to the share of its voxels whose centre lies within the grid; labels without a voxel are not in it."""
     total, inside = np.zeros(1, np.int64), np.zeros(1, np.int64)
     for index, plane in enumerate(labels):  # one at a time: the places of all would take 24 bytes for each voxel
-        places = np.argwhere(plane)
-        if not len(places):
+        if not plane.any():
             continue
+        places = np.argwhere(plane)
         values = plane[tuple(places.T)].astype(np.int64)
         points = places @ own[:3, 1:3].T + (own[:3, 3] + index * own[:3, 0])
         for counts, chosen in ((total, values), (inside, values[within(points, affine, shape)])):
@@ -128,7 +129,8 @@ def nearest_planes(places: FloatArray, gap: float, count: int) -> Places:
     index = np.arange(count)
     after = np.searchsorted(places, index, side="left").clip(0, len(places) - 1)
     before = (after - 1).clip(0)
-    plane = np.where(np.abs(places[before] - index) <= np.abs(places[after] - index), before, after)
+    nearer = np.abs(places[before] - index) <= np.abs(places[after] - index) + HALFWAY
+    plane = np.where(nearer, before, after)
     between = places[after] - places[before]
     enclosed = (places[before] <= index) & (index <= places[after]) & (between <= ADJOINING * gap)
     reach = np.where(enclosed, np.maximum(between, gap), gap) / 2

@@ -36,6 +36,9 @@ def read_segments(
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if not (0 < rows * columns <= MAX_VOXELS) or min(rows, columns) < 1:
         raise LabelError(f"frames of {rows} x {columns} pixels are not allowed: 1 to {MAX_VOXELS} pixels")
+    frames, groups = dataset.get("NumberOfFrames"), len(dataset.get("PerFrameFunctionalGroupsSequence") or [])
+    if frames is None or int(frames) != groups:
+        raise LabelError(f"functional groups of {groups} frames, NumberOfFrames is {frames}")
     seg = highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
     geometry = seg.get_volume_geometry()
     if geometry is not None and np.prod([float(n) for n in geometry.spatial_shape]) > MAX_VOXELS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,9 @@ class Origin:
 
 
 def origin_of(paths: Iterable[Path]) -> Origin:
-    """Of a series' raw files, which are of one frame and patient: that of its first image; nothing of a NIfTI."""
+    """Of a series' raw files, by the headers of its first two images; nothing of a NIfTI. Some de-identification (that
+    of LIDC-IDRI) gives every image a frame of its own: then none is known."""
+    found: list[Origin] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's quote values
         for path in paths:
@@ -46,7 +48,15 @@ def origin_of(paths: Iterable[Path]) -> Origin:
             try:
                 header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS), force=True)
                 if header.get("Rows") is not None:
-                    return Origin.of(header)
+                    found.append(Origin.of(header))
             except Exception:  # what is no readable image tells nothing
                 continue
-    return Origin()
+            if len(found) == 2:
+                break
+    return shared_origin(found)
+
+
+def shared_origin(images: Sequence[Origin]) -> Origin:
+    """What holds of all ``images``."""
+    values = {name: {getattr(image, name) for image in images} for name in ("frame", "patient", "series")}
+    return Origin(**{name: found.pop() if len(found) == 1 else "" for name, found in values.items()})
