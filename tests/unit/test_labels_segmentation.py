@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from label_files import Scan, bare, saved, scanned, segmentation
+from label_files import LATER, Scan, bare, saved, scanned, segmentation
 
 from components.labels.onto_grid import Labels, read_labels
 from components.params import UserError, load_stage
@@ -17,7 +17,6 @@ from components.preprocess.store import Volume
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 BOX = (slice(5, 15), slice(20, 60), slice(30, 50))
-LATER = {number: 0.3 for number in range(12, 24)}  # one gap 6 % longer than the others
 
 
 @pytest.fixture(scope="module")
