@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def scanned(folder: Path, shifts_mm: dict[int, float] | None = None, **changes: 
     """``shifts_mm``: how far slices are moved up the table."""
     scan(small("wholebody", **{"slices": 24, "increment_mm": 5.0, "thickness_mm": 5.0, **changes}), folder)
     paths = list(folder.glob("*.dcm"))
+    for path in set(folder.iterdir()) - set(paths):  # masks and findings, which no scanner writes
+        path.unlink()
     items = [pydicom.dcmread(path) for path in paths]
     order = sorted(range(len(items)), key=lambda n: float(items[n].ImagePositionPatient[2]))
     for number, index in enumerate(order):
@@ -112,7 +115,7 @@ def segmentation(items: list[Dataset], masks: np.ndarray, kind: str = "BINARY", 
     names = names or tuple(f"segment {n}" for n in range(1, masks.shape[3] + 1))
     manual = highdicom.seg.SegmentAlgorithmTypeValues.MANUAL
     return highdicom.seg.Segmentation(
-        source_images=items,
+        source_images=deepcopy(items),  # it shares their elements, which tests then change
         pixel_array=masks,
         segmentation_type=kind,
         segment_descriptions=[
