@@ -79,7 +79,7 @@ def _open(arguments: argparse.Namespace) -> Opened:
     told = warnings_of(opened.measured, suites.headers(load_stage(ScreenConfig, arguments.line, "screen"), rows=1))
     no_grid = [text for text in told if text.partition(":")[0] in NO_GRID]
     if no_grid and not getattr(arguments, "force", True):
-        raise UserError(f"volume {opened.name}: {no_grid[0]}; voxels would not lie where they are said to lie; allowed: "
+        raise UserError(f"volume {opened.name}: {no_grid[0]}; voxels would not lie where they are said to; allowed: "
                         "one even stack of slices, or --force where you know better")  # fmt: skip
     for text in told:
         print(f"warning: {text}", file=sys.stderr)

@@ -113,8 +113,11 @@ def _segment_of(group: pydicom.Dataset, shared: pydicom.Dataset) -> int:
 
 def _mask_of(seg: Any, index: int, number: int, kind: str) -> Mask:
     frame = np.asarray(seg.get_stored_frame(index, as_index=True))
-    if kind == "FRACTIONAL":
-        mask: Mask = frame >= 0.5 * int(seg.MaximumFractionalValue)
-        return mask
-    mask = frame == (number if kind == "LABELMAP" else 1)
+    fractional = kind == "FRACTIONAL"
+    mask: Mask = frame >= 0.5 * int(seg.MaximumFractionalValue) if fractional else frame == _stored(kind, number)
     return mask
+
+
+def _stored(kind: str, number: int) -> int:
+    """The value of a segment's pixels in its frames."""
+    return number if kind == "LABELMAP" else 1

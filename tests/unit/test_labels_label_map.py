@@ -69,7 +69,9 @@ def test_names_follow_the_label_not_the_number_it_is_stored_as(tmp_path: Path) -
 def test_what_is_no_whole_number_is_told(tmp_path: Path) -> None:
     for value in (0.5, 1.5, 7.01):
         path, _ = written(tmp_path / "half.nii.gz", (1.0, value), np.float32)
-        with pytest.raises(UserError, match=rf"labels half\.nii\.gz: a label of {value:g} is not allowed: whole numbers"):
+        with pytest.raises(
+            UserError, match=rf"labels half\.nii\.gz: a label of {value:g} is not allowed: whole numbers"
+        ):
             on(path)
     scaled, _ = written(tmp_path / "scaled.nii.gz", (3, 6), np.int16, slope=1 / 3)
     assert [s.name for s in on(scaled).segments] == ["label 1", "label 2"], "what scaling rounds is whole"

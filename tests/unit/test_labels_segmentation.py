@@ -88,7 +88,9 @@ def test_frames_outside_of_the_volume_are_not_covered(scans: dict[str, Scan], tm
     assert (labels.segments[0].voxels, labels.segments[0].covered) == (5 * 800, 0.5)
     turned = scan.volume.affine.copy()
     turned[:3, :3] = [[1, 0, 0], [0, 0.9, -0.43], [0, 0.43, 0.9]] @ turned[:3, :3]
-    with pytest.raises(UserError, match=r"labels seg\.dcm: its planes leave the volume's by \d+\.\d\d mm; allowed: 0.1"):
+    with pytest.raises(
+        UserError, match=r"labels seg\.dcm: its planes leave the volume's by \d+\.\d\d mm; allowed: 0.1"
+    ):
         read_labels(path, turned, scan.volume.hu.shape)
 
 
@@ -107,7 +109,9 @@ def test_bare_files_and_chosen_segments(scans: dict[str, Scan], tmp_path: Path) 
      "SharedFunctionalGroupsSequence", "NumberOfFrames", "SegmentationType"],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["even", "uneven"])
-def test_what_is_missing_is_one_line_or_not_needed(scans: dict[str, Scan], name: str, keyword: str, tmp_path: Path) -> None:
+def test_what_is_missing_is_one_line_or_not_needed(
+    scans: dict[str, Scan], name: str, keyword: str, tmp_path: Path
+) -> None:
     scan = scans[name]
     seg = segmentation(scan.items, boxes(scan))
     del seg[keyword]
