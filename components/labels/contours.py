@@ -206,7 +206,8 @@ def _edges(contour: FloatArray) -> bytes:
     edges = edges[(edges[:, :3] != edges[:, 3:]).any(axis=1)]
     more = np.sign(edges[:, :3] - edges[:, 3:]) @ [4, 2, 1] > 0
     edges[more] = np.roll(edges[more], 3, axis=1)
-    return edges[np.lexsort(edges.T)].tobytes()
+    ordered: FloatArray = edges[np.lexsort(edges.T)]
+    return ordered.tobytes()
 
 
 def _gap(places: list[float]) -> float | None:

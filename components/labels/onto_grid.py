@@ -207,8 +207,8 @@ def _dataset(path: Path) -> pydicom.Dataset:
         raise LabelError(f"{NEITHER} (no DICOM)")
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
-        syntaxes = {(True, True): pydicom.uid.ImplicitVRLittleEndian, (False, True): pydicom.uid.ExplicitVRLittleEndian}
-        dataset.file_meta.TransferSyntaxUID = syntaxes.get((implicit, little), pydicom.uid.ExplicitVRBigEndian)
+        explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
     return dataset
 
 

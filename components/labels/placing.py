@@ -77,7 +77,7 @@ def nearest(mask: npt.NDArray[Any], own: FloatArray, affine: FloatArray, shape: 
 def within(points: FloatArray, affine: FloatArray, shape: tuple[int, ...]) -> Mask:
     """Which RAS millimetre points (n, 3) lie within the grid's voxels."""
     voxels = voxel_of(affine, points)
-    inside: Mask = ((voxels >= -0.5) & (voxels <= np.asarray(shape) - 0.5)).all(axis=1)
+    inside: Mask = np.all((voxels >= -0.5) & (voxels <= np.asarray(shape) - 0.5), axis=1)
     return inside
 
 

@@ -180,7 +180,9 @@ POINT = st.tuples(st.floats(-5, 20), st.floats(-5, 20))
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.lists(POINT, min_size=1, max_size=12), min_size=1, max_size=4))
-def test_a_pixel_is_inside_where_a_ray_from_it_crosses_an_odd_number_of_edges(polygons: list[list[tuple]]) -> None:
+def test_a_pixel_is_inside_where_a_ray_from_it_crosses_an_odd_number_of_edges(
+    polygons: list[list[tuple[float, float]]],
+) -> None:
     """Against a ray downwards instead of along the row, edge by edge; centres on an edge may fall to either side."""
     rng = np.random.default_rng(0)
     moved = [np.array(polygon) + rng.uniform(1e-4, 2e-4, (len(polygon), 2)) for polygon in polygons]

@@ -86,17 +86,25 @@ def test_other_folders_are_one_line(scan: Scan, tmp_path: Path) -> None:
         open_volume(tmp_path / "scan.nrrd")
 
 
-def test_missing_slices_are_not_shown_as_an_even_stack(
-    scan: Scan, tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for item in scan.items[10:13]:
-        next(p for p in scan.folder.glob("*.dcm") if pydicom.dcmread(p).SOPInstanceUID == item.SOPInstanceUID).unlink()
+@pytest.mark.parametrize("what", ["three slices missing", "one gap much longer"])
+def test_slices_that_are_no_even_stack_are_not_shown_as_one(what: str, tmp_path: Path, project: Path) -> None:
+    scan = scanned(tmp_path / "ct", dict.fromkeys(range(12, 24), 1.5) if what == "one gap much longer" else None)
+    if what == "three slices missing":
+        gone = {item.SOPInstanceUID for item in scan.items[10:13]}
+        for path in list(scan.folder.iterdir()):
+            if pydicom.dcmread(path).SOPInstanceUID in gone:
+                path.unlink()
     target = tmp_path / "out.nii.gz"
-    for words in (("export", str(scan.folder), str(target)), ("show", str(scan.folder), "--output", str(target)),
-                  ("label", str(scan.folder), "labels.nii", "--output", str(target))):  # fmt: skip
-        with pytest.raises(UserError, match=r"volume ct: .*--force where you know better"):
+    commands = (["export", str(scan.folder), str(target)], ["show", str(scan.folder), "--output", str(target)],
+                ["label", str(scan.folder), "labels.nii", "--output", str(target)])  # fmt: skip
+    for words in commands:
+        with pytest.raises(UserError, match=r"volume ct: uneven_spacing: .*--force where you|series: a gap of"):
             run(*words)
         assert not target.exists()
+    if what == "one gap much longer":
+        assert run(*commands[0], "--force") == 0
+        assert target.exists()
+        assert run("info", str(scan.folder)) == 0
 
 
 def test_what_training_would_reject_is_told(
@@ -133,7 +141,7 @@ def test_a_tilted_scan_is_straightened_and_said_to_be_tilted(tmp_path: Path) -> 
     np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-6)
     export(opened, tmp_path / "out.nii.gz")
     image = SimpleITK.ReadImage(str(tmp_path / "out.nii.gz"))  # it refuses what is sheared
-    assert image.GetSize()[2] == 24
+    assert SimpleITK.GetArrayFromImage(image).shape[0] == 24
     mask = np.zeros((*scan.volume.hu.shape, 1), np.uint8)
     mask[5:9, 20:60, 20:60] = 1
     path = saved(segmentation(scan.items, mask), tmp_path / "seg.dcm")
