@@ -49,3 +49,8 @@ def study_key(study_uid: str) -> str:
 def file_key(location: str) -> str:
     """Pseudonym of a file's location below its source's root: ``f`` and 16 hex digits."""
     return _pseudonym("file", location)
+
+
+def frame_key(uid: str) -> str:
+    """Pseudonym of a frame of reference: ``r`` and 16 hex digits; '' where none is named."""
+    return _pseudonym("reference", uid) if uid else ""

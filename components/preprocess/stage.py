@@ -21,6 +21,7 @@ from components.preprocess.config import PreprocessConfig
 from components.preprocess.dicom import read_series
 from components.preprocess.measure import measure_volume
 from components.preprocess.nifti import read_nifti
+from components.preprocess.origin import origin_of
 from components.preprocess.standardise import crop_to_body, find_body, resample_only
 from components.preprocess.store import Volume
 
@@ -107,7 +108,9 @@ def preprocess_series(job: VolumeJob) -> None:
     volume = crop_to_body(resampled, body, job.config.foreground_margin_mm)
     sizes = dict(zip(("n0", "n1", "n2"), volume.hu.shape, strict=True))
     row = {"decoded": True, "detail": "", **sizes, **measure_volume(native, resampled, body)}
-    provenance = {"series": series["series"], "source": series["source"], "grid": job.config.grid}
+    origin = origin_of(raw.data_files(job.series.folder))
+    provenance = {"series": series["series"], "source": series["source"], "frame": origin.frame,
+                  "patient": origin.patient, "grid": job.config.grid}  # fmt: skip
     kept.keep(job.entry, row, volume, provenance)
 
 

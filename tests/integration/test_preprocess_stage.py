@@ -34,6 +34,7 @@ from components.preprocess import kept, stage
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.dicom import read_series
 from components.preprocess.stage import VolumeJob, preprocess_series, preprocess_shard
+from components.preprocess.store import StoredVolume
 from tests.released import ROOT
 
 PARAMS = ROOT / "params.yaml"
@@ -82,6 +83,9 @@ def test_two_new_series_among_forty(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert first["decoded"].all()
     before = entries()
     assert len(before) == len(first) == 40
+    told = [StoredVolume(path).provenance for path in sorted(Path("preprocess/volumes").iterdir())]
+    assert len({t["frame"] for t in told}) == len({t["patient"] for t in told}) == 40, "so that labels can be compared"
+    assert all(t["frame"][0] == "r" and t["patient"][0] == "p" for t in told)
     assert len({p.stat().st_ino for p in Path("preprocess/volumes").iterdir()} & set(before.values())) == 40
 
     acquired(42)
