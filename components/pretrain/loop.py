@@ -27,6 +27,7 @@ from components.pretrain.monitors import effective_rank, spread, uniformity
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.objectives.dino import cosine_schedule
 from components.pretrain.views import Batch, build_views
+from components.pretrain.vit import TOKENS
 from components.pretrain.workers import (
     GlobalBatchNorm,
     World,
@@ -76,10 +77,10 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
 
 
 def build_optimiser(objective: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW; vectors (norms, biases, tokens) are not decayed."""
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    matrices = [p for p in trained if _axes(p) > 1]
-    vectors = [p for p in trained if _axes(p) <= 1]
+    """AdamW; vectors (norms, biases) and tokens, however many, are not decayed."""
+    trained = [(name.rpartition(".")[2], p) for name, p in objective.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in trained if _axes(p) > 1 and name not in TOKENS]
+    vectors = [p for name, p in trained if _axes(p) <= 1 or name in TOKENS]
     groups = [{"params": matrices, "decayed": True}, {"params": vectors, "decayed": False, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         groups,

@@ -11,6 +11,7 @@ from torch.nn import functional
 from components.pretrain.config import VitConfig
 
 Size3 = tuple[int, int, int]
+TOKENS = ("class_token", "registers", "mask_token")  # names of parameters that are seen beside the patches
 
 
 def sincos_positions(grid: Size3, reference: Size3, dim: int) -> Tensor:
