@@ -175,7 +175,9 @@ class PlainHead:
         with torch.no_grad():
             named = self.head(w, "teacher.2.", torch.cat(taught)[:, 1:][masks])
             teacher = self.answer(named, "patch_centre")
-        each = cross_entropy(teacher, self.head(w, "patch_head.", student), self.objective["dino"]["student_temperature"])
+        each = cross_entropy(
+            teacher, self.head(w, "patch_head.", student), self.objective["dino"]["student_temperature"]
+        )
         of_views = [part.mean() if len(part) else torch.zeros(()) for part in each.split(masks.sum(1).tolist())]
         return torch.stack(of_views).mean()
 
@@ -287,7 +289,9 @@ class PlainRun:
 
     def __init__(self, config: dict[str, Any], weights: Weights) -> None:
         self.config = config
-        self.objective = PlainTwoView(config) if "crops_per_volume" in config["objective"]["views"] else PlainHead(config)
+        self.objective = (
+            PlainTwoView(config) if "crops_per_volume" in config["objective"]["views"] else PlainHead(config)
+        )
         self.w = {name: value.clone() for name, value in weights.items()}
         self.trained = [name for name in self.w if not name.startswith("teacher.")]
         if isinstance(self.objective, PlainTwoView):

@@ -28,7 +28,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
     objective = block("head")["objective"] | {"kind": "dino"}
     config = config_of("head", steps=STEPS, optimiser=OPTIMISER, objective=objective)
     trainer, rows = Trainer(config, volumes, HERE), []
-    teacher, student = (module.blocks[0].mlp[0].weight for module in (trainer.objective.teacher[0], trainer.objective.encoder))
+    teacher, student = (
+        module.blocks[0].mlp[0].weight for module in (trainer.objective.teacher[0], trainer.objective.encoder)
+    )
     for _ in range(STEPS):
         before = teacher.detach().double().clone()
         trainer.run_step()
@@ -73,7 +75,9 @@ def test_what_the_shipped_parameters_decay_and_what_not(line: str, project: Path
     config = parse(PretrainConfig, read_yaml()[line]["pretrain"], line)
     objective = build_objective(config)
     names = {id(parameter): name for name, parameter in objective.named_parameters()}
-    decayed, plain = ({names[id(p)] for p in g["params"]} for g in build_optimiser(objective, config.optimiser).param_groups)
+    decayed, plain = (
+        {names[id(p)] for p in g["params"]} for g in build_optimiser(objective, config.optimiser).param_groups
+    )
     trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
     assert decayed | plain == trained
     assert not decayed & plain
