@@ -9,7 +9,7 @@ import pytest
 import torch
 from pretrain_project import HERE, block, config_of, volumes_of, write_project
 
-from components.params import parse
+from components.params import parse, read_yaml
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import Trainer, build_optimiser
 from components.pretrain.objectives.build import build_objective
@@ -70,8 +70,6 @@ def test_the_teachers_momentum_goes_from_its_start_to_its_end_over_the_whole_run
 
 @pytest.mark.parametrize("line", ["wholebody", "head"])
 def test_what_the_shipped_parameters_decay_and_what_not(line: str, project: Path) -> None:
-    from components.params import read_yaml
-
     config = parse(PretrainConfig, read_yaml()[line]["pretrain"], line)
     objective = build_objective(config)
     names = {id(parameter): name for name, parameter in objective.named_parameters()}

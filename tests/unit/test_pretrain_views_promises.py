@@ -1,4 +1,4 @@
-"""What a view may show and what is done to it, by volumes that are marked, and by the drawn numbers done over by SciPy."""
+"""What a view may show, by volumes that are marked; what is done to it, by SciPy from the same drawn numbers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,8 @@ from components.pretrain.objectives.config import CropViewsConfig, IbotConfig, M
 from components.pretrain.views import BODY_HU, Batch, CropViews, MultiCropViews, build_views
 
 PLAIN = {
-    "flip_probability": 0.0,
-    "shift": 0.0,
-    "smooth_probability": 0.0,
-    "gamma": (1.0, 1.0),
-    "global_side": (1.0, 1.0),
-}
+    "flip_probability": 0.0, "shift": 0.0, "smooth_probability": 0.0, "gamma": (1.0, 1.0), "global_side": (1.0, 1.0),
+}  # fmt: skip
 
 
 def head_views(raw: bool = False, ibot: IbotConfig | None = None, **changes: Any) -> MultiCropViews:
