@@ -48,10 +48,12 @@ def cross_entropy(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
     return -(target * ((logits / temperature) - (logits / temperature).logsumexp(-1, keepdim=True))).sum(-1)
 
 
-def positions(grid: list[int], reference: list[int], dim: int) -> Tensor:
-    """Waves of 3 patches to 4 grids, sines then cosines, axis by axis; in float32, as they are kept."""
+def positions(grid: list[int], reference: list[int], dim: int, waves_of: str) -> Tensor:
+    """Waves of 3 patches to 4 grids, or the customary ones: sines, then cosines, axis by axis; kept in float32."""
     count = dim // 6
     waves = [3.0 * (4.0 * max(reference) / 3.0) ** (k / (count - 1)) for k in range(count)]
+    if waves_of == "customary":
+        waves = [2 * math.pi * 10_000 ** (k / count) for k in range(count)]
     rows = []
     for place in [(a, b, c) for a in range(grid[0]) for b in range(grid[1]) for c in range(grid[2])]:
         row: list[float] = []
@@ -101,7 +103,9 @@ class PlainVit:
         tokens = linear(w, f"{at}patch_embed", patches_of(x, p))
         if masked is not None:
             tokens = torch.where(masked[0][..., None], masked[1], tokens)
-        tokens = tokens + positions([n // p for n in x.shape[2:]], self.reference, config["dim"])
+        tokens = tokens + positions(
+            [n // p for n in x.shape[2:]], self.reference, config["dim"], config["position_waves"]
+        )
         if keep is not None:
             tokens = torch.stack([row[index] for row, index in zip(tokens, keep, strict=True)])
         front = [w[f"{at}class_token"], *([w[f"{at}registers"]] if config["registers"] else [])]
@@ -127,12 +131,12 @@ class PlainHead:
         self.moved = dict(self.centres)
 
     def head(self, w: Weights, at: str, x: Tensor) -> Tensor:
-        """Over the whole batch to zero mean and unit variance, three layers, cosine to the prototypes."""
-        first = 1
-        x = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
-        x = gelu(linear(w, f"{at}mlp.{first}", x))
-        x = gelu(linear(w, f"{at}mlp.{first + 2}", x))
-        return unit(linear(w, f"{at}mlp.{first + 4}", x)) @ unit(w[f"{at}prototypes"]).T
+        """Over the whole batch to zero mean and unit variance where told, three layers, cosine to the prototypes."""
+        if self.objective["dino"]["standardise"]:
+            x = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
+        x = gelu(linear(w, f"{at}mlp.1", x))
+        x = gelu(linear(w, f"{at}mlp.3", x))
+        return unit(linear(w, f"{at}mlp.5", x)) @ unit(w[f"{at}prototypes"]).T
 
     def answer(self, logits: Tensor, centre: str) -> Tensor:
         """The teacher's, sharpened and centred; the centre moves towards the mean of its logits after the step."""
@@ -184,7 +188,7 @@ class PlainHead:
     def paint(self, w: Weights, batch: Weights) -> Tensor:
         """Mean squared error of the hidden patches, of which the decoder knows the place only."""
         mae, p, errors = self.objective["mae"], self.encoder["patch_vox"], []
-        places = positions(self.vit.reference, self.vit.reference, mae["decoder_dim"])
+        places = positions(self.vit.reference, self.vit.reference, mae["decoder_dim"], self.encoder["position_waves"])
         for g in range(batch["global"].shape[1]):
             view, visible, hidden = batch["global"][:, g], batch["visible"][:, g], batch["hidden"][:, g]
             known = linear(w, "decoder.embed", self.vit.tokens(w, "encoder.", view, keep=visible))

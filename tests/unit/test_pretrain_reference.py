@@ -37,6 +37,7 @@ def head(kind: str, **changes: Any) -> dict[str, Any]:
 OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     **{kind: ("wholebody", two_view(kind)) for kind in TWO_VIEW},
     **{kind: ("head", head(kind)) for kind in ("dino", "dino_ibot", "mae", "dino_mae")},
+    "as_coded": ("head", head("dino", dino=head("dino")["dino"] | {"standardise": False})),
 }
 
 
@@ -47,7 +48,8 @@ class InDouble:
         line, objective = OBJECTIVES[name]
         self.changes = {"objective": objective, "optimiser": OPTIMISER, "steps": STEPS, "volumes_per_step": 4}
         if line == "head":
-            self.changes["encoder"] = block("head")["encoder"] | {"registers": 2}
+            waves = "customary" if name == "as_coded" else "grid"
+            self.changes["encoder"] = block("head")["encoder"] | {"registers": 2, "position_waves": waves}
         volumes = volumes_of(write_project(folder, line), line)
         self.trainer = Trainer(config_of(line, **self.changes), volumes, HERE)
         self.trainer.objective.double()
