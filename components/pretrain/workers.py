@@ -41,8 +41,8 @@ def on_gpus(device: str, wanted: int, found: int) -> bool:
     """
     if device == "cuda" and found < wanted:
         raise UserError(
-            f"pretrain.device 'cuda': {found} GPUs found, {wanted} wanted, one for each worker; lower pretrain.workers, or "
-            "allow device auto or cpu"
+            f"pretrain.device 'cuda': {found} GPUs found, {wanted} wanted, one for each worker; lower "
+            "pretrain.workers, or allow device auto or cpu"
         )
     return device != "cpu" and found >= wanted
 

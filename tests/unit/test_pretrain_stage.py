@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +19,7 @@ from components.params import UserError
 from components.pretrain import __main__ as stage
 from components.pretrain import ray_driver
 from components.pretrain.embed import candidate_file
-from components.pretrain.local_driver import read_state
+from components.pretrain.local_driver import read_state, write_candidate
 from components.pretrain.loop import train
 from components.pretrain.workers import on_gpus
 
@@ -80,6 +81,17 @@ def test_encoders_on_the_way_are_files_beside_the_checkpoints_and_in_none_of_the
     assert {step: (folder / candidate_file(step)).read_bytes() for step in kept} == kept, (
         "made again, to the same bytes"
     )
+
+
+def test_an_encoder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        with pytest.raises(UserError, match=r"encoder of step 7: cannot be written to .*candidates: .*; make room and"):
+            write_candidate(tmp_path, 7, {"weights": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / candidate_file(7)).exists()
 
 
 def train_size(folder: Path, volumes: tuple[Path, ...], candidates: int) -> int:
