@@ -13,11 +13,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from components.evaluate.bootstrap import patient_weights
 from components.evaluate.config import EvaluateConfig
-from components.evaluate.features import Features, place_of
+from components.evaluate.features import Crops, Features, encoder_method, place_of
 from components.evaluate.probes import linear_probe, neighbour_probe
 from components.evaluate.retrieval import retrieve
 from components.evaluate.scores import Score, figure_table, score_all, task_metrics
+from components.evaluate.stage import _methods
+from components.evaluate.tasks import Built, usable
 from components.params import parse
+from components.pretrain.embed import random_embedder
+from tests.unit.test_evaluate_stage import AFFINE, tiny_embedder
 from tests.unit.test_evaluate_tasks import EVALUATE
 
 CLASSES = ["a", "b"]
@@ -171,3 +175,31 @@ def test_near_cases_have_more_say_than_far_ones() -> None:
     votes = neighbour_probe(train, labels, np.array([[1.0, 0.0]]), CLASSES, 3)[0]
     weight = np.exp((np.cos(np.deg2rad(40)) - 1) / 0.07)
     assert votes[0] / votes[1] == pytest.approx(2 * weight / (4 / 6) * (2 / 6), rel=1e-6)
+
+
+def test_classes_weigh_alike_in_the_linear_probe_however_rare() -> None:
+    """Without any signal, one case in ten is no reason to say "a" nine times out of ten."""
+    rng = np.random.default_rng(5)
+    labels = np.array(["b" if n % 10 == 0 else "a" for n in range(200)])
+    answers = linear_probe(rng.normal(size=(200, 3)), labels, rng.normal(size=(50, 3)), CLASSES, 0.01)
+    assert answers.mean(axis=0) == pytest.approx([0.5, 0.5], abs=0.05)
+
+
+def test_a_class_that_one_side_of_the_split_lacks_is_left_out() -> None:
+    table = table_of(40)
+    only_in_training = table["label"].where(~table["patient"].isin(["p000", "p001", "p002"]), "c")
+    built = usable(Built(table.assign(label=only_in_training)), 2)
+    assert set(built.table["label"]) == {"a", "b"}
+    assert "c: 3 patients in train, 0 in test" in built.remarks["organs"]
+
+
+def test_each_random_encoder_has_the_weights_of_its_seed() -> None:
+    embedder, crops = tiny_embedder(), np.random.default_rng(0).integers(-500, 500, (2, 8, 16, 16)).astype(np.int16)
+    methods = _methods(embedder, config(random_seeds=[4, 9]))
+    seen = Crops(crops, AFFINE[:3, :3])
+    assert set(methods) == {"encoder", "random_4", "random_9", "histogram", "hu_statistics"}
+    for seed in (4, 9):
+        expected = encoder_method(random_embedder(embedder, seed)).points(seen)
+        assert np.array_equal(methods[f"random_{seed}"].points(seen), expected)
+    assert not np.allclose(methods["random_4"].points(seen), methods["random_9"].points(seen))
+    assert not np.allclose(methods["encoder"].points(seen), methods["random_4"].points(seen))

@@ -65,6 +65,16 @@ def test_a_point_is_the_centre_of_its_crop() -> None:
     assert embedder.embed_points(Volume(hu, affine), np.zeros((0, 3))).shape == (0, embedder.dim)
 
 
+def test_the_encoder_sees_the_point_in_the_middle_of_its_box() -> None:
+    embedder, hu = embedder_of("wholebody"), np.full((20, 40, 44), -1000, dtype=np.int16)
+    hu[3, 35, 22] = 2000  # near two borders: what lies outside is air
+    seen: list[torch.Tensor] = []
+    embedder.encoder.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
+    embedder.embed_points(Volume(hu, AFFINES["wholebody"]), [AFFINES["wholebody"][:3, :3] @ [3, 35, 22]])
+    assert seen[0].shape == (1, 1, 8, 16, 16)
+    assert (seen[0][0, 0] > 0.5).nonzero().tolist() == [[4, 8, 8]]
+
+
 def test_random_embedder_has_the_same_shape_and_other_weights() -> None:
     embedder = embedder_of("head")
     first, again, other = (random_embedder(embedder, seed).embed_volume(volume("head", 0)) for seed in (5, 5, 6))

@@ -30,6 +30,7 @@ OPTIMISER = {
 def head(kind: str, **changes: Any) -> dict[str, Any]:
     objective = block("head")["objective"] | {"kind": kind, "mae_weight": 3.0}
     objective["dino"] |= {"koleo_weight": 0.1 if kind == "dino_ibot" else 0.0, "ema_start": 0.8}
+    objective["ibot"] |= {"weight": 0.7}
     objective["mae"] |= {"normalise": kind == "mae"}
     return objective | changes
 
