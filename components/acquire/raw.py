@@ -20,7 +20,7 @@ import pandas as pd
 from components.acquire.config import TransferConfig
 from components.acquire.sources import Source
 from components.files import replacing, sha256_file
-from components.params import UserError
+from components.params import PassingError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,10 @@ RECEIVED = "received.json"  # file to SHA-256 as it arrived: what a later look a
 
 class StopStageError(UserError):
     """No other series will fare better, so the stage stops; what is finished stays, and a later run goes on from it."""
+
+
+class SourceGoneError(StopStageError, PassingError):
+    """The source does not answer; it may at the next try."""
 
 
 class DiskFullError(StopStageError):

@@ -44,7 +44,6 @@ class Evidence:
         funnel: of the curate stage: ``in``, ``accepted``, ``rejected`` by reason.
         curated: every series that reached curation.
         tasks: the task table.
-        champion: of the line: ``bundle``, ``evaluation_data``, ``metrics``; None where there is none.
     """
 
     line: str
@@ -52,7 +51,6 @@ class Evidence:
     funnel: Mapping[str, Any]
     curated: pd.DataFrame
     tasks: pd.DataFrame
-    champion: Mapping[str, Any] | None
 
 
 def judge(config: GateConfig, evidence: Evidence) -> list[Verdict]:
@@ -62,7 +60,6 @@ def judge(config: GateConfig, evidence: Evidence) -> list[Verdict]:
         reject_rate(config, evidence),
         *better_than_random(config, evidence),
         *floors(config, evidence),
-        *against_champion(config, evidence),
     ]
 
 
@@ -128,22 +125,30 @@ def floors(config: GateConfig, evidence: Evidence) -> list[Verdict]:
     return verdicts
 
 
-def against_champion(config: GateConfig, evidence: Evidence) -> list[Verdict]:
-    """Not worse than the release in use, on the very same evaluation data."""
-    champion = evidence.champion
+def against_champion(
+    config: GateConfig, line: str, metrics: Mapping[str, Any], champion: Mapping[str, Any] | None
+) -> list[Verdict]:
+    """Not worse than the release in use, on the very same evaluation data.
+
+    Args:
+        config: the line's bounds.
+        line: the model line.
+        metrics: of the evaluate stage.
+        champion: of the line: ``bundle``, ``evaluation_data``, ``metrics``; None where there is none.
+    """
     if champion is None:
         return [Verdict("champion", None, None, "pass", "no champion yet: nothing to compare with")]
-    if champion["evaluation_data"] != evidence.metrics["evaluation_data"]:
+    if champion["evaluation_data"] != metrics["evaluation_data"]:
         detail = (
             f"the champion was measured on other evaluation data ({str(champion['evaluation_data'])[:12]}, "
-            f"here {str(evidence.metrics['evaluation_data'])[:12]}): figures do not compare; "
-            f"unset it with `ctfoundry promote --line {evidence.line} --none`, or evaluate on its data"
+            f"here {str(metrics['evaluation_data'])[:12]}): figures do not compare; "
+            f"unset it with `ctfoundry promote --line {line} --none`, or evaluate on its data"
         )
         return [Verdict("champion", None, None, "fail", detail)]
     verdicts = []
     for wanted in config.champion:
         name = f"champion {wanted.task} {wanted.figure}"
-        numbers, reason = _numbers(evidence.metrics, wanted.task, wanted.figure)
+        numbers, reason = _numbers(metrics, wanted.task, wanted.figure)
         before, reason_before = _numbers(champion["metrics"], wanted.task, wanted.figure)
         if numbers is None or before is None:
             why = reason if numbers is None else f"the champion's figures: {reason_before}"
