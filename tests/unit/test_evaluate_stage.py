@@ -159,9 +159,9 @@ def test_the_gate_reads_what_evaluation_writes(evaluated: tuple[Inputs, Path]) -
     funnel = {"in": 15, "accepted": 15, "rejected": {}}
     tasks = read_table(out / "tasks.parquet")
     verdicts = judge(
-        parse(GateConfig, block, "t"), Evidence("wholebody", metrics_of(out), funnel, inputs.curated, tasks, None)
+        parse(GateConfig, block, "t"), Evidence("wholebody", metrics_of(out), funnel, inputs.curated, tasks)
     )
-    assert [verdict.passed for verdict in verdicts] == [True, True, True, False, True]
+    assert [verdict.passed for verdict in verdicts] == [True, True, True, False]
     assert "was not evaluated: no lesions among" in verdicts[3].detail
 
 
