@@ -41,7 +41,10 @@ def _run(parser: argparse.ArgumentParser) -> int:
         return int(end.code or 0)
     if not Path("dvc.yaml").is_file():
         raise UserError("dvc.yaml not found; run from the project's root")
-    prepare()
+    try:
+        prepare()
+    except OSError as error:
+        raise UserError(f"{error.filename}: {str(error.strerror).lower()}; this checkout must be writable") from None
     return int(arguments.run(arguments))
 
 
