@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components.params import LINES, PassingError, UserError
+from components.progress import short_socket_paths
 
 EXIT_PASSING = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
 
@@ -44,6 +45,7 @@ def run_stage(
         parser.add_argument("--shard", required=True, type=int, help="shard number, one of params.yaml's `shards`")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # temporary files and clusters go with it
+    short_socket_paths()
     logging.basicConfig(level=logging.INFO, format=f"{stage}: %(message)s", stream=sys.stderr)
     try:
         if sharded is not None:

@@ -37,7 +37,8 @@ def publish_model(run: Run) -> None:
     line, gates = run.line, gate_rows(run)
     if gates:
         verdict = "pass" if all(gate["verdict"] == "pass" for gate in gates) else "fail"
-        create_table_artifact(key=f"{line}-gates", table=gates, description=f"Gates of line {line}: verdict **{verdict}**")
+        told = f"Gates of line {line}: verdict **{verdict}**"
+        create_table_artifact(key=f"{line}-gates", table=gates, description=told)
     made = [stage for stage in ("pretrain", "evaluate") if run.made(stage)]
     plots = [path for stage in made for path in sorted((Path("data") / line / stage).rglob("*.png"))]
     inline = [_inline(path) for path in plots if path.stat().st_size <= MAX_INLINE_BYTES]

@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.params import LINES, UserError
 from flows import champion, cohorts, recipes, volumes
 from flows.environment import prepare
 from flows.lock import checkout_lock
 from flows.processes import Stopped, ending_with_us
+
+if TYPE_CHECKING:
+    from flows.run import Run
 
 
 def main() -> None:
@@ -25,10 +29,12 @@ def main() -> None:
     except UserError as error:
         parser.exit(1, "".join(f"ctfoundry: {text}\n" for text in str(error).splitlines()))
     except Stopped as stopped:
-        parser.exit(128 + stopped.number, f"ctfoundry: ended by {stopped}; the same command goes on where this stopped\n")
+        text = f"ctfoundry: ended by {stopped}; the same command goes on where this stopped\n"
+        parser.exit(128 + stopped.number, text)
     except KeyboardInterrupt:
         parser.exit(128 + signal.SIGINT, "ctfoundry: interrupted\n")
-    except BrokenPipeError:  # whoever read has enough, such as `head`; the interpreter would flush once more, and complain
+    except BrokenPipeError:  # whoever read has enough, such as `head`
+        # The interpreter would flush once more at the end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     sys.exit(code)
@@ -102,11 +108,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _release(arguments: argparse.Namespace) -> int:
+    from flows.run import Run
+
+    run = Run(arguments.line)
     with checkout_lock(f"release --line {arguments.line}"), ending_with_us():
-        return _release_alone(arguments)
+        code = _release_alone(arguments, run)
+    if run.page_is_lost:  # Prefect would try for minutes to send what is left
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
-def _release_alone(arguments: argparse.Namespace) -> int:
+def _release_alone(arguments: argparse.Namespace, run: Run) -> int:
     from components.params import check_file
     from flows.places import require_repository, require_server
     from flows.sources import pin, pin_source
@@ -121,9 +134,8 @@ def _release_alone(arguments: argparse.Namespace) -> int:
     check_file()
     from flows.artifacts import print_summary
     from flows.release import make_release
-    from flows.run import ReleaseFailed, Run
+    from flows.run import ReleaseFailed
 
-    run = Run(arguments.line)
     try:
         make_release(run)
     except ReleaseFailed as error:

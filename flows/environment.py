@@ -66,7 +66,7 @@ def _be_somebody(state: Path) -> None:
         name, home = f"user{user}", os.environ.get("HOME", "")
     for variable in ("USER", "LOGNAME"):
         os.environ.setdefault(variable, name)
-    if not Path(home).is_dir() or home in ("", "/"):
+    if home == "/" or not os.access(home, os.R_OK | os.X_OK):
         (state / "home").mkdir(parents=True, exist_ok=True)
         os.environ["HOME"] = str(state / "home")
     elif not os.access(home, os.W_OK):  # it may hold credentials to read; what is written goes elsewhere

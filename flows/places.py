@@ -21,21 +21,19 @@ def require_repository() -> None:
         commit_labels()  # no commit yet, or a git that does not answer: now, and not after the training
     elif not Config.from_cwd().get("core", {}).get("no_scm"):
         raise UserError(
-            "this folder is no git repository: clone it, or make it one (git init && git add -A && git commit -m import), "
-            "or release without a commit's name on the Bento (dvc config --local core.no_scm true)"
+            "this folder is no git repository: clone it, or make it one (git init && git add -A && git commit -m import)"
+            ", or release without a commit's name on the Bento (dvc config --local core.no_scm true)"
         )
 
 
 def require_server() -> None:
     """A server that is named answers, and one of our own can be reached. Raises UserError."""
-    proxies = {name: address for name, address in urllib.request.getproxies().items() if name in ("all", "http", "https")}
-    if importlib.util.find_spec("socksio") is None:
-        for name, address in proxies.items():
-            if address.startswith("socks"):
-                raise UserError(
-                    f"{name.upper()}_PROXY is a socks proxy, for which the package socksio is missing: install it, or "
-                    f"set HTTP_PROXY and HTTPS_PROXY instead"
-                )
+    for name, proxy in urllib.request.getproxies().items():
+        if name != "no" and proxy.startswith("socks") and importlib.util.find_spec("socksio") is None:
+            raise UserError(
+                f"{name.upper()}_PROXY is a socks proxy, for which the package socksio is missing: install it, or "
+                "set HTTP_PROXY and HTTPS_PROXY instead"
+            )
     address = os.environ.get(SERVER_VARIABLE)
     if not address:
         return

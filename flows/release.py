@@ -11,16 +11,19 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 from flows.environment import prepare
 
 prepare()  # a worker of Prefect imports this module and nothing before it
 
+import httpx  # noqa: E402
 from prefect import flow, get_run_logger, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.exceptions import MissingContextError  # noqa: E402
+from prefect.events.clients import NullEventsClient  # noqa: E402
+from prefect.events.worker import EventsWorker  # noqa: E402
+from prefect.exceptions import PrefectException  # noqa: E402
+from prefect.logging.handlers import set_api_log_sink  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from components.params import UserError, load_stage  # noqa: E402
@@ -28,11 +31,11 @@ from components.pretrain.config import PretrainConfig  # noqa: E402
 from flows import artifacts  # noqa: E402
 from flows.lock import checkout_lock  # noqa: E402
 from flows.processes import PREFECT_SERVER, end_children  # noqa: E402
-from flows.run import ReleaseFailed, Run, StageFailed, Step  # noqa: E402
+from flows.run import ReleaseFailed, Run, StageFailed  # noqa: E402
 
 RETRY_DELAY_SECONDS = 10
 
-_current: ContextVar[Run | None] = ContextVar("run", default=None)
+_run: Run | None = None  # the one that is under way, also for Prefect's own threads; a checkout has one at a time
 
 
 class _WithoutTraceback(logging.Filter):
@@ -44,8 +47,27 @@ class _WithoutTraceback(logging.Filter):
         return True
 
 
+class _LostServer(logging.Filter):
+    """Prefect's own threads complain of a lost server with every event that they cannot send: once is enough."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if _run is None or record.levelno < logging.WARNING:
+            return True
+        _lose_page(_run, "events are not taken")
+        return False
+
+
 for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
     logging.getLogger(_name).addFilter(_WithoutTraceback())
+for _name in ("prefect.events.clients", "prefect._internal.concurrency"):
+    logging.getLogger(_name).addFilter(_LostServer())
+
+
+def _lose_page(run: Run, why: str) -> None:
+    """From here on nothing is sent: each line and event would be tried for seconds, and again at the end."""
+    run.lose_page(why)
+    set_api_log_sink(lambda log: None)
+    EventsWorker.set_client_override(NullEventsClient)
 
 
 def make_release(run: Run) -> None:
@@ -55,18 +77,19 @@ def make_release(run: Run) -> None:
         GateFailed, StageFailed: no Bento is built, earlier releases stay as they are.
         UserError: the number of workers is not fixed, or another command holds the checkout.
     """
-    token = _current.set(run)
+    global _run
+    _run = run
     try:
         release(run.line)
     except Exception as error:
         # What fails in a step is the run's own failure. Anything else is Prefect's, and costs its page.
         if run.failure is not None:
             raise run.failure from None
-        run.warn(f"Prefect's server is lost, the release goes on without its page ({type(error).__name__})")
+        _lose_page(run, type(error).__name__)
         if not run.complete:
             _make_alone(run)
     finally:
-        _current.reset(token)
+        _run = None
 
 
 def _make_alone(run: Run) -> None:
@@ -89,10 +112,9 @@ def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
 @task(cache_policy=NO_CACHE)
 def run_step(name: str) -> str:
     """One step of the run that is under way. Returns ``ran`` or ``unchanged``, the Bento's tag, a report's page."""
-    run = _current.get()
-    assert run is not None
-    (step,) = (step for step in run.steps if step.name == name)
-    return run.do(step, get_run_logger().info)
+    assert _run is not None
+    (step,) = (step for step in _run.steps if step.name == name)
+    return _run.do(step, get_run_logger().info)
 
 
 @flow(name="release", flow_run_name="release {line}", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
@@ -106,8 +128,10 @@ def release(line: str = "wholebody") -> dict[str, Any]:
         GateFailed, StageFailed: the flow run is then failed; no Bento is built, earlier releases stay as they are.
         UserError: the number of workers is not fixed, or another command holds the checkout.
     """
-    run = _current.get() or Run(line)
-    token = _current.set(run)
+    global _run
+    ours = _run is None  # a worker of Prefect has started it
+    run = _run = _run or Run(line)
+    logging.raiseExceptions = False  # of handlers: Prefect's would write of every line that its server does not take
     try:
         with checkout_lock(f"release --line {line}"):
             run.begin(_fixed_workers)
@@ -118,7 +142,8 @@ def release(line: str = "wholebody") -> dict[str, Any]:
         end_children(but=PREFECT_SERVER)
         raise
     finally:
-        _current.reset(token)
+        if ours:
+            _run = None
     return {"tag": run.tag, "stages": run.stages, "data_docs": run.data_docs}
 
 
@@ -144,13 +169,15 @@ def _submit_all(run: Run) -> None:
 
 
 def _report(run: Run, publish: Callable[[Run], None]) -> None:
-    """Put something on the run's page; the first time that it fails is the last, and costs a line."""
-    if not run.page_is_lost:
-        try:
-            publish(run)
-        except Exception as error:
-            run.page_is_lost = True
-            run.warn(f"nothing more is put on the run's page ({type(error).__name__})")
+    """Put something on the run's page, where there is one."""
+    if run.page_is_lost:
+        return
+    try:
+        publish(run)
+    except (httpx.HTTPError, PrefectException) as error:
+        _lose_page(run, type(error).__name__)
+    except Exception as error:
+        run.warn(f"the run's page lacks some tables: {' '.join(str(error).split())[:300]}")
 
 
 def _fixed_workers(line: str) -> None:

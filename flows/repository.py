@@ -24,7 +24,7 @@ def git(*arguments: str) -> str:
         raise UserError("git: not found; install it") from None
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
-        cure = f"; try `git config --global --add safe.directory {Path.cwd()}`" if "dubious ownership" in said[0] else ""
+        cure = f"; run `git config --global --add safe.directory {Path.cwd()}`" if "dubious" in said[0] else ""
         raise UserError(f"git {arguments[0]}: {said[0].removeprefix('fatal: ')}{cure}")
     return done.stdout.strip()
 

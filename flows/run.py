@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from components.champion.stage import COMPARISON
@@ -63,7 +64,7 @@ class Run:
         line: the model line.
         outcomes: step to what it came to, of this run only.
         failure: what ended it, where something did.
-        page_is_lost: Prefect does not take reports any more.
+        page_is_lost: Prefect's server does not answer any more.
     """
 
     line: str
@@ -95,6 +96,12 @@ class Run:
                 self.warn(f"{step.name} failed: {' '.join(str(error).split())[:300]}")
                 self.outcomes[step.name] = ""
         return self.outcomes[step.name]
+
+    def lose_page(self, why: str) -> None:
+        """Say, once, that Prefect does not hear of this run any more."""
+        if not self.page_is_lost:
+            self.page_is_lost = True
+            self.warn(f"Prefect's server does not answer ({why}): the release goes on, its page does not")
 
     def warn(self, text: str) -> None:
         """One line on standard error."""
@@ -135,10 +142,11 @@ class Run:
         steps = [self._of_stage(node) for node in nodes.values()]
         last, judged = f"bundle@{self.line}", f"drift@{self.line}"
         place = [step.name for step in steps].index(judged) + 1
-        docs = Step(DOCS, "Great Expectations Data Docs", (judged,), 0, lambda tell: build_data_docs(self.line, tell), True)
-        steps.insert(place, docs)
+        docs = partial(build_data_docs, self.line)
+        steps.insert(place, Step(DOCS, "Great Expectations Data Docs", (judged,), 0, docs, report=True))
         attested = Step("attestation", "Beside the champion", (last,), 0, lambda tell: attest(self.line))
-        return [*steps, attested, Step(BENTO, "The Bento of the release", (last,), 0, lambda tell: build_bento(self.line))]
+        bento = Step(BENTO, "The Bento of the release", (last,), 0, lambda tell: build_bento(self.line))
+        return [*steps, attested, bento]
 
     def _of_stage(self, node: Node) -> Step:
         retries = RETRIES.get(node.name.partition("@")[0], 0)

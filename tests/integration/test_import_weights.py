@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 import yaml
 
-from components.files import read_json, write_table
 from components.champion.stage import read_champion
+from components.files import read_json, write_table
 from components.params import UserError
 from components.pretrain.embed import WEIGHTS
 from flows.champion import import_weights

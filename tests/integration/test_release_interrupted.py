@@ -1,4 +1,4 @@
-"""What ends a run ends all of it; what is lost beside it costs itself; two runs do not meet. Over a graph of tiny stages."""
+"""What ends a run ends all of it; what is lost beside it costs itself; two runs do not meet."""
 
 from __future__ import annotations
 
@@ -79,9 +79,10 @@ def test_a_prefect_server_that_is_killed_costs_its_page_and_not_the_release(chec
         if child.cmdline()[:1] == ["python"] and "tiny_stage.py" in child.cmdline():
             child.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=START_SECONDS) == 0, said(checkout)
-    warnings = [line for line in said(checkout).splitlines() if "warning: " in line and "data docs" not in line]
-    assert len(warnings) == 1, warnings
-    assert "Traceback" not in said(checkout).replace("data docs' - Traceback", "")
+    log = said(checkout)
+    assert log.count("warning: Prefect's server does not answer") == 1, log
+    for noise in ("prefect.events.clients", "EventsWorker", "Error logging to API"):
+        assert noise not in log
     assert "ctfoundry-wholebody:" in said(checkout)
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -79,13 +80,14 @@ print(getpass.getuser(), os.environ["HOME"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
-def test_a_user_without_a_name_has_one(tmp_path: Path) -> None:
+def test_a_user_without_a_name_has_one() -> None:
     """uid 12345 is in no passwd file, as in containers started with ``--user``."""
-    tmp_path.chmod(0o777)
     named = ("USER", "LOGNAME", "LNAME", "USERNAME")
     variables = {name: value for name, value in os.environ.items() if name not in named} | {"HOME": "/"}
-    done = subprocess.run(
-        [sys.executable, "-c", BARE], cwd=tmp_path, env=variables, capture_output=True, text=True,
-        input=(ROOT / "flows" / "environment.py").read_text(),
-    )  # fmt: skip
-    assert done.stdout.split() == ["user12345", str(tmp_path / ".ctfoundry" / "home")], done.stderr
+    with tempfile.TemporaryDirectory() as place:  # pytest's own are closed to others
+        Path(place).chmod(0o777)
+        done = subprocess.run(
+            [sys.executable, "-c", BARE], cwd=place, env=variables, capture_output=True, text=True,
+            input=(ROOT / "flows" / "environment.py").read_text(),
+        )  # fmt: skip
+    assert done.stdout.split() == ["user12345", f"{Path(place).resolve()}/.ctfoundry/home"], done.stderr

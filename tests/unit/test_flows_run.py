@@ -93,7 +93,12 @@ def test_gates_are_shown_of_this_run_only(tmp_path: Path, monkeypatch: pytest.Mo
     assert run.decisions() == [Path("data/head/gate/decision.json")]
 
 
-HOLD = "from flows.lock import checkout_lock\nwith checkout_lock('verify --line head'):\n    print('held', flush=True)\n    input()\n"
+HOLD = """
+from flows.lock import checkout_lock
+with checkout_lock("verify --line head"):
+    print("held", flush=True)
+    input()
+"""
 
 
 def test_a_checkout_is_held_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
