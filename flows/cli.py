@@ -14,7 +14,7 @@ from components.params import LINES, UserError
 from flows import champion, cohorts, recipes, volumes
 from flows.environment import prepare
 from flows.lock import checkout_lock
-from flows.processes import Stopped, ending_with_us
+from flows.processes import Stopped, ending_with_us, leave
 
 if TYPE_CHECKING:
     from flows.run import Run
@@ -23,21 +23,22 @@ if TYPE_CHECKING:
 def main() -> None:
     """Entry point of the console script. Exits with 1 and one line on stderr for a mistake of the user."""
     parser = _parser()
+    code, said = 1, ""
     try:
         code = _run(parser)
         sys.stdout.flush()
     except UserError as error:
-        parser.exit(1, "".join(f"ctfoundry: {text}\n" for text in str(error).splitlines()))
+        said = str(error)
     except Stopped as stopped:
-        text = f"ctfoundry: ended by {stopped}; the same command goes on where this stopped\n"
-        parser.exit(128 + stopped.number, text)
+        code, said = 128 + stopped.number, f"ended by {stopped}; the same command goes on where this stopped"
     except KeyboardInterrupt:
-        parser.exit(128 + signal.SIGINT, "ctfoundry: interrupted\n")
+        code, said = 128 + signal.SIGINT, "interrupted"
     except BrokenPipeError:  # whoever read has enough, such as `head`
         # The interpreter would flush once more at the end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
-    sys.exit(code)
+    print("".join(f"ctfoundry: {text}\n" for text in said.splitlines()), end="", file=sys.stderr, flush=True)
+    leave(code)
 
 
 def _run(parser: argparse.ArgumentParser) -> int:
@@ -112,11 +113,7 @@ def _release(arguments: argparse.Namespace) -> int:
 
     run = Run(arguments.line)
     with checkout_lock(f"release --line {arguments.line}"), ending_with_us():
-        code = _release_alone(arguments, run)
-    if run.page_is_lost:  # Prefect would try for minutes to send what is left
-        sys.stdout.flush()
-        os._exit(code)
-    return code
+        return _release_alone(arguments, run)
 
 
 def _release_alone(arguments: argparse.Namespace, run: Run) -> int:

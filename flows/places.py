@@ -21,8 +21,8 @@ def require_repository() -> None:
         commit_labels()  # no commit yet, or a git that does not answer: now, and not after the training
     elif not Config.from_cwd().get("core", {}).get("no_scm"):
         raise UserError(
-            "this folder is no git repository: clone it, or make it one (git init && git add -A && git commit -m import)"
-            ", or release without a commit's name on the Bento (dvc config --local core.no_scm true)"
+            "this folder is no git repository: clone it, make it one (git init && git add -A && git commit -m import), "
+            "or release without a commit's name on the Bento (dvc config --local core.no_scm true)"
         )
 
 

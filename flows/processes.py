@@ -6,10 +6,12 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 import psutil
 
@@ -18,6 +20,23 @@ GRACE_SECONDS = 5.0  # between the polite signal and the last one
 DEADLINE_SECONDS = 15.0  # from a signal to the end of everything, whatever our own threads wait for
 PREFECT_SERVER = "prefect.server.api.server:create_app"
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+_waiting_is_vain = False
+
+
+def waiting_is_vain() -> None:
+    """Say that what libraries would do at this process's end, such as sending what is left, comes to nothing."""
+    global _waiting_is_vain
+    _waiting_is_vain = True
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with ``code``, at once where waiting is vain."""
+    if _waiting_is_vain:
+        end_children()
+        os._exit(code)
+    sys.exit(code)
 
 
 class Stopped(BaseException):
@@ -50,6 +69,7 @@ def ending_with_us() -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    waiting_is_vain()
     watchdog = threading.Timer(DEADLINE_SECONDS, _end_now, (number,))
     watchdog.daemon = True
     watchdog.start()

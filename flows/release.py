@@ -30,7 +30,7 @@ from components.params import UserError, load_stage  # noqa: E402
 from components.pretrain.config import PretrainConfig  # noqa: E402
 from flows import artifacts  # noqa: E402
 from flows.lock import checkout_lock  # noqa: E402
-from flows.processes import PREFECT_SERVER, end_children  # noqa: E402
+from flows.processes import PREFECT_SERVER, end_children, waiting_is_vain  # noqa: E402
 from flows.run import ReleaseFailed, Run, StageFailed  # noqa: E402
 
 RETRY_DELAY_SECONDS = 10
@@ -66,6 +66,7 @@ for _name in ("prefect.events.clients", "prefect._internal.concurrency"):
 def _lose_page(run: Run, why: str) -> None:
     """From here on nothing is sent: each line and event would be tried for seconds, and again at the end."""
     run.lose_page(why)
+    waiting_is_vain()
     set_api_log_sink(lambda log: None)
     EventsWorker.set_client_override(NullEventsClient)
 
@@ -88,11 +89,14 @@ def make_release(run: Run) -> None:
         _lose_page(run, type(error).__name__)
         if not run.complete:
             _make_alone(run)
+        assert run.complete
     finally:
         _run = None
 
 
 def _make_alone(run: Run) -> None:
+    if not run.steps:
+        run.begin(_fixed_workers)
     for step in run.steps:
         for attempt in range(step.retries + 1):
             try:

@@ -25,9 +25,9 @@ def start(checkout: Checkout, **variables: str) -> subprocess.Popen[str]:
     """A release that is in the stage named by SLOW, with a worker that has left the stage's session."""
     (checkout.folder / "under_way").unlink(missing_ok=True)
     log = (checkout.folder / "log").open("w")
-    process = subprocess.Popen(
-        RELEASE, cwd=checkout.folder, env=checkout.environment() | variables, stdout=log, stderr=log, text=True
-    )
+    patience = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(START_SECONDS)}
+    environment = checkout.environment() | patience | variables
+    process = subprocess.Popen(RELEASE, cwd=checkout.folder, env=environment, stdout=log, stderr=log, text=True)
     under_way = (checkout.folder / "under_way").is_file
     wait_until(lambda: under_way() or process.poll() is not None, START_SECONDS, "the slow stage")
     assert process.poll() is None, said(checkout)
@@ -84,6 +84,17 @@ def test_a_prefect_server_that_is_killed_costs_its_page_and_not_the_release(chec
     for noise in ("prefect.events.clients", "EventsWorker", "Error logging to API"):
         assert noise not in log
     assert "ctfoundry-wholebody:" in said(checkout)
+
+
+def test_a_prefect_server_that_does_not_start_costs_its_page_and_not_the_release(checkout: Checkout) -> None:
+    process = subprocess.run(
+        RELEASE, cwd=checkout.folder, capture_output=True, text=True,
+        env=checkout.environment() | {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "1"},
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("warning: Prefect's server does not answer") == 1
+    assert "ctfoundry-wholebody:" in process.stdout
+    assert processes_of(checkout.folder) == []
 
 
 def test_a_failed_run_shows_nothing_of_an_earlier_one(checkout: Checkout) -> None:
