@@ -128,3 +128,36 @@ def test_a_reader_that_has_enough_is_no_error(arguments: list[str]) -> None:
     with os.fdopen(writing, "wb") as gone:
         done = subprocess.run(command, cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, text=True)
     assert done.stderr == ""
+
+
+def test_a_failed_run_prints_nothing_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.artifacts import print_summary
+
+    monkeypatch.chdir(tmp_path)
+    gate = {"gate": "leakage", "figure": 0, "bound": 0, "verdict": "pass", "detail": ""}
+    funnel = {"in": 124, "accepted": 96, "rejected": {}, "accepted_by_role": {}, "series": []}
+    write_json(tmp_path / "data" / "head" / "curate" / "funnel.json", funnel)
+    write_json(tmp_path / "data" / "head" / "gate" / "decision.json", {"verdict": "pass", "gates": [gate]})
+    write_json(tmp_path / "releases" / "head" / "manifest.json", {"digest": "ab" * 32})
+    run = Run("head", outcomes={"cohort@head": "ran"})
+    print_summary(run)
+    printed = capsys.readouterr().out
+    for word in ("124", "leakage", "abab", "releases/head", "report.html"):
+        assert word not in printed
+    run.outcomes |= {f"{stage}@head": "unchanged" for stage in ("curate", "evaluate", "gate", "bundle")}
+    print_summary(run)
+    printed = capsys.readouterr().out
+    for word in ("124", "leakage", "abab", "releases/head", "report.html"):
+        assert word in printed
+
+
+@pytest.mark.parametrize("passing", [True, False])
+def test_prefect_tries_again_what_may_pass(passing: bool) -> None:
+    from prefect.states import Failed
+
+    from flows.release import _may_pass
+
+    assert _may_pass(None, None, Failed(data=StageFailed("no answer", passing))) is passing
+    assert not _may_pass(None, None, Failed(data=GateFailed("gate not met")))
