@@ -17,7 +17,7 @@ import psutil
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 GRACE_SECONDS = 5.0  # between the polite signal and the last one
-DEADLINE_SECONDS = 15.0  # from a signal to the end of everything, whatever our own threads wait for
+DEADLINE_SECONDS = 10.0  # from a signal to the end of everything, whatever our own threads wait for
 PREFECT_SERVER = "prefect.server.api.server:create_app"
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -78,6 +78,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _end_now(number: int) -> None:
     end_children(grace=0)
+    print(f"ctfoundry: ended by {signal.Signals(number).name}", file=sys.stderr, flush=True)
     os._exit(128 + number)
 
 

@@ -110,7 +110,8 @@ def _make_alone(run: Run) -> None:
 
 def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
     """Prefect's question whether to try again: only what may pass the second time."""
-    return isinstance(state.data, StageFailed) and state.data.passing
+    ending = _run is not None and _run.stopped
+    return isinstance(state.data, StageFailed) and state.data.passing and not ending
 
 
 @task(cache_policy=NO_CACHE)
@@ -143,6 +144,7 @@ def release(line: str = "wholebody") -> dict[str, Any]:
     except Exception:
         raise
     except BaseException:  # a signal: its stage ends with the flow, Prefect's server has still to hear of it
+        run.stopped = True
         end_children(but=PREFECT_SERVER)
         raise
     finally:

@@ -65,12 +65,14 @@ class Run:
         outcomes: step to what it came to, of this run only.
         failure: what ended it, where something did.
         page_is_lost: Prefect's server does not answer any more.
+        stopped: a signal has asked us to end; nothing is begun or tried again.
     """
 
     line: str
     outcomes: dict[str, str] = field(default_factory=dict)
     failure: Exception | None = None
     page_is_lost: bool = False
+    stopped: bool = False
     steps: list[Step] = field(default_factory=list)
     _decided: set[str] = field(default_factory=set)
 
@@ -86,6 +88,8 @@ class Run:
     def do(self, step: Step, tell: Tell) -> str:
         """Do a step, once: its outcome, at another time the same."""
         if step.name not in self.outcomes:
+            if self.stopped:
+                raise ReleaseFailed("the run is ending")
             self.failure = None
             try:
                 self.outcomes[step.name] = step.work(tell)

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from checkout import Checkout
 
-ORDER = ("cohort", "curate", "drift", "pretrain", "gate", "champion", "bundle")
+ORDER = ("cohort", "acquire", "curate", "drift", "pretrain", "gate", "champion", "bundle")
 PAGE = {"in": 3, "accepted": 2, "rejected": {"gantry_tilt": 1}, "accepted_by_role": {"pretrain": 2}, "series": []}
 
 STAGE = """
@@ -40,6 +40,8 @@ gate = {"gate": f"{name} gate", "figure": 0.9, "bound": 0.8, "verdict": "pass", 
 suite = {"suite": name, "rules": [], "judged": True, "why": "", "warnings": []}
 if name == "cohort":
     write_json(data / name / "quality.json", suite)
+if name == "acquire":
+    write_text(data / name / "receipt", "received")
 if name == "curate":
     write_json(Path("data/wholebody/screen/0/quality.json"), suite)
     write_json(data / name / "quality.json", suite)

@@ -14,7 +14,7 @@ from components.files import write_json
 from components.params import UserError
 from flows import lock
 from flows.lock import checkout_lock
-from flows.run import GateFailed, Run, StageFailed, Step, failure
+from flows.run import GateFailed, ReleaseFailed, Run, StageFailed, Step, failure
 
 ROOT = Path(__file__).resolve().parents[2]
 DVC = "ERROR: failed to reproduce 'acquire@head-0': failed to run: python -m components.acquire, exited with {}"
@@ -161,3 +161,15 @@ def test_prefect_tries_again_what_may_pass(passing: bool) -> None:
 
     assert _may_pass(None, None, Failed(data=StageFailed("no answer", passing))) is passing
     assert not _may_pass(None, None, Failed(data=GateFailed("gate not met")))
+
+
+def test_nothing_is_begun_or_tried_again_once_the_run_is_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.states import Failed
+
+    from flows import release
+
+    run = Run("head", stopped=True)
+    with pytest.raises(ReleaseFailed, match="the run is ending"):
+        run.do(step("acquire@head", lambda tell: "ran"), print)
+    monkeypatch.setattr(release, "_run", run)
+    assert not release._may_pass(None, None, Failed(data=StageFailed("killed", True)))
