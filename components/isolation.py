@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import json
 import os
 import resource
@@ -155,6 +156,7 @@ def run_child(
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)  # a Python handler would wait for C code to come back
+        faulthandler.disable()  # the crash is reported by its parent, in one line
         warnings.simplefilter("ignore")  # readers quote header values in them
         try:
             prepared = prepare()

@@ -200,6 +200,7 @@ class _Children:
 
     def end(self) -> NoReturn:
         """The service is gone."""
-        for watch in self._running:
+        for watch, (child, _) in self._running.items():
             signal.pidfd_send_signal(watch, signal.SIGKILL)
+            os.waitpid(child, 0)
         sys.exit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -49,6 +50,8 @@ def main() -> None:
 
     manifest = bundle.manifest
     said = {"name": manifest.name, "digest": manifest.digest, "line": manifest.line, "inputs": manifest.inputs}
+    gc.collect()
+    gc.freeze()  # or the collector would touch, and so copy, in each child what it shares with this process
     control.send(json.dumps({"ready": said}).encode())
     serve_forks(control, work, bounds)
 

@@ -17,6 +17,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from components.files import replacing, write_json
+from components.isolation import volume_of
 from components.labels.onto_grid import NIFTI_SUFFIXES, Labels, write_labels
 from components.params import UserError
 from components.preprocess.dicom import read_series
@@ -73,9 +74,10 @@ def open_volume(path: Path) -> Opened:
     """Raises UserError where there is no volume in ``path``."""
     name = path.name.removesuffix(".b2nd").removesuffix(".gz").removesuffix(".nii")
     if path.is_dir():
-        return Opened(name, read_series(sorted(p for p in path.iterdir() if p.is_file())), {"kind": "DICOM series"})
+        files = sorted(p for p in path.iterdir() if p.is_file())
+        return Opened(name, volume_of(lambda: read_series(files), name), {"kind": "DICOM series"})
     if path.name.endswith(NIFTI_SUFFIXES):
-        return Opened(name, read_nifti(path), {"kind": "NIfTI"})
+        return Opened(name, volume_of(lambda: read_nifti(path), path.name), {"kind": "NIfTI"})
     try:
         stored = StoredVolume(path)
     except ValueError as error:

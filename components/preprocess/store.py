@@ -7,6 +7,7 @@ file's metadata. Training, evaluation and serving read through :class:`StoredVol
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.files import replacing
+from components.params import UserError
 
 AIR_HU = -1024  # what lies outside a volume, as in the CT-FM recipe
 BLOCK = 32
@@ -91,19 +93,25 @@ def _write(
     long_meta: dict[str, Any] | None = None,  # what may exceed the header: the names of many labels
 ) -> None:
     with replacing(path) as temporary:
-        stored = blosc2.asarray(
-            np.ascontiguousarray(array),
-            urlpath=str(temporary),
-            mode="w",
-            chunks=chunks,
-            blocks=blocks,
-            cparams=blosc2.CParams(
-                codec=blosc2.Codec.LZ4, clevel=9, filters=[blosc2.Filter.BITSHUFFLE], filters_meta=[0], nthreads=1
-            ),
-            meta=meta,
-        )
-        for key, value in (long_meta or {}).items():
-            stored.schunk.vlmeta[key] = value
+        try:
+            stored = blosc2.asarray(
+                np.ascontiguousarray(array),
+                urlpath=str(temporary),
+                mode="w",
+                chunks=chunks,
+                blocks=blocks,
+                cparams=blosc2.CParams(
+                    codec=blosc2.Codec.LZ4, clevel=9, filters=[blosc2.Filter.BITSHUFFLE], filters_meta=[0], nthreads=1
+                ),
+                meta=meta,
+            )
+            for key, value in (long_meta or {}).items():
+                stored.schunk.vlmeta[key] = value
+        except RuntimeError as error:  # all that blosc2 says of a full disk
+            free = shutil.disk_usage(path.parent).free / 2**20
+            raise UserError(
+                f"volume {path.name}: not written ({error}); {free:.0f} MiB are free on its disk, make room"
+            ) from None
         del stored
 
 
