@@ -10,6 +10,7 @@ from typing import Any
 from components.acquire.copies import copies
 from components.acquire.headers import Instance, group_series, measure_series, read_instance, series_identity
 from components.cohort.keys import series_key
+from components.confined import volume_of
 from components.params import UserError
 from components.preprocess.dicom import read_series
 from components.preprocess.origin import Origin, shared_origin
@@ -61,7 +62,8 @@ def read_folder(folder: Path, only_largest_stack: bool) -> Series:
     measured = measure_series(images, only_largest_stack)
     if measured["left_out"]:
         left_out["outside_the_largest_stack"] += measured["left_out"]
-    volume = read_series([folder / image.location for image in images], only_largest_stack)
+    paths = [folder / image.location for image in images]
+    volume = volume_of(lambda: read_series(paths, only_largest_stack), folder.name)
     key = series_key(series_identity(images[0]))
     origin = shared_origin([Origin.of(image.tags, key) for image in images])
     return Series(volume, origin, measured, dict(sorted(left_out.items())))
