@@ -119,6 +119,7 @@ MALFORMED = {
     "four numbers": ([1.0, 2.0, 3.0, 4.0], "CLOSED_PLANAR", r"ROI 'odd': a contour of 4 numbers is not allowed"),
     "one number": ([1.0], "CLOSED_PLANAR", r"ROI 'odd': a contour of 1 numbers is not allowed"),
     "far away": ([1e30] * 9, "CLOSED_PLANAR", r"ROI 'odd': a contour 1e\+30 mm away is not allowed: 100000"),
+    "two lines": ([0.0] * 9, "A\rB\x1b[2J", r"ROI 'odd': a contour of type A B\?\[2J is not allowed: CLOSED_PLANAR, "),
     "no type": ([0.0] * 9, None, r"ROI 'odd': a contour of type \(none\) is not allowed: CLOSED_PLANAR, "),
     "odd type": ([0.0] * 9, "CIRCLE", r"ROI 'odd': a contour of type CIRCLE is not allowed: CLOSED_PLANAR, "),
 }

@@ -89,7 +89,7 @@ def test_frames_outside_of_the_volume_are_not_covered(scans: dict[str, Scan], tm
     labels = read_labels(path, upper, scan.volume.hu.shape)
     assert (labels.segments[0].voxels, labels.segments[0].covered) == (5 * 800, 0.5)
     turned = scan.volume.affine.copy()
-    turned[:3, :3] = [[1, 0, 0], [0, 0.9, -0.43], [0, 0.43, 0.9]] @ turned[:3, :3]
+    turned[:3, :3] = np.array([[1, 0, 0], [0, 0.9, -0.43], [0, 0.43, 0.9]]) @ turned[:3, :3]
     with pytest.raises(
         UserError, match=r"labels seg\.dcm: its planes leave the volume's by \d+\.\d\d mm; allowed: 0.1"
     ):
