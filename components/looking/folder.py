@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from components.acquire.copies import copies
 from components.acquire.headers import Instance, group_series, measure_series, read_instance, series_identity
 from components.cohort.keys import series_key
-from components.files import sha256_file
 from components.params import UserError
 from components.preprocess.dicom import read_series
 from components.preprocess.origin import Origin, shared_origin
@@ -57,7 +57,10 @@ def read_folder(folder: Path, only_largest_stack: bool) -> Series:
         else:
             instances.append(instance)
     images = _only_ct(folder, instances, left_out, only_largest_stack)
-    images = _once(folder, images, left_out)
+    twice = copies(images, {image.location: folder / image.location for image in images})
+    if twice:
+        left_out["copies"] += len(twice)
+    images = [image for image in images if image.location not in twice]
     measured = measure_series(images, only_largest_stack)
     if measured["left_out"]:
         left_out["outside_the_largest_stack"] += measured["left_out"]
@@ -90,13 +93,3 @@ def _only_ct(
         raise UserError(f"folder {folder.name}: no CT image in it ({seen}); allowed: a folder with one CT series")
     sizes = ", ".join(str(n) for n in sorted((len(images) for images in found), reverse=True)[:8])
     raise UserError(f"folder {folder.name}: {len(found)} CT series in it, of {sizes} images; allowed: one in a folder")
-
-
-def _once(folder: Path, images: list[Instance], left_out: Counter[str]) -> list[Instance]:
-    """Without byte-identical copies, which training drops, too."""
-    uids = Counter(image.tags.get("SOPInstanceUID") for image in images)
-    if max(uids.values()) == 1:
-        return images
-    first = {(i.tags.get("SOPInstanceUID"), sha256_file(folder / i.location)): i for i in reversed(images)}
-    left_out["copies"] += len(images) - len(first)
-    return sorted(first.values(), key=lambda image: image.location)

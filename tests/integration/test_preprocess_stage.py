@@ -23,9 +23,10 @@ from ray import cloudpickle
 
 from components.acquire.config import AcquireConfig
 from components.acquire.stage import acquire_shard, jobs_of
-from components.cluster import GIB, data_bytes
 from components.cohort.config import CohortConfig
-from components.files import read_table, sha256_tree, write_table
+from components.cohort.stage import write_slices
+from components.files import read_table, sha256_tree
+from components.isolation import GIB, data_bytes
 from components.params import load_stage
 from components.phantom.config import PhantomConfig
 from components.phantom.plan import plan_scans
@@ -55,8 +56,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 def acquired(count: int) -> Path:
     """The first ``count`` series brought in, below the working directory."""
-    write_table(Path("cohort/cohort.parquet"), pd.DataFrame(rows(42)[:count]))
-    write_table(Path("cohort/files.parquet"), pd.DataFrame({"location": [""], "series": [""]}))
+    write_slices(pd.DataFrame(rows(42)[:count]), pd.DataFrame({"location": [""], "series": [""]}), 1, Path("cohort"))
     acquire = load_stage(AcquireConfig, LINE, "acquire", PARAMS)
     cohort = load_stage(CohortConfig, LINE, "cohort", PARAMS)
     acquire_shard(LINE, 0, Path("cohort"), cohort, acquire, Path("acquire"))

@@ -156,12 +156,12 @@ def test_the_gate_reads_what_evaluation_writes(evaluated: tuple[Inputs, Path]) -
         "floors": [{"task": "lesions", "figure": "linear_auc", "minimum": 0.5}],
         "champion": [],
     }
-    funnel = {"in": 15, "accepted": 15, "rejected": {}}
+    funnel = {"in": 15, "accepted": 15, "not_ct": 0, "rejected": {}}
     tasks = read_table(out / "tasks.parquet")
     verdicts = judge(
         parse(GateConfig, block, "t"), Evidence("wholebody", metrics_of(out), funnel, inputs.curated, tasks, None)
     )
-    assert [verdict.passed for verdict in verdicts] == [True, True, True, False, True]
+    assert [verdict.failed for verdict in verdicts] == [False, False, False, True, False]
     assert "was not evaluated: no lesions among" in verdicts[3].detail
 
 
