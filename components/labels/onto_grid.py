@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.filereader import _read_file_meta_info, read_preamble
 from scipy import ndimage
 
 from components.labels.contours import read_contours, rois_of
@@ -30,6 +32,7 @@ SEG = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmen
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NEITHER = "not readable as NIfTI, DICOM SEG or RTSTRUCT"
+MAX_INFLATED, BLOCK = 1 << 30, 1 << 20
 _UID = re.compile(r"\d+(\.\d+){3,}")
 
 Layers = npt.NDArray[np.uint16]
@@ -117,19 +120,24 @@ def read_labels(
             else:
                 labels = _packed(_from_dicom(path, affine, shape, scan, only), affine, shape)
     except LabelError as error:
-        raise UserError(f"labels {path.name}: {error}") from None
+        raise UserError(f"labels {path.name}: {_printable(str(error))}") from None
     except UserError:
         raise
     except MemoryError:
         raise UserError(f"labels {path.name}: they do not fit into the memory") from None
     except Exception as error:  # pydicom and highdicom raise many kinds on damaged files
-        said = _UID.sub("(UID)", " ".join(str(error).split()))[:120]
+        said = _UID.sub("(UID)", _printable(str(error)))[:120]
         raise UserError(f"labels {path.name}: {NEITHER} ({type(error).__name__}: {said})") from None
     _check_wanted(path, labels, only)
     outside = any(s.covered == 0 for s in labels.segments)  # an empty segment is no reason to complain
     if outside and not any(s.covered > 0 and s.voxels for s in labels.segments):
         raise UserError(f"labels {path.name}: nothing labelled lies within the volume; is it of the same scan?")
     return labels
+
+
+def _printable(text: str) -> str:
+    """In one line, without what would steer a terminal: some of it may stand in a damaged file."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def _check_wanted(path: Path, labels: Labels, only: Collection[str]) -> None:
@@ -198,6 +206,7 @@ def _from_dicom(
 def _dataset(path: Path) -> pydicom.Dataset:
     """Also of a bare data set, as some planning systems write them, without preamble and file meta information."""
     try:
+        _check_inflated(path)
         return pydicom.dcmread(path)
     except pydicom.errors.InvalidDicomError:
         dataset = pydicom.dcmread(path, force=True)
@@ -210,6 +219,21 @@ def _dataset(path: Path) -> pydicom.Dataset:
         explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
     return dataset
+
+
+def _check_inflated(path: Path) -> None:
+    """A deflated file says nothing of its size before it is inflated, and a megabyte can fill any memory."""
+    with path.open("rb") as stream:
+        read_preamble(stream, force=False)
+        if _read_file_meta_info(stream).get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
+            return
+        engine, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while packed := engine.unconsumed_tail or stream.read(BLOCK):
+            size += len(engine.decompress(packed, BLOCK))
+            if size > MAX_INFLATED:
+                raise LabelError(f"deflated data of more than {MAX_INFLATED} bytes are not allowed")
+            if engine.eof:
+                return
 
 
 def _packed(found: Iterable[Found], affine: FloatArray, shape: tuple[int, ...]) -> Labels:

@@ -46,10 +46,13 @@ def read_folder(folder: Path, only_largest_stack: bool) -> Series:
     left_out: Counter[str] = Counter()
     instances: list[Instance] = []
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        with path.open("rb") as stream:
-            instance = read_instance(stream, path.name, path.stat().st_size)
-        if path.name == DIRECTORY or instance.status in ("dicomdir", "not_dicom"):
-            left_out["dicomdir" if path.name == DIRECTORY else instance.status] += 1
+        try:
+            with path.open("rb") as stream:
+                instance = read_instance(stream, path.name, path.stat().st_size)
+        except OSError as error:
+            raise UserError(f"{path.name}: not readable ({error.strerror})") from None
+        if path.name.upper() == DIRECTORY or instance.status in ("dicomdir", "not_dicom"):
+            left_out["dicomdir" if path.name.upper() == DIRECTORY else instance.status] += 1
         elif instance.status == "unreadable" or instance.truncated:
             raise UserError(f"{path.name}: damaged or cut-short DICOM file; `ctfoundry volume` needs the whole series")
         else:
