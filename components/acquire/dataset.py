@@ -21,6 +21,7 @@ from components.acquire.elements import DEFLATED, ELEMENT_BYTES, EXPLICIT, IMPLI
 from components.acquire.values import normalised
 
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
+DIRECTORY_STORAGE = "1.2.840.10008.1.3.10"  # class of a DICOMDIR
 INFLATED_BYTES = 2**30  # of one file: enhanced CT of 2,000 frames of 512 x 512 fits
 HEADER_BYTES = 2**26  # of these, before the pixel data
 BLOCK = 2**20

@@ -98,7 +98,7 @@ def preprocess_series(job: VolumeJob) -> None:
     except raw.StopStageError:
         raise
     except UserError as error:
-        kept.keep(job.entry, {"decoded": False, "detail": _known(str(error), job.series.members)}, None, {})
+        kept.keep(job.entry, {"decoded": False, "detail": findable(str(error), job.series.members)}, None, {})
         return
     resampled = resample_only(native, job.config)
     body = find_body(resampled, job.config.foreground_hu)
@@ -109,7 +109,7 @@ def preprocess_series(job: VolumeJob) -> None:
     kept.keep(job.entry, row, volume, provenance)
 
 
-def _known(detail: str, members: list[str]) -> str:
+def findable(detail: str, members: list[str]) -> str:
     """``detail`` with the raw cache's own numbers as the files that ``ctfoundry locate`` finds, or without them.
 
     Args:

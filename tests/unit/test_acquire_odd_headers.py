@@ -38,6 +38,7 @@ from components.cohort.config import CohortConfig
 from components.files import write_table
 from components.params import load_stage
 from components.preprocess.dicom import DecodeError, read_series
+from components.preprocess.stage import findable
 from tests import header_fuzz
 from tests.header_fuzz import EXPLICIT, IMPLICIT, Element, File, written
 
@@ -227,6 +228,14 @@ def test_a_number_that_is_none_is_named_without_its_value(good: list[File], tmp_
     assert measure_series([instance_of(written(file))])["rescale_missing"] == 1
     with pytest.raises(DecodeError, match=r"^a\.dcm: RescaleIntercept is no number$"):
         read_series([tmp_path / "a.dcm"])
+
+
+def test_details_name_files_that_can_be_found() -> None:
+    """The raw cache's numbers are nobody's names; a file that came under its own keeps it."""
+    members = ["f0a", "f1b"]
+    assert findable("000001.dcm: RescaleSlope is no number", members) == "file f1b: RescaleSlope is no number"
+    assert findable("000007.dcm: cut", members) == findable("000007.dcm: cut", []) == "a file: cut"
+    assert findable("5e1f2d.dcm: cut", members) == "5e1f2d.dcm: cut"
 
 
 @pytest.mark.parametrize("value", [None, b"", b"  "])
