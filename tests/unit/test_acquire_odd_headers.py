@@ -154,8 +154,9 @@ def test_nested_sequences(good: list[File], depth: int, undefined: bool) -> None
     top = Element(0x00081115, b"SQ", header_fuzz.item(value, undefined, EXPLICIT), length)
     read = instance_of(written(header_fuzz.with_element(good[0], top)))
     fates = [("image", ""), ("unreadable", "RecursionError"), ("unreadable", "OSError")]
-    allowed = {31: fates[:1], 33: fates[:1], 400: fates, 3000: fates[1:]}  # the stack ends in between
-    assert (read.status, read.detail) in allowed[depth]
+    # pydicom reads far down where lengths are stated; the short reader, which would not, leaves it to pydicom.
+    whole = depth < 100 or (depth == 400 and not undefined)
+    assert (read.status, read.detail) in (fates[:1] if whole else fates[1:])
 
 
 def test_a_long_value_is_no_reason_to_hang(good: list[File]) -> None:
