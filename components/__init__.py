@@ -7,6 +7,9 @@ process of the product, they are silenced: what is wrong with a file is a row of
 import logging
 import warnings
 
+from components import arithmetic
+
+arithmetic.pin()  # before the first import of NumPy: see there
 # Which module a warning counts to depends on the library's stack level: some of highdicom's count to ours.
 warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|dicomweb_client)\b")
 warnings.filterwarnings("ignore", category=UserWarning, module=r"(components|serving)\b")

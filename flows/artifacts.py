@@ -64,6 +64,7 @@ def _shown(value: Any) -> Any:
 def funnel_rows(funnel: dict[str, Any]) -> list[dict[str, Any]]:
     """Series in, rejected by first reason, accepted, and what the accepted ones are used for."""
     rows = [{"step": "series in", "series": funnel["in"]}]
+    rows += [{"step": "no CT", "series": funnel["not_ct"]}] if funnel["not_ct"] else []
     rows += [{"step": f"rejected: {reason}", "series": n} for reason, n in funnel["rejected"].items()]
     rows.append({"step": "accepted", "series": funnel["accepted"]})
     rows += [{"step": f"of these for: {role}", "series": n} for role, n in funnel["accepted_by_role"].items()]

@@ -89,6 +89,15 @@ def _uneven(items: Slices) -> Slices:
     return items
 
 
+def _two_protocols(items: Slices) -> Slices:
+    """Base and vertex of a head: each gap within the bound of the median, together millimetres off an even grid."""
+    half = len(items) // 2
+    for number, item in enumerate(items):
+        x, y, z = (float(v) for v in item.ImagePositionPatient)
+        item.ImagePositionPatient = [x, y, round(z - 0.8 * max(0, number - half), 4)]
+    return items
+
+
 def _reversed(items: Slices) -> Slices:
     """Names and numbers against the positions."""
     items = items[::-1]
@@ -147,6 +156,7 @@ CASES = (
     Case("repeated slice", "one position twice", "-", ("repeated_positions",), ("repeated_positions",),
          plant=_one_twice),
     Case("uneven spacing", "the distance grows from slice to slice", "-", ("uneven_spacing",), plant=_uneven),
+    Case("two protocols", "5 mm steps below, 4.2 mm above", "-", ("uneven_spacing",), plant=_two_protocols),
     Case("reversed", "file names and instance numbers run downwards", "by position: as upright", plant=_reversed),
     Case("shuffled", "file names at random, every instance number 1", "by position: as upright", plant=_shuffled),
     Case("oblique", "planes turned by 12 degrees, positions along their normal", "on its own oblique axes",

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from components.acquire.headers import Instance, read_instance, series_identity
+from components.acquire.headers import Instance, series_identity
 from components.files import sha256_file
 
 
@@ -32,13 +32,3 @@ def copies(instances: Sequence[Instance], files: Mapping[str, Path]) -> set[str]
                 found.add(instance.location)
             seen.add(digest)
     return found
-
-
-def without_copies(paths: Sequence[Path]) -> list[Path]:
-    """``paths`` without the files that are copies of another. Raises OSError where one cannot be read."""
-    instances = []
-    for path in paths:
-        with path.open("rb") as stream:
-            instances.append(read_instance(stream, str(path), path.stat().st_size, listing=True))
-    left_out = copies(instances, {str(path): path for path in paths})
-    return [path for path in paths if str(path) not in left_out]

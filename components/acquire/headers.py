@@ -266,9 +266,13 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
     as an instance.
 
     Lengths are in mm, angles in degrees; what cannot be measured is None. ``gap_ratio`` is the largest gap between
-    neighbouring slices over the median gap; ``tilt_degrees`` the angle between the slices' normal and the direction
-    in which their positions move, which shows a gantry tilt whatever the tag says. ``burned_in`` is text in the pixels
+    neighbouring slices over the median gap; ``off_grid_mm`` the largest distance of a slice from its place in a stack
+    of even steps from the first to the last, which is where the volume's affine puts it (of slices at
+    one position, the first counts); ``tilt_degrees`` the angle
+    between the slices' normal and the direction in which their positions move, which shows a gantry tilt whatever the
+    tag says. ``burned_in`` is text in the pixels
     only: RecognizableVisualFeatures is true of every head scan that was not defaced, whether the tag says so or not.
+    ``other_object`` is true where no instance is a CT image by what it states: structures, doses, PET, reports.
     ``no_image`` counts objects, such as a structure set, under the series' UID: they are no part of the volume.
     ``mixed`` says what images outside the largest stack differ in; with ``only_largest_stack`` these are not measured,
     and ``left_out`` counts them.
@@ -292,6 +296,7 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
         "modality": "|".join(sorted({i.tags.get("Modality", "") for i in instances})),
         "sop_class": "|".join(sorted({i.tags.get("SOPClassUID", "") for i in instances})),
         "is_ct_image": bool(images) and all(is_ct(i.tags) for i in images),
+        "other_object": _other_object(instances),
         "is_localizer": any("LOCALIZER" in i.tags.get("ImageType", ()) for i in images),
         "missing_tags": _missing_tags(images),
         "transfer_syntax": "|".join(sorted({i.transfer_syntax for i in images})),
@@ -321,6 +326,15 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
     }  # fmt: skip
 
 
+def _other_object(instances: Sequence[Instance]) -> bool:
+    stated = [i.tags for i in instances if i.tags.get("Modality") or i.tags.get("SOPClassUID")]
+    claims = [
+        tags.get("Modality", "CT") == "CT" and tags.get("SOPClassUID", CT_IMAGE_STORAGE) in CT_CLASSES
+        for tags in stated
+    ]
+    return bool(stated) and not any(claims)
+
+
 def _is_number(value: Any) -> bool:
     try:
         return bool(np.isfinite(float(value)))
@@ -338,7 +352,7 @@ def _missing_tags(images: Sequence[Instance]) -> str:
 
 def _geometry(images: Sequence[Instance]) -> dict[str, Any]:
     empty = {"orientations": 0, "positions": 0, "gap_median_mm": None, "gap_ratio": None, "tilt_degrees": None,
-             "extent_mm": None}  # fmt: skip
+             "off_grid_mm": None, "extent_mm": None}  # fmt: skip
     placed = [
         (p, o)
         for i in images
@@ -364,6 +378,7 @@ def _geometry(images: Sequence[Instance]) -> dict[str, Any]:
         "positions": len(apart) + 1,
         "gap_median_mm": round(float(np.median(apart)), 4),
         "gap_ratio": round(float(apart.max() / np.median(apart)), 4),
+        "off_grid_mm": round(stacks.off_grid(points[np.append(True, gaps > 0.01)]), 3),
         "tilt_degrees": round(float(np.degrees(np.arccos(min(1.0, cosine)))), 3),
         "extent_mm": round(float(along.max() - along.min()), 3),
     }

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 APART_MM = 0.01  # positions closer than this are one position
+MISSING_SLICE = 1.5  # a gap so many times longer or shorter than the median one is no step of the same grid
 # What tells the images of one place apart, the most telling first (PS3.3 C.7.6.16.2.2, C.7.6.1, C.8.15.3).
 TIMES = ("TemporalPositionIndex", "TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "TriggerTime",
          "AcquisitionNumber", "AcquisitionDateTime", "AcquisitionTime")  # fmt: skip
@@ -59,6 +61,39 @@ def largest_stack(images: Sequence[Values]) -> Stack:
             if others and not _repeated([images[n] for n in part]):
                 return Stack(part, (*left_out_for, "time"))
     return Stack(chosen, tuple(left_out_for))
+
+
+def off_grid(positions: npt.NDArray[np.float64]) -> float:
+    """The largest distance, in mm, of a slice from where an affine puts it: at even steps from the first to the last.
+
+    Args:
+        positions: ImagePositionPatient of at least one slice, (slices, 3), in the order of the stack.
+    """
+    shares = np.linspace(0.0, 1.0, len(positions))[:, None]
+    even = positions[0] + shares * (positions[-1] - positions[0])
+    return float(np.linalg.norm(positions - even, axis=1).max())
+
+
+def no_grid(positions: npt.NDArray[np.float64], normal: npt.NDArray[np.float64]) -> str:
+    """Why slices do not follow each other as those of one grid do; '' where they do.
+
+    Args:
+        positions: ImagePositionPatient, (slices, 3), in the order of the stack.
+        normal: of the slices' planes, of any length.
+    """
+    gaps = np.diff(positions @ normal) / max(float(np.linalg.norm(normal)), 1e-9)
+    if not len(gaps):
+        return ""
+    if gaps.max() < APART_MM:
+        return "all slices lie at one position"
+    if (same := int((gaps < APART_MM).sum())) > 0:
+        return f"{same} of {len(positions)} slices lie at the position of another; allowed: none"
+    usual = float(np.median(gaps))
+    for gap in (float(gaps.max()), float(gaps.min())):
+        if not usual / MISSING_SLICE <= gap <= usual * MISSING_SLICE:
+            return (f"a gap of {gap:.4g} mm between slices {usual:.4g} mm apart: slices of the grid are missing, or "
+                    "others lie between them")  # fmt: skip
+    return ""
 
 
 def _largest(members: list[int], values: Sequence[Any]) -> tuple[list[int], bool]:

@@ -23,7 +23,7 @@ class CardFacts:
         line: the model line.
         config: words of the `bundle` block.
         parameters: the line's whole block of ``params.yaml``.
-        funnel: ``funnel.json``: counts in, accepted, rejected by reason.
+        funnel: ``funnel.json``: counts in, accepted, no CT, rejected by reason.
         metrics: ``metrics.json`` of evaluation.
         figures: ``figures.csv`` of evaluation: task, method, figure, value, low, high, n_cases, n_patients.
         decision: ``decision.json`` of the gate.

@@ -57,6 +57,11 @@ class CurateConfig(StageConfig):
     max_duplicate_slices: slices whose pixels are those of another.
     max_slice_jump: largest difference between neighbouring slices over the median one: slices of another scan.
     max_border_fraction: share of the planes' edges that lies in the patient, above which the field was cut (warning).
+    body_area_cm2: allowed median area of the patient's transverse sections: what the line is for, a head or a trunk.
+    min_bone_fraction: smallest share of tissue as bright as bone; a head has more of it than a trunk. None: any.
+    max_lung_fraction: largest amount of what is as dark as lung, over that of tissue. None: any.
+    max_cut_fraction: share of what is denser than air, tables included, that the crop to the patient leaves out, above
+        which parts of the patient may have been lost (warning).
     min_accepted_rate: below this share of accepted series the suite warns.
     drift: of the training set from the champion's.
     """
@@ -75,5 +80,9 @@ class CurateConfig(StageConfig):
     max_duplicate_slices: Annotated[int, Field(ge=0)]
     max_slice_jump: Annotated[float, Field(ge=1)]
     max_border_fraction: Fraction
+    body_area_cm2: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    min_bone_fraction: Fraction | None
+    max_lung_fraction: Annotated[float, Field(ge=0)] | None
+    max_cut_fraction: Fraction
     min_accepted_rate: Annotated[float, Field(ge=0, le=1)]
     drift: DriftConfig

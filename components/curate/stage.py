@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from components.curate import scans
 from components.curate.config import CurateConfig
 from components.files import read_table, write_json, write_table
 from components.params import UserError
@@ -15,13 +16,15 @@ from components.quality import drift, judge, suites
 
 log = logging.getLogger(__name__)
 
+EVALUATION_SCAN = "evaluation_scan"
 ACCOUNT = ["series", "patient", "name", "source", "collection", "role", "split", "retest_of", "shard"]
 
 
 def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Path) -> pd.DataFrame:
-    """Write ``curated.parquet`` (every series of the cohort, with status and reason), ``annotations.parquet`` (of
-    accepted series), ``volumes.parquet`` (the judged catalogue), ``funnel.json``, ``quality.json``, ``profile.json``
-    (the training set's data profile) and ``drift.json`` (suite *release*: beside the champion's).
+    """Write ``curated.parquet`` (every series of the cohort, with status, reason and ``same_scan``: the series of an
+    evaluation set that is the same scan under another name, or ''), ``annotations.parquet`` (of accepted series),
+    ``volumes.parquet`` (the judged catalogue), ``funnel.json``, ``quality.json``, ``profile.json`` (the training set's
+    data profile) and ``drift.json`` (suite *release*: beside the champion's).
 
     Args:
         data: the line's data folder.
@@ -39,7 +42,10 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     judgement = judge.judge(catalogue, suite)
     catalogue["accepted"] = ~catalogue["series"].isin(list(judgement.reasons))
     catalogue["reason"] = [";".join(judgement.reasons.get(s, [])) for s in catalogue["series"]]
+    twins = scans.same_scans(cohort, catalogue, data, shards)
+    _reject_twins(catalogue, twins)
     curated = _account(cohort, screened, catalogue, data)
+    curated["same_scan"] = [twins.get(series, "") for series in curated["series"]]
     if not (curated["accepted"] & (curated["role"] == "pretrain")).any():
         raise UserError(f"curate: 0 of {len(curated)} series are left to pretrain on; see {folder / 'funnel.json'}")
     write_table(folder / "curated.parquet", curated)
@@ -64,6 +70,16 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     return curated
 
 
+def _reject_twins(catalogue: pd.DataFrame, twins: dict[str, str]) -> None:
+    """Reject what is to be pretrained on and is a scan of an evaluation set under another name."""
+    among = catalogue["series"].isin(list(twins))
+    catalogue.loc[among, "accepted"] = False
+    catalogue.loc[among, "reason"] = [";".join(filter(None, (reason, EVALUATION_SCAN)))
+                                      for reason in catalogue.loc[among, "reason"]]  # fmt: skip
+    if among.any():
+        log.warning("%d series rejected: each is a scan of an evaluation set under another name", int(among.sum()))
+
+
 def _concat(paths: list[Path]) -> pd.DataFrame:
     tables = [table for path in paths if len(table := read_table(path))]
     joined = pd.concat(tables, ignore_index=True) if tables else read_table(paths[0])
@@ -71,7 +87,8 @@ def _concat(paths: list[Path]) -> pd.DataFrame:
 
 
 def _account(cohort: pd.DataFrame, screened: pd.DataFrame, catalogue: pd.DataFrame, data: Path) -> pd.DataFrame:
-    """One row per series of the cohort: accepted, or rejected by one of the suites, in their order, and why."""
+    """One row per series of the cohort: accepted, rejected by one of the suites, in their order, or no CT at all (a
+    structure set, a dose, PET, a report), and why."""
     curated = cohort[ACCOUNT].copy()
     listed = dict(zip(cohort["series"], cohort["reason"], strict=True))
     header = dict(zip(screened["series"], screened["reason"], strict=True))
@@ -81,7 +98,12 @@ def _account(cohort: pd.DataFrame, screened: pd.DataFrame, catalogue: pd.DataFra
     curated["reason"] = [listed[s] or header[s] or voxel[s] for s in curated["series"]]
     curated["detail"] = [detail.get(s, "") for s in curated["series"]]
     curated["accepted"] = curated["reason"] == ""
-    curated["status"] = curated["accepted"].map({True: "accepted", False: "rejected"})
+    others = set(screened.loc[screened["other_object"].fillna(False).astype(bool), "series"])
+    fates = zip(curated["series"], curated["accepted"], strict=True)
+    curated["status"] = [
+        "accepted" if accepted else "not_ct" if series in others and not listed[series] else "rejected"
+        for series, accepted in fates
+    ]
     sizes = catalogue.set_index("series")
     for column in ("n0", "n1", "n2"):
         values = sizes[column] if column in sizes else pd.Series(dtype=float)
@@ -94,13 +116,14 @@ def _account(cohort: pd.DataFrame, screened: pd.DataFrame, catalogue: pd.DataFra
 
 
 def funnel(curated: pd.DataFrame) -> dict[str, Any]:
-    """Counts in, accepted and rejected by (first) reason, and every series with its fate."""
-    rejected = curated[~curated["accepted"]]
+    """Counts in, accepted, no CT, and CT rejected by (first) reason; and every series with its fate."""
+    rejected = curated[curated["status"] == "rejected"]
     first = rejected["reason"].str.split(";").str[0]
     use = curated[curated["accepted"]]["role"].value_counts()
     return {
         "in": len(curated),
         "accepted": int(curated["accepted"].sum()),
+        "not_ct": int((curated["status"] == "not_ct").sum()),
         "rejected": {str(k): int(v) for k, v in first.value_counts().sort_index().items()},
         "accepted_by_role": {str(k): int(v) for k, v in use.sort_index().items()},
         "series": curated[["series", "name", "source", "role", "status", "reason", "detail"]]

@@ -41,7 +41,7 @@ class Evidence:
     Attributes:
         line: the model line.
         metrics: of the evaluate stage.
-        funnel: of the curate stage: ``in``, ``accepted``, ``rejected`` by reason.
+        funnel: of the curate stage: ``in``, ``accepted``, ``not_ct``, ``rejected`` by reason.
         curated: every series that reached curation.
         tasks: the task table.
         champion: of the line: ``bundle``, ``evaluation_data``, ``metrics``; None where there is none.
@@ -59,6 +59,7 @@ def judge(config: GateConfig, evidence: Evidence) -> list[Verdict]:
     """The verdicts of all gates, in a fixed order: none is skipped because another failed."""
     return [
         leakage(evidence),
+        same_scan(evidence),
         reject_rate(config, evidence),
         *better_than_random(config, evidence),
         *floors(config, evidence),
@@ -85,13 +86,24 @@ def leakage(evidence: Evidence) -> Verdict:
     )  # fmt: skip
 
 
+def same_scan(evidence: Evidence) -> Verdict:
+    """No scan that the encoder was trained on is one of an evaluation set under another patient's name."""
+    accepted = evidence.curated[evidence.curated["status"] == "accepted"]
+    both = sorted(accepted.loc[(accepted["role"] == "pretrain") & (accepted["same_scan"] != ""), "series"])
+    named = f": {', '.join(both[:3])}{', ...' if len(both) > 3 else ''}" if both else ""
+    detail = f"series in pretraining that are, by bytes or voxels, a scan of an evaluation set{named}"
+    return Verdict("same_scan", len(both), 0, _word(not both), detail)
+
+
 def reject_rate(config: GateConfig, evidence: Evidence) -> Verdict:
-    """A source that suddenly loses more series than it used to is looked at before it trains a release."""
-    total, accepted = int(evidence.funnel["in"]), int(evidence.funnel["accepted"])
+    """A source that suddenly loses more series than it used to is looked at before it trains a release. Of its CT: what
+    else it holds (structures, doses, PET, reports) is no loss."""
+    others, accepted = int(evidence.funnel["not_ct"]), int(evidence.funnel["accepted"])
+    total = int(evidence.funnel["in"]) - others
     if total == 0:
-        return Verdict("reject_rate", None, config.max_reject_rate, "fail", "no series came in: check the source")
+        return Verdict("reject_rate", None, config.max_reject_rate, "fail", "no CT series came in: check the source")
     rate = round((total - accepted) / total, 6)
-    detail = f"{total - accepted} of {total} series rejected"
+    detail = f"{total - accepted} of {total} CT series rejected" + (f"; {others} others are no CT" if others else "")
     return Verdict("reject_rate", rate, config.max_reject_rate, _word(rate <= config.max_reject_rate), detail)
 
 

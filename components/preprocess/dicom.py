@@ -29,7 +29,7 @@ from components.acquire.dataset import DIRECTORY_STORAGE, InflateError, inflated
 from components.acquire.elements import DEFLATED, EXPLICIT, HEAD_BYTES, IMPLICIT, native_pixels, read_regular
 from components.acquire.frames import PER_FRAME, SHARED, frame_values, is_multi_frame, is_object
 from components.acquire.stacks import TAGS as STACK_TAGS
-from components.acquire.stacks import largest_stack
+from components.acquire.stacks import largest_stack, no_grid
 from components.acquire.values import values_of
 from components.files import sha256_file
 from components.params import UserError
@@ -40,12 +40,14 @@ log = logging.getLogger(__name__)
 GEOMETRY_TAGS = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "RescaleSlope",
     "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation", "BitsStored", "HighBit",
-    "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "SOPClassUID",
+    "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "SOPClassUID", "SeriesInstanceUID",
 )  # fmt: skip
 # What dicomsdl is given: JPEG, JPEG-LS, JPEG 2000. Of damaged RLE it writes past its buffers, of native pixels whose
 # header contradicts itself it reads past them, and the process dies.
 JPEG = "1.2.840.10008.1.2.4."
 LARGEST_RESCALE = 1e6  # of slope and intercept; beyond it nothing is HU, and float32 overflows
+ONE_PLANE = 1e-3  # direction cosines, and mm of pixel spacing, that rounding may change from slice to slice
+NO_TISSUE_HU = (-1000, 3071)  # at or below the first is air at most; 12 bits end with the second
 PIXEL_MM = (0.01, 20.0)  # no scanner is finer or coarser; beyond it a resampled volume would fill the memory
 
 
@@ -122,7 +124,9 @@ def read_series(
         -1024 HU. The affine maps (slice, row, column) to RAS mm (DICOM PS3.3 C.7.6.2.1.1, with x and y negated).
 
     Raises:
-        DecodeError: no instance, an instance that does not decode, or instances that do not form one grid.
+        DecodeError: no instance, an instance that does not decode, or instances that do not form one grid: of several
+            series, matrices, orientations or pixel spacings, two at one position, or some missing between others. How
+            even the steps must be beyond that, the suite *headers* says.
     """
     if not paths:
         raise DecodeError("series: 0 instances is not allowed: at least 1")
@@ -155,7 +159,11 @@ def _assemble(slices: list[_Slice], files: _Files) -> Volume:
         raise DecodeError(f"series: slices of {len(shapes)} different matrix sizes")
     if min(first.shape) < 1:
         raise DecodeError(f"{first.path.name}: a matrix of {first.shape} is not allowed: at least one row and column")
-    affine = _affine(np.stack([position for position, _ in placed]), orientation, first.vector("PixelSpacing", 2))
+    _check_one_plane(slices)
+    positions = np.stack([position for position, _ in placed])
+    if uneven := no_grid(positions, normal):
+        raise DecodeError(f"series: {uneven}")
+    affine = _affine(positions, orientation, first.vector("PixelSpacing", 2))
     hu: Int16Array = np.empty((len(slices), *first.shape), dtype=np.int16)
     framed: dict[Path, list[tuple[_Slice, Int16Array]]] = defaultdict(list)
     for plane, (_, item) in zip(hu, placed, strict=True):
@@ -167,6 +175,21 @@ def _assemble(slices: list[_Slice], files: _Files) -> Volume:
         for (item, plane), stored in zip(pairs, _stored_frames([item for item, _ in pairs]), strict=True):
             _fill_hu(plane, item, stored)
     return Volume(hu=hu, affine=affine)
+
+
+def _check_one_plane(slices: list[_Slice]) -> None:
+    """Raises DecodeError where slices differ in their series, orientation or pixel spacing."""
+    first = slices[0]
+    series = {str(item.header.get("SeriesInstanceUID") or "") for item in slices}
+    if len(series) > 1:
+        raise DecodeError(f"series: instances of {len(series)} series; allowed: one")
+    for keyword, length, name in (("ImageOrientationPatient", 6, "orientation"), ("PixelSpacing", 2, "pixel spacing")):
+        stated, expected = first.header.get(keyword), first.vector(keyword, length)
+        for item in slices:
+            if item.header.get(keyword) == stated:
+                continue
+            if not np.abs(item.vector(keyword, length) - expected).max() <= ONE_PLANE:
+                raise DecodeError(f"{item.path.name}: another {name} than in {first.path.name}; allowed: one grid")
 
 
 class _Files:
@@ -253,8 +276,6 @@ def _affine(positions: FloatArray, orientation: FloatArray, spacing: FloatArray)
         step = (positions[-1] - positions[0]) / (len(positions) - 1)
     else:
         step = np.cross(row_direction, column_direction)
-    if np.linalg.norm(step) < 1e-3:
-        raise DecodeError("series: all slices lie at one position")
     lps = np.eye(4)
     lps[:3, 0] = step
     lps[:3, 1] = column_direction * between_rows  # the column direction points to the next row
@@ -275,9 +296,12 @@ def _fill_hu(out: Int16Array, item: _Slice, stored: npt.NDArray[Any]) -> None:
     if not _shifted_into(out, stored, slope, intercept):
         hu = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
         out[:] = np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
-    padding = padding_mask(item.header, stored)
+    padding = padding_range(item.header)
     if padding is not None:
-        out[padding] = AIR_HU
+        marked = (stored >= padding[0]) & (stored <= padding[1])
+        darkest, brightest = sorted(value * slope + intercept for value in padding)
+        surely = brightest <= NO_TISSUE_HU[0] or darkest > NO_TISSUE_HU[1]
+        out[marked if surely else _outside(marked, out)] = AIR_HU
 
 
 def _shifted_into(out: Int16Array, stored: npt.NDArray[Any], slope: float, intercept: float) -> bool:
@@ -295,16 +319,25 @@ def _shifted_into(out: Int16Array, stored: npt.NDArray[Any], slope: float, inter
     return True
 
 
-def padding_mask(header: Any, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-    """Which stored values the header declares as padding (PS3.3 C.7.5.1.1.2), or None."""
+def padding_range(header: Any) -> tuple[int, int] | None:
+    """The lowest and highest stored value that the header declares as padding (PS3.3 C.7.5.1.1.2), or None."""
     value, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
     if value is None:
         return None
     low = _as_signed(value, header)
     high = low if limit is None else _as_signed(limit, header)
-    low, high = min(low, high), max(low, high)
-    mask: npt.NDArray[np.bool_] = (stored >= low) & (stored <= high)
-    return mask
+    return min(low, high), max(low, high)
+
+
+def _outside(padding: npt.NDArray[np.bool_], hu: Int16Array) -> npt.NDArray[np.bool_]:
+    """Which pixels marked as padding are no tissue: those that no tissue can be, and those that hang together with a
+    corner of the slice, outside of the scanner's circle. Some writers declare a value that also is a voxel's, such as
+    0 where 0 is water: in the patient it is a voxel."""
+    darkest, brightest = NO_TISSUE_HU
+    surely: npt.NDArray[np.bool_] = padding & ((hu <= darkest) | (hu > brightest))
+    regions = cv2.connectedComponents(padding.astype(np.uint8), connectivity=4)[1]
+    corners = np.unique(regions[[0, 0, -1, -1], [0, -1, 0, -1]])
+    return surely | np.isin(regions, corners[corners > 0])
 
 
 def _as_signed(value: Any, header: Any) -> int:

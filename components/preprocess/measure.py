@@ -17,6 +17,8 @@ from components.preprocess.store import AIR_HU, Int16Array, Volume
 
 TISSUE_HU = -500  # above it lies tissue; below it lungs, fat-free air and bowel gas
 SAMPLE = 2_000_000  # voxels that statistics are taken from: enough for a median to a fraction of a HU
+BONE_HU = 300  # above it lies bone, and vessels full of contrast medium
+LUNG_HU = (-925, -600)  # aerated lung; air, and the foam of head rests, is darker
 COARSE = 4  # voxels between those that neighbouring slices are compared at
 
 
@@ -29,7 +31,9 @@ def measure_volume(native: Volume, standard: Volume, body: Body | None) -> dict[
         body: where the patient is in ``standard``.
 
     Returns:
-        ``extent_mm`` (first to last slice), ``body_fraction``, ``body_median_hu``, ``constant_slices``, ``hu_p01``,
+        ``extent_mm`` (first to last slice), ``body_fraction``, ``body_pieces``, ``cut_fraction`` and ``body_area_cm2``
+        (as :class:`components.preprocess.standardise.Body` has them), ``bone_fraction`` and ``lung_fraction`` (voxels
+        as bright as bone, or as lung, over those of tissue), ``body_median_hu``, ``constant_slices``, ``hu_p01``,
         ``hu_p50``, ``hu_p99``, ``noise_hu`` (robust standard deviation of differences between neighbours in tissue,
         over the square root of two), ``hu_min``, ``hu_max``, ``hu_levels`` (distinct values), ``saturated_fraction``
         (share of tissue that has the highest value), ``air_fraction`` (share that is no tissue), ``border_fraction``
@@ -42,6 +46,8 @@ def measure_volume(native: Volume, standard: Volume, body: Body | None) -> dict[
     counts = np.bincount(sample.astype(np.int32) - lowest)
     tissue = counts[max(0, TISSUE_HU + 1 - lowest) :]
     inside = int(tissue.sum())
+    bone = int(counts[max(0, BONE_HU + 1 - lowest) :].sum())
+    lung = int(counts[max(0, LUNG_HU[0] - lowest) : max(0, LUNG_HU[1] - lowest)].sum())
     low, middle, high = (_percentile(counts, lowest, share) for share in (0.01, 0.5, 0.99))
     lows, highs = np.array([cv2.minMaxLoc(plane)[:2] for plane in native.hu], dtype=np.int64).T  # one pass, not two
     highest = int(highs.max())
@@ -50,6 +56,11 @@ def measure_volume(native: Volume, standard: Volume, body: Body | None) -> dict[
     return {
         "extent_mm": round((native.hu.shape[0] - 1) * native.spacing[0], 3),
         "body_fraction": round(body.fraction, 4) if body else 0.0,
+        "body_pieces": body.pieces if body else 0,
+        "cut_fraction": round(body.cut_fraction, 4) if body else 0.0,
+        "body_area_cm2": round(body.area_cm2, 1) if body else 0.0,
+        "bone_fraction": round(bone / inside, 4) if inside else 0.0,
+        "lung_fraction": round(lung / inside, 4) if inside else 0.0,
         "body_median_hu": _percentile(tissue, max(lowest, TISSUE_HU + 1), 0.5) if inside else float(AIR_HU),
         "constant_slices": int((lows == highs).sum()),
         "hu_p01": round(low, 1),

@@ -2,42 +2,144 @@
 
 from __future__ import annotations
 
-import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.openers import ImageOpener
 
 from components.params import UserError
-from components.preprocess.store import Volume
+from components.preprocess.store import FloatArray, Volume
 
-DAMAGED = (OSError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError)
+MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: not stated (read as mm by all), m, mm, um
+SQUARE = 0.02  # pixels whose sides differ by less count as square, as screening does
+RIGHT_ANGLE = 2e-3  # cosine between rows and columns that rounding may cause, as screening allows
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where a NIfTI's voxels lie, in the terms of a DICOM series.
+
+    Attributes:
+        order: the file's axes that run over slices, rows and columns.
+        shape: voxels along them.
+        affine: (slice, row, column) to RAS mm.
+        missing: what the header does not state, without which voxels have no place; '' where all is there. The
+            affine is then worth nothing.
+    """
+
+    order: tuple[int, int, int]
+    shape: tuple[int, ...]
+    affine: FloatArray
+    missing: str
+
+    @property
+    def skew(self) -> float:
+        """Cosine of the angle between rows and columns."""
+        row, column = (self.affine[:3, axis] / np.linalg.norm(self.affine[:3, axis]) for axis in (1, 2))
+        return abs(float(row @ column))
 
 
 def read_nifti(path: Path) -> Volume:
-    """Read a 3D NIfTI of HU (``.nii`` or ``.nii.gz``).
+    """Read a 3D NIfTI of HU (``.nii`` or ``.nii.gz``), slices first, as DICOM series are read.
 
     Raises:
-        UserError: not NIfTI, not three-dimensional, no orientation, or values that are no HU.
+        UserError: not NIfTI, not three-dimensional, no orientation, voxel size or known unit of length, rows and
+            columns that are not at a right angle, or values that are no HU.
     """
+    data, affine = read_values(path)
+    hu = np.clip(np.rint(data) if np.issubdtype(data.dtype, np.floating) else data, -32768, 32767).astype(np.int16)
+    return Volume(hu=np.ascontiguousarray(hu), affine=affine)
+
+
+def read_values(path: Path) -> tuple[Any, FloatArray]:
+    """The numbers of a 3D NIfTI, of HU or of labels, as the file holds them, slices first; and their affine. Raises as
+    :func:`read_nifti`."""
+    image = _open(path)
     try:
-        image: Any = nib.load(path)
         data = np.asanyarray(image.dataobj)
-    except DAMAGED as error:  # nibabel's own words quote the whole path
+    except MemoryError:
+        raise
+    except Exception as error:  # nibabel's own words quote the whole path
         raise UserError(f"{path.name}: not readable as NIfTI ({type(error).__name__})") from None
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.ndim != 3 or min(data.shape) < 1:
         raise UserError(f"{path.name}: NIfTI of shape {data.shape} is not allowed: one volume with three axes")
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise UserError(f"{path.name}: the NIfTI affine is not invertible; it cannot be placed in millimetres")
+    grid = _grid(path, image)
+    if grid.missing:
+        raise UserError(f"{path.name}: {_SAYS[grid.missing]}")
+    if grid.skew > RIGHT_ANGLE:
+        raise UserError(f"{path.name}: rows and columns stand at {np.degrees(np.arccos(grid.skew)):.1f} degrees; "
+                        "allowed: a right angle; resample it onto such a grid")  # fmt: skip
     if not np.issubdtype(data.dtype, np.number) or np.iscomplexobj(data) or not np.isfinite(data).all():
         raise UserError(f"{path.name}: voxels of type {data.dtype} or not finite are not allowed: HU as numbers")
-    hu = np.clip(np.rint(data) if np.issubdtype(data.dtype, np.floating) else data, -32768, 32767).astype(np.int16)
-    # Slices first, as DICOM series are read: NIfTI's third axis is the scanner's in nearly every file.
-    return Volume(hu=np.ascontiguousarray(hu.transpose(2, 1, 0)), affine=affine[:, [2, 1, 0, 3]])
+    return data.transpose(grid.order), grid.affine
+
+
+_SAYS = {
+    "orientation": "the header states no orientation (qform_code and sform_code are 0): left and right, front and back "
+    "are unknown; allowed: a NIfTI whose qform or sform is set",
+    "voxel size": "the header states a voxel size of 0 (pixdim); allowed: more than 0",
+    "unit of length": "the header states a unit of length that NIfTI does not know (xyzt_units); allowed: m, mm, um",
+    "affine": "the NIfTI affine is not invertible; it cannot be placed in millimetres",
+}
+
+
+def _open(path: Path) -> Any:
+    """nibabel raises many kinds on damaged headers; each is this file's rejection."""
+    try:
+        return nib.load(path)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path.name}: not readable as NIfTI ({type(error).__name__})") from None
+
+
+def _grid(path: Path, image: Any) -> _Grid:
+    """Of an image with at least three axes."""
+    affine = np.asarray(image.affine, dtype=np.float64)
+    unit = int(image.header["xyzt_units"]) & 7
+    affine[:3] *= MM_PER_UNIT.get(unit, 1.0)
+    missing = _missing(path, image, affine, unit)
+    order = (2, 1, 0) if missing else _order(affine)
+    shape = tuple(int(image.shape[axis]) for axis in order)
+    return _Grid(order, shape, affine[:, [*order, 3]], missing)
+
+
+def _missing(path: Path, image: Any, affine: FloatArray, unit: int) -> str:
+    by_sform, by_qform = int(image.header["sform_code"]) > 0, int(image.header["qform_code"]) > 0
+    if not (by_sform or by_qform):
+        return "orientation"
+    if not by_sform:  # its voxel size is pixdim; nibabel has put 1 mm for 0 by now
+        with ImageOpener(str(path)) as stream:
+            pixdim = type(image.header).from_fileobj(stream, check=False)["pixdim"][1:4]
+        if not (np.abs(pixdim) > 0).all():
+            return "voxel size"
+    if unit not in MM_PER_UNIT:
+        return "unit of length"
+    size = np.linalg.norm(affine[:3, :3], axis=0)
+    sound = np.isfinite(affine).all() and (size > 0).all() and abs(np.linalg.det(affine[:3, :3] / size)) > 1e-3
+    return "" if sound else "affine"
+
+
+def _order(affine: FloatArray) -> tuple[int, int, int]:
+    """The file's axes as slices, rows and columns. Its order says nothing of the scan: converters turn volumes.
+
+    Slices run along the axis whose two others have voxels of one size, as CT's planes have; where all three are alike,
+    along the one nearest to the patient's length. Columns run nearest to left and right, or to front and back.
+    """
+    size = np.linalg.norm(affine[:3, :3], axis=0)
+    others = [np.delete(size, axis) for axis in range(3)]
+    aspect = [float(pair.max() / pair.min()) for pair in others]
+    alike = [axis for axis in range(3) if aspect[axis] < min(aspect) + SQUARE]
+    along = np.abs(affine[2, :3]) / size
+    slices = max(alike, key=lambda axis: (round(float(along[axis]), 6), axis))
+    world = nib.orientations.io_orientation(affine)[:, 0]
+    columns, rows = sorted((axis for axis in range(3) if axis != slices), key=lambda axis: float(world[axis]))
+    return slices, rows, columns
 
 
 def measure_nifti(path: Path) -> dict[str, Any]:
@@ -45,32 +147,41 @@ def measure_nifti(path: Path) -> dict[str, Any]:
 
     A NIfTI names no modality: whether its values are HU is judged on the voxels, by the suite *volumes*.
     """
+    kind = {"kind": "nifti", "modality": "CT", "is_ct_image": True}
     try:
-        image: Any = nib.load(path)
-        shape, affine = image.shape[:3], np.asarray(image.affine, dtype=np.float64)
-    except DAMAGED:
-        return {"kind": "nifti", "unreadable_files": 1}
-    if len(shape) != 3 or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        return {"kind": "nifti", "missing_tags": "affine", "instances": 1, "positions": 1}
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    directions = affine[:3, :3] / spacing
-    normal = np.cross(directions[:, 0], directions[:, 1])
-    tilt = np.degrees(np.arccos(np.clip(abs(float(normal @ directions[:, 2])), 0.0, 1.0)))
+        image = _open(path)
+    except UserError:
+        return {**kind, "unreadable_files": 1}
+    if len(image.shape) < 3 or min(image.shape) < 1:
+        return {**kind, "missing_tags": "affine", "instances": 1, "positions": 1}
+    grid = _grid(path, image)
+    if grid.missing:
+        return {**kind, "missing_tags": grid.missing, "instances": grid.shape[0], "positions": grid.shape[0]}
+    slices, rows, columns = grid.shape
+    spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    directions = np.diag([-1.0, -1.0, 1.0]) @ grid.affine[:3, :3] / spacing  # to the patient's left, as DICOM counts
+    normal = np.cross(directions[:, 2], directions[:, 1])
+    upright = min(1.0, abs(float(normal @ directions[:, 0])) / float(np.linalg.norm(normal)))
+    step = float(spacing[0]) * upright
     return {
-        "kind": "nifti",
-        "instances": int(shape[2]),
-        "positions": int(shape[2]),
+        **kind,
+        "instances": slices,
+        "positions": slices,
         "orientations": 1,
         "matrices": 1,
         "pixel_spacings": 1,
-        "modality": "CT",
-        "is_ct_image": True,
-        "rows": int(shape[1]),
-        "columns": int(shape[0]),
+        "rows": rows,
+        "columns": columns,
         "spacing_row_mm": round(float(spacing[1]), 4),
-        "spacing_column_mm": round(float(spacing[0]), 4),
-        "gap_median_mm": round(float(spacing[2]), 4),
+        "spacing_column_mm": round(float(spacing[2]), 4),
+        "field_rows_mm": round(float(spacing[1]) * rows, 3),
+        "field_columns_mm": round(float(spacing[2]) * columns, 3),
+        "orientation": "\\".join(f"{value:.6g}" for value in (*directions[:, 2], *directions[:, 1])),
+        "gap_median_mm": round(step, 4),
         "gap_ratio": 1.0,
-        "tilt_degrees": round(float(tilt), 3),
-        "extent_mm": round(float(spacing[2] * (shape[2] - 1)), 3),
+        "gap_min_ratio": 1.0,
+        "off_line_mm": 0.0,
+        "off_grid_mm": 0.0,
+        "tilt_degrees": round(float(np.degrees(np.arccos(upright))), 3),
+        "extent_mm": round(step * (slices - 1), 3),
     }

@@ -5,6 +5,8 @@ The service calls :func:`prepare` with one series and only some of the columns: 
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -14,8 +16,21 @@ COMPRESSED = "1.2.840.10008.1.2.4."
 LOSSLESS_SYNTAXES = {
     COMPRESSED + n for n in ("57", "58", "65", "66", "70", "80", "90", "92", "110", "201", "202")
 }  # fmt: skip
+# BodyPartExamined is typed at the scanner: only defined terms for CT (DICOM PS3.16 annex L) say something.
+REGIONS = frozenset(re.findall(r"[A-Z]+", """
+    ABDOMEN ABDOMENPELVIS ADRENAL ANKLE ARM BLADDER BONE BRAIN BREAST CALF CHEST CHESTABDOMEN CHESTABDPELVIS COLON
+    CSPINE CTSPINE EAR ELBOW ESOPHAGUS EXTREMITY EYE FEMUR FOOT FOREARM GALLBLADDER HAND HEAD HEADNECK HEART HIP HUMERUS
+    IAC JAW KIDNEY KNEE LARYNX LEG LIVER LSPINE LSSPINE LUNG MAXILLA MEDIASTINUM NECK NECKCHEST NECKCHESTABDOMEN
+    NECKCHESTABDPELV ORBIT PANCREAS PELVIS PROSTATE RECTUM RIB SELLA SHOULDER SINUS SKULL SPINE SPLEEN STERNUM STOMACH
+    TEMPORALBONE THIGH THORACICAORTA THORAX TMJ TSPINE UTERUS WHOLEBODY WRIST
+"""))  # fmt: skip
 SIZED = ("idc", "dicom", "nifti")  # sources that know files and bytes before the transfer
 PER_FILE = ("idc", "dicom")  # of these, sources of one slice per file
+
+
+def region(text: str) -> str:
+    """BodyPartExamined in letters alone, as the standard's terms are: of several values, the first."""
+    return re.sub(r"[^A-Z]", "", text.split("\\")[0].upper())
 
 
 def prepare(table: pd.DataFrame) -> pd.DataFrame:
@@ -25,10 +40,16 @@ def prepare(table: pd.DataFrame) -> pd.DataFrame:
         _of_headers(derived)
     elif "plan" in derived:
         _of_cohort(derived)
+    elif "body_area_cm2" in derived:  # where there is no patient, that is said once
+        area = _numbers(derived, "body_area_cm2")
+        derived["body_area_cm2"] = area.where(area > 0)
     return derived
 
 
 def _of_headers(table: pd.DataFrame) -> None:
+    if _has(table, "accepted", "other_object"):  # no CT that a source has lost: not among what its rate is taken of
+        others = table["other_object"].fillna(False).astype(bool)
+        table["accepted"] = 1.0 if others.all() else table["accepted"].astype(float).where(~others)
     placed = table["missing_tags"] == ""
     table["repeated"] = (table["instances"] - table["positions"]).where(placed, 0).clip(lower=0)
     table["geometries"] = table[["orientations", "matrices", "pixel_spacings"]].max(axis=1)
@@ -50,6 +71,9 @@ def _of_headers(table: pd.DataFrame) -> None:
         table["thickness_ratio"] = _numbers(table, "thickness_max_mm") / _numbers(table, "thickness_min_mm")
     if _has(table, "gap_median_mm", "spacing_between_mm"):
         table["step_per_stated"] = _numbers(table, "gap_median_mm") / _numbers(table, "spacing_between_mm")
+    if "body_part" in table:
+        regions = {text: region(str(text)) for text in table["body_part"].dropna().unique()}
+        table["body_region"] = [named if (named := regions.get(text)) in REGIONS else "" for text in table["body_part"]]
     if "frames_of_reference" in table:
         # Some de-identification (LIDC-IDRI's) gives every image a frame of its own: that says nothing of a mixture.
         frames = table["frames_of_reference"]

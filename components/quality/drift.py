@@ -20,6 +20,7 @@ from components.curate.config import DriftConfig
 from components.files import read_json
 from components.params import UserError
 from components.quality import judge
+from components.quality.derived import REGIONS, region
 from components.quality.suites import Rule, Suite
 
 FORMAT = 1
@@ -29,14 +30,6 @@ NO_PROFILE = "the champion carries no data profile; promote a release that has o
 MISSING, OTHER = "missing", "OTHER"
 RARE = 5  # bins with fewer series, in both profiles together, are compared as one: so few tell nothing by themselves
 LENGTHS_MM = (0.55, 0.7, 0.9, 1.1, 1.4, 1.75, 2.25, 2.75, 3.5, 4.5, 5.5, 7.5)  # between the usual slice spacings
-# BodyPartExamined is typed at the scanner: only defined terms for CT (DICOM PS3.16 annex L) leave the house.
-REGIONS = frozenset(re.findall(r"[A-Z]+", """
-    ABDOMEN ABDOMENPELVIS ADRENAL ANKLE ARM BLADDER BONE BRAIN BREAST CALF CHEST CHESTABDOMEN CHESTABDPELVIS COLON
-    CSPINE CTSPINE EAR ELBOW ESOPHAGUS EXTREMITY EYE FEMUR FOOT FOREARM GALLBLADDER HAND HEAD HEADNECK HEART HIP HUMERUS
-    IAC JAW KIDNEY KNEE LARYNX LEG LIVER LSPINE LSSPINE LUNG MAXILLA MEDIASTINUM NECK NECKCHEST NECKCHESTABDOMEN
-    NECKCHESTABDPELV ORBIT PANCREAS PELVIS PROSTATE RECTUM RIB SELLA SHOULDER SINUS SKULL SPINE SPLEEN STERNUM STOMACH
-    TEMPORALBONE THIGH THORACICAORTA THORAX TMJ TSPINE UTERUS WHOLEBODY WRIST
-"""))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,7 +154,7 @@ def term(feature: str, text: str) -> str:
         number = pd.to_numeric(text, errors="coerce")
         return f"{number:g}" if np.isfinite(number) else ""
     if feature == "body_region":
-        plain = re.sub(r"[^A-Z]", "", text)
+        plain = region(text)
         return plain if plain in REGIONS or not plain else OTHER
     return text
 

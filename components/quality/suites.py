@@ -136,6 +136,9 @@ def _images(config: ScreenConfig) -> tuple[Rule, ...]:
         _among("missing_tags", "missing_tags", [""], "position, orientation and pixel spacing are there"),
         _between("too_few_slices", "instances", config.min_instances, None,
                  f"at least {config.min_instances} slices"),
+        *([] if config.body_parts is None else [
+            _among("body_part", "body_region", ["", *config.body_parts],
+                   f"of {', '.join(config.body_parts)}, where the header says")]),
     )  # fmt: skip
 
 
@@ -152,6 +155,8 @@ def _geometry(config: ScreenConfig) -> tuple[Rule, ...]:
         _between("repeated_positions", "repeated", 0, 0, "no position twice"),
         Rule("uneven_spacing", "ExpectSlicesToFormAnEvenStack", stack,
              f"slices on one line, gaps within {config.max_gap_ratio} times the median"),
+        _between("uneven_spacing", "off_grid_mm", None, config.max_off_grid_mm,
+                 f"every slice within {config.max_off_grid_mm:g} mm of an even grid"),
         _between("gantry_tilt", "tilt_degrees", None, config.max_tilt_degrees,
                  f"gantry tilt at most {config.max_tilt_degrees} degrees"),
         _between("mixed_geometry", "geometries", 0, 1, "one orientation, matrix and pixel spacing"),
@@ -261,10 +266,29 @@ def volumes(config: CurateConfig, rows: int) -> Suite:
                      f"at most {config.max_duplicate_slices} slices with another's pixels"),
             _between("slice_jump", "slice_jump", None, config.max_slice_jump,
                      f"neighbouring slices differ at most {config.max_slice_jump:g} times as much as usual"),
+            *_content(config),
             _between("body_cut", "border_fraction", None, config.max_border_fraction,
                      f"at most {config.max_border_fraction:.0%} of the planes' edges lie in the patient", "warning"),
+            _between("body_left_out", "cut_fraction", None, config.max_cut_fraction,
+                     f"at most {config.max_cut_fraction:.0%} of what is denser than air lies outside of the crop",
+                     "warning"),
             Rule("mixed_grids", "ExpectColumnUniqueValueCountToBeBetween", {"column": "grid", "max_value": 1},
                  "all volumes on one grid", "critical"),
             *_accounting(rows, config.min_accepted_rate),
         ),
     )  # fmt: skip
+
+
+def _content(config: CurateConfig) -> tuple[Rule, ...]:
+    """The voxels show what the line is for, whatever headers say."""
+    small, large = config.body_area_cm2
+    rules = [
+        _between("body_size", "body_area_cm2", small, large, f"transverse sections of {small:g} to {large:g} cm2"),
+    ]
+    if config.min_bone_fraction is not None:
+        rules.append(_between("little_bone", "bone_fraction", config.min_bone_fraction, None,
+                              f"at least {config.min_bone_fraction:.0%} of the tissue as bright as bone"))  # fmt: skip
+    if config.max_lung_fraction is not None:
+        rules.append(_between("much_lung", "lung_fraction", None, config.max_lung_fraction,
+                              f"as dark as lung at most {config.max_lung_fraction:.0%} of what is tissue"))  # fmt: skip
+    return tuple(rules)

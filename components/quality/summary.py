@@ -210,7 +210,7 @@ def _rules(parts: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[RuleRow, ...]:
 
 
 def funnel_steps(counts: Mapping[str, Any], suites: Sequence[SuiteView]) -> list[dict[str, Any]]:
-    """Series in, rejected by first reason in the order of the suites, accepted, and what these are for."""
+    """Series in, no CT, rejected by first reason in the order of the suites, accepted, and what these are for."""
     said: dict[str, list[str]] = {}  # in the order of the suites
     for suite in suites:
         for rule in suite.rules:
@@ -218,6 +218,9 @@ def funnel_steps(counts: Mapping[str, Any], suites: Sequence[SuiteView]) -> list
             said.setdefault(rule.reason, []).append(f"{suite.name}: {rule.says}" if first else rule.says)
     order = list(said)
     steps = [{"kind": "in", "label": "series in", "says": "", "count": counts["in"]}]
+    if counts["not_ct"]:
+        steps.append({"kind": "other", "label": "no CT", "says": "structures, doses, PET, reports: no CT that was lost",
+                      "count": counts["not_ct"]})  # fmt: skip
     for reason in sorted(counts["rejected"], key=lambda reason: order.index(reason) if reason in said else len(order)):
         steps.append({"kind": "rejected", "label": reason, "says": "; ".join(said.get(reason, [])),
                       "count": counts["rejected"][reason]})  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pydicom
 import pytest
 
 from components.curate.config import CurateConfig
@@ -16,11 +17,18 @@ from components.phantom.config import PhantomConfig
 from components.phantom.plan import plan_scans
 from components.phantom.scanner import scan
 from components.preprocess.config import PreprocessConfig
+from components.preprocess.dicom import read_series
+from components.preprocess.measure import measure_volume
+from components.preprocess.nifti import read_nifti
+from components.preprocess.standardise import find_body, resample_only
+from components.preprocess.store import Volume
 from components.quality import judge, suites
 from components.screen.config import ScreenConfig
+from serving.judging import warnings_of
 from tests.fault_catalogue import PARAMS, Catalogue, markdown, measured_headers, measured_voxels
 
 SARCOMAS = [f"sts_{n:03d}" for n in range(1, 13)]
+CONTENT = {"body_size", "little_bone", "much_lung"}  # what tells a head from a trunk
 UNSTATED = ["abdomen_3slices", "abdomen_jpeg2000"]  # identifiers, and no statement that they were removed
 
 
@@ -76,3 +84,43 @@ def test_a_real_export_that_states_nothing_stops_the_run(ct_root: Path) -> None:
     ) as stopped:
         judged_as("wholebody", folders, "critical")
     assert "JANCT000" not in str(stopped.value), "no value of an identifier is shown"
+
+
+def in_line(line: str, volume: Volume) -> list[str]:
+    """What the suite *volumes* of a line says of what a volume shows."""
+    grid = load_stage(PreprocessConfig, line, "preprocess", PARAMS)
+    standard = resample_only(volume, grid)
+    measured = measure_volume(volume, standard, find_body(standard, grid.foreground_hu))
+    suite = suites.volumes(load_stage(CurateConfig, line, "curate", PARAMS), 1)
+    warnings = warnings_of({"decoded": True, **measured}, suite)
+    return [w.partition(":")[0] for w in warnings if w.partition(":")[0] in CONTENT]
+
+
+def test_a_real_head_is_a_head(ct_root: Path) -> None:
+    """Two protocols in one series, of 4 and of 7 mm: each for itself is one stack."""
+    slices = sorted(
+        (ct_root / "dicom" / "ge_head_tilted").iterdir(),
+        key=lambda path: float(pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient[2]),
+    )
+    for part in (slices[:14], slices[14:]):
+        assert in_line("head", read_series(part)) == []
+
+
+@pytest.mark.parametrize("name", ["abdomen_pelvis", "aorta_cta", "pulmonary_cta"])
+def test_a_real_trunk_is_no_head(ct_root: Path, name: str) -> None:
+    (path,) = [p for p in (ct_root / "nifti" / name).glob("*.nii.gz") if p.name.startswith(("ct", "image", "volume"))]
+    volume = read_nifti(path)
+    assert in_line("head", volume) != []
+    assert in_line("wholebody", volume) == []
+
+
+@pytest.mark.parametrize("name", ["sts_001", "sts_002", "sts_008", "abdomen_jpeg2000", "lidc_idri_0314"])
+def test_a_real_chest_abdomen_or_limb_is_no_head(ct_root: Path, tmp_path: Path, name: str) -> None:
+    folder = ct_root / "dicom" / name
+    if not folder.is_dir():
+        with zipfile.ZipFile(folder.with_suffix(".zip")) as archive:
+            archive.extractall(tmp_path)
+        folder = next(tmp_path.rglob("*.dcm")).parent
+    volume = read_series(sorted(p for p in folder.iterdir() if p.suffix in ("", ".dcm") or name.startswith("abdomen")))
+    assert in_line("head", volume) != []
+    assert in_line("wholebody", volume) == []

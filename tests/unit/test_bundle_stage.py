@@ -63,7 +63,7 @@ def root(tmp_path: Path) -> Path:
     series = [{"series": "s5", "name": "DOE_JANE/scan 3", "source": "dicom", "role": "pretrain", "status": "rejected",
                "reason": "gantry_tilt", "detail": "DOE_JANE"}]  # fmt: skip
     write_json(data / "curate" / "funnel.json",
-               {"in": 5, "accepted": 4, "rejected": {"gantry_tilt": 1},
+               {"in": 5, "accepted": 4, "not_ct": 0, "rejected": {"gantry_tilt": 1},
                 "accepted_by_role": {"evaluation": 1, "pretrain": 3}, "series": series})  # fmt: skip
     write_json(data / "curate" / "profile.json", {"series": 3})
     for name in ("encoder.safetensors", "encoder.json"):
@@ -77,7 +77,7 @@ def root(tmp_path: Path) -> Path:
     write_text(data / "evaluate" / "plots" / "figures.csv", pd.DataFrame(rows, columns=columns).to_csv(index=False))
     write_text(data / "evaluate" / "report.html", "<html></html>\n")
     write_json(data / "gate" / "decision.json", _decision("pass"))
-    write_text(tmp_path / "constraints.txt", "numpy==2.0.0\n")
+    write_text(tmp_path / "infra" / "pins" / "pretrain.txt", "numpy==2.0.0\n")
     write_text(tmp_path / "components" / "a.py", "x = 1\n")
     return tmp_path
 

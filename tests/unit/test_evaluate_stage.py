@@ -156,7 +156,7 @@ def test_the_gate_reads_what_evaluation_writes(evaluated: tuple[Inputs, Path]) -
         "floors": [{"task": "lesions", "figure": "linear_auc", "minimum": 0.5}],
         "champion": [],
     }
-    funnel = {"in": 15, "accepted": 15, "rejected": {}}
+    funnel = {"in": 15, "accepted": 15, "not_ct": 0, "rejected": {}}
     tasks = read_table(out / "tasks.parquet")
     verdicts = judge(
         parse(GateConfig, block, "t"), Evidence("wholebody", metrics_of(out), funnel, inputs.curated, tasks, None)

@@ -34,12 +34,14 @@ def evidence(**changes: Any) -> Evidence:
             "tasks": {"organs": {"linear_auc": NUMBERS}},
             "not_evaluated": {"lesions": "one class only"},
         },
-        "funnel": {"in": 10, "accepted": 8, "rejected": {"no_body": 2}},
+        "funnel": {"in": 10, "accepted": 8, "not_ct": 0, "rejected": {"no_body": 2}},
         "curated": pd.DataFrame(
             {
                 "patient": ["p1", "p2", "p3"],
                 "role": ["pretrain", "evaluation", "pretrain"],
                 "status": ["accepted", "accepted", "rejected"],
+                "series": ["s1", "s2", "s3"],
+                "same_scan": ["", "", "s2"],
             }
         ),
         "tasks": pd.DataFrame({"patient": ["p2", "p9"]}),
@@ -57,14 +59,15 @@ def test_all_gates_pass_and_the_decision_lists_each() -> None:
     content = decision(judge(config(), evidence()))
     assert content["verdict"] == "pass"
     assert [gate["gate"] for gate in content["gates"]] == [
-        "leakage", "reject_rate", "better_than_random organs linear_auc", "floor organs linear_auc", "champion",
+        "leakage", "same_scan", "reject_rate", "better_than_random organs linear_auc", "floor organs linear_auc",
+        "champion",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("leaking", ["p2", "p9"])  # in the cohort's evaluation role, or in a task from outside
 def test_one_patient_in_pretraining_and_evaluation_fails(leaking: str) -> None:
     given = evidence()
-    row = pd.DataFrame({"patient": [leaking], "role": ["pretrain"], "status": ["accepted"]})
+    row = pd.DataFrame({"patient": [leaking], "role": ["pretrain"], "status": ["accepted"], "same_scan": [""]})
     verdict = named(judge(config(), evidence(curated=pd.concat([given.curated, row]))), "leakage")
     assert (verdict.figure, verdict.bound, verdict.verdict) == (1, 0, "fail")
     assert leaking in verdict.detail
@@ -74,13 +77,32 @@ def test_a_rejected_pretraining_scan_is_no_leak() -> None:
     assert named(judge(config(), evidence(tasks=pd.DataFrame({"patient": ["p3"]}))), "leakage").passed
 
 
+def test_one_scan_under_two_names_fails() -> None:
+    row = pd.DataFrame({"patient": ["p4"], "role": ["pretrain"], "status": ["accepted"], "series": ["s4"],
+                        "same_scan": ["s2"]})  # fmt: skip
+    verdict = named(judge(config(), evidence(curated=pd.concat([evidence().curated, row]))), "same_scan")
+    assert (verdict.figure, verdict.bound, verdict.verdict) == (1, 0, "fail")
+    assert "s4" in verdict.detail
+
+
 def test_reject_rate_above_its_bound_fails() -> None:
     verdict = named(judge(config(max_reject_rate=0.1), evidence()), "reject_rate")
     assert (verdict.figure, verdict.bound, verdict.verdict) == (0.2, 0.1, "fail")
 
 
-def test_nothing_in_fails() -> None:
-    assert not named(judge(config(), evidence(funnel={"in": 0, "accepted": 0, "rejected": {}})), "reject_rate").passed
+def test_what_is_no_ct_is_no_rejected_ct() -> None:
+    """A radiotherapy archive holds a structure set, a dose and a PET beside every CT."""
+    funnel = {"in": 40, "accepted": 8, "not_ct": 30, "rejected": {"no_body": 2}}
+    verdict = named(judge(config(max_reject_rate=0.2), evidence(funnel=funnel)), "reject_rate")
+    assert (verdict.figure, verdict.verdict) == (0.2, "pass")
+    assert "2 of 10 CT series rejected; 30 others are no CT" in verdict.detail
+    assert not named(judge(config(max_reject_rate=0.19), evidence(funnel=funnel)), "reject_rate").passed
+
+
+@pytest.mark.parametrize("others", [0, 7])
+def test_nothing_in_fails(others: int) -> None:
+    funnel = {"in": others, "accepted": 0, "not_ct": others, "rejected": {}}
+    assert not named(judge(config(), evidence(funnel=funnel)), "reject_rate").passed
 
 
 def test_an_interval_that_only_touches_the_bound_is_not_better_than_random() -> None:

@@ -23,6 +23,15 @@ def test_percentiles_are_numpys(shape: tuple[int, int, int]) -> None:
     assert measured["hu_levels"] == len(np.unique(native.hu))
 
 
+def test_bone_and_lung_are_shares_of_tissue() -> None:
+    hu = np.full((4, 10, 10), -1000)
+    hu[0], hu[1, :5], hu[1, 5:], hu[2, :2], hu[2, 2:4], hu[2, 4] = 40, 900, 300, -800, -930, -590
+    measured = measure_volume(volume(hu), volume(hu), None)
+    assert measured["bone_fraction"] == pytest.approx(50 / 200), "from 301 HU on"
+    assert measured["lung_fraction"] == pytest.approx(20 / 200), "neither air nor fat"
+    assert (measured["body_area_cm2"], measured["body_pieces"]) == (0.0, 0)
+
+
 def test_slices_of_one_value_and_slices_seen_before_are_counted() -> None:
     hu = np.random.default_rng(0).integers(-1000, 1000, (10, 16, 16))
     hu[3], hu[4] = -1000, 7

@@ -7,16 +7,21 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.standardise import (
+    PIECE_SHARE,
     _opened,
     _weights,
+    crop_to_body,
     find_body,
     resample_only,
     standardise,
     straighten,
+    tilt_degrees,
 )
 from components.preprocess.store import StoredVolume, Volume, voxel_of, write_volume
 
@@ -148,6 +153,94 @@ def test_the_body_is_found_and_the_table_is_not() -> None:
     assert body.high[1] <= 110
     volume.hu[:, :110] = -1000
     assert find_body(volume, -500) is None
+
+
+def test_what_lies_beside_the_trunk_is_kept() -> None:
+    """Two legs far apart, an arm: the box of all, wherever the largest lies."""
+    hu = np.full((40, 60, 400), -1000, np.int16)
+    place = np.indices(hu.shape[1:])
+    for centre, radius in ((90, 28), (310, 28), (200, 12)):
+        hu[:, np.hypot(place[0] - 30, place[1] - centre) < radius] = 40
+    hu[:20, :, 200:400] = np.where(hu[:20, :, 200:400] > 0, -1000, hu[:20, :, 200:400])  # the second is the smaller
+    volume = Volume(hu, np.diag([2.0, 1.0, 1.0, 1.0]))
+    config = grid("RAS", (2.0, 1.0, 1.0))
+    standard = standardise(volume, config)
+    assert (standard.hu > 0).sum() == (hu > 0).sum(), "no voxel of the patient is lost"
+    body = find_body(volume, -500)
+    assert body is not None
+    assert (body.pieces, body.cut_fraction) == (3, 0.0)
+    assert body.low[2] <= 62
+    assert body.high[2] >= 338
+
+
+def test_what_the_crop_leaves_out_is_recorded() -> None:
+    hu = np.full((30, 100, 300), -1000, np.int16)
+    hu[:, 20:80, 20:120] = 40
+    hu[8:20, 40:64, 240:264] = 40  # more than a hundredth of the largest
+    volume = Volume(hu, np.diag([4.0, 1.0, 1.0, 1.0]))
+    body = find_body(volume, -500)
+    assert body is not None
+    assert (body.pieces, body.cut_fraction) == (2, 0.0)
+    assert body.high[2] >= 264
+    hu[8:20, 40:64, 240:264] = -1000
+    hu[10:16, 40:60, 240:260] = 40  # less than that
+    body = find_body(volume, -500)
+    assert body is not None
+    assert body.pieces == 1
+    assert body.cut_fraction == pytest.approx(6 * 20 * 20 / (6 * 20 * 20 + 30 * 60 * 100), rel=0.1)
+
+
+@given(
+    boxes=st.lists(st.tuples(st.integers(0, 5), st.integers(6, 12), st.integers(6, 12)), min_size=1, max_size=5),
+    axes=st.sampled_from(["SPL", "RAS", "LIP"]),
+)
+@settings(max_examples=30, deadline=None)
+def test_no_piece_above_the_share_is_ever_cut(boxes: list[tuple[int, int, int]], axes: str) -> None:
+    """Blocks side by side, each in a compartment of its own, of random sizes; on voxels of the search's own size."""
+    hu = np.full((24, 24, 20 * len(boxes)), -1000, np.int16)
+    for number, (start, long, wide) in enumerate(boxes):
+        hu[start : start + long, 4 : 4 + wide, 20 * number + 3 : 20 * number + 3 + wide] = 40
+    ornt = nib.orientations.axcodes2ornt(tuple(axes))
+    affine = np.diag([0.0, 0, 0, 1])
+    for axis, (world, sign) in enumerate(ornt):
+        affine[int(world), axis] = 4.0 * sign
+    volume = Volume(hu, affine)
+    body = find_body(volume, -500)
+    labels, count = ndimage.label(_opened(hu > -500))
+    sizes = np.bincount(labels.ravel())[1:]
+    assert body is not None
+    assert body.pieces == (sizes >= PIECE_SHARE * sizes.max()).sum()
+    cropped = crop_to_body(volume, body, 0.0)
+    for number in range(count):
+        if sizes[number] >= PIECE_SHARE * sizes.max():
+            corner = np.argwhere(labels == number + 1).min(0)
+            assert (voxel_of(cropped.affine, affine[:3, :3] @ corner) >= 0).all()
+            far = np.argwhere(labels == number + 1).max(0)
+            assert (voxel_of(cropped.affine, affine[:3, :3] @ far) < cropped.hu.shape).all()
+
+
+@pytest.mark.parametrize("axes", ["SPL", "RAS", "ASR"])
+def test_the_area_of_transverse_sections(axes: str) -> None:
+    """A tube along the patient, air inside it, as lungs are: 8 x 8 cm whatever the array's axes."""
+    hu = np.full((30, 40, 40), -1000, np.int16)
+    hu[:, 10:30, 10:30] = 40
+    hu[:, 16:24, 16:24] = -900
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])[[2, 1, 0, 3]]  # slices along the patient
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(axes))
+    )
+    turned = nib.orientations.apply_orientation(hu, turn)
+    body = find_body(Volume(turned, affine @ nib.orientations.inv_ornt_aff(turn, hu.shape)), -500)
+    assert body is not None
+    assert body.area_cm2 == pytest.approx(64.0, rel=0.05)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 12.5, -18.5])
+def test_tilt_is_measured(degrees: float) -> None:
+    affine = np.eye(4)
+    affine[:3, 0] = [0.0, 5 * np.tan(np.radians(degrees)), 5.0]
+    affine[:3, 1], affine[:3, 2] = [0, 0.5, 0], [0.5, 0, 0]
+    assert tilt_degrees(affine) == pytest.approx(abs(degrees))
 
 
 def test_the_store_gives_back_what_it_took(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pydicom.uid import AllTransferSyntaxes
 
 from components.acquire.headers import measure_series
-from components.params import UserError, load_stage
+from components.params import ParamsError, UserError, load_stage, parse
 from components.quality.derived import prepare
 from components.quality.geometry import even_stack, orthonormal
 from components.quality.judge import judge, write_data_docs
@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CLEAN = {
     **measure_series([]), "status": "acquired", "is_ct_image": True, "instances": 60, "positions": 60,
     "orientations": 1, "matrices": 1, "pixel_spacings": 1, "thickness_min_mm": 3.0, "thickness_max_mm": 3.0,
-    "gap_ratio": 1.0, "gap_min_ratio": 1.0, "off_line_mm": 0.0, "tilt_degrees": 0.0, "orientation": r"1\0\0\0\1\0",
-    "identity_removed": True,
+    "gap_ratio": 1.0, "gap_min_ratio": 1.0, "off_line_mm": 0.0, "off_grid_mm": 0.0, "tilt_degrees": 0.0,
+    "orientation": r"1\0\0\0\1\0", "identity_removed": True,
 }  # fmt: skip
 FAULTS: list[tuple[str, dict[str, object]]] = [
     ("acquire_failed", {"status": "failed"}),
@@ -37,6 +37,7 @@ FAULTS: list[tuple[str, dict[str, object]]] = [
     ("uneven_spacing", {"gap_ratio": 2.0}),
     ("uneven_spacing", {"gap_min_ratio": 0.5}),
     ("uneven_spacing", {"off_line_mm": 9.0}),
+    ("uneven_spacing", {"off_grid_mm": 1.1}),
     ("orientation", {"orientation": r"1\0\0\0\2\0"}),
     ("orientation", {"orientation": "no numbers"}),
     ("gantry_tilt", {"tilt_degrees": 12.0}),
@@ -129,6 +130,32 @@ def test_what_was_not_measured_of_a_stack_is_not_judged() -> None:
         {"gap_ratio": [1.0, None, 1.0], "gap_min_ratio": [None, None, 0.5], "off_line_mm": [0, None, 0]}
     )
     assert even_stack(stack, 1.2, 1.0).tolist() == [True, True, False]
+
+
+def test_objects_that_are_no_ct_are_not_among_what_is_mostly_rejected(config: ScreenConfig) -> None:
+    other = {**CLEAN, "is_ct_image": False, "other_object": True, "modality": "RTSTRUCT"}
+    rows = [{"series": "ct", **CLEAN}, *({"series": f"other{n}", **other} for n in range(5))]
+    judgement = judge(pd.DataFrame(rows), headers(config, len(rows)))
+    assert judgement.warnings == []
+    assert set(judgement.reasons) == {f"other{n}" for n in range(5)}, "each is accounted for, with its reason"
+    lost = [{**row, "other_object": False} for row in rows]
+    assert judge(pd.DataFrame(lost), headers(config, len(rows))).warnings == ["at least 60% accepted"]
+    assert judge(pd.DataFrame(rows[1:]), headers(config, 5)).warnings == []
+
+
+@pytest.mark.parametrize(("body_parts", "rejected"), [(None, []), (("HEAD", "BRAIN"), ["chest"])])
+def test_a_line_says_what_it_is_for(
+    config: ScreenConfig, body_parts: tuple[str, ...] | None, rejected: list[str]
+) -> None:
+    named = {"head": "HEAD", "brain": "brain", "chest": "CHEST", "free": "KOPF NATIV", "silent": ""}
+    table = pd.DataFrame([{"series": name, **CLEAN, "body_part": text} for name, text in named.items()])
+    suite = headers(config.model_copy(update={"body_parts": body_parts}), len(table))
+    assert judge(table, suite).reasons == {name: ["body_part"] for name in rejected}
+
+
+def test_a_body_part_that_no_header_says_is_refused(config: ScreenConfig) -> None:
+    with pytest.raises(ParamsError, match=r"'HEADS' is no body part.*allowed: ABDOMEN"):
+        parse(ScreenConfig, {**config.model_dump(), "body_parts": ["HEADS"]}, "head.screen")
 
 
 def test_data_docs_are_built(config: ScreenConfig, tmp_path: Path) -> None:

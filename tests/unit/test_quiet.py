@@ -33,7 +33,6 @@ if sys.argv[2] == "loud":
     logging.getLogger("pydicom").propagate = True
 from components.acquire.headers import measure_series, read_instance
 from components.acquire.sources.dicom import list_tree
-from components.acquire.copies import without_copies
 from components.cohort.config import CohortConfig
 from components.labels.onto_grid import read_labels
 from components.params import UserError, load_stage
@@ -43,7 +42,6 @@ from serving.reading import read_upload
 folder = Path(sys.argv[1])
 files = sorted(folder.glob("*.dcm"))
 list_tree(folder, load_stage(CohortConfig, "wholebody", "cohort"), workers=1)
-without_copies(files)
 def attempt(function, *arguments):
     try:
         function(*arguments)

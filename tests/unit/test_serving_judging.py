@@ -27,6 +27,7 @@ HEADER_FAULTS: list[dict[str, Any]] = [
     {"thickness_max_mm": 8.0}, {"thickness_min_mm": 0.1}, {"positions": 59}, {"gap_ratio": 2.0}, {"tilt_degrees": 18.5},
     {"matrices": 2}, {"lossy": True}, {"burned_in": True}, {"missing_tags": "PixelSpacing"},
     {"gap_min_ratio": 0.5}, {"off_line_mm": 20.0}, {"orientation": r"1\0\0\0\2\0"}, {"rescale_slopes": 2},
+    {"off_grid_mm": 1.2},
     {"tilt_degrees": 18.5, "gap_ratio": 6.4}, {"gap_ratio": None, "tilt_degrees": None},
 ]  # fmt: skip
 VOXELS: dict[str, Any] = {
@@ -36,11 +37,12 @@ VOXELS: dict[str, Any] = {
     "body_median_hu": 30.0,
     "constant_slices": 0, "hu_p01": -1000.0, "hu_p99": 400.0, "air_fraction": 0.6, "saturated_fraction": 0.0,
     "hu_levels": 2000, "noise_hu": 12.0, "duplicate_slices": 0, "slice_jump": 2.0, "border_fraction": 0.0,
-    "grid": "SPL 3 1 1",
+    "grid": "SPL 3 1 1", "body_area_cm2": 180.0, "bone_fraction": 0.15, "lung_fraction": 0.1, "cut_fraction": 0.03,
 }  # fmt: skip
 VOXEL_FAULTS: list[dict[str, Any]] = [
     {}, {"decoded": False}, {"extent_mm": 20.0}, {"body_fraction": 0.0}, {"body_median_hu": 1064.0},
     {"constant_slices": 1}, {"hu_levels": 256}, {"noise_hu": 0.0}, {"saturated_fraction": 0.2},
+    {"body_area_cm2": 5.0},
 ]  # fmt: skip
 
 
@@ -66,6 +68,25 @@ def test_headers_are_judged_as_great_expectations_judges_them() -> None:
 def test_voxels_are_judged_as_great_expectations_judges_them() -> None:
     config = load_stage(CurateConfig, "wholebody", "curate", PARAMS)
     assert _compare(_table(VOXELS, VOXEL_FAULTS), suites.volumes(config, len(VOXEL_FAULTS))) == len(VOXEL_FAULTS) - 1
+
+
+def test_what_a_line_is_for_is_judged_as_great_expectations_judges_it() -> None:
+    screen = load_stage(ScreenConfig, "head", "screen", PARAMS)
+    stated = [
+        {"body_part": text} for text in ("", "HEAD", "Brain ", "CHEST", "chest", r"HEAD\NECK", "special protocol")
+    ]
+    assert _compare(_table(HEADERS, stated), suites.headers(screen, len(stated))) == 2
+    curate = load_stage(CurateConfig, "head", "curate", PARAMS)
+    faults = [{}, {"body_area_cm2": 620.0}, {"bone_fraction": 0.04}, {"lung_fraction": 0.46}, {"body_area_cm2": 0.0}]
+    assert _compare(_table(VOXELS, faults), suites.volumes(curate, len(faults))) == 3
+
+
+def test_what_the_crop_leaves_out_is_told() -> None:
+    """Parts of the patient, or a large table: a warning, for a person to look."""
+    suite = suites.volumes(load_stage(CurateConfig, "wholebody", "curate", PARAMS), 2)
+    judgement = judge.judge(_table(VOXELS, [{}, {"cut_fraction": 0.4}]), suite)
+    assert judgement.reasons == {}
+    assert judgement.warnings == ["at most 25% of what is denser than air lies outside of the crop"]
 
 
 def test_a_warning_says_what_is_expected_and_what_was_found() -> None:
