@@ -94,7 +94,7 @@ def raise_if_gate_failed(line: str) -> None:
     path = Path("data") / line / "gate" / "decision.json"
     if not path.is_file():
         return
-    failed = [g for g in read_json(path)["gates"] if g["verdict"] != "pass"]
+    failed = [g for g in read_json(path)["gates"] if g["verdict"] == "fail"]
     if failed:
         named = "; ".join(f"{g['gate']} ({_text(g['figure'])}, bound {_text(g['bound'])})" for g in failed)
         raise GateFailed(f"gate not met: {named}")

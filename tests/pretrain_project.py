@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import pandas as pd
 import torch
 import yaml
 
-from components.files import write_table
+from components.files import sha256_file, write_table
 from components.params import _tuples, parse
 from components.preprocess.store import Volume, write_volume
 from components.pretrain.config import PretrainConfig
-from components.pretrain.local_driver import write_state
+from components.pretrain.local_driver import write_candidate, write_state
 from components.pretrain.loop import State
 from components.pretrain.workers import World
 
@@ -33,6 +34,7 @@ RUN: dict[str, Any] = {
     "compile": False,
     "checkpoint_every": 2,
     "log_every": 1,
+    "device": "cpu",
     "workers": 0,
     "loaders": 0,
     "unreadable": "stop",
@@ -87,12 +89,14 @@ HEAD: dict[str, Any] = RUN | {
         "heads": 2,
         "mlp_ratio": 2.0,
         "registers": 1,
+        "position_waves": "grid",
         "pooling": "class_mean",
     },
     "objective": {
         "kind": "dino_mae",
         "mae_weight": 1.0,
         "dino": {
+            "standardise": True,
             "hidden": 16,
             "bottleneck": 8,
             "prototypes": 16,
@@ -154,9 +158,11 @@ def write_project(root: Path, line: str, volumes: int = 4, **changes: Any) -> Pa
     for index in range(volumes):
         path = Path("data") / line / "preprocess" / "0" / "volumes" / f"s{index:016x}.b2nd"
         write_volume(root / path, volume(line, index), {"series": path.stem})
-        rows.append({"series": path.stem, "role": "pretrain", "status": "accepted", "volume": path.as_posix()})
-    rows.append({"series": "rejected", "role": "pretrain", "status": "rejected", "volume": "nowhere.b2nd"})
-    rows.append({"series": "evaluated", "role": "evaluation", "status": "accepted", "volume": "nowhere.b2nd"})
+        row = {"series": path.stem, "volume": path.as_posix(), "sha256": sha256_file(root / path)}
+        rows.append(row | {"role": "pretrain", "status": "accepted"})
+    nowhere = {"volume": "nowhere.b2nd", "sha256": ""}
+    rows.append(nowhere | {"series": "rejected", "role": "pretrain", "status": "rejected"})
+    rows.append(nowhere | {"series": "evaluated", "role": "evaluation", "status": "accepted"})
     write_table(root / "data" / line / "curate" / "curated.parquet", pd.DataFrame(rows))
     return root
 
@@ -188,6 +194,9 @@ class InMemory:
         if state is not None:  # all workers but the first have none
             self.steps.append(state["step"])
             write_state(self.folder / f"{state['step']}.pt", state)
+
+    def keep(self, step: int, weights: Mapping[str, torch.Tensor]) -> None:
+        write_candidate(self.folder, step, weights)
 
     def settle(self, wait: bool) -> None:
         """Nothing is on its way."""

@@ -162,5 +162,5 @@ def _require_pass(decision: dict[str, Any]) -> None:
     """Raise UserError naming the failed gates unless the decision's verdict is ``pass``."""
     if decision.get("verdict") == "pass":
         return
-    failed = [str(gate["gate"]) for gate in decision.get("gates", []) if gate.get("verdict") != "pass"]
+    failed = [str(gate["gate"]) for gate in decision.get("gates", []) if gate.get("verdict") == "fail"]
     raise UserError(f"no release: gate failed: {', '.join(failed) or 'no gate is named in decision.json'}")

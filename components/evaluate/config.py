@@ -49,6 +49,7 @@ class EvaluateConfig(StageConfig):
 
     Attributes:
         selection: which of the encoders that ``pretrain.candidates`` keeps goes on; null for the last one.
+        device: where encoders run: ``auto`` takes a GPU where there is one, ``cuda`` ends with a line where none is.
         seed: of the bootstrap and of the nodules' split.
         random_seeds: one randomly initialised encoder per seed; the baseline is the mean of their figures.
         bootstrap: replicates, drawn over patients.
@@ -64,6 +65,7 @@ class EvaluateConfig(StageConfig):
     """
 
     selection: SelectionConfig | None
+    device: Literal["auto", "cuda", "cpu"]
     seed: Annotated[int, Field(ge=0)]
     random_seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=20)]
     bootstrap: Annotated[int, Field(ge=100, le=20_000)]

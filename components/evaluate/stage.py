@@ -23,7 +23,7 @@ from components.evaluate.tasks import STABILITY, Built, Inputs, check_splits, ta
 from components.files import read_table, sha256_file, write_json, write_table, write_text
 from components.params import UserError, load_stage
 from components.preprocess.config import PreprocessConfig
-from components.pretrain.embed import Embedder, load_candidates, random_embedder
+from components.pretrain.embed import Embedder, device_of, load_candidates, random_embedder
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +56,10 @@ def chosen(inputs: Inputs, table: pd.DataFrame, folder: Path, out: Path) -> Embe
     Raises:
         UserError: there is nothing to choose from.
     """
-    selection = inputs.config.selection
+    selection, device = inputs.config.selection, device_of(inputs.config.device)
     if selection is None:
-        return Embedder.load(folder)
-    candidates = load_candidates(folder)
+        return Embedder.load(folder, device)
+    candidates = load_candidates(folder, device)
     if len(candidates) < 2:
         raise UserError(
             f"{inputs.line}.evaluate.selection: the run kept its last encoder only; set "

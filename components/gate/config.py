@@ -36,7 +36,8 @@ class NotWorse(StageConfig):
 
 
 class GateConfig(StageConfig):
-    """Bounds of a line. Leakage has no parameter: the number of shared patients must be 0.
+    """Bounds of a line. Leakage has no parameter: the number of shared patients must be 0. What a list leaves empty is
+    reported as not judged.
 
     Attributes:
         max_reject_rate: rejected series over all series that came in.

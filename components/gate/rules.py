@@ -19,7 +19,7 @@ class Verdict:
         gate: its name, with task and figure where it has them.
         figure: what was measured; None where there is none (the detail says why).
         bound: what it was held against; None as above.
-        verdict: ``pass`` or ``fail``.
+        verdict: ``pass``, ``fail``, or ``not judged`` where the parameters name no such gate.
         detail: what was compared, in words; for a failure without a figure, what to do.
     """
 
@@ -30,8 +30,8 @@ class Verdict:
     detail: str
 
     @property
-    def passed(self) -> bool:
-        return self.verdict == "pass"
+    def failed(self) -> bool:
+        return self.verdict == "fail"
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,19 @@ def judge(config: GateConfig, evidence: Evidence) -> list[Verdict]:
         leakage(evidence),
         same_scan(evidence),
         reject_rate(config, evidence),
-        *better_than_random(config, evidence),
-        *floors(config, evidence),
-        *against_champion(config, evidence),
+        *(better_than_random(config, evidence) or [_not_judged("better_than_random")]),
+        *(floors(config, evidence) or [_not_judged("floors")]),
+        *(against_champion(config, evidence) or [_not_judged("champion")]),
     ]
+
+
+def _not_judged(name: str) -> Verdict:
+    return Verdict(name, None, None, "not judged", f"gate.{name} is empty: nothing of this kind was asked")
 
 
 def decision(verdicts: list[Verdict]) -> dict[str, Any]:
     """The content of ``decision.json``."""
-    verdict = "pass" if all(gate.passed for gate in verdicts) else "fail"
+    verdict = "fail" if any(gate.failed for gate in verdicts) else "pass"
     return {"verdict": verdict, "gates": [asdict(gate) for gate in verdicts]}
 
 

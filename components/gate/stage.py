@@ -27,7 +27,7 @@ def run(line: str) -> None:
     config = load_stage(GateConfig, line, "gate")
     verdicts = judge(config, read_evidence(line))
     write_json(data_dir(line, "gate") / "decision.json", decision(verdicts))
-    failed = [verdict for verdict in verdicts if not verdict.passed]
+    failed = [verdict for verdict in verdicts if verdict.failed]
     for verdict in failed:
         print(failure_line(verdict), file=sys.stderr)
     if failed:

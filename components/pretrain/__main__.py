@@ -28,6 +28,9 @@ from components.pretrain.views import build_views
 
 SHOWN = 4  # volumes whose views are in the picture
 RUNS = Path(".ctfoundry") / "runs"
+STORE = Path(__file__).parent.parent / "preprocess" / "store.py"  # what reads the volumes
+LOOKS_ON = {"__init__.py", "__main__.py", "embed.py", "plots.py"}  # modules that a step does not run
+UNFELT = {"loaders", "checkpoint_every", "activation_checkpointing"}  # settings that change no bit of a weight
 log = logging.getLogger(__name__)
 
 
@@ -37,8 +40,7 @@ def training_volumes(curated: pd.DataFrame) -> tuple[Path, ...]:
     Raises:
         UserError: there are none, or a file is missing.
     """
-    chosen = curated[(curated["status"] == "accepted") & (curated["role"] == "pretrain")].sort_values("series")
-    paths = tuple(Path(path) for path in chosen["volume"])
+    paths = tuple(Path(path) for path in _training_rows(curated)["volume"])
     if not paths:
         raise UserError("curated.parquet: no accepted series has the role 'pretrain'; nothing to train on")
     missing = [path for path in paths if not path.is_file()]
@@ -47,28 +49,37 @@ def training_volumes(curated: pd.DataFrame) -> tuple[Path, ...]:
     return paths
 
 
-def run_name(line: str, config: PretrainConfig, volumes: tuple[Path, ...]) -> str:
-    """A name that changes with parameters, data, code and the libraries that compute: only equal runs resume."""
-    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
-    for path in volumes:
-        digest.update(f"{path.name}\0{sha256_file(path)}\n".encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(f"{path.relative_to(Path(__file__).parent).as_posix()}\0{sha256_file(path)}\n".encode())
+def _training_rows(curated: pd.DataFrame) -> pd.DataFrame:
+    return curated[(curated["status"] == "accepted") & (curated["role"] == "pretrain")].sort_values("series")
+
+
+def run_name(line: str, config: PretrainConfig, curated: pd.DataFrame) -> str:
+    """A name that changes with what decides the weights, and with that alone: parameters, the volumes' digests as the
+    catalogue has them, code that a step runs, and the libraries that compute. Only equal runs resume."""
+    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json", exclude=UNFELT), sort_keys=True).encode())
+    for series, sha256 in _training_rows(curated)[["series", "sha256"]].itertuples(index=False):
+        digest.update(f"{series}\0{sha256}\n".encode())
+    here = Path(__file__).parent
+    for path in sorted({STORE, *here.rglob("*.py")}):
+        if path.parent != here or path.name not in LOOKS_ON:
+            digest.update(f"{path.relative_to(here.parent).as_posix()}\0{sha256_file(path)}\n".encode())
     digest.update(f"torch {torch.__version__} numpy {np.__version__}".encode())
     return f"{line}-{digest.hexdigest()[:16]}"
 
 
-def write_outputs(folder: Path, line: str, config: PretrainConfig, volumes: tuple[Path, ...], state: State) -> None:
-    """Encoder, history, pictures and summary into ``folder``."""
+def write_outputs(
+    folder: Path, line: str, config: PretrainConfig, volumes: tuple[Path, ...], state: State, run: Path
+) -> None:
+    """Encoder, history, pictures and summary into ``folder``; ``run`` holds the encoders kept on the way."""
     objective = build_objective(config)
     objective.load_state_dict(state["objective"])
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)  # before the encoder is frozen
     embed_config = EmbedConfig(line=line, encoder=config.encoder, input=config.input)  # type: ignore[arg-type]
     Embedder.from_encoder(objective.encoder, embed_config).save(folder / "encoder")
     if config.candidates > 1:
-        kept = state["candidates"] | {config.steps: objective.encoder.state_dict()}
-        for step, weights in kept.items():
-            write_weights(folder / "encoder" / candidate_file(step), weights)
+        write_weights(folder / "encoder" / candidate_file(config.steps), objective.encoder.state_dict())
+        for step in config.candidate_steps():
+            shutil.copyfile(run / candidate_file(step), folder / "encoder" / candidate_file(step))
     history = pd.DataFrame(state["history"]).astype({"step": int})
     write_text(folder / "history.csv", history.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
     plot_history(history, folder / "history.png")
@@ -86,6 +97,7 @@ def write_outputs(folder: Path, line: str, config: PretrainConfig, volumes: tupl
             "samples_seen": config.steps * config.volumes_per_step,
             "parameters_encoder": parameter_count(objective.encoder),
             "parameters_training": trained,
+            "device": "cuda" if last["gpus"] else "cpu",
             "final_loss": float(last["loss"]),
             "final_embedding_spread": float(last["embedding_spread"]),
             "final_effective_rank": float(last["effective_rank"]),
@@ -96,8 +108,8 @@ def write_outputs(folder: Path, line: str, config: PretrainConfig, volumes: tupl
 def pretrain(line: str) -> None:
     """The stage: train (or go on), write the outputs in one piece, then drop the resume state."""
     config = load_stage(PretrainConfig, line, "pretrain")
-    volumes = training_volumes(read_table(data_dir(line, "curate") / "curated.parquet"))
-    run = RUNS / run_name(line, config, volumes)
+    curated = read_table(data_dir(line, "curate") / "curated.parquet")
+    volumes, run = training_volumes(curated), RUNS / run_name(line, config, curated)
     log.info("%d volumes, %d steps, %s workers, run %s", len(volumes), config.steps, config.workers, run.name)
 
     def progress(text: str) -> None:
@@ -111,7 +123,7 @@ def pretrain(line: str) -> None:
         state = train_with_ray(config, volumes, run, progress)
     with replacing(data_dir(line, "pretrain")) as folder:
         folder.mkdir(parents=True)
-        write_outputs(folder, line, config, volumes, state)
+        write_outputs(folder, line, config, volumes, state, run)
     shutil.rmtree(run)
 
 

@@ -41,6 +41,8 @@ class VitConfig(StageConfig):
     """A 3D vision transformer; the published size is 96^3 input, patch 12, dim 768, depth 12, 12 heads, ratio 4.
 
     Attributes:
+        position_waves: of the sine and cosine positions: from 3 patches to 4 ``grid`` sides (ours), or the
+            ``customary`` ones up to 10,000, see ``vit.sincos_positions``.
         pooling: the embedding: the class token, the mean of the patch tokens, or both side by side.
     """
 
@@ -51,6 +53,7 @@ class VitConfig(StageConfig):
     heads: PositiveInt
     mlp_ratio: PositiveFloat
     registers: Annotated[int, Field(ge=0)]
+    position_waves: Literal["grid", "customary"]
     pooling: Literal["class", "mean", "class_mean"]
 
     @model_validator(mode="after")
@@ -60,6 +63,7 @@ class VitConfig(StageConfig):
         return self
 
 
+Device = Literal["auto", "cuda", "cpu"]
 EncoderConfig = Annotated[SegResConfig | VitConfig, Field(discriminator="kind")]
 
 
@@ -98,12 +102,15 @@ class PretrainConfig(StageConfig):
     Attributes:
         volumes_per_step: volumes in the global batch, shared out over the workers.
         candidates: encoders kept, evenly over the run, the last one among them; ``evaluate.selection`` chooses.
-        accumulate: parts into which each worker's share is cut, one after the other, where memory is short.
+        accumulate: parts into which each worker's share is cut, one after the other, where memory is short. More than 1
+            only where that trains the same model, see ``compares_volumes``.
         activation_checkpointing: keep each block's input only and compute the rest again, where memory is shorter.
         sharded: each worker keeps a share of the parameters, of the optimiser's state and of the teacher (FSDP), where
             a model does not fit; the last bits differ.
         compile: run the models' blocks through torch.compile, which needs a C++ compiler and takes a minute that the
             run must earn back; the last bits differ.
+        device: ``cuda`` wants a GPU for each worker and ends with a line where there are fewer; ``auto`` takes them
+            where they are, else the CPU, and says so; the outputs name which it was.
         workers: training processes; 0 trains in this process, without Ray. Or the least and the most: as many as the
             cluster has room for, which may change on the way. The global batch stays as it is; the last bits do not.
         loaders: processes per worker that read volumes ahead; 0 reads in the worker. Changes nothing in the result.
@@ -122,6 +129,7 @@ class PretrainConfig(StageConfig):
     compile: bool
     checkpoint_every: PositiveInt
     log_every: PositiveInt
+    device: Device
     workers: int | tuple[int, int]
     loaders: Annotated[int, Field(ge=0)]
     unreadable: Literal["stop", "skip"]
@@ -149,6 +157,24 @@ class PretrainConfig(StageConfig):
     def most_workers(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
+    def compares_volumes(self) -> str:
+        """What of a step is taken over all its volumes at once, and would be another for parts of them; or nothing.
+
+        A gradient is a mean over volumes and comes out of parts the same, and the centres of self-distillation are
+        moved once a step by all parts; statistics and neighbours are not to be had without the whole.
+        """
+        objective = self.objective
+        if isinstance(self.encoder, SegResConfig):
+            return "encoder 'segres', by its batch norms"
+        if objective.kind in ("across_volume", "vicreg", "simsiam"):
+            return f"objective {objective.kind!r}"
+        if isinstance(objective, HeadObjectiveConfig) and objective.kind != "mae":
+            if objective.dino.standardise:
+                return "objective.dino.standardise"
+            if objective.dino.koleo_weight:
+                return "objective.dino.koleo_weight"
+        return ""
+
     def candidate_steps(self) -> set[int]:
         """After which steps an encoder is kept beside the last one."""
         return {round(self.steps * part / self.candidates) for part in range(1, self.candidates)} - {0, self.steps}
@@ -161,10 +187,11 @@ class PretrainConfig(StageConfig):
                     f"volumes_per_step {self.volumes_per_step} must be a multiple of workers x accumulate, "
                     f"{count} x {self.accumulate}"
                 )
-        if self.accumulate > 1 and self.objective.kind in ("across_volume", "vicreg"):
+        if self.accumulate > 1 and self.compares_volumes():
             raise ValueError(
-                f"accumulate {self.accumulate} does not go with objective {self.objective.kind!r}, which compares all "
-                "volumes of the batch with each other: 1"
+                f"accumulate {self.accumulate} would train another model with {self.compares_volumes()}, which looks "
+                "at all volumes of a step together: 1; where memory is short, activation_checkpointing, sharded or "
+                "more workers"
             )
         sizes: tuple[int, ...] = self.input.size_vox
         if isinstance(self.objective, HeadObjectiveConfig):

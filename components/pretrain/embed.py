@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ Float32Array = npt.NDArray[np.float32]
 Int16Array = npt.NDArray[np.int16]
 
 BODY_FRACTION = 0.1  # a patch with less body than this says nothing about the patient
-BATCH = 32
+BATCH, BATCH_VOXELS = 32, 2**20  # at most, but one crop; published CT-FM: 2 crops, 0.4 GB beside its weights
 THREADS = 2  # fixed: the order of additions must not depend on the machine's cores
 SPACING_TOLERANCE = 0.01  # relative
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
@@ -130,10 +131,10 @@ class Embedder:
         return np.asarray(self._embed_crops(body).mean(axis=0, dtype=np.float64), dtype=np.float32)
 
     def _embed_crops(self, crops_NDHW: Int16Array) -> Float32Array:
-        parts = []
+        parts, batch = [], batch_of(self.config.input.size_vox)
         with torch.inference_mode(), fixed_threads():
-            for first in range(0, len(crops_NDHW), BATCH):
-                hu = torch.from_numpy(crops_NDHW[first : first + BATCH]).to(self.device)
+            for part_NDHW in np.split(crops_NDHW, range(batch, len(crops_NDHW), batch)):
+                hu = torch.from_numpy(part_NDHW).to(self.device)
                 parts.append(self.encoder(apply_windows(hu, self.config.input.windows)).float().cpu().numpy())
         return np.concatenate(parts).astype(np.float32)
 
@@ -151,6 +152,18 @@ class Embedder:
             raise UserError(f"volume: orientation {found} is not allowed: {wanted.orientation}; preprocess it")
 
 
+def batch_of(size: tuple[int, int, int]) -> int:
+    """Crops of ``size`` voxels that are embedded at once, so that memory does not grow with the published sizes."""
+    return max(1, min(BATCH, BATCH_VOXELS // math.prod(size)))
+
+
+def device_of(wanted: str) -> str:
+    """The device behind ``auto``, ``cuda`` or ``cpu``. Raises UserError where a GPU is asked for and there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda': there is no GPU here; allow device auto or cpu")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write ``tensors`` as safetensors; equal weights give equal bytes."""
     plain = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
@@ -163,11 +176,11 @@ def candidate_file(step: int) -> str:
     return f"candidates/{step:09d}.safetensors"
 
 
-def load_candidates(folder: Path) -> dict[int, Embedder]:
+def load_candidates(folder: Path, device: str = "cpu") -> dict[int, Embedder]:
     """Step to encoder, in order: those that were kept on the way, and the last one of the run."""
     kept = sorted((folder / "candidates").glob("*.safetensors"))
     steps = {int(path.stem): f"candidates/{path.name}" for path in kept}
-    return {step: Embedder.load(folder, weights=name) for step, name in steps.items()}
+    return {step: Embedder.load(folder, device, name) for step, name in steps.items()}
 
 
 def random_embedder(embedder: Embedder, seed: int) -> Embedder:

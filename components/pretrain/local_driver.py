@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from components.files import replacing
 from components.params import UserError
 from components.pretrain.config import PretrainConfig
+from components.pretrain.embed import candidate_file, write_weights
 from components.pretrain.loop import State, train
-from components.pretrain.workers import World
+from components.pretrain.workers import World, on_gpus
 
 
 def write_state(path: Path, state: State) -> None:
@@ -20,17 +23,34 @@ def write_state(path: Path, state: State) -> None:
     Raises:
         UserError: it cannot be written, as when the disk is full; what was written of it is gone.
     """
+    what = f"checkpoint of step {state['step']}"
+    with _room_for(what, path.parent), replacing(path) as temporary, temporary.open("wb") as stream:
+        torch.save(state, stream)
+
+
+def write_candidate(folder: Path, step: int, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write an encoder of the run below its ``folder``, once: it is in no checkpoint. Raises UserError as above."""
+    path = folder / candidate_file(step)
+    with _room_for(f"encoder of step {step}", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_weights(path, weights)
+
+
+@contextmanager
+def _room_for(what: str, folder: Path) -> Iterator[None]:
+    """A full disk, in one line."""
     try:
-        with replacing(path) as temporary, temporary.open("wb") as stream:
-            torch.save(state, stream)
-    except (OSError, RuntimeError) as error:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
         # torch closes its archive after a failed write, and reports that instead of the cause
         cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(error, SafetensorError):
+            cause = OSError(0, str(error))
         if not isinstance(cause, OSError):
             raise
         raise UserError(
-            f"checkpoint of step {state['step']}: cannot be written to {path.parent}: {cause.strerror}; make room and "
-            "start again: it goes on from the checkpoint before"
+            f"{what}: cannot be written to {folder}: {cause.strerror}; make room and start again: it goes on from the "
+            "checkpoint before"
         ) from None
 
 
@@ -44,7 +64,7 @@ class FileCheckpoints:
     """One file that always holds the newest complete state."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "state.pt"
+        self.folder, self.path = folder, folder / "state.pt"
 
     def load(self) -> State | None:
         return read_state(self.path) if self.path.is_file() else None
@@ -53,6 +73,9 @@ class FileCheckpoints:
         if state is not None:
             write_state(self.path, state)
 
+    def keep(self, step: int, weights: Mapping[str, torch.Tensor]) -> None:
+        write_candidate(self.folder, step, weights)
+
     def settle(self, wait: bool) -> None:
         """Nothing is on its way: it is written at once."""
 
@@ -60,9 +83,14 @@ class FileCheckpoints:
 def train_here(
     config: PretrainConfig, volumes: tuple[Path, ...], folder: Path, progress: Callable[[str], None]
 ) -> State:
-    """Train with one worker, this process; resumes from ``folder`` if it holds a checkpoint."""
+    """Train with one worker, this process; resumes from ``folder`` if it holds a checkpoint.
+
+    Raises:
+        UserError: as :func:`components.pretrain.loop.train`; a GPU is asked for and there is none.
+    """
+    device = torch.device("cuda" if on_gpus(config.device, 1, torch.cuda.device_count()) else "cpu")
     threads = torch.get_num_threads()
     try:
-        return train(config, volumes, World(0, 1, torch.device("cpu")), FileCheckpoints(folder), progress)
+        return train(config, volumes, World(0, 1, device), FileCheckpoints(folder), progress)
     finally:
         torch.set_num_threads(threads)

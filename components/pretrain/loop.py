@@ -7,7 +7,7 @@ import ctypes
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from components.pretrain.monitors import effective_rank, spread, uniformity
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.objectives.dino import cosine_schedule
 from components.pretrain.views import Batch, build_views
+from components.pretrain.vit import TOKENS
 from components.pretrain.workers import (
     GlobalBatchNorm,
     World,
@@ -54,6 +55,9 @@ class Checkpoints(Protocol):
         """Keep a state. Every worker calls it at the same step; all but rank 0 pass None. It may be written while
         training goes on."""
 
+    def keep(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep the encoder of a step to the run's end, beside the checkpoints; rank 0 calls it. Raises UserError."""
+
     def settle(self, wait: bool) -> None:
         """Make what has been written since count, or say why it could not be; with ``wait`` all that was saved."""
 
@@ -76,10 +80,10 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
 
 
 def build_optimiser(objective: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW; vectors (norms, biases, tokens) are not decayed."""
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    matrices = [p for p in trained if _axes(p) > 1]
-    vectors = [p for p in trained if _axes(p) <= 1]
+    """AdamW; vectors (norms, biases) and tokens, however many, are not decayed."""
+    trained = [(name.rpartition(".")[2], p) for name, p in objective.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in trained if _axes(p) > 1 and name not in TOKENS]
+    vectors = [p for name, p in trained if _axes(p) <= 1 or name in TOKENS]
     groups = [{"params": matrices, "decayed": True}, {"params": vectors, "decayed": False, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         groups,
@@ -128,7 +132,6 @@ class Trainer:
         self.optimiser = build_optimiser(self.objective, config.optimiser)
         self.step = 0
         self.history: list[HistoryRow] = []
-        self.candidates: dict[int, dict[str, Tensor]] = {}  # step to weights of the encoder
         self.waited = 0.0  # seconds without a batch
         self.skipped = torch.zeros(len(volumes), dtype=torch.int64)  # samples lost with each volume, on all workers
         self._incoming: Iterator[Batch | str] | None = None
@@ -138,16 +141,16 @@ class Trainer:
             self._beside = torch.cuda.Stream(world.device)  # type: ignore[no-untyped-call]
 
     def state(self) -> State:
-        """Everything that the rest of the run depends on, the same on every worker; all call it at the same step."""
+        """Everything that the rest of the run depends on; all workers call it at the same step. Where parameters are
+        shared out, only rank 0 gets them whole: the others have no use for them, and perhaps no room."""
         state: State = {
             "step": self.step,
             "objective": self.objective.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "candidates": self.candidates,
             "history": self.history,
             "skipped": self.skipped,
         }
-        together: State = whole(state)
+        together: State = whole(state, kept=self.world.rank == 0)
         return together
 
     def restore(self, state: State) -> None:
@@ -165,7 +168,6 @@ class Trainer:
         }
         self.optimiser.load_state_dict(state["optimiser"] | {"state": moments})
         self.step, self.history, self.skipped = int(state["step"]), list(state["history"]), state["skipped"]
-        self.candidates = dict(state["candidates"])
 
     def run_step(self) -> None:
         """One step: read, render, loss, gradients over all workers, update, teacher, history.
@@ -189,9 +191,6 @@ class Trainer:
             self._ahead = self._read()
         self._check(parts, norm)
         self.step += 1
-        if self.step in self.config.candidate_steps():
-            weights = whole(self.objective.encoder.state_dict())
-            self.candidates[self.step] = {name: value.to("cpu", copy=True) for name, value in weights.items()}
         if self.step == 1 or self.step % self.config.log_every == 0 or self.step == self.config.steps:
             self._log(outcome, torch.cat([part["embedding"] for part in parts]), rate, float(norm))
 
@@ -285,7 +284,9 @@ class Trainer:
 
     def _log(self, outcome: dict[str, Tensor], embedding_BE: Tensor, rate: float, norm: float) -> None:
         embedding_BE = gather(embedding_BE.float())
-        row: HistoryRow = {"step": self.step, "workers": self.world.size, "batch": self.config.volumes_per_step}
+        gpus = self.world.size if self.world.device.type == "cuda" else 0
+        row: HistoryRow = {"step": self.step, "workers": self.world.size, "gpus": gpus}
+        row |= {"batch": self.config.volumes_per_step}
         row |= {"loss": float(outcome["loss"]), "learning_rate": rate, "gradient_norm": norm}
         row |= {"embedding_spread": spread(embedding_BE), "effective_rank": effective_rank(embedding_BE)}
         row["uniformity"] = uniformity(embedding_BE)
@@ -324,7 +325,7 @@ def train(
         progress: receives one line now and then (rank 0 only), meant for a person.
 
     Returns:
-        The final state (the same on every worker).
+        The final state, see :meth:`Trainer.state`.
 
     Raises:
         UserError: no volumes, a volume that cannot be read, a loss that is not finite, a full disk.
@@ -365,6 +366,8 @@ def _steps(trainer: Trainer, checkpoints: Checkpoints) -> Iterator[str]:
     while trainer.step < config.steps:
         logged, known = len(trainer.history), trainer.skipped > 0
         trainer.run_step()
+        if trainer.step in config.candidate_steps():
+            _keep(trainer, checkpoints)
         checkpoints.settle(wait=False)
         if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps:
             state = trainer.state()
@@ -379,3 +382,15 @@ def _steps(trainer: Trainer, checkpoints: Checkpoints) -> Iterator[str]:
                 f"{config.volumes_per_step / per_step:.1f} volumes/s  waiting for data "
                 f"{trainer.waited / (time.monotonic() - started):.0%}  {left:.0f} s left"
             )
+
+
+def _keep(trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """Have rank 0 keep the encoder as it is now. All workers call it at the same step."""
+    first, mistake = trainer.world.rank == 0, None
+    weights = whole(trainer.objective.encoder.state_dict(), kept=first)
+    if first:
+        try:
+            checkpoints.keep(trainer.step, weights)
+        except UserError as error:
+            mistake = error
+    agree(trainer.world, mistake)

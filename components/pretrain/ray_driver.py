@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,13 +35,13 @@ from ray.train import CheckpointUploadMode
 from components.cluster import ray_cluster
 from components.params import UserError
 from components.pretrain.config import PretrainConfig
-from components.pretrain.local_driver import read_state, write_state
+from components.pretrain.local_driver import read_state, write_candidate, write_state
 from components.pretrain.loop import MMAP_THRESHOLD, TRIM_THRESHOLD, State, train
-from components.pretrain.workers import World, agree, sum_over_workers
+from components.pretrain.workers import World, agree, on_gpus, sum_over_workers
 
 START_S = "600"  # a busy machine takes more than Ray's 60 s to import torch twice
 ELASTIC_START_S = "90"  # a node that was lost counts as there for half a minute; then fewer workers must do
-WORKER_FAILURES_TOLERATED = 2
+WORKER_FAILURES_TOLERATED = 2  # without a new checkpoint
 RESIZE_AFTER_S = 10.0  # an elastic run looks so often whether the cluster has room for more workers
 # What `set_up_process` asks of glibc, asked at the start: Ray trains in a thread, to which glibc else gives an arena of
 # its own, of 64 MB pieces that go back to the system.
@@ -87,6 +87,9 @@ class RayCheckpoints:
                 place.rmdir()
             raise
         return place
+
+    def keep(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        write_candidate(self.folder, step, weights)
 
     def settle(self, wait: bool) -> None:
         if not self._open:
@@ -140,6 +143,7 @@ def train_with_ray(
 
     With RAY_ADDRESS set the workers are that cluster's: folder and volumes must lie where all its nodes see them. A
     node that is lost ends the attempt; the next begins at the last checkpoint, once there is room for the workers.
+    Failures are counted from the last checkpoint on: a run of weeks has many.
 
     Args:
         config: the whole block.
@@ -151,7 +155,7 @@ def train_with_ray(
         The final state.
 
     Raises:
-        UserError: as :func:`components.pretrain.loop.train`.
+        UserError: as :func:`components.pretrain.loop.train`; GPUs are asked for and there are too few.
     """
     folder.mkdir(parents=True, exist_ok=True)
     job = {
@@ -162,14 +166,32 @@ def train_with_ray(
     elastic = config.least_workers < config.most_workers
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = ELASTIC_START_S if elastic else START_S
     with ray_cluster(config.most_workers), _following(folder / PROGRESS_FILE, progress):
-        on_gpus = ray.cluster_resources().get("GPU", 0) >= config.least_workers
+        found = int(ray.cluster_resources().get("GPU", 0))
+        gpus = on_gpus(config.device, config.least_workers, found)
+        if found and not gpus:
+            progress(f"device {config.device}: {found} GPUs for {config.least_workers} workers: training on CPUs")
+        result = _fit(config, job, folder, gpus, progress)
+    mistake: str = result.return_value  # type: ignore[attr-defined]  # typed as V1's result
+    if mistake:
+        raise UserError(mistake)
+    if result.checkpoint is None:
+        raise RuntimeError(f"run {folder.name}: ended without a checkpoint")
+    with result.checkpoint.as_directory() as path:
+        return read_state(Path(path) / STATE_FILE)
+
+
+def _fit(
+    config: PretrainConfig, job: dict[str, Any], folder: Path, gpus: bool, progress: Callable[[str], None]
+) -> ray.train.Result:
+    """Train to the end; again and again, while the attempts that failed have got farther."""
+    while True:
         trainer = ray.train.torch.TorchTrainer(
             _work,  # type: ignore[arg-type]  # typed as V1's, which returned nothing
             train_loop_config=job,
-            torch_config=ray.train.torch.TorchConfig(backend="nccl" if on_gpus else "gloo"),
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ray.train.ScalingConfig(  # typed as V1's, which knew no elastic runs
                 num_workers=config.workers,  # type: ignore[arg-type]
-                use_gpu=on_gpus,
+                use_gpu=gpus,
                 elastic_resize_monitor_interval_s=RESIZE_AFTER_S,  # type: ignore[call-arg]
             ),
             run_config=ray.train.RunConfig(
@@ -180,14 +202,18 @@ def train_with_ray(
                 failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES_TOLERATED),
             ),
         )
-        result = trainer.fit()
-    mistake: str = result.return_value  # type: ignore[attr-defined]  # typed as V1's result
-    if mistake:
-        raise UserError(mistake)
-    if result.checkpoint is None:
-        raise RuntimeError(f"run {folder.name}: ended without a checkpoint")
-    with result.checkpoint.as_directory() as path:
-        return read_state(Path(path) / STATE_FILE)
+        before = _newest(folder)
+        try:
+            return trainer.fit()
+        except ray.train.WorkerGroupError:
+            if _newest(folder) <= before:
+                raise
+            progress(f"workers were lost {WORKER_FAILURES_TOLERATED + 1} times; there are new checkpoints: going on")
+
+
+def _newest(folder: Path) -> str:
+    """Name of the newest checkpoint that was written, whether it counts or not; empty where there is none."""
+    return max((path.parent.name for path in folder.glob(f"checkpoint_*/{STATE_FILE}")), default="")
 
 
 @contextmanager

@@ -11,18 +11,24 @@ from torch.nn import functional
 from components.pretrain.config import VitConfig
 
 Size3 = tuple[int, int, int]
+TOKENS = ("class_token", "registers", "mask_token")  # names of parameters that are seen beside the patches
 
 
-def sincos_positions(grid: Size3, reference: Size3, dim: int) -> Tensor:
+def sincos_positions(grid: Size3, reference: Size3, dim: int, waves: str) -> Tensor:
     """Fixed positions of a grid of patches, (N, dim) float32; what is left of dim after its sixths is zero.
 
     A smaller ``grid`` is spread over the extent of the ``reference`` grid, as DINO does for its local views: positions
-    tell where in the view a patch lies. Wavelengths go from 3 patches to 4 times the grid: the customary 10,000 is made
-    for sentences, and on grids of 6 to 8 patches it would leave most of the numbers constant.
+    tell where in the view a patch lies. With ``waves`` "customary", angular frequencies fall from 1 a patch to nearly
+    1 in 10,000 (arXiv 1706.03762): made for sentences, and on grids of 6 to 8 patches most of the numbers are constant.
+    With "grid", wavelengths go from 3 patches to 4 times the grid.
     """
-    shortest, longest = 3.0, 4.0 * max(reference)
-    exponents = torch.linspace(0, 1, dim // 6, dtype=torch.float64)
-    frequencies = 2 * math.pi / (shortest * (longest / shortest) ** exponents)
+    count = dim // 6
+    if waves == "customary":
+        frequencies = 10_000.0 ** (-torch.arange(count, dtype=torch.float64) / count)
+    else:
+        shortest, longest = 3.0, 4.0 * max(reference)
+        exponents = torch.linspace(0, 1, count, dtype=torch.float64)
+        frequencies = 2 * math.pi / (shortest * (longest / shortest) ** exponents)
     axes = [(torch.arange(n, dtype=torch.float64) + 0.5) * (r / n) - 0.5 for n, r in zip(grid, reference, strict=True)]
     coordinates_N3 = torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")], dim=1)
     angles_N3F = coordinates_N3[:, :, None] * frequencies
@@ -105,7 +111,8 @@ class Vit(nn.Module):
     def _positions_for(self, grid: Size3, like: Tensor) -> Tensor:
         known = self._positions.get(grid)
         if known is None or known.device != like.device:  # once: a copy to a GPU would wait for all that it has to do
-            known = self._positions[grid] = sincos_positions(grid, self.grid, self.config.dim).to(like.device)
+            new = sincos_positions(grid, self.grid, self.config.dim, self.config.position_waves)
+            known = self._positions[grid] = new.to(like.device)
         return known.to(like)
 
     def tokens(

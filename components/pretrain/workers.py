@@ -33,6 +33,20 @@ class World:
     device: torch.device
 
 
+def on_gpus(device: str, wanted: int, found: int) -> bool:
+    """Whether a run with ``pretrain.device`` trains on GPUs, of which it wants one per worker.
+
+    Raises:
+        UserError: ``cuda`` is asked for and there are too few.
+    """
+    if device == "cuda" and found < wanted:
+        raise UserError(
+            f"pretrain.device 'cuda': {found} GPUs found, {wanted} wanted, one for each worker; lower "
+            "pretrain.workers, or allow device auto or cpu"
+        )
+    return device != "cpu" and found >= wanted
+
+
 def together() -> bool:
     """Whether this process is one of several."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -103,10 +117,17 @@ def shard(model: nn.Module, blocks: tuple[type[nn.Module], ...], device: torch.d
     fully_shard(model, mesh=mesh)
 
 
-def whole(tree: Any) -> Any:
+def whole(tree: Any, kept: bool = True) -> Any:
     """``tree`` with plain tensors on the CPU in the place of shares: a device may not have room for all of them. Every
-    worker calls it at the same step."""
-    return tree_map(lambda value: value.full_tensor().cpu() if isinstance(value, DTensor) else value, tree)
+    worker calls it at the same step; where they are not to be ``kept``, empty tensors stand in their place."""
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        full = value.full_tensor()  # of all workers together, also for those that do not keep it
+        return full.cpu() if kept else full.new_empty(0, device="cpu")
+
+    return tree_map(plain, tree)
 
 
 def share_of(value: Tensor, like: Tensor) -> Tensor:

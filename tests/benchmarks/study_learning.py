@@ -80,7 +80,10 @@ HEADS: dict[str, dict[str, Any]] = {
     "vicreg": {"invariance": 25.0, "variance": 25.0, "covariance": 1.0, "hidden": 256, "projection": 256},
     "simsiam": {"hidden": 256, "projection": 256, "predictor": 64},
 }
-VIT = {"kind": "vit", "patch_vox": 6, "dim": 96, "depth": 4, "heads": 3, "mlp_ratio": 4.0, "registers": 4}
+VIT = {
+    "kind": "vit", "patch_vox": 6, "dim": 96, "depth": 4, "heads": 3, "mlp_ratio": 4.0, "registers": 4,
+    "position_waves": "grid",
+}  # fmt: skip
 VIT_KINDS = ("dino", "dino_ibot", "mae", "dino_mae")
 
 

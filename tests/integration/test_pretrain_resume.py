@@ -129,6 +129,23 @@ def test_a_worker_that_dies_is_replaced_and_the_weights_are_the_same(undisturbed
 
 
 @pytest.mark.slow
+def test_a_run_with_more_failures_than_are_tolerated_at_a_time_goes_on(undisturbed: str, tmp_path: Path) -> None:
+    """Four workers die, one after the other, each after a new checkpoint: weeks on a cluster in a minute."""
+    project = write_project(tmp_path, "wholebody", **CHANGES)
+    process = start(project)
+    assert process.stderr is not None
+    for death in range(4):
+        at_step(process.stderr, (2 * death + 2) * EVERY + 3)
+        wait_for_checkpoint(project / ".ctfoundry/runs", process)
+        workers = [pid for pid in descendants(process.pid) if "TrainWorker" in names(pid)]
+        kill(workers[-1:])
+    _, log = process.communicate(timeout=600)
+    assert process.returncode == 0, log
+    assert "there are new checkpoints: going on" in log
+    assert sha256_tree(project / "data/wholebody/pretrain") == undisturbed
+
+
+@pytest.mark.slow
 def test_a_checkpoint_that_was_cut_short_is_not_read(undisturbed: str, tmp_path: Path) -> None:
     """What Ray was still copying when it was killed: not in the run's snapshot, so that the one before it counts."""
     killed = write_project(tmp_path, "wholebody", **CHANGES)

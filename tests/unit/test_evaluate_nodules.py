@@ -1,5 +1,6 @@
 """Nodules: split by patient, pinned, and seen through a window that does not tell their size."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def test_real_nodules_make_three_tasks_without_patients_of_pretraining(
     assert set(built.table["task"]) == {f"lidc_nodules/{name}" for name in RATINGS}
     assert seen not in set(built.table["patient"])
     assert "of patients in pretraining" in built.remarks["lidc_nodules/texture"]
+    told = built.remarks["lidc_nodules/texture"]
+    assert re.search(r"The window is larger than [1-9]\d* of \d+ files, mirrored there", told), "a quarter of all files"
     assert not built.table["case"].str.contains("LIDC").any()
     assert not built.table["volume"].str.contains("LIDC").any()
     assert built.table.groupby("patient")["split"].nunique().max() == 1

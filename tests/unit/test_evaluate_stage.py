@@ -161,7 +161,7 @@ def test_the_gate_reads_what_evaluation_writes(evaluated: tuple[Inputs, Path]) -
     verdicts = judge(
         parse(GateConfig, block, "t"), Evidence("wholebody", metrics_of(out), funnel, inputs.curated, tasks, None)
     )
-    assert [verdict.passed for verdict in verdicts] == [True, True, True, False, True]
+    assert [verdict.failed for verdict in verdicts] == [False, False, False, True, False]
     assert "was not evaluated: no lesions among" in verdicts[3].detail
 
 

@@ -14,7 +14,7 @@ from components.params import ParamsError, parse
 from components.preprocess.config import PreprocessConfig
 
 EVALUATE: dict[str, Any] = {
-    "selection": None,
+    "selection": None, "device": "cpu",
     "seed": 1, "random_seeds": [1], "bootstrap": 100, "linear_c": 10.0, "neighbours": 3, "minimum_patients": 2,
     "histogram": {"bins": 8, "low_hu": -1000, "high_hu": 1000}, "centre_mm": 8.0, "stability_gallery": 2,
     "nodule_window_mm": [6.0, 24.0, 24.0], "lidc_nodules": None,

@@ -1,14 +1,16 @@
 """Every gate passes and fails where it should, and says why."""
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from components.evaluate.scores import FIGURES
 from components.gate.config import GateConfig
 from components.gate.rules import Evidence, Verdict, decision, judge
 from components.gate.stage import failure_line
-from components.params import ParamsError, parse
+from components.params import ParamsError, parse, read_yaml
 
 NUMBERS = {
     "value": 0.9, "low": 0.8, "high": 0.95, "random": 0.7,
@@ -74,7 +76,7 @@ def test_one_patient_in_pretraining_and_evaluation_fails(leaking: str) -> None:
 
 
 def test_a_rejected_pretraining_scan_is_no_leak() -> None:
-    assert named(judge(config(), evidence(tasks=pd.DataFrame({"patient": ["p3"]}))), "leakage").passed
+    assert named(judge(config(), evidence(tasks=pd.DataFrame({"patient": ["p3"]}))), "leakage").verdict == "pass"
 
 
 def test_one_scan_under_two_names_fails() -> None:
@@ -96,13 +98,13 @@ def test_what_is_no_ct_is_no_rejected_ct() -> None:
     verdict = named(judge(config(max_reject_rate=0.2), evidence(funnel=funnel)), "reject_rate")
     assert (verdict.figure, verdict.verdict) == (0.2, "pass")
     assert "2 of 10 CT series rejected; 30 others are no CT" in verdict.detail
-    assert not named(judge(config(max_reject_rate=0.19), evidence(funnel=funnel)), "reject_rate").passed
+    assert named(judge(config(max_reject_rate=0.19), evidence(funnel=funnel)), "reject_rate").failed
 
 
 @pytest.mark.parametrize("others", [0, 7])
 def test_nothing_in_fails(others: int) -> None:
     funnel = {"in": others, "accepted": 0, "not_ct": others, "rejected": {}}
-    assert not named(judge(config(), evidence(funnel=funnel)), "reject_rate").passed
+    assert named(judge(config(), evidence(funnel=funnel)), "reject_rate").failed
 
 
 def test_an_interval_that_only_touches_the_bound_is_not_better_than_random() -> None:
@@ -152,3 +154,60 @@ def test_a_mistyped_bound_is_one_line() -> None:
     with pytest.raises(ParamsError) as raised:
         config(floors=[{"task": "organs", "figure": "linear_auc", "minimum": 9}])
     assert str(raised.value).startswith("params.yaml: wholebody.gate.floors.0.minimum: 9 is not allowed")
+
+
+def test_what_no_gate_asks_is_not_judged_and_does_not_count_as_passed() -> None:
+    verdicts = judge(config(better_than_random=[], floors=[], champion=[]), evidence(champion=champion(0.9)))
+    assert {gate.gate: gate.verdict for gate in verdicts} == {
+        "leakage": "pass", "same_scan": "pass", "reject_rate": "pass",
+        "better_than_random": "not judged", "floors": "not judged", "champion": "not judged",
+    }  # fmt: skip
+    assert decision(verdicts)["verdict"] == "pass"
+    assert "gate.floors is empty" in named(verdicts, "floors").detail
+    leaking = judge(config(floors=[]), evidence(tasks=pd.DataFrame({"patient": ["p1"]})))
+    assert decision(leaking)["verdict"] == "fail"
+
+
+def shipped(line: str) -> GateConfig:
+    return parse(GateConfig, read_yaml()[line]["gate"], f"{line}.gate")
+
+
+def judged(line: str, value: float, random: float, half_width: float) -> dict[str, str]:
+    """Verdicts of the shipped gates for one encoder's figures, the same for every task and figure."""
+    difference = value - random
+    numbers = {
+        "value": value, "low": value - half_width, "high": value + half_width, "random": random,
+        "difference": difference, "difference_low": difference - half_width, "difference_high": difference + half_width,
+    }  # fmt: skip
+    task = {"wholebody": "organs", "head": "findings"}[line]
+    metrics = {"evaluation_data": "d1", "tasks": {task: dict.fromkeys(FIGURES, numbers)}, "not_evaluated": {}}
+    verdicts = judge(shipped(line), evidence(metrics=metrics))
+    return {verdict.gate.split()[0]: verdict.verdict for verdict in verdicts}
+
+
+@pytest.mark.parametrize("line", ["wholebody", "head"])
+def test_the_shipped_gates_refuse_what_they_are_there_for(line: str, project: Path) -> None:
+    good = {
+        "leakage": "pass",
+        "same_scan": "pass",
+        "reject_rate": "pass",
+        "better_than_random": "pass",
+        "floor": "pass",
+        "champion": "pass",
+    }
+    assert judged(line, 0.98, 0.9, 0.02) == good
+    assert judged(line, 0.98, 0.98, 0.02) == good | {"better_than_random": "fail"}, "as good as untrained ones"
+    assert judged(line, 0.98, 0.97, 0.02) == good | {"better_than_random": "fail"}, "better, but perhaps by chance"
+    assert judged(line, 0.5, 0.4, 0.02) == good | {"floor": "fail"}, "better than untrained ones, yet no use"
+
+
+@pytest.mark.parametrize("line", ["wholebody", "head"])
+def test_the_shipped_bounds_are_no_empty_ones(line: str, project: Path) -> None:
+    gates = shipped(line)
+    assert gates.better_than_random
+    assert gates.floors
+    assert gates.champion
+    assert all(gate.minimum_difference_low >= 0 for gate in gates.better_than_random)
+    assert all(gate.minimum > 0.5 for gate in gates.floors if gate.figure.endswith("auc"))
+    assert all(gate.tolerance <= 0.05 for gate in gates.champion)
+    assert gates.max_reject_rate < 0.5

@@ -9,7 +9,16 @@ from pretrain_project import AFFINES, block, volume
 
 from components.params import UserError, parse
 from components.preprocess.store import StoredVolume, Volume, write_volume
-from components.pretrain.embed import EmbedConfig, Embedder, grid_starts, orientation_of, random_embedder
+from components.pretrain import embed
+from components.pretrain.embed import (
+    EmbedConfig,
+    Embedder,
+    batch_of,
+    device_of,
+    grid_starts,
+    orientation_of,
+    random_embedder,
+)
 from components.pretrain.models import build_encoder
 
 
@@ -56,6 +65,16 @@ def test_a_point_is_the_centre_of_its_crop() -> None:
     assert embedder.embed_points(Volume(hu, affine), np.zeros((0, 3))).shape == (0, embedder.dim)
 
 
+def test_the_encoder_sees_the_point_in_the_middle_of_its_box() -> None:
+    embedder, hu = embedder_of("wholebody"), np.full((20, 40, 44), -1000, dtype=np.int16)
+    hu[3, 35, 22] = 2000  # near two borders: what lies outside is air
+    seen: list[torch.Tensor] = []
+    embedder.encoder.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
+    embedder.embed_points(Volume(hu, AFFINES["wholebody"]), [AFFINES["wholebody"][:3, :3] @ [3, 35, 22]])
+    assert seen[0].shape == (1, 1, 8, 16, 16)
+    assert (seen[0][0, 0] > 0.5).nonzero().tolist() == [[4, 8, 8]]
+
+
 def test_random_embedder_has_the_same_shape_and_other_weights() -> None:
     embedder = embedder_of("head")
     first, again, other = (random_embedder(embedder, seed).embed_volume(volume("head", 0)) for seed in (5, 5, 6))
@@ -92,6 +111,25 @@ def test_missing_or_other_weights_are_named(tmp_path: Path) -> None:
     (tmp_path / "other" / "encoder.safetensors").rename(tmp_path / "encoder.safetensors")
     with pytest.raises(UserError, match="does not fit"):
         Embedder.load(tmp_path)
+
+
+def test_crops_at_once_are_as_many_as_their_voxels_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is that of 2^20 voxels, whatever the crop; what a crop's vector is does not depend on its neighbours."""
+    assert [batch_of(size) for size in ((8, 32, 32), (32, 128, 128), (512, 512, 512))] == [32, 2, 1]
+    embedder, source = embedder_of("wholebody"), volume("wholebody", 3)
+    points = np.random.default_rng(0).uniform(-30, 0, (5, 3))
+    together, seen = embedder.embed_points(source, points), []
+    monkeypatch.setattr(embed, "BATCH_VOXELS", 2 * 8 * 16 * 16)
+    embedder.encoder.register_forward_hook(lambda _, arguments, __: seen.append(len(arguments[0])))
+    assert embedder.embed_points(source, points) == pytest.approx(together, abs=1e-6)
+    assert seen == [2, 2, 1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU on this machine")
+def test_a_gpu_that_is_asked_for_and_not_there_is_one_line() -> None:
+    assert [device_of(wanted) for wanted in ("auto", "cpu")] == ["cpu", "cpu"]
+    with pytest.raises(UserError, match="device 'cuda': there is no GPU here; allow device auto or cpu"):
+        device_of("cuda")
 
 
 def test_grid_covers_the_volume_and_names_its_axes() -> None:

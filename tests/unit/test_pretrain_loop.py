@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,7 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_state(line: str, tmp_path: 
     assert kept.steps == [2, 4, 6]
     lines: list[str] = []
     resumed = train(config, volumes, HERE, InMemory(tmp_path, read_state(tmp_path / "2.pt")), lines.append)
-    assert equal(whole, resumed), "weights, optimiser, teacher, centre, candidates and history"
-    assert list(whole["candidates"]) == [1, 2, 3, 4, 5]
-    assert equal(whole["candidates"][4], read_state(tmp_path / "4.pt")["candidates"][4])
-    assert not equal(whole["candidates"][4], whole["candidates"][5])
+    assert equal(whole, resumed), "weights, optimiser, teacher, centre and history"
     assert lines[0] == "resuming from the checkpoint at step 2 of 6"
     assert [row["step"] for row in resumed["history"]] == [1, 2, 3, 4, 5, 6]
 
@@ -90,12 +88,12 @@ def test_the_update_is_adamws_wherever_the_gradient_lies() -> None:
 @pytest.mark.parametrize("line", ["wholebody", "head"])
 def test_a_gpu_gives_the_losses_of_a_cpu(line: str, precision: str, tmp_path: Path) -> None:
     volumes = volumes_of(write_project(tmp_path, line), line)
-    config, there = config_of(line, accumulate=2), World(0, 1, torch.device("cuda"))
+    config, there = config_of(line), World(0, 1, torch.device("cuda"))
     torch.backends.cudnn.allow_tf32 = False
     expected = train(config, volumes, HERE, InMemory(tmp_path), lambda _: None)["history"]
-    config, kept = config_of(line, accumulate=2, precision=precision), InMemory(tmp_path)
+    config, kept = config_of(line, precision=precision), InMemory(tmp_path)
     found = train(config, volumes, there, kept, lambda _: None)
-    # A part is one volume here, which the head standardises over: what views in float16 round grows to half a per cent.
+    # A step is two volumes here, which the head standardises over: what views in float16 round grows with it.
     tolerance = 1e-1 if precision == "bfloat16" else 2e-2
     assert [row["loss"] for row in found["history"]] == pytest.approx([row["loss"] for row in expected], rel=tolerance)
     resumed = train(config, volumes, there, InMemory(tmp_path, read_state(tmp_path / "2.pt")), lambda _: None)
@@ -129,6 +127,9 @@ def test_each_objective_on_two_views_learns(kind: str, tmp_path: Path) -> None:
 
 class Nothing:
     """Keeps no checkpoint."""
+
+    def keep(self, step: int, weights: Mapping[str, torch.Tensor]) -> None:
+        pass
 
     def load(self) -> State | None:
         return None
@@ -165,12 +166,21 @@ def test_compiled_blocks_train_alike(line: str, tmp_path: Path) -> None:
     assert [row["loss"] for row in plain] != [row["loss"] for row in compiled], "nothing was compiled"
 
 
+def in_parts(kind: str) -> dict[str, Any]:
+    """A head objective that takes nothing over all volumes of a step."""
+    objective = block("head")["objective"] | {"kind": kind}
+    return objective | {"dino": objective["dino"] | {"standardise": False}}
+
+
 SAME: dict[str, tuple[str, dict[str, Any]]] = {
     **{kind: ("wholebody", {"objective": two_view(kind)}) for kind in TWO_VIEW},
-    "accumulate": ("wholebody", {"accumulate": 2}),
+    "accumulate": ("head", {"objective": in_parts("dino_ibot"), "accumulate": 2}),
     "activation_checkpointing": ("wholebody", {"activation_checkpointing": True}),
     "sharded": ("wholebody", {"sharded": True}),
-    "sharded_head": ("head", {"sharded": True, "accumulate": 2, "activation_checkpointing": True}),
+    "sharded_head": (
+        "head",
+        {"objective": in_parts("dino"), "sharded": True, "accumulate": 2, "activation_checkpointing": True},
+    ),
     **{
         kind: ("head", {"objective": block("head")["objective"] | {"kind": kind}}) for kind in ("dino_ibot", "dino_mae")
     },
@@ -202,8 +212,11 @@ def going_on_where_parameters_are_shared_out(rank: int, root: Path) -> None:
     assert not rank or not list(folder.iterdir()), "the first worker writes"
     resumed = train(config, volumes, world, InMemory(folder, read_state(root / "kept-0" / "2.pt")), str)
     assert equal(undisturbed, resumed)
-    alone = build_objective(config)
-    alone.load_state_dict(resumed["objective"])  # whole tensors, under the names that they have without shares
+    alone, weights = build_objective(config), resumed["objective"]
+    if rank == 0:
+        alone.load_state_dict(weights)  # whole tensors, under the names that they have without shares
+    else:
+        assert not weights["encoder.patch_embed.weight"].numel(), "they lie in the memory of the first worker only"
 
 
 def test_two_workers_give_the_losses_of_one(tmp_path: Path) -> None:
@@ -219,19 +232,6 @@ def test_two_workers_give_the_losses_of_one(tmp_path: Path) -> None:
         all_steps, first_step = (2e-2, 2e-2) if name.startswith("bfloat16") else (1e-3, 1e-5)
         assert both[0][name] == pytest.approx(one, rel=all_steps, abs=all_steps), name
         assert both[0][name][0] == pytest.approx(one[0], rel=first_step, abs=first_step), name
-
-
-def test_parts_one_after_the_other_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
-    """Exact where no batch statistics are taken over the parts: masked image modelling."""
-    volumes = volumes_of(write_project(tmp_path, "head"), "head")
-    objective = block("head")["objective"] | {"kind": "mae"}
-    whole, parts = (
-        train(config_of("head", objective=objective, volumes_per_step=4, accumulate=n), volumes, HERE, Nothing(), str)
-        for n in (1, 4)
-    )
-    for a, b in zip(whole["history"], parts["history"], strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
-        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-3)
 
 
 def test_a_collapsed_run_is_stopped(tmp_path: Path) -> None:
@@ -300,19 +300,6 @@ def test_the_stage_writes_equal_bytes_twice(line: str, tmp_path: Path, monkeypat
         hashes.append(sha256_tree(output))
         assert not list(stage.RUNS.iterdir())
     assert hashes[0] == hashes[1]
-
-
-def test_the_runs_name_changes_with_the_temperature_and_the_data(tmp_path: Path) -> None:
-    volumes = volumes_of(write_project(tmp_path, "wholebody"), "wholebody")
-    config = config_of("wholebody")
-    warmer = config_of("wholebody", objective=block("wholebody")["objective"] | {"temperature": 0.2})
-    names = {
-        stage.run_name("wholebody", config, volumes),
-        stage.run_name("wholebody", warmer, volumes),
-        stage.run_name("wholebody", config, volumes[1:]),
-    }
-    assert len(names) == 3
-    assert stage.run_name("wholebody", config, volumes) in names
 
 
 def test_mistakes_in_the_parameters_are_named() -> None:

@@ -1,6 +1,7 @@
 """The encoders are the published ones, in names, shapes and sizes."""
 
 import lighter_zoo
+import numpy as np
 import pytest
 import torch
 from monai.networks.nets.segresnet_ds import SegResEncoder
@@ -19,7 +20,10 @@ HEAD = InputConfig(
     windows=((40.0, 80.0), (80.0, 200.0), (600.0, 2800.0)),
 )
 SEGRES = SegResConfig(kind="segres", init_filters=4, blocks_down=(1, 2, 2, 4, 4))
-VIT = VitConfig(kind="vit", patch_vox=12, dim=24, depth=2, heads=2, mlp_ratio=2.0, registers=2, pooling="class_mean")
+VIT = VitConfig(
+    kind="vit", patch_vox=12, dim=24, depth=2, heads=2, mlp_ratio=2.0, registers=2, position_waves="grid",
+    pooling="class_mean",
+)  # fmt: skip
 
 
 def test_published_segres_has_77_760_992_parameters() -> None:
@@ -97,12 +101,19 @@ def test_dropped_tokens_do_not_reach_the_others() -> None:
 
 
 def test_positions_are_distinct_and_spread_over_the_same_extent() -> None:
-    full, coarse = sincos_positions((4, 4, 4), (4, 4, 4), 24), sincos_positions((2, 2, 2), (4, 4, 4), 24)
+    full, coarse = (sincos_positions((n, n, n), (4, 4, 4), 24, "grid") for n in (4, 2))
     assert full.unique(dim=0).shape[0] == 64
-    middle = sincos_positions((1, 1, 1), (4, 4, 4), 24)
-    assert sincos_positions((2, 2, 2), (4, 4, 4), 32)[:, 30:].abs().max() == 0, "what 6 does not divide is zero"
+    middle = sincos_positions((1, 1, 1), (4, 4, 4), 24, "grid")
+    assert sincos_positions((2, 2, 2), (4, 4, 4), 32, "grid")[:, 30:].abs().max() == 0, "what 6 does not divide is zero"
     nearest = (coarse - middle).norm(dim=1)
     assert nearest.max() - nearest.min() < 1.0, "the one patch of a coarse grid lies in the middle"
+
+
+def test_customary_positions_are_those_of_masked_autoencoders() -> None:
+    """Angular frequencies 1 / 10,000^(k / count): along 8 patches the second half of the numbers hardly moves."""
+    row = sincos_positions((8, 1, 1), (8, 8, 8), 48, "customary")[5]
+    expected = [np.sin(5 / 10_000 ** (k / 8)) for k in range(8)] + [np.cos(5 / 10_000 ** (k / 8)) for k in range(8)]
+    assert row[:16].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("size", [(2, 4, 4), (1, 1, 1), (4, 4, 4)])

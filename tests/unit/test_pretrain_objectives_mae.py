@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from components.pretrain.config import VitConfig
 from components.pretrain.objectives.config import MaeConfig
 from components.pretrain.objectives.mae import MaeDecoder, mae_loss
 from components.pretrain.vit import patchify, take_tokens
@@ -31,8 +32,10 @@ def test_patches_are_cut_in_the_order_of_the_grid() -> None:
 
 
 def test_decoder_predicts_one_row_per_hidden_patch() -> None:
+    sizes = {"patch_vox": 2, "dim": 6, "depth": 1, "heads": 1, "mlp_ratio": 1.0, "registers": 0, "pooling": "class"}
+    encoder = VitConfig.model_validate(sizes | {"kind": "vit", "position_waves": "grid"})
     config = MaeConfig(mask_ratio=0.75, decoder_dim=12, decoder_depth=1, decoder_heads=2, normalise=False)
-    decoder = MaeDecoder(dim=6, grid=(2, 2, 2), voxels=16, config=config)
+    decoder = MaeDecoder(encoder, grid=(2, 2, 2), voxels=16, config=config)
     visible, hidden = torch.tensor([[0, 5]]), torch.tensor([[1, 2, 3, 4, 6, 7]])
     tokens = torch.randn(1, 3, 6)
     predicted = decoder(tokens, visible, hidden)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from components.params import UserError
-from components.pretrain.objectives.dino import BatchStandardise, moved_centre
+from components.pretrain.objectives.dino import BatchStandardise, logit_sums, moved_centre
 from components.pretrain.objectives.koleo import koleo_loss
 from components.pretrain.objectives.ntxent import across_volume_ntxent
 from components.pretrain.objectives.vicreg import vicreg_loss
@@ -51,7 +51,7 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ntxent": lambda x, w: across_volume_ntxent(x, 0.3),
     "vicreg": lambda x, w: vicreg_loss(0.1 * x, 25.0, 25.0, 1.0),
     "koleo": lambda x, w: koleo_loss(x[:, 0]),
-    "centre": lambda x, w: moved_centre(torch.zeros(5), x[:, 0].detach(), 0.9).sum() + 0 * x.sum(),
+    "centre": lambda x, w: moved_centre(torch.zeros(5), logit_sums(x[:, 0].detach()), 0.9).sum() + 0 * x.sum(),
 }
 
 

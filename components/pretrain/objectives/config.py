@@ -104,9 +104,12 @@ class DinoConfig(StageConfig):
     """Self-distillation: projection head, temperatures, centring and the teacher's moving average.
 
     Attributes:
+        standardise: embeddings to zero mean and unit variance over the batch before they enter the head: ours, which
+            runs of hundreds of steps want; published without.
         koleo_weight: of the term that keeps embeddings of different samples apart; 0 leaves it out (DINOv2: 0.1).
     """
 
+    standardise: bool
     hidden: PositiveInt
     bottleneck: PositiveInt
     prototypes: PositiveInt

@@ -30,14 +30,14 @@ class BatchStandardise(nn.Module):
 class DinoHead(nn.Module):
     """Three layers, a normalised bottleneck, then cosine similarity to unit-length prototypes: (B, D) to (B, M).
 
-    The input is standardised over the batch: a fresh transformer gives all heads nearly the same embedding, and at a
-    few hundred steps self-distillation would not get away from that point.
+    With ``config.standardise`` the input is standardised over the batch: a fresh transformer gives all heads nearly the
+    same embedding, and at a few hundred steps self-distillation would not get away from that point.
     """
 
     def __init__(self, dim: int, config: DinoConfig, prototypes: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
-            BatchStandardise(),
+            BatchStandardise() if config.standardise else nn.Identity(),
             nn.Linear(dim, config.hidden),
             nn.GELU(),
             nn.Linear(config.hidden, config.hidden),
@@ -57,10 +57,16 @@ def teacher_probabilities(logits_GBM: Tensor, centre_M: Tensor, temperature: flo
     return functional.softmax((logits_GBM.detach() - centre_M) / temperature, dim=-1)
 
 
-def moved_centre(centre_M: Tensor, logits_XM: Tensor, momentum: float) -> Tensor:
-    """The centre after a step: a moving average of the mean of the teacher's logits over all workers' rows."""
+def logit_sums(logits_XM: Tensor) -> Tensor:
+    """What :func:`moved_centre` needs of some rows of the teacher's logits: their sum and their number, (M + 1,)."""
     rows = torch.full((1,), float(len(logits_XM)), device=logits_XM.device)
-    sums = sum_over_workers(torch.cat([logits_XM.sum(dim=0), rows]))
+    return torch.cat([logits_XM.sum(dim=0), rows])
+
+
+def moved_centre(centre_M: Tensor, sums_X: Tensor, momentum: float) -> Tensor:
+    """The centre after a step: a moving average of the mean of the teacher's logits over all rows of all workers, whose
+    :func:`logit_sums` are given."""
+    sums = sum_over_workers(sums_X)
     return centre_M.lerp((sums[:-1] / sums[-1].clamp(min=1)).to(centre_M), 1 - momentum)
 
 

@@ -14,6 +14,7 @@ from components.pretrain.objectives.dino import (
     cosine_schedule,
     dino_loss,
     entropy,
+    logit_sums,
     moved_centre,
     teacher_probabilities,
     update_teacher,
@@ -39,6 +40,7 @@ class HeadObjective(nn.Module):
         self.config = config
         self.distils, self.paints = "dino" in config.kind, "mae" in config.kind
         self.masks = config.kind == "dino_ibot"
+        self._taught: dict[str, list[Tensor]] = {}  # by centre: sums of the teacher's logits in this step's parts
         if self.distils:
             self.head = DinoHead(encoder.embedding_dim, config.dino, config.dino.prototypes)
             taught: list[nn.Module] = [encoder, self.head]
@@ -50,9 +52,7 @@ class HeadObjective(nn.Module):
                 self.mask_token = nn.Parameter(torch.zeros(encoder.config.dim))
             self.teacher = copy.deepcopy(nn.ModuleList(taught)).requires_grad_(False)
         if self.paints:
-            self.decoder = MaeDecoder(
-                encoder.config.dim, encoder.grid, channels * encoder.config.patch_vox**3, config.mae
-            )
+            self.decoder = MaeDecoder(encoder.config, encoder.grid, channels * encoder.config.patch_vox**3, config.mae)
 
     def forward(self, batch: Batch) -> Outcome:
         global_BCDHW = batch["global"].transpose(0, 1).flatten(0, 1)  # view by view: (G * B, ...)
@@ -81,7 +81,7 @@ class HeadObjective(nn.Module):
             taught_BLD = teacher.tokens(global_BCDHW)
             logits_GBM = self.teacher[1](self.encoder.pool(taught_BLD)).unflatten(0, (G, -1))
             teacher_GBM = teacher_probabilities(logits_GBM, self.centre, config.teacher_temperature)
-            centre_M = moved_centre(self.centre, logits_GBM.flatten(0, 1), config.centre_momentum)
+            self._taught.setdefault("centre", []).append(logit_sums(logits_GBM.flatten(0, 1)))
         hidden = None if masked_BN is None else (masked_BN, self.mask_token)
         tokens_BLD = self.encoder.tokens(global_BCDHW, masked=hidden)
         embeddings = [self.encoder.pool(tokens_BLD)]
@@ -97,7 +97,6 @@ class HeadObjective(nn.Module):
             outcome["ibot_loss"] = self._name_hidden(tokens_BLD[:, 1:], taught_BLD[:, 1:], masked_BN)
         if config.koleo_weight:
             outcome["koleo_loss"] = torch.stack([koleo_loss(view) for view in embeddings[0].chunk(G)]).mean()
-        self.centre.copy_(centre_M)
         return outcome
 
     def _name_hidden(self, student_BND: Tensor, taught_BND: Tensor, masked_BN: Tensor) -> Tensor:
@@ -105,9 +104,8 @@ class HeadObjective(nn.Module):
         with torch.no_grad():
             logits_XM = self.teacher[2](taught_BND[masked_BN])
             teacher_XM = teacher_probabilities(logits_XM, self.patch_centre, config.teacher_temperature)
-            centre_M = moved_centre(self.patch_centre, logits_XM, config.centre_momentum)
+            self._taught.setdefault("patch_centre", []).append(logit_sums(logits_XM))
         student_XM = self.patch_head(student_BND[masked_BN])
-        self.patch_centre.copy_(centre_M)
         return ibot_loss(student_XM, teacher_XM, masked_BN, config.student_temperature)
 
     def _paint(self, batch: Batch, global_BCDHW: Tensor) -> Outcome:
@@ -122,8 +120,13 @@ class HeadObjective(nn.Module):
         }
 
     def after_step(self, progress: float) -> None:
-        """Move the teacher; ``progress`` is the share of all steps done, so the schedule runs over the whole run."""
+        """Move centres and teacher; ``progress`` is the share of all steps done, so the schedule runs over the whole
+        run. A step's parts see the same centres, which move once, by all of them."""
         if self.distils:
+            for name, sums in self._taught.items():
+                centre_M = self.get_buffer(name)
+                centre_M.copy_(moved_centre(centre_M, torch.stack(sums).sum(dim=0), self.config.dino.centre_momentum))
+            self._taught.clear()
             momentum = cosine_schedule(self.config.dino.ema_start, self.config.dino.ema_end, progress)
             students = [self.encoder, self.head, *([self.patch_head] if self.masks else [])]
             for teacher, student in zip(self.teacher, students, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from components.pretrain.config import VitConfig
 from components.pretrain.objectives.config import MaeConfig
 from components.pretrain.objectives.precision import in_full_precision
 from components.pretrain.vit import Block, Size3, sincos_positions, take_tokens
@@ -23,18 +24,19 @@ class MaeDecoder(nn.Module):
     """Predicts the voxels of the hidden patches from the tokens of the visible ones.
 
     Args:
-        dim: width of the encoder's tokens.
+        encoder: the encoder's sizes.
         grid: patches along each axis.
         voxels: numbers per patch, channels * patch^3.
         config: sizes.
     """
 
-    def __init__(self, dim: int, grid: Size3, voxels: int, config: MaeConfig) -> None:
+    def __init__(self, encoder: VitConfig, grid: Size3, voxels: int, config: MaeConfig) -> None:
         super().__init__()
-        self.embed = nn.Linear(dim, config.decoder_dim)
+        self.embed = nn.Linear(encoder.dim, config.decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_dim))
         nn.init.normal_(self.mask_token, std=0.02)
-        self.register_buffer("positions_ND", sincos_positions(grid, grid, config.decoder_dim), persistent=False)
+        positions_ND = sincos_positions(grid, grid, config.decoder_dim, encoder.position_waves)
+        self.register_buffer("positions_ND", positions_ND, persistent=False)
         self.blocks = nn.Sequential(
             *(Block(config.decoder_dim, config.decoder_heads, 4.0) for _ in range(config.decoder_depth))
         )

@@ -1,0 +1,180 @@
+"""A run's name, its kept encoders, and the device that it was asked to use."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import ray
+import torch
+from pretrain_project import HERE, InMemory, block, config_of, volumes_of, write_project
+
+from components.files import read_json, read_table
+from components.params import UserError
+from components.pretrain import __main__ as stage
+from components.pretrain import ray_driver
+from components.pretrain.embed import candidate_file
+from components.pretrain.local_driver import read_state, write_candidate
+from components.pretrain.loop import train
+from components.pretrain.workers import on_gpus
+
+
+def curated_of(root: Path) -> pd.DataFrame:
+    return read_table(root / "data" / "wholebody" / "curate" / "curated.parquet")
+
+
+def test_the_runs_name_changes_with_what_decides_the_weights_and_with_nothing_else(tmp_path: Path) -> None:
+    curated = curated_of(write_project(tmp_path, "wholebody"))
+    config = config_of("wholebody")
+    warmer = config_of("wholebody", objective=block("wholebody")["objective"] | {"temperature": 0.2})
+    changed = curated.assign(sha256=curated["sha256"].where(curated.index != 1, "0" * 64))
+    name = stage.run_name("wholebody", config, curated)
+    others = {
+        stage.run_name("wholebody", warmer, curated),
+        stage.run_name("wholebody", config, curated[1:]),
+        stage.run_name("wholebody", config, changed),
+        stage.run_name("head", config, curated),
+    }
+    assert len(others | {name}) == 5
+    same = config_of("wholebody", loaders=3, checkpoint_every=5, activation_checkpointing=True)
+    shutil.rmtree(tmp_path / "data/wholebody/preprocess")  # no volume is read for a name
+    assert stage.run_name("wholebody", same, curated.sample(frac=1, random_state=0)) == name
+
+
+@pytest.mark.parametrize(
+    ("module", "decides"),
+    [("loop.py", True), ("objectives/dino.py", True), ("../preprocess/store.py", True), ("ray_driver.py", True),
+     ("plots.py", False), ("embed.py", False), ("__main__.py", False)],
+)  # fmt: skip
+def test_the_runs_name_changes_with_the_code_of_a_step(
+    module: str, decides: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curated = curated_of(write_project(tmp_path / "project", "wholebody"))
+    components = tmp_path / "components"
+    for package in ("pretrain", "preprocess"):
+        shutil.copytree(Path(stage.__file__).parent.parent / package, components / package)
+    monkeypatch.setattr(stage, "__file__", str(components / "pretrain" / "__main__.py"))
+    monkeypatch.setattr(stage, "STORE", components / "preprocess" / "store.py")
+    before = stage.run_name("wholebody", config_of("wholebody"), curated)
+    path = components / "pretrain" / module
+    path.write_text(path.read_text() + "\n")
+    assert (stage.run_name("wholebody", config_of("wholebody"), curated) != before) is decides
+
+
+def test_encoders_on_the_way_are_files_beside_the_checkpoints_and_in_none_of_them(tmp_path: Path) -> None:
+    volumes = volumes_of(write_project(tmp_path, "wholebody"), "wholebody")
+    config, folder = config_of("wholebody", candidates=6), tmp_path / "run"
+    folder.mkdir()
+    train(config, volumes, HERE, InMemory(folder), lambda _: None)
+    kept = {step: (folder / candidate_file(step)).read_bytes() for step in (1, 2, 3, 4, 5)}
+    assert len(set(kept.values())) == 5
+    assert not (folder / candidate_file(6)).exists(), "the last one is the encoder itself"
+    one, all_of_them = (train_size(tmp_path / str(n), volumes, n) for n in (1, 6))
+    assert all_of_them == one, "checkpoints are no larger with more candidates"
+    (folder / candidate_file(3)).unlink()
+    train(config, volumes, HERE, InMemory(folder, read_state(folder / "2.pt")), lambda _: None)
+    assert {step: (folder / candidate_file(step)).read_bytes() for step in kept} == kept, (
+        "made again, to the same bytes"
+    )
+
+
+def test_an_encoder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        with pytest.raises(UserError, match=r"encoder of step 7: cannot be written to .*candidates: .*; make room and"):
+            write_candidate(tmp_path, 7, {"weights": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / candidate_file(7)).exists()
+
+
+def train_size(folder: Path, volumes: tuple[Path, ...], candidates: int) -> int:
+    folder.mkdir()
+    train(config_of("wholebody", candidates=candidates), volumes, HERE, InMemory(folder), lambda _: None)
+    return (folder / "6.pt").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "found", "answer"),
+    [("auto", 2, 2, True), ("auto", 2, 1, False), ("auto", 1, 0, False), ("cpu", 1, 8, False), ("cuda", 2, 4, True)],
+)
+def test_gpus_are_taken_where_they_are_enough_and_wanted(device: str, wanted: int, found: int, answer: bool) -> None:
+    assert on_gpus(device, wanted, found) is answer
+
+
+NONE_HERE = r"pretrain.device 'cuda': 0 GPUs found, 1 wanted, one for each worker; lower pretrain.workers, or allow"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU on this machine")
+def test_a_gpu_that_is_asked_for_and_not_there_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_project(tmp_path, "wholebody", device="cuda"))
+    with pytest.raises(UserError, match=NONE_HERE):
+        stage.pretrain("wholebody")
+    assert not Path("data/wholebody/pretrain").exists()
+
+
+def test_fewer_gpus_than_workers_end_the_run_or_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of one GPU, which cannot exist here, is said to be there; nothing is trained."""
+    monkeypatch.setattr(ray_driver, "ray_cluster", lambda workers: nullcontext())
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    asked: list[Any] = []
+
+    def fit(config: Any, job: Any, folder: Path, gpus: bool, progress: Any) -> Any:
+        asked.append(gpus)
+        raise UserError("trained no further")
+
+    monkeypatch.setattr(ray_driver, "_fit", fit)
+    lines: list[str] = []
+    with pytest.raises(UserError, match="1 GPUs found, 2 wanted"):
+        ray_driver.train_with_ray(config_of("wholebody", workers=2, device="cuda"), (), tmp_path / "a", lines.append)
+    assert not asked
+    with pytest.raises(UserError, match="trained no further"):
+        ray_driver.train_with_ray(config_of("wholebody", workers=2, device="auto"), (), tmp_path / "b", lines.append)
+    assert asked == [False]
+    assert lines == ["device auto: 1 GPUs for 2 workers: training on CPUs"]
+
+
+def test_the_outputs_name_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_project(tmp_path, "wholebody", steps=2, candidates=2))
+    stage.pretrain("wholebody")
+    assert read_json(Path("data/wholebody/pretrain/summary.json"))["device"] == "cpu"
+    history = pd.read_csv("data/wholebody/pretrain/history.csv")
+    assert history["gpus"].tolist() == [0, 0]
+    assert (Path("data/wholebody/pretrain/encoder") / candidate_file(1)).is_file()
+
+
+class Fails:
+    """A trainer of Ray's that loses its workers; each attempt but the last writes a checkpoint."""
+
+    def __init__(self, folder: Path, attempts: int) -> None:
+        self.folder, self.attempts, self.made = folder, attempts, 0
+
+    def __call__(self, *arguments: Any, **named: Any) -> Fails:
+        return self
+
+    def fit(self) -> str:
+        self.made += 1
+        if self.made > self.attempts + 1:
+            raise AssertionError("tried again without progress")
+        if self.made <= self.attempts:
+            place = self.folder / f"checkpoint_{self.made:09d}"
+            place.mkdir(parents=True)
+            (place / ray_driver.STATE_FILE).touch()
+        raise ray.train.WorkerGroupError("lost", {})
+
+
+def test_failures_count_since_the_last_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray counts over a whole run, which ended one of weeks; here a run ends where an attempt got no farther."""
+    trainer = Fails(tmp_path, attempts=3)
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", trainer)
+    lines: list[str] = []
+    with pytest.raises(ray.train.WorkerGroupError):
+        ray_driver._fit(config_of("wholebody", workers=1), {}, tmp_path, False, lines.append)
+    assert trainer.made == 4
+    assert len(lines) == 3
