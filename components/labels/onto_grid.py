@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom._uid_dict import UID_dictionary
 from scipy import ndimage
 
+from components.acquire.dataset import InflateError, inflated_dataset
 from components.labels.contours import read_contours, rois_of
 from components.labels.label_map import names_beside, read_label_map
 from components.labels.placing import Found, LabelError, Mask, covered_shares, nearest
@@ -192,15 +194,18 @@ def _from_dicom(
             check_same_scan(scan, dataset, {roi.frame for roi in rois})
         yield from read_contours(rois, affine, shape)
     else:
-        raise LabelError(f"DICOM of class {kind or '(none)'} is not allowed: SEG or RTSTRUCT")
+        known = kind if kind in UID_dictionary else "(none that is known)"  # what else stands there is not repeated
+        raise LabelError(f"DICOM of class {known} is not allowed: SEG or RTSTRUCT")
 
 
 def _dataset(path: Path) -> pydicom.Dataset:
     """Also of a bare data set, as some planning systems write them, without preamble and file meta information."""
     try:
-        return pydicom.dcmread(path)
+        return inflated_dataset(path, force=False) or pydicom.dcmread(path)
+    except InflateError as error:
+        raise LabelError(str(error)) from None
     except pydicom.errors.InvalidDicomError:
-        dataset = pydicom.dcmread(path, force=True)
+        dataset = inflated_dataset(path, force=True) or pydicom.dcmread(path, force=True)
     except OSError as error:
         raise LabelError(f"{NEITHER} ({type(error).__name__})") from None
     if not dataset.get("SOPClassUID"):

@@ -29,6 +29,7 @@ from pydicom.uid import (
 )
 
 from components.acquire.copies import copies
+from components.acquire.dataset import InflateLimitError, inflated_dataset
 from components.acquire.headers import Instance, measure_series, read_instance, read_with_pydicom
 from components.phantom.scanner import scan
 from components.preprocess.dicom import DecodeError, read_series
@@ -136,6 +137,22 @@ def test_the_services_limit_counts_what_is_inflated(slices: list[Path], tmp_path
     with pytest.raises(InputError, match=r"^5\.dcm: deflated data of more than \d+ bytes are not allowed$") as refused:
         read_upload(archive, "zip", Limits(unpacked_bytes=11 * MIB))
     assert refused.value.status == 413
+
+
+def test_labels_are_inflated_within_bounds(slices: list[Path], tmp_path: Path) -> None:
+    whole = inflated_dataset_of(deflated(slices[0]), tmp_path)
+    assert all(whole[e.tag] == e for e in pydicom.dcmread(slices[0]))
+    with pytest.raises(InflateLimitError, match="deflated data of more than"):
+        inflated_dataset_of(deflated(slices[0], 120), tmp_path, inflated_bytes=20 * MIB)
+    (tmp_path / "plain.dcm").write_bytes(slices[0].read_bytes())
+    assert inflated_dataset(tmp_path / "plain.dcm", force=False) is None
+
+
+def inflated_dataset_of(content: bytes, folder: Path, **options: Any) -> Dataset:
+    (folder / "deflated.dcm").write_bytes(content)
+    found = inflated_dataset(folder / "deflated.dcm", force=False, **options)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("cut", [30, 4000])
