@@ -23,8 +23,11 @@ $(READY): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps lighter-zoo lightly
 	@touch $@
 
+# Handed over as they are: a folder's name may hold a space, a quote or a dollar.
+release: export MAKE_SOURCE = $(value SOURCE)
+release: export MAKE_EVALUATION = $(value EVALUATION)
 release: $(READY) ## make a release of LINE from SOURCE: run the graph, judge the gates, build the Bento
-	@$(BIN)/ctfoundry release --line $(LINE) --source '$(SOURCE)' $(if $(EVALUATION),--evaluation '$(EVALUATION)') $(if $(PRIVACY),--privacy '$(PRIVACY)')
+	@$(BIN)/ctfoundry release --line $(LINE) --source "$$MAKE_SOURCE" $(if $(EVALUATION),--evaluation "$$MAKE_EVALUATION") $(if $(PRIVACY),--privacy '$(PRIVACY)')
 
 test: $(READY) ## fast unit tests and integration tests with the real tools
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit

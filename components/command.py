@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from components import arithmetic
 from components.files import disk_full
-from components.params import LINES, UserError, reproducible
+from components.params import LINES, PassingError, UserError, reproducible
+from components.progress import short_socket_paths
+
+EXIT_PASSING = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
 
 
 def data_dir(line: str, stage: str, shard: int | None = None) -> Path:
@@ -39,14 +43,16 @@ def run_stage(
         function: called with the line; or None where ``sharded`` is given.
         sharded: called with line and shard.
 
-    Exits with 1 and one line on stderr for a UserError (ParamsError among them) and a full disk; anything else is a
-    defect of ours and keeps its traceback.
+    Exits with one line on stderr, and with 75 for a PassingError or with 1 for any other UserError (ParamsError among
+    them) and a full disk; anything else is a defect of ours and keeps its traceback. SIGTERM ends it in an orderly way.
     """
     parser = argparse.ArgumentParser(prog=f"python -m components.{stage}", description=description)
     parser.add_argument("--line", required=True, choices=LINES, help="model line: a block of params.yaml")
     if sharded is not None:
         parser.add_argument("--shard", required=True, type=int, help="shard number, one of params.yaml's `shards`")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # temporary files and clusters go with it
+    short_socket_paths()
     logging.basicConfig(level=logging.INFO, format=f"{stage}: %(message)s", stream=sys.stderr)
     try:
         arithmetic.enter(reproducible(arguments.line))
@@ -56,7 +62,7 @@ def run_stage(
             function(arguments.line)
     except UserError as error:
         print(f"{stage}: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(EXIT_PASSING if isinstance(error, PassingError) else 1)
     except OSError as error:
         full = disk_full(error, Path(error.filename) if isinstance(error.filename, str) else Path())
         if full is None:

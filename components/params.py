@@ -35,6 +35,10 @@ class UserError(ValueError):
     """Something the user can put right; the command line shows it as one line, without a traceback."""
 
 
+class PassingError(UserError):
+    """What may be gone at the next try, such as a source that does not answer: the only mistake worth repeating."""
+
+
 class ParamsError(UserError):
     """A mistake in ``params.yaml``; the message is one line per mistake and meant for the user."""
 

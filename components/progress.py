@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -28,6 +31,7 @@ from components.isolation import Lost, guarded
 from components.params import UserError
 
 LOG_SECONDS = 15.0
+MAX_TMPDIR = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # unix(7): 108 characters, the last a zero
 LOG_WIDTH = 140  # of tables in a log, so that a digest stays on one line
 IN_FLIGHT = 2  # items per process: one is worked on, one is ready to be
 ItemT = TypeVar("ItemT")
@@ -71,6 +75,18 @@ def track(items: Iterable[ItemT], sizes: Sequence[int], label: str, in_bytes: bo
             shown = now
     speed = f", {done / max(1e-3, time.monotonic() - start) / 1e6:.1f} MB/s" if in_bytes else ""
     print(f"{label}: {total}/{total} in {time.monotonic() - start:.0f} s{speed}", file=sys.stderr, flush=True)
+
+
+def short_socket_paths() -> None:
+    """Multiprocessing has its sockets below TMPDIR, and their paths a limit: where that is long, they lie in /tmp.
+
+    Holds for this process and those that it starts. Files stay in TMPDIR.
+    """
+    ours = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # what `util.get_temp_dir` asks first
+    if "tempdir" not in ours and len(tempfile.gettempdir()) > MAX_TMPDIR:
+        folder = tempfile.mkdtemp(prefix="mp-", dir="/tmp")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        ours["tempdir"] = folder
 
 
 def _start_worker(environment: dict[str, str]) -> None:
@@ -161,6 +177,7 @@ def _in_processes(
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
+    short_socket_paths()
     # Fork would copy the locks of threads that torch, Arrow and OpenCV have started.
     context = multiprocessing.get_context("forkserver")
     return ProcessPoolExecutor(workers, context, _start_worker, (dict(os.environ),))

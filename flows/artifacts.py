@@ -1,4 +1,7 @@
-"""What a run shows on Prefect's page and on the terminal: series funnel, gate table, quality summary, plots."""
+"""What a run shows on Prefect's page and on the terminal: series funnel, gate table, quality summary, plots.
+
+Of what lies in ``data/``, it shows what this run made or found unchanged: after a failure the rest is an earlier run's.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,16 @@ from rich.table import Table
 from components.files import read_json
 from components.params import shards
 from components.progress import wide_console
+from flows.run import Run
 
 MAX_ROWS = 1000  # of a table on Prefect's page
 MAX_ROWS_PRINTED = 100
 MAX_INLINE_BYTES = 400_000  # of one plot on Prefect's page
 
 
-def publish_data(line: str) -> None:
-    """Funnel and quality summary, after ``curate``."""
+def publish_data(run: Run) -> None:
+    """Funnel and quality summary, after ``drift``."""
+    line = run.line
     funnel = read_json(Path("data") / line / "curate" / "funnel.json")
     create_table_artifact(key=f"{line}-series-funnel", table=funnel_rows(funnel), description=f"Series of line {line}")
     shown, note = _shortened(funnel["series"], MAX_ROWS)
@@ -27,17 +32,15 @@ def publish_data(line: str) -> None:
     create_table_artifact(key=f"{line}-quality", table=quality_rows(line), description="Great Expectations suites")
 
 
-def publish_model(line: str) -> None:
+def publish_model(run: Run) -> None:
     """Gate table and plots, as far as the run got."""
-    decision = Path("data") / line / "gate" / "decision.json"
-    if decision.is_file():
-        content = read_json(decision)
-        create_table_artifact(
-            key=f"{line}-gates",
-            table=[{k: _shown(v) for k, v in gate.items()} for gate in content["gates"]],
-            description=f"Gates of line {line}: verdict **{content['verdict']}**",
-        )
-    plots = [p for stage in ("pretrain", "evaluate") for p in sorted((Path("data") / line / stage).rglob("*.png"))]
+    line, gates = run.line, gate_rows(run)
+    if gates:
+        verdict = "fail" if any(gate["verdict"] == "fail" for gate in gates) else "pass"
+        told = f"Gates of line {line}: verdict **{verdict}**"
+        create_table_artifact(key=f"{line}-gates", table=gates, description=told)
+    made = [stage for stage in ("pretrain", "evaluate") if run.made(stage)]
+    plots = [path for stage in made for path in sorted((Path("data") / line / stage).rglob("*.png"))]
     inline = [_inline(path) for path in plots if path.stat().st_size <= MAX_INLINE_BYTES]
     if inline:
         create_markdown_artifact(key=f"{line}-plots", markdown="\n\n".join(inline), description=f"Plots of line {line}")
@@ -61,6 +64,12 @@ def _shown(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+def gate_rows(run: Run) -> list[dict[str, Any]]:
+    """Every gate that was judged in this run, those of the champion last."""
+    gates = [gate for path in run.decisions() for gate in read_json(path)["gates"]]
+    return [{key: _shown(value) for key, value in gate.items()} for gate in gates]
+
+
 def funnel_rows(funnel: dict[str, Any]) -> list[dict[str, Any]]:
     """Series in, rejected by first reason, accepted, and what the accepted ones are used for."""
     rows = [{"step": "series in", "series": funnel["in"]}]
@@ -76,7 +85,7 @@ def quality_rows(line: str) -> list[dict[str, Any]]:
     data = Path("data") / line
     found = [read_json(data / "cohort" / "quality.json")]
     found += [read_json(data / "screen" / str(shard) / "quality.json") for shard in shards()]
-    release = read_json(data / "curate" / "drift.json")
+    release = read_json(data / "drift" / "drift.json")
     found += [read_json(data / "curate" / "quality.json"), release]
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for suite in found:
@@ -98,12 +107,11 @@ def quality_rows(line: str) -> list[dict[str, Any]]:
     return [*rows.values(), *([] if release["judged"] else [unjudged])]
 
 
-def print_summary(line: str, tag: str | None, digest: str | None, data_docs: str | None) -> None:
-    """The table that ends a release run; on a failed run, without Bento and bundle."""
-    console = wide_console()
-    data = Path("data") / line
-    if (data / "curate" / "funnel.json").is_file():
-        funnel = read_json(data / "curate" / "funnel.json")
+def print_summary(run: Run) -> None:
+    """The tables that end a release run; on a failed one, as far as it got."""
+    console, line = wide_console(), run.line
+    if run.made("curate"):
+        funnel = read_json(Path("data") / line / "curate" / "funnel.json")
         table = Table("series", "source", "name", "role", "fate", title_justify="left")
         external = [s for s in funnel["series"] if s["source"] != "phantom"]
         shown, note = _shortened(external, MAX_ROWS_PRINTED)
@@ -114,17 +122,19 @@ def print_summary(line: str, tag: str | None, digest: str | None, data_docs: str
             table.title = f"Series of line {line}{note}"
             console.print(table)
         console.print(_table(f"Funnel of line {line}", funnel_rows(funnel)))
-    if (data / "gate" / "decision.json").is_file():
-        gates = read_json(data / "gate" / "decision.json")["gates"]
-        rows = [{k: _shown(g[k]) for k in ("gate", "figure", "bound", "verdict")} for g in gates]
+    gates = gate_rows(run)
+    if gates:
+        rows = [{key: gate[key] for key in ("gate", "figure", "bound", "verdict")} for gate in gates]
         console.print(_table(f"Gates of line {line}", rows))
+    bundle = Path("releases") / line
+    digest = read_json(bundle / "manifest.json")["digest"] if run.made("bundle") else None
     rows = [
-        {"what": "Bento", "where": tag or "none built"},
+        {"what": "Bento", "where": run.tag or "none built"},
         {"what": "bundle digest", "where": digest or "no new bundle"},
-        {"what": "bundle", "where": f"releases/{line}"},
-        {"what": "evaluation report", "where": f"data/{line}/evaluate/report.html"},
-        {"what": "data quality", "where": f"reports/{line}/quality.html" if data_docs else "none"},
-        {"what": "Data Docs", "where": data_docs or "none"},
+        {"what": "bundle", "where": bundle if digest else "no new bundle"},
+        {"what": "evaluation report", "where": f"data/{line}/evaluate/report.html" if run.made("evaluate") else "none"},
+        {"what": "data quality", "where": f"reports/{line}/quality.html" if run.data_docs else "none"},
+        {"what": "Data Docs", "where": run.data_docs or "none"},
     ]
     console.print(_table(f"Release of line {line}", rows))
 

@@ -9,18 +9,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from components.bundle.manifest import verify_bundle
+from components.bundle.manifest import read_manifest, verify_bundle
+from components.champion.stage import CHAMPIONS, COMPARISON
 from components.command import data_dir
 from components.files import read_json, read_table, sha256_file, write_json
 from components.params import UserError, load_stage, parse
 from flows.environment import STATE
+from flows.lock import checkout_lock
 from flows.recipes import load_recipe, names
 
 HUB_FILE = "model.safetensors"
 
 
 def _file(line: str) -> Path:
-    return Path("infra/champions") / f"{line}.json"
+    return CHAMPIONS / f"{line}.json"
 
 
 def promote(line: str) -> str:
@@ -35,6 +37,18 @@ def promote(line: str) -> str:
     champion["profile"] = read_json(profile) if profile.is_file() else None
     write_json(_file(line), {"champion": champion})
     return f"{_file(line)}: champion is bundle {manifest.digest[:16]}; commit this file"
+
+
+def attest(line: str) -> str:
+    """Write ``releases/<line>.attestation.json``: how that bundle stands beside the champion, in figures and in data.
+
+    It is no part of the bundle, whose bytes are the same whoever the champion is. Returns its path.
+    """
+    bundle = read_manifest(Path("releases") / line).digest
+    compared = read_json(data_dir(line, "champion") / COMPARISON)
+    path = Path("releases") / f"{line}.attestation.json"
+    write_json(path, {"bundle": bundle, **compared, "drift": read_json(data_dir(line, "drift") / "drift.json")})
+    return path.as_posix()
 
 
 def unset(line: str) -> str:
@@ -131,5 +145,6 @@ def add_parser(commands: Any, lines: tuple[str, ...]) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    print(import_weights(arguments.line, arguments.source, arguments.recipe))
+    with checkout_lock(f"import-weights --line {arguments.line}"):
+        print(import_weights(arguments.line, arguments.source, arguments.recipe))
     return 0

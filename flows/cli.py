@@ -4,28 +4,55 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.params import LINES, UserError
 from flows import champion, cohorts, recipes, volumes
 from flows.environment import prepare
+from flows.lock import checkout_lock
+from flows.processes import Stopped, ending_with_us, leave
+
+if TYPE_CHECKING:
+    from flows.run import Run
 
 
 def main() -> None:
     """Entry point of the console script. Exits with 1 and one line on stderr for a mistake of the user."""
     parser = _parser()
-    arguments = parser.parse_args()
-    if not Path("dvc.yaml").is_file():
-        parser.exit(1, "ctfoundry: dvc.yaml not found; run from the project's root\n")
-    prepare()
+    code, said = 1, ""
     try:
-        sys.exit(arguments.run(arguments))
+        code = _run(parser)
+        sys.stdout.flush()
     except UserError as error:
-        parser.exit(1, "".join(f"ctfoundry: {text}\n" for text in str(error).splitlines()))
+        said = str(error)
+    except Stopped as stopped:
+        code, said = 128 + stopped.number, f"ended by {stopped}; the same command goes on where this stopped"
     except KeyboardInterrupt:
-        parser.exit(130, "ctfoundry: interrupted; the same command goes on where this stopped\n")
+        code, said = 128 + signal.SIGINT, "interrupted"
+    except BrokenPipeError:  # whoever read has enough, such as `head`
+        # The interpreter would flush once more at the end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    print("".join(f"ctfoundry: {text}\n" for text in said.splitlines()), end="", file=sys.stderr, flush=True)
+    leave(code)
+
+
+def _run(parser: argparse.ArgumentParser) -> int:
+    try:
+        arguments = parser.parse_args()
+    except SystemExit as end:
+        return int(end.code or 0)
+    if not Path("dvc.yaml").is_file():
+        raise UserError("dvc.yaml not found; run from the project's root")
+    try:
+        prepare()
+    except OSError as error:
+        raise UserError(f"{error.filename}: {str(error.strerror).lower()}; this checkout must be writable") from None
+    return int(arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,27 +109,37 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _release(arguments: argparse.Namespace) -> int:
+    from flows.run import Run
+
+    run = Run(arguments.line)
+    with checkout_lock(f"release --line {arguments.line}"), ending_with_us():
+        return _release_alone(arguments, run)
+
+
+def _release_alone(arguments: argparse.Namespace, run: Run) -> int:
     from components.params import check_file
+    from flows.places import require_repository, require_server
     from flows.sources import pin, pin_source
 
     check_file()
+    require_repository()
+    require_server()
     if arguments.source:
         pin_source(arguments.line, arguments.source, arguments.evaluation)
     if arguments.privacy:
         pin(arguments.line, "screen", {"privacy": arguments.privacy})
     check_file()
-    from components.files import read_json
     from flows.artifacts import print_summary
-    from flows.release import GateFailed, StageFailed, release
+    from flows.release import make_release
+    from flows.run import ReleaseFailed
 
-    manifest = Path("releases") / arguments.line / "manifest.json"
     try:
-        result = release(arguments.line)
-    except (GateFailed, StageFailed) as error:
-        print_summary(arguments.line, None, None, None)
+        make_release(run)
+    except ReleaseFailed as error:
+        print_summary(run)
         print(f"ctfoundry: {error}", file=sys.stderr)
         return 1
-    print_summary(arguments.line, result["tag"], read_json(manifest)["digest"], result["data_docs"])
+    print_summary(run)
     return 0
 
 
@@ -112,7 +149,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from components.progress import wide_console
     from flows.verify import verify
 
-    compared = verify(arguments.line, arguments.keep)
+    with checkout_lock(f"verify --line {arguments.line}"), ending_with_us():
+        compared = verify(arguments.line, arguments.keep)
     table = Table("stage", "output", "recorded", "recomputed", "identical")
     for row in compared:
         table.add_row(
@@ -150,7 +188,8 @@ def _locate(arguments: argparse.Namespace) -> int:
 
 
 def _promote(arguments: argparse.Namespace) -> int:
-    print(champion.unset(arguments.line) if arguments.none else champion.promote(arguments.line))
+    with checkout_lock(f"promote --line {arguments.line}"):
+        print(champion.unset(arguments.line) if arguments.none else champion.promote(arguments.line))
     return 0
 
 

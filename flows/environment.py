@@ -6,6 +6,7 @@ Import this module before Prefect, DVC, Ray or BentoML: several of them read the
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 from pathlib import Path
 
@@ -23,7 +24,9 @@ QUIET = {
     # Not about the network: idle OpenMP threads that spin cost their neighbours two thirds of a shared core.
     "OMP_WAIT_POLICY": "passive",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_CLIENT_MAX_RETRIES": "3",  # 14 s: longer than a hiccup of its server a release does not wait for its page
 }
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def prepare() -> None:
@@ -37,7 +40,34 @@ def prepare() -> None:
         os.environ.setdefault("PREFECT_HOME", str(state / "prefect"))
         Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
+    _reach_own_servers()
+    _be_somebody(state)
     # Stages call plain `python` and `dvc`: those of the environment that runs this.
     binaries = str(Path(sys.executable).parent)
     if not os.environ.get("PATH", "").startswith(binaries):
         os.environ["PATH"] = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def _reach_own_servers() -> None:
+    """A proxy of the house leads out of it; the servers of a run are on this machine."""
+    named = ",".join(filter(None, (os.environ.get(name) for name in ("no_proxy", "NO_PROXY"))))
+    hosts = dict.fromkeys(host.strip() for host in named.split(",") if host.strip())
+    hosts.update(dict.fromkeys(LOOPBACK))
+    for name in ("no_proxy", "NO_PROXY"):  # readers differ in which they take
+        os.environ[name] = ",".join(hosts)
+
+
+def _be_somebody(state: Path) -> None:
+    """A container's user may be a bare number without a name or a home; DVC and others ask for both."""
+    user = os.getuid()
+    try:
+        name, home = pwd.getpwuid(user).pw_name, os.environ.get("HOME") or pwd.getpwuid(user).pw_dir
+    except KeyError:
+        name, home = f"user{user}", os.environ.get("HOME", "")
+    for variable in ("USER", "LOGNAME"):
+        os.environ.setdefault(variable, name)
+    if home == "/" or not os.access(home, os.R_OK | os.X_OK):
+        (state / "home").mkdir(parents=True, exist_ok=True)
+        os.environ["HOME"] = str(state / "home")
+    elif not os.access(home, os.W_OK):  # it may hold credentials to read; what is written goes elsewhere
+        os.environ.setdefault("PREFECT_HOME", str(state / "prefect"))

@@ -12,12 +12,13 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import yaml
 from packaging.utils import canonicalize_name
 
+from components.code import ROOT, closure
 from components.files import write_text
 from components.params import UserError
 from serving.requirements import pinned_requirements, pins_of
@@ -25,7 +26,6 @@ from serving.requirements import pinned_requirements, pins_of
 LOCK_FILE = Path("constraints.txt")
 PINS = Path("infra/pins")
 SERVING = "serving"
-STAGES = ("cohort", "acquire", "screen", "preprocess", "curate", "pretrain", "evaluate", "gate", "bundle")
 OURS = ("components", "serving", "flows")
 # They carry bytes or show progress: another version brings the same outputs.
 CARRIERS = frozenset({"dicomweb-client", "platformdirs", "ray", "requests", "retrying", "rich", "urllib3"})
@@ -33,53 +33,22 @@ PLUGINS = {
     "pydicom": ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg"),  # decode pixels
     "matplotlib": ("pillow",),  # writes the pictures
 }
-# The registry names every stage's parameters; a stage reads its own only.
-REGISTRY = Path("components/params.py")
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Names of the modules that a file imports, anywhere in it; ``from a import b`` gives ``a`` and ``a.b``."""
+def stages() -> tuple[str, ...]:
+    """Of the graph, in its order."""
+    return tuple(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"])
+
+
+def foreign(path: Path) -> set[str]:
+    """Top-level names of others' packages that a file imports, anywhere in it."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _files(module: str) -> Iterator[Path]:
-    """The files that importing one of our modules runs: its own and its packages'."""
-    parts = module.split(".")
-    for end in range(1, len(parts) + 1):
-        path = Path(*parts[:end])
-        if (path / "__init__.py").is_file():
-            yield path / "__init__.py"
-        elif path.with_suffix(".py").is_file():
-            yield path.with_suffix(".py")
-
-
-def closure(start: Path) -> tuple[frozenset[Path], frozenset[str]]:
-    """Our files that ``start`` reaches by imports, itself among them, and the top-level names of others' packages."""
-    reached: set[Path] = set()
-    foreign: set[str] = set()
-    waiting = [start]
-    while waiting:
-        path = waiting.pop()
-        if path in reached:
-            continue
-        reached.add(path)
-        for module in imports(path):
-            top = module.partition(".")[0]
-            if top not in OURS:
-                foreign.add(top)
-            elif path != REGISTRY:
-                waiting.extend(_files(module))
-    return frozenset(reached), frozenset(foreign - sys.stdlib_module_names)
-
-
-def entry(stage: str) -> Path:
-    """The file that a stage's command runs."""
-    return Path("components") / stage / "__main__.py"
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - set(OURS)
 
 
 def stage_pins(stage: str) -> list[str]:
@@ -89,7 +58,9 @@ def stage_pins(stage: str) -> list[str]:
         UserError: the lock file does not pin one of them.
     """
     owners = metadata.packages_distributions()
-    names = {canonicalize_name(name) for top in closure(entry(stage))[1] for name in owners.get(top, [top])}
+    modules = closure([f"components/{stage}/__main__.py"])
+    tops = set().union(*(foreign(ROOT / module) for module in modules))
+    names = {canonicalize_name(name) for top in tops for name in owners.get(top, [top])}
     names |= {canonicalize_name(plugin) for name in names for plugin in PLUGINS.get(name, ())}
     pins = pins_of(LOCK_FILE)
     wanted = sorted(name for name in names if name not in CARRIERS)
@@ -101,7 +72,7 @@ def stage_pins(stage: str) -> list[str]:
 
 def expected() -> dict[Path, str]:
     """Every file of pins, as it should be."""
-    lines = {stage: stage_pins(stage) for stage in STAGES} | {SERVING: pinned_requirements(LOCK_FILE)}
+    lines = {stage: stage_pins(stage) for stage in stages()} | {SERVING: pinned_requirements(LOCK_FILE)}
     return {PINS / f"{name}.txt": "\n".join(content) + "\n" for name, content in lines.items()}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.params import PARAMS_FILE
+from flows.lock import checkout_lock
 from flows.sources import pin, yaml_editor
 
 FOLDER = Path("components/pretrain/recipes")
@@ -56,7 +57,8 @@ def _recipe(arguments: argparse.Namespace) -> int:
     if not arguments.write:
         yaml_editor().dump({line: {key: recipe[key] for key in ("preprocess", "pretrain")}}, sys.stdout)
         return 0
-    for stage in ("preprocess", "pretrain"):
-        pin(line, stage, recipe[stage])
+    with checkout_lock(f"recipe {arguments.name} --write"):
+        for stage in ("preprocess", "pretrain"):
+            pin(line, stage, recipe[stage])
     print(f"{PARAMS_FILE}: {line} follows {arguments.name}; `git diff {PARAMS_FILE}` shows what changed")
     return 0

@@ -1,125 +1,125 @@
 """The release flow: one Prefect task per DVC stage, read from the graph, then the Bento and the reports.
 
 DVC decides what has to run and does all caching; Prefect adds order, retries, artifacts and a page to watch. Stages run
-one after another because DVC holds one lock per checkout.
+one after another because DVC holds one lock per checkout. Prefect reports a release and never decides it: where its
+server goes away, the rest is made without.
 """
 
 from __future__ import annotations
 
 import logging
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
-from prefect import flow, get_run_logger, task
-from prefect.task_runners import ThreadPoolTaskRunner
+from flows.environment import prepare
 
-from components.files import read_json
-from components.params import UserError, load_stage
-from components.pretrain.config import PretrainConfig
-from flows import artifacts
-from flows.graph import Node, stages_for
+prepare()  # a worker of Prefect imports this module and nothing before it
 
-# Worth another try: transfers fail, and a killed training resumes from its checkpoint. A verdict is never retried.
-RETRIES = {"acquire": 2, "preprocess": 1, "pretrain": 1}
+import httpx  # noqa: E402
+from prefect import flow, get_run_logger, task  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.events.clients import NullEventsClient  # noqa: E402
+from prefect.events.worker import EventsWorker  # noqa: E402
+from prefect.exceptions import PrefectException  # noqa: E402
+from prefect.logging.handlers import set_api_log_sink  # noqa: E402
+from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
+
+from components.params import UserError, load_stage  # noqa: E402
+from components.pretrain.config import PretrainConfig  # noqa: E402
+from flows import artifacts  # noqa: E402
+from flows.lock import checkout_lock  # noqa: E402
+from flows.processes import PREFECT_SERVER, end_children, waiting_is_vain  # noqa: E402
+from flows.run import ReleaseFailed, Run, StageFailed  # noqa: E402
+
 RETRY_DELAY_SECONDS = 10
-TAIL_LINES = 12
-# What DVC says after every stage, whoever runs it.
-DVC_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`",
-             "Updating lock file")  # fmt: skip
 
-
-class StageFailed(RuntimeError):
-    """A stage ended with an error; the message ends in what it printed last."""
-
-
-class GateFailed(RuntimeError):
-    """The gate's verdict is no; the message names each gate that was not met."""
+_run: Run | None = None  # the one that is under way, also for Prefect's own threads; a checkout has one at a time
 
 
 class _WithoutTraceback(logging.Filter):
     """A stage's or a gate's failure is told in its message; our own call stack adds nothing to it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], StageFailed | GateFailed):
+        if record.exc_info and isinstance(record.exc_info[1], ReleaseFailed | UserError):
             record.exc_info = None
         return True
 
 
+class _LostServer(logging.Filter):
+    """Prefect's own threads complain of a lost server with every event that they cannot send: once is enough."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if _run is None or record.levelno < logging.WARNING:
+            return True
+        _lose_page(_run, "events are not taken")
+        return False
+
+
 for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
     logging.getLogger(_name).addFilter(_WithoutTraceback())
+for _name in ("prefect.events.clients", "prefect._internal.concurrency"):
+    logging.getLogger(_name).addFilter(_LostServer())
 
 
-@task
-def run_stage(node: Node, line: str) -> str:
-    """Run one DVC stage. Returns ``ran`` or ``unchanged``."""
-    log = get_run_logger()
-    tail: list[str] = []
-    outcome = "ran"
-    with _started(["dvc", "repro", "--single-item", node.name]) as (process, lines):
-        for text in lines:
-            if text.strip().startswith(DVC_HINTS):
-                continue
-            tail = [*tail[-TAIL_LINES + 1 :], text]
-            outcome = "unchanged" if "didn't change, skipping" in text else outcome
-            log.info("%s", text)
-    if process.returncode != 0:
-        if node.name.startswith("gate@"):
-            raise_if_gate_failed(line)
-        raise StageFailed(f"stage {node.name} failed (dvc exit {process.returncode}): " + " | ".join(tail[-4:]))
-    return outcome
+def _lose_page(run: Run, why: str) -> None:
+    """From here on nothing is sent: each line and event would be tried for seconds, and again at the end."""
+    run.lose_page(why)
+    waiting_is_vain()
+    set_api_log_sink(lambda log: None)
+    EventsWorker.set_client_override(NullEventsClient)
 
 
-@contextmanager
-def _started(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], Iterator[str]]]:
-    """A child process and its lines. It is ended with us: no training goes on after an interrupted flow."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
-    assert process.stdout is not None
+def make_release(run: Run) -> None:
+    """Make the release as a Prefect flow; where Prefect's server is lost, go on without it from where that was.
+
+    Raises:
+        GateFailed, StageFailed: no Bento is built, earlier releases stay as they are.
+        UserError: the number of workers is not fixed, or another command holds the checkout.
+    """
+    global _run
+    _run = run
     try:
-        yield process, (text.rstrip() for text in process.stdout if text.strip())
+        release(run.line)
+    except Exception as error:
+        # What fails in a step is the run's own failure. Anything else is Prefect's, and costs its page.
+        if run.failure is not None:
+            raise run.failure from None
+        _lose_page(run, type(error).__name__)
+        if not run.complete:
+            _make_alone(run)
+        assert run.complete
     finally:
-        if process.poll() is None and not process.stdout.closed:
-            process.stdout.close()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
+        _run = None
 
 
-def raise_if_gate_failed(line: str) -> None:
-    """Raise GateFailed, naming gate, figure and bound, where the last decision was no."""
-    path = Path("data") / line / "gate" / "decision.json"
-    if not path.is_file():
-        return
-    failed = [g for g in read_json(path)["gates"] if g["verdict"] == "fail"]
-    if failed:
-        named = "; ".join(f"{g['gate']} ({_text(g['figure'])}, bound {_text(g['bound'])})" for g in failed)
-        raise GateFailed(f"gate not met: {named}")
+def _make_alone(run: Run) -> None:
+    if not run.steps:
+        run.begin(_fixed_workers)
+    for step in run.steps:
+        for attempt in range(step.retries + 1):
+            try:
+                run.do(step, lambda text: print(text, file=sys.stderr, flush=True))
+                break
+            except StageFailed as error:
+                if not error.passing or attempt == step.retries:
+                    raise
+                time.sleep(RETRY_DELAY_SECONDS)
 
 
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
+    """Prefect's question whether to try again: only what may pass the second time."""
+    ending = _run is not None and _run.stopped
+    return isinstance(state.data, StageFailed) and state.data.passing and not ending
 
 
-@task(name="data docs", task_run_name="data docs {line}")
-def build_data_docs(line: str) -> str:
-    """Great Expectations Data Docs of the judged tables; returns the page."""
-    from components.quality.__main__ import main
-
-    main(line)
-    return next((Path("reports") / line / "data_docs").glob("gx/uncommitted/data_docs/*/index.html")).as_posix()
-
-
-@task(name="bento", task_run_name="bento {line}")
-def build_bento(line: str) -> str:
-    """The Bento of the release; returns its tag. The commit is on the Bento, not in the bundle."""
-    from flows.repository import commit_labels
-    from serving.build import build_bento as build
-
-    return build(Path("releases") / line, commit_labels())
+@task(cache_policy=NO_CACHE)
+def run_step(name: str) -> str:
+    """One step of the run that is under way. Returns ``ran`` or ``unchanged``, the Bento's tag, a report's page."""
+    assert _run is not None
+    (step,) = (step for step in _run.steps if step.name == name)
+    return _run.do(step, get_run_logger().info)
 
 
 @flow(name="release", flow_run_name="release {line}", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
@@ -131,39 +131,65 @@ def release(line: str = "wholebody") -> dict[str, Any]:
 
     Raises:
         GateFailed, StageFailed: the flow run is then failed; no Bento is built, earlier releases stay as they are.
-        UserError: the number of workers is not fixed.
+        UserError: the number of workers is not fixed, or another command holds the checkout.
     """
+    global _run
+    ours = _run is None  # a worker of Prefect has started it
+    run = _run = _run or Run(line)
+    logging.raiseExceptions = False  # of handlers: Prefect's would write of every line that its server does not take
+    try:
+        with checkout_lock(f"release --line {line}"):
+            run.begin(_fixed_workers)
+            _submit_all(run)
+    except Exception:
+        raise
+    except BaseException:  # a signal: its stage ends with the flow, Prefect's server has still to hear of it
+        run.stopped = True
+        end_children(but=PREFECT_SERVER)
+        raise
+    finally:
+        if ours:
+            _run = None
+    return {"tag": run.tag, "stages": run.stages, "data_docs": run.data_docs}
+
+
+def _submit_all(run: Run) -> None:
+    done: dict[str, Any] = {}  # futures by name
+    try:
+        for step in run.steps:
+            one: Any = run_step.with_options(
+                name=step.name,
+                description=step.description,
+                task_run_name=step.name,
+                retries=step.retries,
+                retry_delay_seconds=RETRY_DELAY_SECONDS,
+                retry_condition_fn=_may_pass,
+            )
+            done[step.name] = one.submit(step.name, wait_for=[done[name] for name in step.upstream])
+            done[step.name].result()
+            if step.name == f"drift@{run.line}":
+                _report(run, artifacts.publish_data)
+    finally:
+        # Also after a failure: that is when people look.
+        _report(run, artifacts.publish_model)
+
+
+def _report(run: Run, publish: Callable[[Run], None]) -> None:
+    """Put something on the run's page, where there is one."""
+    if run.page_is_lost:
+        return
+    try:
+        publish(run)
+    except (httpx.HTTPError, PrefectException) as error:
+        _lose_page(run, type(error).__name__)
+    except Exception as error:
+        run.warn(f"the run's page lacks some tables: {' '.join(str(error).split())[:300]}")
+
+
+def _fixed_workers(line: str) -> None:
     workers = load_stage(PretrainConfig, line, "pretrain").workers
     if not isinstance(workers, int):
         raise UserError(
             f"{line}.pretrain.workers is {list(workers)}: a release is made with a fixed number, or it could not be "
             "made again; an elastic run is for `dvc exp run`"
         )
-    done: dict[str, Any] = {}  # futures by name
-    # Prefect types `submit` by the task's own arguments, without `wait_for`.
-    docs: Any = build_data_docs
-    bento: Any = build_bento
-    try:
-        for node in stages_for(f"bundle@{line}"):
-            stage = node.name.partition("@")[0]
-            step: Any = run_stage.with_options(
-                name=node.name,
-                description=node.description,
-                task_run_name=node.name,
-                retries=RETRIES.get(stage, 0),
-                retry_delay_seconds=RETRY_DELAY_SECONDS,
-            )
-            done[node.name] = step.submit(node, line, wait_for=[done[name] for name in node.upstream])
-            done[node.name].result()
-            if stage == "curate":
-                done["data docs"] = docs.submit(line, wait_for=[done[node.name]])
-                artifacts.publish_data(line)
-        tag = bento.submit(line, wait_for=[done[f"bundle@{line}"]]).result()
-    finally:
-        # Also after a failure: that is when people look.
-        artifacts.publish_model(line)
-    return {
-        "tag": tag,
-        "stages": {name: future.result() for name, future in done.items() if name != "data docs"},
-        "data_docs": done["data docs"].result(),
-    }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ import yaml
 from components.cohort.roots import ROOTS_FILE
 from components.params import UserError
 from flows.graph import stages_for
-from flows.repository import changed_files, git
+from flows.processes import started
+from flows.repository import changed_files, clone, is_repository
 
 # A release run writes these two; they carry over into the clone, all code comes from the commit.
 CARRIED = ("params.yaml", "dvc.lock")
+# Judged beside the champion of the day: recomputed, because the bundle waits for the verdict, and no part of a release.
+BESIDE_CHAMPION = ("drift@", "champion@")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ def verify(line: str, keep: Path | None = None) -> list[Compared]:
     Raises:
         UserError: code differs from the commit, nothing is recorded, or a stage fails in the clone.
     """
+    if not is_repository():
+        raise UserError("verify: this folder is no git repository: there is no commit to recompute the release from")
     other = [name for name in changed_files() if name not in CARRIED]
     if other:
         raise UserError(
@@ -57,21 +62,22 @@ def verify(line: str, keep: Path | None = None) -> list[Compared]:
     if missing:
         raise UserError(f"verify: {missing[0]} is not recorded in dvc.lock; run `make release LINE={line}` first")
     with tempfile.TemporaryDirectory(prefix="ctfoundry-verify-") as temporary:
-        clone = keep or Path(temporary) / "clone"
-        git("clone", "--quiet", "--no-hardlinks", str(Path.cwd()), str(clone))
+        copy = keep or Path(temporary) / "clone"
+        clone(copy)
         for name in CARRIED:
-            if name in changed_files() or not (clone / name).exists():
+            if name in changed_files() or not (copy / name).exists():
                 print(f"verify: {name} as in this checkout, not as committed", file=sys.stderr)
-                (clone / name).write_bytes(Path(name).read_bytes())
+                (copy / name).write_bytes(Path(name).read_bytes())
         if ROOTS_FILE.is_file():
-            (clone / ROOTS_FILE).parent.mkdir(parents=True, exist_ok=True)
-            (clone / ROOTS_FILE).write_bytes(ROOTS_FILE.read_bytes())
+            (copy / ROOTS_FILE).parent.mkdir(parents=True, exist_ok=True)
+            (copy / ROOTS_FILE).write_bytes(ROOTS_FILE.read_bytes())
         for number, node in enumerate(nodes, 1):
-            _recompute(node.name, clone, f"{number}/{len(nodes)}")
-        recomputed = _locked(clone / "dvc.lock")
+            _recompute(node.name, copy, f"{number}/{len(nodes)}")
+        recomputed = _locked(copy / "dvc.lock")
     return [
         Compared(node.name, output, digest, recomputed.get(node.name, {}).get(output, ""))
         for node in nodes
+        if not node.name.startswith(BESIDE_CHAMPION)
         for output, digest in recorded[node.name].items()
     ]
 
@@ -81,10 +87,10 @@ def _recompute(stage: str, clone: Path, position: str) -> None:
     # The clone's own modules come first, whatever is installed; nothing of this checkout's state is reachable.
     environment = {**os.environ, "PYTHONPATH": str(clone), "BENTOML_HOME": str(clone / ".ctfoundry/bentoml")}
     command = ["dvc", "repro", "--single-item", "--force", "--no-run-cache", stage]
-    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+    with started(command, str(clone), environment) as (process, lines):
+        tail = list(deque(lines, maxlen=4))
     print(f"verify: {position} {stage} recomputed in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    if done.returncode != 0:
-        tail = [text for text in (done.stdout + done.stderr).splitlines() if text.strip()][-4:]
+    if process.returncode != 0:
         raise UserError(f"verify: {stage} failed in the clone: " + " | ".join(tail))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -40,9 +41,22 @@ def serve_command(target: str, host: str = LOCALHOST, port: int = PORT) -> list[
     return [sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port)]
 
 
+def _require_free(host: str, port: int) -> None:
+    """Raise UserError where the server could not listen there; what it would say itself is long."""
+    family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            raise UserError(f"port {port} of {host}: {why}; choose another with --host or --port") from None
+
+
 def serve(target: str, host: str = LOCALHOST, port: int = PORT) -> NoReturn:
     """Become the server (this process is replaced). Raises as :func:`serve_command`."""
     command = serve_command(target, host, port)
+    _require_free(host, port)
     environment = bento_environment()
     # From the store's folder, so that the Bento's own code is imported and not this checkout's.
     os.chdir(environment["BENTOML_HOME"])

@@ -22,8 +22,8 @@ import pandas as pd
 
 from components.acquire.config import TransferConfig
 from components.acquire.sources import Source
-from components.files import replacing, sha256_file
-from components.params import UserError
+from components.files import StopStageError, replacing, sha256_file
+from components.params import PassingError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,10 @@ ANNOTATIONS = "annotations.json"  # beside the files, so that a resumed acquisit
 PREPROCESSED = "preprocessed"  # a mark: no stage waits for these files any more
 VOLUMES_PER_RAW = 1.0  # the store and DVC's copy of it, each at most half of the raw bytes
 RECEIVED = "received.json"  # file to SHA-256 as it arrived: what a later look at the disk is compared with
+
+
+class SourceGoneError(StopStageError, PassingError):
+    """The source does not answer; it may at the next try."""
 
 
 def raw_folder(line: str, row: dict[str, Any], members: list[str]) -> Path:

@@ -83,11 +83,11 @@ class SeriesJob:
                 time.sleep(wait)
 
     def _check_source(self) -> None:
-        """A source that has gone would fail every series to come, one by one: raise StopStageError instead."""
+        """A source that has gone would fail every series to come, one by one: raise SourceGoneError instead."""
         try:
             self.source.check()
         except UserError as error:
-            raise StopStageError(str(error)) from None
+            raise raw.SourceGoneError(str(error)) from None
 
 
 def jobs_of(line: str, cohort_folder: Path, shard: int, cohort: CohortConfig, config: AcquireConfig) -> list[SeriesJob]:

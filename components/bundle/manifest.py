@@ -7,6 +7,7 @@ equal digest. The commit is a label of the Bento instead.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,10 @@ def verify_bundle(folder: Path) -> Manifest:
             raise UserError(f"bundle {folder.name}: {path}: missing; make the release again or copy it whole")
         if path not in manifest.files:
             raise UserError(f"bundle {folder.name}: {path}: not in the manifest; remove it or make the release again")
-        if (folder / path).is_symlink():
-            raise UserError(f"bundle {folder.name}: {path}: is a link; a bundle holds plain files only")
+        if (folder / path).is_symlink() and not _in_dvc_cache(folder / path):
+            raise UserError(
+                f"bundle {folder.name}: {path}: is a link; a bundle holds plain files, or DVC's links to its own cache"
+            )
         actual = sha256_file(folder / path)
         if actual != manifest.files[path]:
             raise UserError(
@@ -85,6 +88,16 @@ def verify_bundle(folder: Path) -> Manifest:
             f"({expected[:12]}); make the release again or copy it whole"
         )
     return manifest
+
+
+def _in_dvc_cache(link: Path) -> bool:
+    """Whether DVC has put the link there (``cache.type symlink``): its objects are named by their own MD5."""
+    target = link.resolve()
+    name = f"{target.parent.name}{target.name}"
+    if not re.search(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$", target.as_posix()) or not target.is_file():
+        return False
+    with target.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest() == name
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -15,6 +15,7 @@ from components.bundle.config import BundleConfig
 from components.bundle.inputs import code_hash, data_hashes, parameters_hash
 from components.bundle.licences import licence_table
 from components.bundle.manifest import Manifest, write_manifest
+from components.champion.stage import VERDICT
 from components.files import read_json, read_table, replacing, sha256_tree, write_json, write_text
 from components.params import UserError
 
@@ -38,6 +39,7 @@ class Sources:
         encoder: folder with ``encoder.safetensors`` and ``encoder.json``, of the encoder that was evaluated.
         metrics, figures, report: ``metrics.json``, ``figures.csv`` and ``report.html`` of evaluation.
         decision: the gate's ``decision.json``.
+        champion: the verdict of the comparison with the champion; of it nothing goes into the bundle.
     """
 
     cohort: Path
@@ -51,6 +53,7 @@ class Sources:
     figures: Path
     report: Path
     decision: Path
+    champion: Path
 
     @classmethod
     def of_line(cls, data: Path, shards: tuple[int, ...]) -> Sources:
@@ -67,6 +70,7 @@ class Sources:
             figures=data / "evaluate" / "plots" / "figures.csv",
             report=data / "evaluate" / "report.html",
             decision=data / "gate" / "decision.json",
+            champion=data / "champion" / VERDICT,
         )
 
     def missing(self) -> list[Path]:
@@ -80,7 +84,8 @@ class Sources:
             self.metrics,
             self.figures,
         ]
-        files += [self.profile, self.report, self.decision, *(self.encoder / name for name in ENCODER_FILES)]
+        files += [self.profile, self.report, self.decision, self.champion]
+        files += [self.encoder / name for name in ENCODER_FILES]
         return [path for path in files if not path.is_file()]
 
 
@@ -101,13 +106,15 @@ def make_bundle(
         The manifest written into it.
 
     Raises:
-        UserError: a part is missing, or a gate failed: then nothing is written.
+        UserError: a part is missing, a gate failed, or the champion is better: then nothing is written.
     """
     missing = sources.missing()
     if missing:
         raise UserError(f"{missing[0]}: missing; run `dvc repro` so that the earlier stages make it")
     decision = read_json(sources.decision)
     _require_pass(decision)
+    if read_json(sources.champion)["verdict"] != "pass":
+        raise UserError(f"no release: worse than the champion; see {sources.champion.parent}")
     lock = root / PINS
     if not lock.is_dir():
         raise UserError(f"{PINS}: not found; run from the project's root")

@@ -1,4 +1,4 @@
-"""Stage ``curate``: judge the volumes, account for every series, name the training set and hold it beside the last."""
+"""Stage ``curate``: judge the volumes, account for every series and name the training set."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ACCOUNT = ["series", "patient", "name", "source", "collection", "role", "split",
 def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Path) -> pd.DataFrame:
     """Write ``curated.parquet`` (every series of the cohort, with status, reason and ``same_scan``: the series of an
     evaluation set that is the same scan under another name, or ''), ``annotations.parquet`` (of accepted series),
-    ``volumes.parquet`` (the judged catalogue), ``funnel.json``, ``quality.json``, ``profile.json`` (the training set's
-    data profile) and ``drift.json`` (suite *release*: beside the champion's).
+    ``volumes.parquet`` (the judged catalogue), ``funnel.json``, ``quality.json`` and ``profile.json`` (the training
+    set's data profile, which stage ``drift`` holds beside the champion's).
 
     Args:
         data: the line's data folder.
         shards: shard numbers.
-        config: thresholds of the suites *volumes* and *release*.
+        config: thresholds of the suite *volumes*.
         folder: output.
 
     Raises:
@@ -59,13 +59,8 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     )
     log.info("%d of %d series accepted, %d to pretrain on", int(curated["accepted"].sum()), len(curated),
              int((curated["accepted"] & (curated["role"] == "pretrain")).sum()))  # fmt: skip
-    profile = drift.profile(curated, screened, catalogue)
-    write_json(folder / "profile.json", profile)
-    release = drift.judge_release(profile, drift.champion_of(data), config.drift)
-    write_json(folder / "drift.json", release)
-    if not release["judged"]:
-        log.info("suite %s not judged: %s", release["suite"], release["why"])
-    for warning in [*judgement.warnings, *release["warnings"]]:
+    write_json(folder / "profile.json", drift.profile(curated, screened, catalogue))
+    for warning in judgement.warnings:
         log.warning("expected %s", warning)
     return curated
 

@@ -1,1 +1,1 @@
-"""The gate lets a release pass: no leakage, few rejects, better than random, above floors, not below the champion."""
+"""The gate lets a release pass: no leakage, few rejects, better than random, above floors."""

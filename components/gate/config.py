@@ -43,7 +43,7 @@ class GateConfig(StageConfig):
         max_reject_rate: rejected series over all series that came in.
         better_than_random: beside the random encoders, see ``components.evaluate``.
         floors: absolute.
-        champion: against the release now in use, where there is one.
+        champion: against the release now in use, where there is one; judged by stage ``champion``.
     """
 
     max_reject_rate: Annotated[float, Field(ge=0, le=1)]

@@ -44,7 +44,6 @@ class Evidence:
         funnel: of the curate stage: ``in``, ``accepted``, ``not_ct``, ``rejected`` by reason.
         curated: every series that reached curation.
         tasks: the task table.
-        champion: of the line: ``bundle``, ``evaluation_data``, ``metrics``; None where there is none.
     """
 
     line: str
@@ -52,7 +51,6 @@ class Evidence:
     funnel: Mapping[str, Any]
     curated: pd.DataFrame
     tasks: pd.DataFrame
-    champion: Mapping[str, Any] | None
 
 
 def judge(config: GateConfig, evidence: Evidence) -> list[Verdict]:
@@ -61,13 +59,13 @@ def judge(config: GateConfig, evidence: Evidence) -> list[Verdict]:
         leakage(evidence),
         same_scan(evidence),
         reject_rate(config, evidence),
-        *(better_than_random(config, evidence) or [_not_judged("better_than_random")]),
-        *(floors(config, evidence) or [_not_judged("floors")]),
-        *(against_champion(config, evidence) or [_not_judged("champion")]),
+        *(better_than_random(config, evidence) or [not_judged("better_than_random")]),
+        *(floors(config, evidence) or [not_judged("floors")]),
     ]
 
 
-def _not_judged(name: str) -> Verdict:
+def not_judged(name: str) -> Verdict:
+    """Of a kind of gate that the parameters ask for nowhere."""
     return Verdict(name, None, None, "not judged", f"gate.{name} is empty: nothing of this kind was asked")
 
 
@@ -144,22 +142,30 @@ def floors(config: GateConfig, evidence: Evidence) -> list[Verdict]:
     return verdicts
 
 
-def against_champion(config: GateConfig, evidence: Evidence) -> list[Verdict]:
-    """Not worse than the release in use, on the very same evaluation data."""
-    champion = evidence.champion
+def against_champion(
+    config: GateConfig, line: str, metrics: Mapping[str, Any], champion: Mapping[str, Any] | None
+) -> list[Verdict]:
+    """Not worse than the release in use, on the very same evaluation data.
+
+    Args:
+        config: the line's bounds.
+        line: the model line.
+        metrics: of the evaluate stage.
+        champion: of the line: ``bundle``, ``evaluation_data``, ``metrics``; None where there is none.
+    """
     if champion is None:
         return [Verdict("champion", None, None, "pass", "no champion yet: nothing to compare with")]
-    if champion["evaluation_data"] != evidence.metrics["evaluation_data"]:
+    if champion["evaluation_data"] != metrics["evaluation_data"]:
         detail = (
             f"the champion was measured on other evaluation data ({str(champion['evaluation_data'])[:12]}, "
-            f"here {str(evidence.metrics['evaluation_data'])[:12]}): figures do not compare; "
-            f"unset it with `ctfoundry promote --line {evidence.line} --none`, or evaluate on its data"
+            f"here {str(metrics['evaluation_data'])[:12]}): figures do not compare; "
+            f"unset it with `ctfoundry promote --line {line} --none`, or evaluate on its data"
         )
         return [Verdict("champion", None, None, "fail", detail)]
     verdicts = []
     for wanted in config.champion:
         name = f"champion {wanted.task} {wanted.figure}"
-        numbers, reason = _numbers(evidence.metrics, wanted.task, wanted.figure)
+        numbers, reason = _numbers(metrics, wanted.task, wanted.figure)
         before, reason_before = _numbers(champion["metrics"], wanted.task, wanted.figure)
         if numbers is None or before is None:
             why = reason if numbers is None else f"the champion's figures: {reason_before}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from components import arithmetic
 from components.acquire.stage import SeriesJob
 from components.code import code_digest, imports
 from components.files import replacing, sha256_file
@@ -44,7 +45,7 @@ def entry(job: SeriesJob, receipt: pd.DataFrame, config: PreprocessConfig) -> Pa
         config: the grid.
     """
     series, files = job.row, sorted(zip(receipt["file"], receipt["sha256"], strict=True))
-    code = [code_version(), config.grid, job.config.mixed_series]
+    code = [code_version(), arithmetic.mode(), config.grid, job.config.mixed_series]
     asked = json.dumps([*code, series["series"], series["source"], files])
     return KEPT / job.line / f"{series['series']}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
 

@@ -115,7 +115,7 @@ def read_facts(data: Path, shards: Sequence[int], config: DriftConfig, docs: str
     """Everything the page shows, from ``data/<line>``; parts that earlier versions did not write are left out."""
     judged = [data / "cohort" / "quality.json", *(data / "screen" / str(shard) / "quality.json" for shard in shards)]
     judged.append(data / "curate" / "quality.json")
-    profile, release = data / "curate" / "profile.json", data / "curate" / "drift.json"
+    profile, release = data / "curate" / "profile.json", data / "drift" / "drift.json"
     return Facts(
         line=data.name,
         cohort=read_table(data / "cohort" / "cohort.parquet"),
@@ -190,7 +190,7 @@ def champion_profile(facts: Facts) -> tuple[Mapping[str, Any] | None, str]:
     """The profile that the training set was judged beside, or None and why there is none."""
     before, why = drift.comparable(facts.champion)
     if before is not None and facts.drift is not None and facts.drift["champion"] != (facts.champion or {})["bundle"]:
-        return None, f"the champion has changed since: judge again with `dvc repro curate@{facts.line}`"
+        return None, f"the champion has changed since: judge again with `dvc repro drift@{facts.line}`"
     return before, why
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from components.files import sha256_tree, write_text
 from components.params import UserError
 from serving.build import bento_environment, bento_path, bento_tag, build_bento
 from serving.requirements import pinned_requirements
-from serving.run import serve_command
+from serving.run import serve, serve_command
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,16 @@ def test_what_cannot_be_served_is_one_clear_line(
     monkeypatch.chdir(root)
     with pytest.raises(UserError, match=says):
         serve_command(target, host, port)
+
+
+def test_a_port_that_is_taken_is_one_clear_line(tag: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"^port {port} of 127.0.0.1: address already in use; choose another"):
+            serve(tag, port=port)
 
 
 def test_a_package_that_the_lock_file_does_not_pin_is_named(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 import yaml
 
+from components.champion.stage import read_champion
 from components.files import read_json, write_table
-from components.gate.stage import _champion
 from components.params import UserError
 from components.pretrain.embed import WEIGHTS
 from flows.champion import import_weights
@@ -87,7 +87,7 @@ def run(checkout: Path, *arguments: str, endpoint: str = "http://127.0.0.1:9") -
 def test_weights_of_a_hub_become_the_champion(checkout: Path, hub: str) -> None:
     done = run(checkout, REPOSITORY, endpoint=hub)
     assert done.returncode == 0, done.stderr
-    champion = _champion(checkout / "infra/champions/wholebody.json")
+    champion = read_champion(checkout / "infra/champions/wholebody.json")
     assert champion is not None
     assert champion["imported"] == REPOSITORY
     assert champion["bundle"] == hashlib.sha256((checkout / "public" / WEIGHTS).read_bytes()).hexdigest()

@@ -70,6 +70,34 @@ def test_nothing_is_left_to_do_and_a_parameter_reruns_what_depends_on_it(release
     assert not reruns & {"cohort", "acquire", "screen", "preprocess", "curate"}
 
 
+def test_a_promotion_changes_no_output_of_the_release_that_it_promotes(released: tuple[Checkout, str, str]) -> None:
+    checkout, line, _ = released
+    digest = verify_bundle(checkout.folder / "releases" / line).digest
+    before = _outputs(checkout.folder / "dvc.lock")
+    try:
+        assert checkout.run("ctfoundry", "promote", "--line", line).returncode == 0
+        tracked = json.loads((checkout.folder / "infra" / "champions" / f"{line}.json").read_text())
+        assert tracked["champion"]["bundle"] == digest
+        again = checkout.run("dvc", "repro", f"bundle@{line}")
+        assert again.returncode == 0, again.stdout + again.stderr
+        reruns = {text.split("'")[1] for text in again.stdout.splitlines() if text.startswith("Running stage")}
+        assert reruns == {f"drift@{line}", f"champion@{line}"}
+        forced = checkout.run("dvc", "repro", "--force", "--single-item", "--no-run-cache", f"bundle@{line}")
+        assert forced.returncode == 0, forced.stdout + forced.stderr
+        assert verify_bundle(checkout.folder / "releases" / line).digest == digest
+        after = _outputs(checkout.folder / "dvc.lock")
+        changed = {path for path in before if after[path] != before[path]}
+        assert changed == {f"data/{line}/drift", f"data/{line}/champion/comparison.json"}
+    finally:
+        assert checkout.run("ctfoundry", "promote", "--line", line, "--none").returncode == 0
+        checkout.run("dvc", "repro", f"bundle@{line}")
+
+
+def _outputs(lock: Path) -> dict[str, str]:
+    stages = yaml.safe_load(lock.read_text())["stages"].values()
+    return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
+
+
 def test_a_gate_out_of_reach_fails_the_run_and_leaves_the_release(released: tuple[Checkout, str, str]) -> None:
     checkout, line, _ = released
     bundle = checkout.folder / "releases" / line
@@ -83,6 +111,8 @@ def test_a_gate_out_of_reach_fails_the_run_and_leaves_the_release(released: tupl
     done = checkout.run("ctfoundry", "release", "--line", line)
     (checkout.folder / "params.yaml").write_text(before)
     assert done.returncode != 0
+    assert "│ fail" in done.stdout  # the gates of this run, of which one was not met
+    assert "no new bundle" in done.stdout
     assert "gate not met: " in done.stderr
     assert "bound 1" in done.stderr
     assert sha256_tree(bundle) == digest

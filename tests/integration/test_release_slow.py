@@ -26,7 +26,10 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return checkout
 
 
-def test_verify_finds_every_output_identical(released: Checkout) -> None:
+def test_verify_finds_every_output_identical_also_after_the_promotion(released: Checkout) -> None:
+    assert released.run("ctfoundry", "promote", "--line", "wholebody").returncode == 0
+    released.git("add", "-A")
+    released.git("commit", "-q", "-m", "champion")
     done = released.run("ctfoundry", "verify", "--line", "wholebody")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\b(\d+) of \1 outputs identical", done.stdout), done.stdout

@@ -1,5 +1,8 @@
 """A release folder proves what it holds."""
 
+import hashlib
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -75,6 +78,35 @@ def test_a_link_in_place_of_a_file_is_refused_even_with_equal_bytes(folder: Path
     (folder / "metrics.json").symlink_to(tmp_path / "outside")
     with pytest.raises(UserError, match=r"metrics.json: is a link"):
         verify_bundle(folder)
+
+
+def test_links_that_dvc_made_into_its_own_cache_are_files(folder: Path, tmp_path: Path) -> None:
+    """What ``dvc checkout`` leaves where ``cache.type`` is symlink; not a link elsewhere, or to other bytes."""
+    for name in ("encoder.safetensors", "metrics.json", "plots/a.csv", "manifest.json"):
+        content = (folder / name).read_bytes()
+        digest = hashlib.md5(content).hexdigest()
+        cached = tmp_path / "cache" / "files" / "md5" / digest[:2] / digest[2:]
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        cached.write_bytes(content)
+        (folder / name).unlink()
+        (folder / name).symlink_to(cached)
+    assert sorted(verify_bundle(folder).files) == ["encoder.safetensors", "metrics.json", "plots/a.csv"]
+    (folder / "metrics.json").resolve().write_text("{ }\n")
+    with pytest.raises(UserError, match=r"metrics.json: is a link; a bundle holds plain files, or DVC's links"):
+        verify_bundle(folder)
+
+
+def test_line_ends_are_the_same_whatever_a_machines_git_makes_of_them(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+    for package in ("components", "serving"):
+        shutil.copytree(root / package, origin / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(root / ".gitattributes", origin / ".gitattributes")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "code"]):
+        subprocess.run(["git", *identity, *command], cwd=origin, check=True)
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", origin, clone], check=True)
+    assert code_hash(clone) == code_hash(origin)
 
 
 def test_a_forged_entry_does_not_add_up_with_the_digest(folder: Path) -> None:

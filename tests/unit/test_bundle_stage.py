@@ -77,6 +77,7 @@ def root(tmp_path: Path) -> Path:
     write_text(data / "evaluate" / "plots" / "figures.csv", pd.DataFrame(rows, columns=columns).to_csv(index=False))
     write_text(data / "evaluate" / "report.html", "<html></html>\n")
     write_json(data / "gate" / "decision.json", _decision("pass"))
+    write_json(data / "champion" / "verdict.json", {"verdict": "pass"})
     write_text(tmp_path / "infra" / "pins" / "pretrain.txt", "numpy==2.0.0\n")
     write_text(tmp_path / "components" / "a.py", "x = 1\n")
     return tmp_path
@@ -133,6 +134,14 @@ def test_a_failed_gate_is_named_and_the_earlier_release_stays(root: Path) -> Non
         _make(root)
     assert _bytes(release) == before
     assert sorted(p.name for p in release.parent.iterdir()) == ["wholebody"]
+
+
+def test_a_champion_that_is_better_leaves_the_earlier_release(root: Path) -> None:
+    before = _bytes(_make(root))
+    write_json(root / "data" / "wholebody" / "champion" / "verdict.json", {"verdict": "fail"})
+    with pytest.raises(UserError, match=r"no release: worse than the champion; see .*data/wholebody/champion$"):
+        _make(root)
+    assert _bytes(root / "releases" / "wholebody") == before
 
 
 @pytest.mark.parametrize(

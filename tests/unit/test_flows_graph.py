@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from pretrain_project import write_project
 
 from components.params import UserError
 from flows.graph import stages_for
 from flows.release import release
+from flows.run import Run
 
 
 @pytest.mark.parametrize("line", ["wholebody", "head"])
 def test_order(project: Path, line: str) -> None:
     names = [node.name for node in stages_for(f"bundle@{line}")]
     data = [f"{stage}@{line}-{shard}" for shard in (0, 1) for stage in ("acquire", "screen", "preprocess")]
-    later = [f"{stage}@{line}" for stage in ("curate", "pretrain", "evaluate", "gate", "bundle")]
+    later = [f"{stage}@{line}" for stage in ("curate", "pretrain", "evaluate", "gate", "drift", "champion", "bundle")]
     assert names == [f"cohort@{line}", *data, *later]
+
+
+@pytest.mark.parametrize("line", ["wholebody", "head"])
+def test_a_release_judges_the_data_before_it_trains_and_the_champion_before_it_writes(project: Path, line: str) -> None:
+    run = Run(line)
+    run.begin(lambda _: None)
+    names = [step.name.partition("@")[0] for step in run.steps if "-" not in step.name]
+    assert names == ["cohort", "curate", "drift", "data docs", "pretrain", "evaluate", "gate", "champion", "bundle",
+                     "attestation", "bento"]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["wholebody", "head"])
+def test_nothing_that_a_bundle_is_made_from_knows_the_champion(project: Path, line: str) -> None:
+    """But the bundle itself waits for the verdict, which holds nothing else."""
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    knowing = {name for name, stage in stages.items() if "infra/champions" in str(stage)}
+    assert knowing == {"drift", "champion"}
+    deps = {name: " ".join(stage.get("do", stage)["deps"]) for name, stage in stages.items()}
+    found = {name: re.findall(r"data/\$\{item\}/((?:drift|champion)\S*)", text) for name, text in deps.items()}
+    assert {name: paths for name, paths in found.items() if paths} == {
+        "champion": ["drift"], "bundle": ["champion/verdict.json"],
+    }  # fmt: skip
 
 
 def test_every_upstream_stage_comes_first(project: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from components.evaluate.scores import FIGURES
 from components.gate.config import GateConfig
-from components.gate.rules import Evidence, Verdict, decision, judge
+from components.gate.rules import Evidence, Verdict, against_champion, decision, judge
 from components.gate.stage import failure_line
 from components.params import ParamsError, parse, read_yaml
 
@@ -47,7 +47,6 @@ def evidence(**changes: Any) -> Evidence:
             }
         ),
         "tasks": pd.DataFrame({"patient": ["p2", "p9"]}),
-        "champion": None,
     }
     return Evidence(**(parts | changes))
 
@@ -62,7 +61,6 @@ def test_all_gates_pass_and_the_decision_lists_each() -> None:
     assert content["verdict"] == "pass"
     assert [gate["gate"] for gate in content["gates"]] == [
         "leakage", "same_scan", "reject_rate", "better_than_random organs linear_auc", "floor organs linear_auc",
-        "champion",
     ]  # fmt: skip
 
 
@@ -139,13 +137,21 @@ def champion(value: float, data: str = "d1") -> dict[str, Any]:
     return {"bundle": "b", "evaluation_data": data, "metrics": metrics}
 
 
+def beside(champion: dict[str, Any] | None) -> list[Verdict]:
+    return against_champion(config(), "wholebody", evidence().metrics, champion)
+
+
+def test_without_a_champion_there_is_nothing_to_compare_with() -> None:
+    assert named(beside(None), "champion").passed
+
+
 @pytest.mark.parametrize(("before", "verdict"), [(0.92, "pass"), (0.93, "fail"), (0.5, "pass")])
 def test_not_worse_than_the_champion_within_the_tolerance(before: float, verdict: str) -> None:
-    assert named(judge(config(), evidence(champion=champion(before))), "champion").verdict == verdict
+    assert named(beside(champion(before)), "champion").verdict == verdict
 
 
 def test_a_champion_of_other_evaluation_data_fails_with_the_remedy() -> None:
-    verdict = named(judge(config(), evidence(champion=champion(0.5, data="d2"))), "champion")
+    verdict = named(beside(champion(0.5, data="d2")), "champion")
     assert verdict.verdict == "fail"
     assert "ctfoundry promote --line wholebody --none" in verdict.detail
 

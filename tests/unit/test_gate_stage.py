@@ -1,6 +1,5 @@
 """The gate as it is run: always a decision, exit code 0 or 3, one line per failed gate."""
 
-import json
 import os
 import subprocess
 import sys
@@ -31,7 +30,6 @@ def project(tmp_path: Path) -> Path:
     curated = pd.DataFrame({"patient": ["p1", "p2"], "role": ["pretrain", "evaluation"], "status": "accepted"})
     curated = curated.assign(series=["s1", "s2"], same_scan="")
     write_table(data / "curate" / "curated.parquet", curated)
-    write_json(tmp_path / "infra" / "champions" / "wholebody.json", {"champion": None})
     set_floor(tmp_path, 0.85)
     return tmp_path
 
@@ -59,21 +57,4 @@ def test_pass_then_a_bound_out_of_reach(project: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("gate failed: floor organs linear_auc: figure 0.9, bound 0.99: ")
     verdicts = [gate["verdict"] for gate in read_json(decision)["gates"]]
-    assert verdicts == ["pass", "pass", "pass", "not judged", "fail", "pass"]
-
-
-@pytest.mark.parametrize(
-    ("champion", "said"),
-    [
-        (None, "infra/champions/wholebody.json: not found"),
-        ({}, 'no key "champion"'),
-        ({"champion": {}}, "champion lacks"),
-    ],
-)
-def test_a_missing_or_broken_champion_file_is_one_line(project: Path, champion: Any, said: str) -> None:
-    path = project / "infra" / "champions" / "wholebody.json"
-    path.unlink() if champion is None else path.write_text(json.dumps(champion))
-    done = gate(project)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert said in line
+    assert verdicts == ["pass", "pass", "pass", "not judged", "fail"]

@@ -65,7 +65,7 @@ def data(tmp_path: Path) -> Path:
     write_json(folder / "cohort" / "quality.json", {"suite": "cohort", "rules": [allowed]})
     write_json(folder / "curate" / "quality.json", {"suite": "volumes", "rules": [body]})
     write_json(folder / "curate" / "profile.json", profile("GE"))
-    write_json(folder / "curate" / "drift.json", drift.judge_release(profile("GE"), None, CONFIG))
+    write_json(folder / "drift" / "drift.json", drift.judge_release(profile("GE"), None, CONFIG))
     return folder
 
 
@@ -136,7 +136,7 @@ def test_a_champion_is_shown_beside_the_training_set(data: Path) -> None:
     assert "the champion has changed since" in page(data)
     rules = [rule("drift", "Vendor: PSI at most 0.3", "warning", 1, False)]
     judged = {"suite": "release", "judged": True, "why": "", "champion": "ab" * 32, "rules": rules}
-    write_json(data / "curate" / "drift.json", judged)
+    write_json(data / "drift" / "drift.json", judged)
     text = page(data)
     assert "release: expected Vendor: PSI at most 0.3" in text
     features = [
@@ -150,7 +150,7 @@ def test_a_champion_is_shown_beside_the_training_set(data: Path) -> None:
 
 def test_equal_facts_give_equal_bytes_and_old_runs_still_give_a_page(data: Path) -> None:
     assert page(data) == page(data)
-    for name in ("curate/profile.json", "curate/drift.json", "cohort/quality.json"):
+    for name in ("curate/profile.json", "drift/drift.json", "cohort/quality.json"):
         (data / name).unlink()
     text = page(data)
     assert "No data profile was made." in text

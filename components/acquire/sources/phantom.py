@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 import components.phantom
+from components import arithmetic
 from components.acquire.config import TransferConfig
 from components.acquire.sources import Listed, Listing
 from components.cohort.keys import patient_key, series_key, study_key
@@ -20,9 +21,10 @@ from components.phantom.scanner import scan
 
 @cache
 def _scanner_version() -> str:
-    """Digest of the scanner's own code: an improved scanner gives other series for the same plan."""
+    """Digest of the scanner's own code and of its arithmetic: another gives other series for the same plan."""
     modules = sorted(Path(components.phantom.__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()
+    made = b"".join(path.read_bytes() for path in modules)
+    return hashlib.sha256(made + arithmetic.mode().encode()).hexdigest()
 
 
 class PhantomSource:

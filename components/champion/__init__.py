@@ -1,0 +1,1 @@
+"""Beside the champion: not worse than the release in use. The verdict alone goes on; figures stay beside the bundle."""

@@ -1,0 +1,233 @@
+"""One run of a release: its steps, what each came to in this run, and why it failed. It knows no Prefect."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from components.champion.stage import COMPARISON
+from components.command import EXIT_PASSING
+from components.files import read_json
+from flows.champion import attest
+from flows.graph import Node, stages_for
+from flows.processes import started
+
+# Worth another try where the failure may pass: transfers fail, and a killed training resumes from its checkpoint.
+RETRIES = {"acquire": 2, "preprocess": 1, "pretrain": 1}
+TAIL_LINES = 12
+# What DVC says after every stage, whoever runs it.
+DVC_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`",
+             "Updating lock file")  # fmt: skip
+DVC_BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
+DECISIONS = {"gate": "decision.json", "champion": COMPARISON}
+DOCS, BENTO = "data docs", "bento"
+Tell = Callable[[str], None]
+
+
+class ReleaseFailed(RuntimeError):
+    """A release that was not made; the message is one line for people."""
+
+
+class StageFailed(ReleaseFailed):
+    """A stage ended with an error; the message ends in what it printed last. ``passing``: another try may succeed."""
+
+    def __init__(self, message: str, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+class GateFailed(ReleaseFailed):
+    """The verdict is no; the message names each gate that was not met."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do: a DVC stage, or what follows the graph. ``report``: its failure costs itself only."""
+
+    name: str
+    description: str
+    upstream: tuple[str, ...]
+    retries: int
+    work: Callable[[Tell], str]
+    report: bool = False
+
+
+@dataclass
+class Run:
+    """A release in the making.
+
+    Attributes:
+        line: the model line.
+        outcomes: step to what it came to, of this run only.
+        failure: what ended it, where something did.
+        page_is_lost: Prefect's server does not answer any more.
+        stopped: a signal has asked us to end; nothing is begun or tried again.
+    """
+
+    line: str
+    outcomes: dict[str, str] = field(default_factory=dict)
+    failure: Exception | None = None
+    page_is_lost: bool = False
+    stopped: bool = False
+    steps: list[Step] = field(default_factory=list)
+    _decided: set[str] = field(default_factory=set)
+
+    def begin(self, check: Callable[[str], None]) -> None:
+        """Make the list of steps. What ``check`` raises is the run's failure."""
+        try:
+            check(self.line)
+            self.steps = self._steps()
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def do(self, step: Step, tell: Tell) -> str:
+        """Do a step, once: its outcome, at another time the same."""
+        if step.name not in self.outcomes:
+            if self.stopped:
+                raise ReleaseFailed("the run is ending")
+            self.failure = None
+            try:
+                self.outcomes[step.name] = step.work(tell)
+            except Exception as error:
+                if not step.report:
+                    self.failure = error
+                    raise
+                self.warn(f"{step.name} failed: {' '.join(str(error).split())[:300]}")
+                self.outcomes[step.name] = ""
+        return self.outcomes[step.name]
+
+    def lose_page(self, why: str) -> None:
+        """Say, once, that Prefect does not hear of this run any more."""
+        if not self.page_is_lost:
+            self.page_is_lost = True
+            self.warn(f"Prefect's server does not answer ({why}): the release goes on, its page does not")
+
+    def warn(self, text: str) -> None:
+        """One line on standard error."""
+        print(f"ctfoundry: warning: {text}", file=sys.stderr, flush=True)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.steps) and all(step.name in self.outcomes for step in self.steps)
+
+    @property
+    def tag(self) -> str | None:
+        """The Bento's, where it was built."""
+        return self.outcomes.get(BENTO)
+
+    @property
+    def data_docs(self) -> str | None:
+        return self.outcomes.get(DOCS) or None
+
+    @property
+    def stages(self) -> dict[str, str]:
+        """Stage to ``ran`` or ``unchanged``."""
+        return {name: outcome for name, outcome in self.outcomes.items() if "@" in name}
+
+    def made(self, stage: str) -> bool:
+        """Whether this run made a stage's outputs, or found that nothing about them has changed."""
+        return f"{stage}@{self.line}" in self.outcomes
+
+    def decisions(self) -> list[Path]:
+        """Tables of gates that were judged in this run, also where the verdict was no."""
+        return [self._decision(stage) for stage in DECISIONS if self.made(stage) or stage in self._decided]
+
+    def _decision(self, stage: str) -> Path:
+        return Path("data") / self.line / stage / DECISIONS[stage]
+
+    def _steps(self) -> list[Step]:
+        # Before anything is trained, the data are held beside the champion's: what is refused there costs no training.
+        nodes = {node.name: node for target in ("drift", "bundle") for node in stages_for(f"{target}@{self.line}")}
+        steps = [self._of_stage(node) for node in nodes.values()]
+        last, judged = f"bundle@{self.line}", f"drift@{self.line}"
+        place = [step.name for step in steps].index(judged) + 1
+        docs = partial(build_data_docs, self.line)
+        steps.insert(place, Step(DOCS, "Great Expectations Data Docs", (judged,), 0, docs, report=True))
+        attested = Step("attestation", "Beside the champion", (last,), 0, lambda tell: attest(self.line))
+        bento = Step(BENTO, "The Bento of the release", (last,), 0, lambda tell: build_bento(self.line))
+        return [*steps, attested, bento]
+
+    def _of_stage(self, node: Node) -> Step:
+        retries = RETRIES.get(node.name.partition("@")[0], 0)
+        return Step(node.name, node.description, node.upstream, retries, lambda tell: self._run_stage(node.name, tell))
+
+    def _run_stage(self, name: str, tell: Tell) -> str:
+        """Run one DVC stage. Returns ``ran`` or ``unchanged``."""
+        stage = name.partition("@")[0]
+        before = _identity(self._decision(stage)) if stage in DECISIONS else None
+        tail: list[str] = []
+        outcome, broken = "ran", False
+        with started(["dvc", "repro", "--single-item", name]) as (process, lines):
+            for text in lines:
+                if text.strip().startswith(DVC_HINTS):
+                    continue
+                tail = [*tail[-TAIL_LINES + 1 :], text]
+                outcome = "unchanged" if "didn't change, skipping" in text else outcome
+                broken = broken or text.startswith("Traceback (most recent call last)")
+                tell(text)
+        if process.returncode == 0:
+            return outcome
+        if stage in DECISIONS and _identity(self._decision(stage)) != before:
+            self._decided.add(stage)
+            raise_if_not_met(self._decision(stage))
+        raise failure(name, process.returncode, tail, broken)
+
+
+def failure(name: str, code: int, tail: list[str], broken: bool) -> StageFailed:
+    """What a stage's end means: ``code`` of dvc, the last lines, and whether a traceback was among them.
+
+    A mistake of the user, a suite's or a gate's verdict and a lock that others hold are no better the second time. A
+    process that was killed, a source that is away (``EXIT_PASSING``) and what nobody foresaw may be.
+    """
+    busy = [text for text in tail if any(word in text for word in DVC_BUSY)]
+    if busy:
+        return StageFailed(f"stage {name}: another DVC command works in this checkout: {busy[0]}; wait for it to end")
+    told = re.findall(r"exited with (-?\d+)", " ".join(tail))
+    exited = int(told[-1]) if told else code
+    killed = exited < 0 or exited > 128
+    passing = killed or broken or exited == EXIT_PASSING
+    return StageFailed(f"stage {name} failed (dvc exit {code}): " + " | ".join(tail[-4:]), passing)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Changes whenever a file is written anew, as ours always are."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def raise_if_not_met(decision: Path) -> None:
+    """Raise GateFailed, naming gate, figure and bound, where the decision was no."""
+    failed = [gate for gate in read_json(decision)["gates"] if gate["verdict"] == "fail"]
+    if failed:
+        named = "; ".join(f"{g['gate']} ({_text(g['figure'])}, bound {_text(g['bound'])})" for g in failed)
+        raise GateFailed(f"gate not met: {named}")
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def build_data_docs(line: str, tell: Tell) -> str:
+    """Great Expectations Data Docs of the judged tables, in a process that ends with us; returns the page."""
+    last = ""
+    with started([sys.executable, "-m", "components.quality", "--line", line]) as (process, lines):
+        for last in lines:
+            tell(last)
+    if process.returncode != 0:
+        raise StageFailed(last or f"exit {process.returncode}")
+    return next((Path("reports") / line / "data_docs").glob("gx/uncommitted/data_docs/*/index.html")).as_posix()
+
+
+def build_bento(line: str) -> str:
+    """The Bento of the release; returns its tag. The commit is on the Bento, not in the bundle."""
+    from flows.repository import commit_labels
+    from serving.build import build_bento as build
+
+    return build(Path("releases") / line, commit_labels())

@@ -1,0 +1,89 @@
+"""The real flow over a graph of tiny stages: what is tested is the flow, so a stage takes no longer than it is told to.
+
+``SLOW=<stage>`` in the environment makes that stage start a worker in a session of its own, as Ray does, and wait for
+SIGUSR1; ``FAILS=<stage>`` makes it end with a mistake of the user.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from checkout import Checkout
+
+ORDER = ("cohort", "acquire", "curate", "drift", "pretrain", "gate", "champion", "bundle")
+PAGE = {"in": 3, "accepted": 2, "rejected": {"gantry_tilt": 1}, "accepted_by_role": {"pretrain": 2}, "series": []}
+
+STAGE = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from components.bundle.inputs import code_hash
+from components.bundle.manifest import write_manifest
+from components.files import sha256_file, write_json, write_text
+
+name = sys.argv[1]
+if os.environ.get("SLOW") == name:
+    signal.signal(signal.SIGUSR1, lambda *_: go_on.append(True))
+    go_on = []
+    worker = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    write_text(Path("under_way"), name)
+    while not go_on:
+        time.sleep(0.1)
+    worker.kill()
+if os.environ.get("FAILS") == name:
+    sys.exit(f"{name}: data/none: not found; this stage fails")
+data = Path("data/wholebody")
+gate = {"gate": f"{name} gate", "figure": 0.9, "bound": 0.8, "verdict": "pass", "detail": "tried"}
+suite = {"suite": name, "rules": [], "judged": True, "why": "", "warnings": []}
+if name == "cohort":
+    write_json(data / name / "quality.json", suite)
+if name == "acquire":
+    write_text(data / name / "receipt", "received")
+if name == "curate":
+    write_json(Path("data/wholebody/screen/0/quality.json"), suite)
+    write_json(data / name / "quality.json", suite)
+    write_json(data / name / "funnel.json", FUNNEL)
+if name == "drift":
+    write_json(data / name / "drift.json", suite)
+if name == "pretrain":
+    write_text(data / name / "encoder", "weights")
+if name == "gate":
+    write_json(data / name / "decision.json", {"verdict": "pass", "gates": [gate]})
+if name == "champion":
+    write_json(data / name / "verdict.json", {"verdict": "pass"})
+    write_json(data / name / "comparison.json", {"champion": None, "verdict": "pass", "gates": [gate]})
+if name == "bundle":
+    folder = Path("releases/wholebody")
+    write_text(folder / "encoder.json", "{}")
+    write_text(folder / "MODEL_CARD.md", "# A card")
+    inputs = {"code": code_hash(Path()), "lock": sha256_file(Path("constraints.txt"))}
+    write_manifest(folder, "wholebody", "ctfoundry-wholebody", inputs)
+"""
+
+
+def tiny(folder: Path) -> Checkout:
+    """A checkout of this project whose graph is one of tiny stages, one after the other."""
+    checkout = Checkout(folder)
+    script = folder / "tiny_stage.py"
+    script.write_text(textwrap.dedent(STAGE).replace("FUNNEL", repr(PAGE)))
+    stages = {}
+    for before, name in zip((None, *ORDER), ORDER, strict=False):
+        out = "releases/${item}" if name == "bundle" else f"data/${{item}}/{name}"
+        deps = ["tiny_stage.py", *([f"data/${{item}}/{before}"] if before else [])]
+        do = {"cmd": f"python tiny_stage.py {name}", "deps": deps, "outs": [out]}
+        stages[name] = {"foreach": ["wholebody"], "do": do}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    checkout.edit(lambda content: content.update(shards=[0]))
+    checkout.git("add", "-A")
+    checkout.git("commit", "-q", "-m", "tiny stages")
+    return checkout
+
+
+def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.2)

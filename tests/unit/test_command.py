@@ -1,0 +1,24 @@
+"""How a stage ends, as those see it who may start it again."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from components.command import EXIT_PASSING, run_stage
+from components.params import PassingError, UserError
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("the value 3"), 1), (PassingError("no answer"), EXIT_PASSING)])
+def test_a_mistake_is_one_line_and_what_may_pass_has_a_code_of_its_own(
+    error: UserError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(line: str) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["python", "--line", "head"])
+    with pytest.raises(SystemExit) as ended:
+        run_stage("cohort", "List the series.", fails)
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"cohort: {error}\n"

@@ -1,0 +1,60 @@
+"""Nothing that a run has started outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = """
+import subprocess, time
+from flows.processes import Stopped, ending_with_us, leave
+
+try:
+    with ending_with_us():
+        subprocess.run(["sh", "-c", "sleep 1001 &"])  # its parent ends at once, as that of a daemon
+        subprocess.Popen(["sleep", "1001"], start_new_session=True)
+        subprocess.Popen(["sh", "-c", "trap '' TERM; while true; do sleep 1001; done"])  # deaf to the polite signal
+        print("ready", flush=True)
+        time.sleep(1000)
+except Stopped as stopped:
+    leave(128 + stopped.number)
+"""
+
+
+def left(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_every_process_below_wherever_it_has_gone(tmp_path: Path, number: signal.Signals) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert run.stdout is not None
+    try:
+        assert run.stdout.readline() == "ready\n"
+        assert len(left(tmp_path)) >= 4
+        begin = time.monotonic()
+        run.send_signal(number)
+        assert run.wait(timeout=60) == 128 + number
+        assert time.monotonic() - begin < 15
+        assert left(tmp_path) == []
+    finally:
+        for process in left(tmp_path):
+            process.kill()

@@ -1,0 +1,62 @@
+"""What git says of a checkout of ours, of another owner's and of none."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from components.params import UserError
+from flows import repository
+from flows.places import require_repository
+from flows.verify import verify
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit, below a name with a space and a quote."""
+    folder = tmp_path / "my doctor's scans"
+    folder.mkdir()
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *identity, *command], cwd=folder, check=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_bento_names_its_commit_also_in_a_checkout_of_another_owner(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    plain = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    assert "dubious ownership" in plain.stderr  # as in a bind mount
+    assert repository.commit_labels() == {"git_commit": commit, "git_changed": "no"}
+    repository.clone(tmp_path / "clone")
+    assert (tmp_path / "clone" / ".git").is_dir()
+
+
+def test_what_git_refuses_is_one_line(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^git rev-parse: .*nothing-here") as raised:
+        repository.git("rev-parse", "nothing-here")
+    assert "\n" not in str(raised.value)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"^git: not found"):
+        repository.commit_labels()
+
+
+def test_without_a_repository_both_commands_say_so_before_they_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("")
+    with pytest.raises(UserError, match=r"no git repository: clone it, .*core.no_scm true"):
+        require_repository()
+    with pytest.raises(UserError, match=r"verify: this folder is no git repository"):
+        verify("head")
+    (tmp_path / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    require_repository()
+    assert repository.commit_labels() == {}

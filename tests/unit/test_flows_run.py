@@ -1,0 +1,175 @@
+"""What a stage's end means for the run, and what a run says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.files import write_json
+from components.params import UserError
+from flows import lock
+from flows.lock import checkout_lock
+from flows.run import GateFailed, ReleaseFailed, Run, StageFailed, Step, failure
+
+ROOT = Path(__file__).resolve().parents[2]
+DVC = "ERROR: failed to reproduce 'acquire@head-0': failed to run: python -m components.acquire, exited with {}"
+
+
+@pytest.mark.parametrize(
+    ("exited", "broken", "passing"),
+    [(1, False, False), (3, False, False), (75, False, True), (137, False, True), (-9, False, True), (1, True, True)],
+)
+def test_only_what_may_pass_is_tried_again(exited: int, broken: bool, passing: bool) -> None:
+    """A mistake, a gate; a source that is away, a process killed by the kernel, a defect."""
+    error = failure("acquire@head-0", 255, ["acquire: what went wrong", DVC.format(exited)], broken)
+    assert error.passing is passing
+    assert "acquire: what went wrong" in str(error)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ERROR: Unable to acquire lock. Most likely another DVC process is running",
+        "ERROR: '/x/data' is busy, it is being blocked by:",
+    ],
+)
+def test_a_lock_that_another_dvc_holds_is_one_line_and_no_other_try(said: str) -> None:
+    error = failure("acquire@head-0", 255, [said, "more", "and more", "of it"], False)
+    assert not error.passing
+    assert "another DVC command works in this checkout" in str(error)
+    assert "\n" not in str(error)
+
+
+def step(name: str, work: object, report: bool = False) -> Step:
+    return Step(name, "", (), 0, work, report)  # type: ignore[arg-type]
+
+
+def test_a_step_is_done_once_and_a_report_decides_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(tell: object) -> str:
+        raise ValueError("no page\ntoday")
+
+    run, calls = Run("head"), list[int]()
+    run.steps = [step("cohort@head", lambda tell: str(calls.append(1) or "ran")), step("docs", fails, True)]
+    for one in (*run.steps, *run.steps):
+        run.do(one, print)
+    assert calls == [1]
+    assert run.complete
+    assert run.failure is None
+    assert capsys.readouterr().err.splitlines() == ["ctfoundry: warning: docs failed: no page today"]
+    run.steps.append(step("bento", fails))
+    with pytest.raises(ValueError, match="no page"):
+        run.do(run.steps[-1], print)
+    assert isinstance(run.failure, ValueError)
+    assert not run.complete
+
+
+def test_gates_are_shown_of_this_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a gate stage that did not come to a verdict, the decision on disk is an earlier run's."""
+    monkeypatch.chdir(tmp_path)
+    decision = tmp_path / "data" / "head" / "gate" / "decision.json"
+    judged = {"verdict": "fail", "gates": [{"gate": "floor", "figure": 0.5, "bound": 0.6, "verdict": "fail"}]}
+    write_json(decision, judged)
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    monkeypatch.setenv("PATH", f"{binaries}{os.pathsep}{os.environ['PATH']}")
+
+    def dvc(script: str) -> None:
+        (binaries / "dvc").write_text(f"#!/bin/sh\n{script}\n")
+        (binaries / "dvc").chmod(0o755)
+
+    run = Run("head")
+    dvc("echo 'gate: data/x: not found'; exit 255")
+    with pytest.raises(StageFailed, match="not found"):
+        run._run_stage("gate@head", print)
+    assert run.decisions() == []
+    dvc(f"cp {decision} {decision}.new; mv {decision}.new {decision}; echo 'exited with 3'; exit 255")
+    with pytest.raises(GateFailed, match=r"gate not met: floor \(0.5, bound 0.6\)"):
+        run._run_stage("gate@head", print)
+    assert run.decisions() == [Path("data/head/gate/decision.json")]
+
+
+HOLD = """
+from flows.lock import checkout_lock
+with checkout_lock("verify --line head"):
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_a_checkout_is_held_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=rf"`verify --line head`, process {holder.pid} on "), checkout_lock("release"):
+        pass
+    holder.kill()
+    holder.wait()
+    with checkout_lock("release"), checkout_lock("and within it"):
+        assert json.loads((tmp_path / lock.LOCK).read_text())["pid"] == os.getpid()
+    with checkout_lock("again"):
+        pass
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipe", "ct_fm"]])
+def test_a_reader_that_has_enough_is_no_error(arguments: list[str]) -> None:
+    """As of ``ctfoundry recipe ct_fm | head -1``: here the reader is gone before the first word."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", "from flows.cli import main\nmain()", *arguments]
+    with os.fdopen(writing, "wb") as gone:
+        done = subprocess.run(command, cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == ""
+
+
+def test_a_failed_run_prints_nothing_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.artifacts import print_summary
+
+    monkeypatch.chdir(tmp_path)
+    gate = {"gate": "leakage", "figure": 0, "bound": 0, "verdict": "pass", "detail": ""}
+    funnel = {"in": 124, "accepted": 96, "rejected": {}, "accepted_by_role": {}, "series": []}
+    write_json(tmp_path / "data" / "head" / "curate" / "funnel.json", funnel)
+    write_json(tmp_path / "data" / "head" / "gate" / "decision.json", {"verdict": "pass", "gates": [gate]})
+    write_json(tmp_path / "releases" / "head" / "manifest.json", {"digest": "ab" * 32})
+    run = Run("head", outcomes={"cohort@head": "ran"})
+    print_summary(run)
+    printed = capsys.readouterr().out
+    for word in ("124", "leakage", "abab", "releases/head", "report.html"):
+        assert word not in printed
+    run.outcomes |= {f"{stage}@head": "unchanged" for stage in ("curate", "evaluate", "gate", "bundle")}
+    print_summary(run)
+    printed = capsys.readouterr().out
+    for word in ("124", "leakage", "abab", "releases/head", "report.html"):
+        assert word in printed
+
+
+@pytest.mark.parametrize("passing", [True, False])
+def test_prefect_tries_again_what_may_pass(passing: bool) -> None:
+    from prefect.states import Failed
+
+    from flows.release import _may_pass
+
+    assert _may_pass(None, None, Failed(data=StageFailed("no answer", passing))) is passing
+    assert not _may_pass(None, None, Failed(data=GateFailed("gate not met")))
+
+
+def test_nothing_is_begun_or_tried_again_once_the_run_is_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.states import Failed
+
+    from flows import release
+
+    run = Run("head", stopped=True)
+    with pytest.raises(ReleaseFailed, match="the run is ending"):
+        run.do(step("acquire@head", lambda tell: "ran"), print)
+    monkeypatch.setattr(release, "_run", run)
+    assert not release._may_pass(None, None, Failed(data=StageFailed("killed", True)))
