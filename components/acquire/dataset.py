@@ -16,11 +16,13 @@ from typing import IO, Any, cast
 import pydicom
 from pydicom.filereader import _at_pixel_data, _read_file_meta_info, read_dataset, read_preamble
 from pydicom.tag import Tag
+from pydicom.uid import UID
 
 from components.acquire.elements import DEFLATED, ELEMENT_BYTES, EXPLICIT, IMPLICIT, native_pixels
 from components.acquire.values import normalised
 
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
+DIRECTORY_STORAGE = "1.2.840.10008.1.3.10"  # class of a DICOMDIR
 INFLATED_BYTES = 2**30  # of one file: enhanced CT of 2,000 frames of 512 x 512 fits
 HEADER_BYTES = 2**26  # of these, before the pixel data
 BLOCK = 2**20
@@ -102,6 +104,35 @@ def inflated(path: Path, size: int) -> bytearray:
             if len(content) >= size:
                 break
     return content[:size]
+
+
+def inflated_dataset(path: Path, force: bool, inflated_bytes: int = INFLATED_BYTES) -> pydicom.FileDataset | None:
+    """A whole deflated file, pixels included, as if it had been written explicit little endian; None where a file is
+    not deflated.
+
+    Args:
+        path: of the file.
+        force: as ``dcmread`` has it, for files without a preamble.
+        inflated_bytes: most that it may inflate to.
+
+    Raises:
+        InflateError: the stream is damaged, or inflates to more.
+        InvalidDicomError: no preamble.
+    """
+    with path.open("rb") as stream:
+        preamble = read_preamble(stream, force=force)
+        meta = _read_file_meta_info(stream)
+        if normalised("TransferSyntaxUID", meta.get("TransferSyntaxUID")) != DEFLATED:
+            return None
+        content = BytesIO()
+        for block in _blocks(stream):
+            if content.tell() + len(block) > inflated_bytes:
+                raise InflateLimitError(f"deflated data of more than {inflated_bytes} bytes are not allowed")
+            content.write(block)
+    content.seek(0)
+    meta.TransferSyntaxUID = UID(EXPLICIT)
+    dataset = read_dataset(content, False, True)
+    return pydicom.FileDataset(str(path), dataset, preamble, meta, False, True)
 
 
 def _inflated_header(stream: IO[bytes], allowed: int) -> tuple[BytesIO, int]:

@@ -32,8 +32,15 @@ MACROS["FrameContentSequence"] |= {"FrameAcquisitionNumber": "AcquisitionNumber"
 MACROS["CTImageFrameTypeSequence"] = {"FrameType": "ImageType"}
 # Legacy converted CT keeps here what its single slices said and no macro has (PS3.3 C.7.6.16.2.25).
 UNASSIGNED = ("UnassignedSharedConvertedAttributesSequence", "UnassignedPerFrameConvertedAttributesSequence")
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 # Of multi-frame CT (PS3.4 B.5), besides the class of single slices.
 CLASSES = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+
+
+def is_object(values: Mapping[str, Any]) -> bool:
+    """Of a header without Rows: whether the file is an object without an image, such as a structure set. A file cut
+    inside its header parses, too, but says that it is CT, or nothing."""
+    return values.get("SOPClassUID", CT_IMAGE_STORAGE) not in (CT_IMAGE_STORAGE, *CLASSES)
 
 
 def is_multi_frame(values: Mapping[str, Any]) -> bool:

@@ -15,7 +15,13 @@ import pydicom
 from pydicom.dataelem import RawDataElement
 
 from components.acquire import consistency, frames, stacks
-from components.acquire.dataset import INFLATED_BYTES, InflateError, InflateLimitError, open_dataset
+from components.acquire.dataset import (
+    DIRECTORY_STORAGE,
+    INFLATED_BYTES,
+    InflateError,
+    InflateLimitError,
+    open_dataset,
+)
 from components.acquire.elements import (
     DEFLATED,
     HEAD_BYTES,
@@ -29,9 +35,8 @@ from components.acquire.elements import (
 from components.acquire.privacy import IDENTIFYING, ITEMS, Findings, joined
 from components.acquire.values import values_of
 
-CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+CT_IMAGE_STORAGE = frames.CT_IMAGE_STORAGE
 CT_CLASSES = (CT_IMAGE_STORAGE, *frames.CLASSES)
-DIRECTORY_STORAGE = "1.2.840.10008.1.3.10"
 TAGS: tuple[str, ...] = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID",
     "Modality", "ImageType", "Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "KVP", "BodyPartExamined",
@@ -166,16 +171,10 @@ def _read_with_pydicom(stream: IO[bytes], location: str, size: int, listing: boo
     if opened.media_class == DIRECTORY_STORAGE:
         return Instance(location, size, "dicomdir", transfer_syntax=opened.syntax)
     if "Rows" not in values:
-        read = replace(read, status="object" if is_object(values) else "unreadable", frames=())
+        read = replace(read, status="object" if frames.is_object(values) else "unreadable", frames=())
     else:
         read = replace(read, truncated=_truncated(stream, opened.size, opened.pixels_at, opened.pixels))
     return _with_findings(read, findings)
-
-
-def is_object(values: Mapping[str, Any]) -> bool:
-    """Of a header without Rows: whether the file is an object without an image, such as a structure set. A file cut
-    inside its header parses, too, but says that it is CT, or nothing."""
-    return values.get("SOPClassUID", CT_IMAGE_STORAGE) not in CT_CLASSES
 
 
 def is_ct(values: Mapping[str, Any]) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import warnings
-import zlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.filereader import _read_file_meta_info, read_preamble
+from pydicom._uid_dict import UID_dictionary
 from scipy import ndimage
 
+from components.acquire.dataset import InflateError, inflated_dataset
 from components.labels.contours import read_contours, rois_of
 from components.labels.label_map import names_beside, read_label_map
 from components.labels.placing import Found, LabelError, Mask, covered_shares, nearest
@@ -32,7 +32,6 @@ SEG = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmen
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NEITHER = "not readable as NIfTI, DICOM SEG or RTSTRUCT"
-MAX_INFLATED, BLOCK = 1 << 30, 1 << 20
 _UID = re.compile(r"\d+(\.\d+){3,}")
 
 Layers = npt.NDArray[np.uint16]
@@ -200,16 +199,18 @@ def _from_dicom(
             check_same_scan(scan, dataset, {roi.frame for roi in rois})
         yield from read_contours(rois, affine, shape)
     else:
-        raise LabelError(f"DICOM of class {kind or '(none)'} is not allowed: SEG or RTSTRUCT")
+        known = kind if kind in UID_dictionary else "(none that is known)"  # what else stands there is not repeated
+        raise LabelError(f"DICOM of class {known} is not allowed: SEG or RTSTRUCT")
 
 
 def _dataset(path: Path) -> pydicom.Dataset:
     """Also of a bare data set, as some planning systems write them, without preamble and file meta information."""
     try:
-        _check_inflated(path)
-        return pydicom.dcmread(path)
+        return inflated_dataset(path, force=False) or pydicom.dcmread(path)
+    except InflateError as error:
+        raise LabelError(str(error)) from None
     except pydicom.errors.InvalidDicomError:
-        dataset = pydicom.dcmread(path, force=True)
+        dataset = inflated_dataset(path, force=True) or pydicom.dcmread(path, force=True)
     except OSError as error:
         raise LabelError(f"{NEITHER} ({type(error).__name__})") from None
     if not dataset.get("SOPClassUID"):
@@ -219,21 +220,6 @@ def _dataset(path: Path) -> pydicom.Dataset:
         explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
     return dataset
-
-
-def _check_inflated(path: Path) -> None:
-    """A deflated file says nothing of its size before it is inflated, and a megabyte can fill any memory."""
-    with path.open("rb") as stream:
-        read_preamble(stream, force=False)
-        if _read_file_meta_info(stream).get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
-            return
-        engine, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        while packed := engine.unconsumed_tail or stream.read(BLOCK):
-            size += len(engine.decompress(packed, BLOCK))
-            if size > MAX_INFLATED:
-                raise LabelError(f"deflated data of more than {MAX_INFLATED} bytes are not allowed")
-            if engine.eof:
-                return
 
 
 def _packed(found: Iterable[Found], affine: FloatArray, shape: tuple[int, ...]) -> Labels:

@@ -29,7 +29,7 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import UID, ExplicitVRBigEndian
 
-from components.acquire.dataset import InflateError, inflated, open_dataset
+from components.acquire.dataset import DIRECTORY_STORAGE, InflateError, inflated, open_dataset
 from components.acquire.elements import (
     DEFLATED,
     ELEMENT_BYTES,
@@ -39,8 +39,7 @@ from components.acquire.elements import (
     native_pixels,
     read_regular,
 )
-from components.acquire.frames import PER_FRAME, SHARED, frame_values, is_multi_frame
-from components.acquire.headers import DIRECTORY_STORAGE, is_object
+from components.acquire.frames import PER_FRAME, SHARED, frame_values, is_multi_frame, is_object
 from components.acquire.stacks import TAGS as STACK_TAGS
 from components.acquire.stacks import largest_stack, no_grid
 from components.acquire.values import values_of

@@ -101,7 +101,7 @@ def preprocess_series(job: VolumeJob) -> None:
     except StopStageError:
         raise
     except UserError as error:
-        kept.keep(job.entry, {"decoded": False, "detail": _known(str(error), job.series.members)}, None, {})
+        kept.keep(job.entry, {"decoded": False, "detail": findable(str(error), job.series.members)}, None, {})
         return
     resampled = resample_only(native, job.config)
     body = find_body(resampled, job.config.foreground_hu)
@@ -114,7 +114,7 @@ def preprocess_series(job: VolumeJob) -> None:
     kept.keep(job.entry, row, volume, provenance)
 
 
-def _known(detail: str, members: list[str]) -> str:
+def findable(detail: str, members: list[str]) -> str:
     """``detail`` with the raw cache's own numbers as the files that ``ctfoundry locate`` finds, or without them.
 
     Args:

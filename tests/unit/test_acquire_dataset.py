@@ -28,6 +28,8 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from components.acquire.copies import copies
+from components.acquire.dataset import InflateLimitError, inflated_dataset
 from components.acquire.headers import Instance, measure_series, read_instance, read_with_pydicom
 from components.phantom.scanner import scan
 from components.preprocess.dicom import DecodeError, read_series
@@ -137,6 +139,22 @@ def test_the_services_limit_counts_what_is_inflated(slices: list[Path], tmp_path
     assert refused.value.status == 413
 
 
+def test_labels_are_inflated_within_bounds(slices: list[Path], tmp_path: Path) -> None:
+    whole = inflated_dataset_of(deflated(slices[0]), tmp_path)
+    assert all(whole[e.tag] == e for e in pydicom.dcmread(slices[0]))
+    with pytest.raises(InflateLimitError, match="deflated data of more than"):
+        inflated_dataset_of(deflated(slices[0], 120), tmp_path, inflated_bytes=20 * MIB)
+    (tmp_path / "plain.dcm").write_bytes(slices[0].read_bytes())
+    assert inflated_dataset(tmp_path / "plain.dcm", force=False) is None
+
+
+def inflated_dataset_of(content: bytes, folder: Path, **options: Any) -> Dataset:
+    (folder / "deflated.dcm").write_bytes(content)
+    found = inflated_dataset(folder / "deflated.dcm", force=False, **options)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("cut", [30, 4000])
 def test_deflated_data_cut_short(slices: list[Path], cut: int, tmp_path: Path) -> None:
     content = deflated(slices[0])
@@ -242,11 +260,24 @@ def test_a_file_cut_inside_its_header_is_no_object(slices: list[Path], tmp_path:
 
 def test_the_service_drops_copies_as_training_does(slices: list[Path], ordinary: Volume, tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
-    copies = [Path(shutil.copy(path, tmp_path / "copy")) for path in slices]
-    reading = served([*slices, *copies], tmp_path)
+    twice = [Path(shutil.copy(path, tmp_path / "copy")) for path in slices]
+    reading = served([*slices, *twice], tmp_path)
     assert (reading.ignored, reading.instances) == ({"duplicate": 6}, 6)
     np.testing.assert_array_equal(reading.volume.hu, ordinary.hu)
     np.testing.assert_allclose(reading.volume.affine, ordinary.affine)
+
+
+def test_twins_that_contradict_each_other_stay(slices: list[Path], tmp_path: Path) -> None:
+    """One SOPInstanceUID, other pixels: nobody knows which is right, so the warning must come."""
+    twin = pydicom.dcmread(slices[0])
+    twin.PixelData = twin.PixelData[2:] + twin.PixelData[:2]
+    (tmp_path / "a").write_bytes(encoded(pydicom.dcmread(slices[0])))
+    (tmp_path / "b").write_bytes(encoded(twin))
+    shutil.copy(tmp_path / "a", tmp_path / "c")
+    files = {path.name: path for path in tmp_path.iterdir()}
+    instances = [read_instance(io.BytesIO(p.read_bytes()), name, p.stat().st_size) for name, p in files.items()]
+    assert len({instance.bytes for instance in instances}) == 1
+    assert copies(instances, files) == {"c"}
 
 
 def test_a_dose_page_is_named_for_what_it_is(slices: list[Path], tmp_path: Path) -> None:

@@ -15,7 +15,14 @@ import SimpleITK
 from phantom_plans import small
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+    generate_uid,
+)
 
 from components.acquire.headers import TAGS, measure_series, read_instance
 from components.phantom.scanner import scan
@@ -124,6 +131,36 @@ def test_legacy_converted_ct(slices: list[Path], tmp_path: Path) -> None:
     one = measured([tmp_path / "legacy.dcm"])
     assert (one["instances"], one["is_ct_image"], one["gap_ratio"]) == (14, True, 1.0)
     assert (one["kernel"], one["kvp"]) == tuple(measured(slices)[k] for k in ("kernel", "kvp"))
+
+
+def test_the_second_tube_is_not_the_first(slices: list[Path], tmp_path: Path) -> None:
+    """Dual-source CT: other macros state a KVP, a spacing, an orientation, too (PS3.3 C.8.15.3.12)."""
+    image = enhanced(slices)
+    more = group(CTAdditionalXRaySource={"KVP": "140"}, CTTableDynamics={"SliceThickness": "99"})
+    image.SharedFunctionalGroupsSequence[0].update(more)
+    second = Dataset()
+    second.KVP = "80"
+    image.SharedFunctionalGroupsSequence[0].CTXRayDetailsSequence.append(second)
+    one, other = measured([written(image, tmp_path / "dual.dcm")]), measured(slices)
+    for column in ("kvp", "kvp_min", "kvp_max", "thickness_max_mm", "gap_median_mm"):
+        assert one[column] == other[column], column
+
+
+def test_frames_without_the_class_are_frames_to_every_reader(slices: list[Path], tmp_path: Path) -> None:
+    """What the headers measure as slices decodes as slices, also where an export strips the class."""
+    image = enhanced(slices)
+    del image.SOPClassUID
+    path = written(image, tmp_path / "stripped.dcm")
+    assert (measured([path])["instances"], measured([path])["is_ct_image"]) == (14, True)
+    np.testing.assert_array_equal(read_series([path]).hu, read_series(slices).hu)
+
+
+def test_deflated_frames(slices: list[Path], tmp_path: Path) -> None:
+    image = enhanced(slices)
+    image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    path = written(image, tmp_path / "deflated.dcm")
+    np.testing.assert_array_equal(read_series([path]).hu, read_series(slices).hu)
+    assert (measured([path])["instances"], measured([path])["unreadable_files"]) == (14, 0)
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pydicom.uid import AllTransferSyntaxes
 
 from components.acquire.headers import measure_series
 from components.params import ParamsError, UserError, load_stage, parse
+from components.quality.derived import prepare
 from components.quality.geometry import even_stack, orthonormal
 from components.quality.judge import judge, write_data_docs
 from components.quality.suites import headers
@@ -42,8 +44,22 @@ FAULTS: list[tuple[str, dict[str, object]]] = [
     ("mixed_geometry", {"orientations": 2}),
     ("mixed_geometry", {"matrices": 2}),
     ("lossy_compression", {"lossy": True}),
+    ("lossy_compression", {"transfer_syntax": "1.2.840.10008.1.2.4.203"}),
     ("burned_in_annotation", {"burned_in": True}),
 ]
+
+
+def test_only_syntaxes_known_as_lossless_are() -> None:
+    """Of all that pydicom has in its dictionary, by their names; what is not in it yet may lose, too."""
+    compressed = [uid for uid in AllTransferSyntaxes if uid.startswith("1.2.840.10008.1.2.4.")]
+    names = {str(uid): uid.name for uid in compressed} | {"1.2.840.10008.1.2.4.999": "of the future"}
+    assert len(names) > 30
+    rows = [{"series": uid, **CLEAN, "transfer_syntax": f"1.2.840.10008.1.2.1|{uid}"} for uid in names]
+    lossy = prepare(pd.DataFrame(rows)).set_index("series")["lossy_syntax"]
+    expected = {uid: "Lossless" not in name or "Lossy" in name for uid, name in names.items()}
+    assert lossy.to_dict() == expected
+    plain = [{**CLEAN, "transfer_syntax": syntax} for syntax in ("", "1.2.840.10008.1.2", "1.2.840.10008.1.2.5")]
+    assert not prepare(pd.DataFrame(plain))["lossy_syntax"].any()
 
 
 PRIVACY = ("burned_in_annotation", "direct_identifiers", "private_tags", "identity_removed")
