@@ -38,6 +38,7 @@ check: $(READY) ## style (ruff) and types (mypy) over components, flows and serv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/ctfoundry params
+	$(BIN)/python -m flows.pins
 
 serve: $(READY) ## serve the newest Bento of LINE on 127.0.0.1:3000
 	@$(BIN)/ctfoundry serve --line $(LINE)

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
+import secrets
+import shlex
 import shutil
+import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from components.isolation import Lost, guarded
 from components.params import UserError
 from components.progress import track
 
-GIB = 2**30
 IN_FLIGHT_PER_CORE = 2  # tasks that Ray holds at a time: one computed, one ready to be
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 lets any other process starve the work
+    "RAY_task_oom_retries": "1",  # Ray's own monitor of the memory tries for ever
 }
+OURS = "CTFOUNDRY_"  # settings of this machine, secrets among them
+ADDRESS_SECONDS = 5.0
+SOCKET_PATH = 107  # bytes, of the kernel
+IN_SESSION = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store") + 2
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True)
-class Lost:
-    """What is left of an item whose worker did not come back. ``detail``: why, for people."""
-
-    detail: str
 
 
 @contextmanager
@@ -42,43 +42,129 @@ def ray_cluster(workers: int) -> Iterator[None]:
         workers: processes that must run at the same time on a local one, whatever this machine's cores.
 
     Raises:
-        UserError: no Ray answers at RAY_ADDRESS.
+        UserError: no Ray answers at RAY_ADDRESS, or with another token; or a node of it does not see this checkout.
     """
     os.environ |= SETTINGS
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
-    # short: Ray puts sockets below it, whose paths have a limit
-    temporary = None if address else tempfile.mkdtemp(prefix="ray-")
     search = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    address = os.environ.get("RAY_ADDRESS")
     variables = {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "" if address else "lo")
     if interface:
         variables["GLOO_SOCKET_IFNAME"] = interface
-    ours: dict[str, Any] = {
-        "num_cpus": max(workers, os.cpu_count() or 1),
-        "include_dashboard": False,
-        "_node_ip_address": "127.0.0.1",
-        "_temp_dir": temporary,
-    }
+    if address:
+        _join(address, variables)
+        try:
+            _check_nodes()
+            yield
+        finally:
+            ray.shutdown()
+        return
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into HOME
+    temporary = _short_folder()
     try:
         ray.init(
-            address=address or "local",
+            address="local",
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": variables},
-            **({} if address else ours),
+            # Ray does not quote the interpreter's path itself
+            runtime_env={"env_vars": variables, "py_executable": shlex.quote(sys.executable)},
+            num_cpus=max(workers, os.cpu_count() or 1),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=temporary,
         )
-    except ConnectionError as error:
-        if not address:
-            raise
-        raise UserError(f"RAY_ADDRESS {address!r}: no Ray answers there: {' '.join(str(error).split())}") from None
-    try:
         yield
     finally:
         ray.shutdown()
-        if temporary:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _short_folder() -> str:
+    """A temporary folder for Ray, which puts sockets below it: their paths have a limit that TMPDIR may exceed.
+
+    Raises:
+        UserError: there is none.
+    """
+    tried = dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"])
+    for place in tried:
+        if len(os.fsencode(place)) + len("/ray-12345678") + IN_SESSION <= SOCKET_PATH and os.access(place, os.W_OK):
+            return tempfile.mkdtemp(prefix="ray-", dir=place)
+    raise UserError(
+        f"TMPDIR: {tempfile.gettempdir()} is too long for Ray's sockets, and none of /tmp, /var/tmp and /dev/shm can "
+        "be written to; set TMPDIR=<short folder>"
+    )
+
+
+def _join(address: str, variables: dict[str, str]) -> None:
+    """Connect to a cluster that is there. Its nodes use their own interpreter.
+
+    Raises:
+        UserError: nothing answers, or it wants another token.
+    """
+    import ray
+
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:  # Ray itself tries for two minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=ADDRESS_SECONDS).close()
+        except OSError as error:
+            said = error.strerror or str(error)
+            raise UserError(f"RAY_ADDRESS {address!r}: no Ray answers there: {said}") from None
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": variables})
+    except (ray.exceptions.AuthenticationError, ConnectionError) as error:
+        raise UserError(
+            f"RAY_ADDRESS {address!r}: {' '.join(str(error).split('.')[0].split())}; has it a token? Then set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=<file with that cluster's token>; else RAY_AUTH_MODE=disabled"
+        ) from None
+
+
+def _check_nodes() -> None:
+    """Every node sees this checkout, under the same path: our code and the files are read there.
+
+    Raises:
+        UserError: one does not; or none of them has a core to lend.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here, marker = str(Path.cwd()), Path(".ctfoundry") / f"seen-{secrets.token_hex(8)}"
+
+    def sees(file: str) -> bool:  # travels by value: a node without the checkout cannot import it
+        from pathlib import Path
+
+        return Path(file).is_file()
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if not any(node["Resources"].get("CPU", 0) >= 1 for node in nodes):
+        raise UserError(f"RAY_ADDRESS: none of its {len(nodes)} nodes has a core to lend")
+    marker.parent.mkdir(exist_ok=True)
+    marker.touch()
+    try:
+        asked = [
+            ray.remote(num_cpus=0)(sees)
+            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            .remote(str(marker.absolute()))
+            for node in nodes
+        ]
+        seen = ray.get(asked)
+    finally:
+        marker.unlink(missing_ok=True)
+    blind = sorted(node["NodeManagerAddress"] for node, sees_it in zip(nodes, seen, strict=True) if not sees_it)
+    if blind:
+        raise UserError(
+            f"RAY_ADDRESS: node {', '.join(blind)} does not see this checkout: share {here} under that path"
+        )
+
+
+def _room_of_a_node() -> int:
+    """Bytes that a task may ask for: the memory of the largest node, for a task runs on one."""
+    import ray
+
+    return max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
 
 
 def map_isolated(
@@ -92,8 +178,9 @@ def map_isolated(
     """``function`` over ``items`` as Ray tasks, results in the order of ``items``, with progress.
 
     So many run at a time as there are cores, and as the memory that they announce allows. A worker that crashes is
-    tried once more; then, and where an item needs more memory than it may, the item is :class:`Lost` and the rest goes
-    on. An exception ends the run.
+    tried once more; then, and where an item needs more memory than it may or ends in an error, the item is
+    :class:`Lost` and the rest goes on. Only a UserError ends the run. Workers have this process' settings: they travel
+    with each item, where nothing logs them.
 
     Args:
         function, items: what to do; picklable.
@@ -106,7 +193,7 @@ def map_isolated(
     with ray_cluster(1):
         import ray
 
-        whole = int(ray.cluster_resources()["memory"])
+        whole, settings = _room_of_a_node(), {k: v for k, v in os.environ.items() if k.startswith(OURS)}
         task: Any = ray.remote(num_cpus=1, max_retries=1)(_limited)
         limit = IN_FLIGHT_PER_CORE * int(ray.cluster_resources()["CPU"])
         here = str(Path.cwd())
@@ -115,7 +202,7 @@ def map_isolated(
             running: dict[Any, int] = {}
             for index, item in enumerate(items):
                 wanted = min(whole, max_memory, memory(item))
-                running[task.options(memory=wanted).remote(function, item, here, max_memory)] = index
+                running[task.options(memory=wanted).remote(function, item, here, settings, max_memory)] = index
                 if len(running) >= limit:
                     yield _next(running)
             while running:
@@ -139,23 +226,18 @@ def _next(running: dict[Any, int]) -> tuple[int, Any]:
         return index, Lost(f"its worker process died, twice ({type(error).__name__})")
 
 
-def _limited(function: Callable[[ItemT], ResultT], item: ItemT, here: str, max_memory: int) -> ResultT | Lost:
+def _limited(
+    function: Callable[[ItemT], ResultT], item: ItemT, here: str, settings: dict[str, str], max_memory: int
+) -> ResultT | Lost:
     """What a task runs: ``function`` in the driver's folder, within ``max_memory`` bytes more than the worker has."""
     import cv2
 
-    os.chdir(here)
-    cv2.setNumThreads(1)  # one process per core: more threads would only contend
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + max_memory, hard))
     try:
-        return function(item)
-    except MemoryError:
-        return Lost(f"needs more than {max_memory / GIB:g} GiB of memory")
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def data_bytes() -> int:
-    """What RLIMIT_DATA counts: private, writable memory of this process, its threads' stacks included."""
-    status = Path("/proc/self/status").read_text().partition("VmData:")[2]
-    return int(status.split()[0]) * 1024
+        os.chdir(here)
+    except OSError:
+        raise UserError(f"RAY_ADDRESS: node {socket.gethostname()} does not see this checkout: share {here}") from None
+    for name in [name for name in os.environ if name.startswith(OURS)]:
+        del os.environ[name]
+    os.environ.update(settings)
+    cv2.setNumThreads(1)  # one process per core: more threads would only contend
+    return guarded(function, item, max_memory)

@@ -8,13 +8,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from components.params import LINES, UserError
+from components import arithmetic
+from components.files import disk_full
+from components.params import LINES, UserError, reproducible
 
 
 def data_dir(line: str, stage: str, shard: int | None = None) -> Path:
     """Where a stage's outputs lie, relative to the project's root: ``data/<line>/<stage>[/<shard>]``."""
     folder = Path("data") / line / stage
     return folder if shard is None else folder / str(shard)
+
+
+def cohort_slice(cohort_folder: Path, shard: int) -> Path:
+    """Where the cohort's rows and files of one shard lie: all that the shard's stages depend on."""
+    return cohort_folder / "shards" / str(shard)
 
 
 def run_stage(
@@ -32,8 +39,8 @@ def run_stage(
         function: called with the line; or None where ``sharded`` is given.
         sharded: called with line and shard.
 
-    Exits with 1 and one line on stderr for a UserError (ParamsError among them); anything else is a defect of ours
-    and keeps its traceback.
+    Exits with 1 and one line on stderr for a UserError (ParamsError among them) and a full disk; anything else is a
+    defect of ours and keeps its traceback.
     """
     parser = argparse.ArgumentParser(prog=f"python -m components.{stage}", description=description)
     parser.add_argument("--line", required=True, choices=LINES, help="model line: a block of params.yaml")
@@ -42,10 +49,17 @@ def run_stage(
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=f"{stage}: %(message)s", stream=sys.stderr)
     try:
+        arithmetic.enter(reproducible(arguments.line))
         if sharded is not None:
             sharded(arguments.line, arguments.shard)
         elif function is not None:
             function(arguments.line)
     except UserError as error:
         print(f"{stage}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        full = disk_full(error, Path(error.filename) if isinstance(error.filename, str) else Path())
+        if full is None:
+            raise
+        print(f"{stage}: {full}", file=sys.stderr)
         sys.exit(1)

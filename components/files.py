@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import shutil
+import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,22 +19,96 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.params import UserError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+class StopStageError(UserError):
+    """No other series will fare better, so the stage stops; what is finished stays, and a later run goes on from it."""
+
+
+class DiskFullError(StopStageError):
+    """The disk is full."""
+
+
+def disk_full(error: OSError, where: Path) -> DiskFullError | None:
+    """What to raise for ``error`` where it says that a disk, or a quota on it, is full; None for any other."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return DiskFullError(f"disk: full while writing below {where}; free some and run again: what is finished is kept")
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes the name ``path``, on error it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
-    _remove(temporary)
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it takes the name ``path``, on error it is removed and what
+    was there stays. Temporary names are unique among processes and hosts that share the disk.
+
+    Args:
+        path: a file or a folder.
+        durable: bring the bytes to the disk before the name, for when the power fails. What carries hashes that are
+            compared whenever it is read can do without.
+
+    Raises:
+        DiskFullError: instead of the OSError that says so.
+    """
+    unique = f"{socket.gethostname()}.{uuid.uuid4().hex}"
+    temporary = path.with_name(f".{path.name}.{unique}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir():  # a folder cannot be renamed onto another: step the old one aside first
-            path.rename(aside)
-        temporary.rename(path)
+        if durable:
+            _to_disk(temporary)
+        _take_name(temporary, path, path.with_name(f".{path.name}.{unique}.old"))
+        if durable:
+            _sync(path.parent)
+    except OSError as error:
+        full = disk_full(error, path.parent)
+        if full is None:
+            raise
+        raise full from None
     finally:
         _remove(temporary)
-        _remove(aside)
+
+
+def _take_name(temporary: Path, path: Path, aside: Path) -> None:
+    """Rename. A folder cannot be renamed onto another: the two exchange names, at once where the file system can do
+    that; else the old one steps aside, and comes back if the new one cannot take its place."""
+    if not path.is_dir() or path.is_symlink():
+        temporary.replace(path)
+        return
+    if _exchange(temporary, path):
+        return
+    path.rename(aside)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        if not path.exists():
+            aside.rename(path)
+        raise
+    _remove(aside)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names (Linux' renameat2); False where this system or file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return bool(renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0)
+
+
+def _to_disk(path: Path) -> None:
+    for found in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        if not found.is_symlink():
+            _sync(found)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -10,20 +10,25 @@ import difflib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from components.arithmetic import MACHINE, PORTABLE
+
 LINES = ("wholebody", "head")
 Line = Literal["wholebody", "head"]
 PARAMS_FILE = Path("params.yaml")
+REPRODUCIBLE = "reproducible"  # the one setting of a line that belongs to no stage
 
 
 class StageConfig(BaseModel):
     """Base of every block: frozen, strict about types, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    of_the_machine: ClassVar[tuple[str, ...]] = ()  # settings of transport and scheduling, which change no output
 
 
 class UserError(ValueError):
@@ -153,6 +158,17 @@ def stage_classes() -> dict[str, type[StageConfig]]:
     }
 
 
+def decisive(block: dict[str, Any]) -> dict[str, Any]:
+    """A line's block without the settings that change no output."""
+    classes = stage_classes()
+    return {
+        stage: {key: value for key, value in values.items() if key not in classes[stage].of_the_machine}
+        if stage in classes
+        else values
+        for stage, values in block.items()
+    }
+
+
 def load_stage(config_class: type[ConfigT], line: str, stage: str, path: Path = PARAMS_FILE) -> ConfigT:
     """The typed block of one stage of one line.
 
@@ -166,6 +182,29 @@ def load_stage(config_class: type[ConfigT], line: str, stage: str, path: Path = 
     if not isinstance(block, dict) or stage not in block:
         raise ParamsError(f"params.yaml: {line}.{stage}: missing")
     return parse(config_class, block[stage], f"{line}.{stage}")
+
+
+def reproducible(line: str, path: Path = PARAMS_FILE) -> str:
+    """On which machines the line's outputs are the same bytes: see :mod:`components.arithmetic`.
+
+    Raises:
+        ParamsError: no such mode, or one that the line's other settings break.
+    """
+    block = read_yaml(path).get(line)
+    block = block if isinstance(block, dict) else {}
+    value = block.get(REPRODUCIBLE)
+    if value not in (MACHINE, PORTABLE):
+        raise ParamsError(
+            f"params.yaml: {line}.reproducible: {value!r} is not allowed: {MACHINE} (equal bytes on one kind of "
+            f"processor) or {PORTABLE} (on every x86-64 one with AVX2)"
+        )
+    pretrain = block.get("pretrain")
+    precision = pretrain.get("precision") if isinstance(pretrain, dict) else None
+    if value == PORTABLE and precision == "bfloat16":
+        raise ParamsError(
+            f"params.yaml: {line}.pretrain.precision: 'bfloat16' is not allowed with reproducible: portable: float32"
+        )
+    return str(value)
 
 
 def shards(path: Path = PARAMS_FILE) -> tuple[int, ...]:
@@ -195,8 +234,12 @@ def check_file(path: Path = PARAMS_FILE) -> None:
         if not isinstance(block, dict):
             mistakes.append(f"params.yaml: {line}: missing; it needs one block per stage")
             continue
+        try:
+            reproducible(line, path)
+        except ParamsError as error:
+            mistakes.append(str(error))
         for stage in block:
-            if stage not in stage_classes():
+            if stage not in (*stage_classes(), REPRODUCIBLE):
                 hint = nearest(stage, list(stage_classes()))
                 mistakes.append(
                     f"params.yaml: {line}.{stage}: unknown key; allowed here: {', '.join(stage_classes())}{hint}"

@@ -7,8 +7,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -22,8 +24,12 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from components.isolation import Lost, guarded
+from components.params import UserError
+
 LOG_SECONDS = 15.0
 LOG_WIDTH = 140  # of tables in a log, so that a digest stays on one line
+IN_FLIGHT = 2  # items per process: one is worked on, one is ready to be
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -83,25 +89,87 @@ def map_series(
     *,
     workers: int | None = None,
     size: Callable[[ItemT], int] | None = None,
+    max_memory: int | None = None,
+    lost: Callable[[ItemT, Lost], ResultT] | None = None,
 ) -> list[ResultT]:
     """``function`` over ``items`` in several processes, results in the order of ``items``, with progress.
 
-    ``function`` and ``items`` are picklable. An exception in one item ends the run: a function that may fail on bad
-    data returns that as its result.
+    ``function`` and ``items`` are picklable. With ``lost`` an item costs itself only, whatever it does to the process
+    that works on it; only a UserError ends the run. Without, any exception does.
 
     Args:
         function, items: what to do.
         label: shown with the progress.
         workers: processes; None takes one per core.
         size: bytes of an item, for the rate and the time left; None counts every item alike.
+        max_memory: bytes that a process may take for an item; only with ``lost``.
+        lost: makes the result of an item that gave none.
     """
     workers = min(len(items), workers or os.cpu_count() or 1)
     sizes = [size(item) for item in items] if size else []
     in_bytes = sum(sizes) > 0
     sizes = sizes if in_bytes else [1] * len(items)
-    if workers <= 1:
+    if not items or (workers <= 1 and lost is None):
         return list(track(map(function, items), sizes, label, in_bytes))
+    found = _in_order(_in_processes(_Work(function, max_memory), items, workers), len(items))
+    results = []
+    for item, result in zip(items, track(found, sizes, label, in_bytes), strict=True):
+        if isinstance(result, Lost):
+            if lost is None:
+                raise UserError(f"{label}: {result.detail}")
+            result = lost(item, result)
+        results.append(result)
+    return results
+
+
+@dataclass(frozen=True)
+class _Work(Generic[ItemT, ResultT]):
+    """``function``, guarded where it may not take more than ``max_memory``."""
+
+    function: Callable[[ItemT], ResultT]
+    max_memory: int | None
+
+    def __call__(self, item: ItemT) -> ResultT | Lost:
+        return self.function(item) if self.max_memory is None else guarded(self.function, item, self.max_memory)
+
+
+def _in_processes(
+    work: _Work[ItemT, ResultT], items: list[ItemT], workers: int
+) -> Iterator[tuple[int, ResultT | Lost]]:
+    """Numbers and results, as they come. A process that dies takes the whole pool along: then each item that was on its
+    way is tried in a process of its own, which tells the one that kills from those that were near."""
+    waiting = list(range(len(items) - 1, -1, -1))
+    while waiting:
+        on_its_way: dict[Future[ResultT | Lost], int] = {}
+        with _pool(workers) as pool:
+            try:
+                while waiting or on_its_way:
+                    while waiting and len(on_its_way) < IN_FLIGHT * workers:
+                        on_its_way[pool.submit(work, items[waiting[-1]])] = waiting[-1]
+                        waiting.pop()
+                    for future in wait(on_its_way, return_when=FIRST_COMPLETED).done:
+                        result = future.result()
+                        yield on_its_way.pop(future), result
+            except BrokenProcessPool:
+                pass
+        for index in sorted(on_its_way.values()):
+            try:
+                with _pool(1) as pool:
+                    yield index, pool.submit(work, items[index]).result()
+            except BrokenProcessPool:
+                yield index, Lost("its worker process died, twice")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
     # Fork would copy the locks of threads that torch, Arrow and OpenCV have started.
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, context, _start_worker, (dict(os.environ),)) as pool:
-        return list(track(pool.map(function, items), sizes, label, in_bytes))
+    return ProcessPoolExecutor(workers, context, _start_worker, (dict(os.environ),))
+
+
+def _in_order(found: Iterator[tuple[int, ResultT]], count: int) -> Iterator[ResultT]:
+    early: dict[int, ResultT] = {}
+    for number in range(count):
+        while number not in early:
+            index, result = next(found)
+            early[index] = result
+        yield early.pop(number)

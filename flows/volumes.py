@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from components.labels.onto_grid import Labels
+    from components.looking.volume import Opened
 
 WINDOW_NAMES = ("soft", "lung", "bone", "brain")
+# Reasons of the suite *headers* for which slices are no grid: voxels then do not lie where the affine says.
+NO_GRID = ("repeated_positions", "uneven_spacing", "mixed_geometry", "orientation", "missing_tags", "mixed_series")
+FORCE = "go on where slices are no even grid, or labels name another scan, and you know better"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], lines: tuple[str, ...]) -> None:
@@ -17,7 +26,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], li
         sub = actions.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         sub.add_argument(
-            "volume", help="a series' key in the store, a .b2nd, .nii or .nii.gz file, or a folder of one DICOM series"
+            "volume", help="a series' key in the store, a .b2nd, .nii or .nii.gz file, or a folder with one CT series"
         )
         sub.add_argument("--line", choices=lines, default="wholebody", help="whose store (default: wholebody)")
         return sub
@@ -31,20 +40,66 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], li
         help="point in mm, RAS, that the planes pass (default: the mask's centre, or the volume's)",
     )  # fmt: skip
     show.add_argument("--mask", type=Path, help="labels of the same scan: NIfTI on any grid, DICOM SEG or RTSTRUCT")
+    _of_labels(show)
     label = action("label", _label, "Bring NIfTI labels, DICOM SEG or RTSTRUCT onto a volume's grid.")
     label.add_argument("labels", type=Path, help="labels of the same scan")
-    label.add_argument("--output", type=Path, help=".b2nd, .nii or .nii.gz (default: <name>.labels.b2nd here)")
+    label.add_argument(
+        "--output", type=Path,
+        help=".b2nd, .nii or .nii.gz, or a folder for a NIfTI of each segment (default: <name>.labels.b2nd here)",
+    )  # fmt: skip
+    _of_labels(label)
     export = action("export", _export, "Write a volume as NIfTI.")
     export.add_argument("output", type=Path, help="a .nii or .nii.gz file")
+    for sub in (show, label, export):
+        sub.add_argument("--force", action="store_true", help=FORCE)
+
+
+def _of_labels(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--segment", action="append", default=[], metavar="NAME", help="only this one; may be repeated")
+
+
+def _open(arguments: argparse.Namespace) -> Opened:
+    """Open and judge a volume, as training and the service do: on stderr, what training would reject it for.
+
+    Raises:
+        UserError: its slices form no even grid, and that is not allowed by ``--force`` or wanted by ``info``.
+    """
+    from components.acquire.config import AcquireConfig
+    from components.looking.volume import find, open_volume
+    from components.params import UserError, load_stage
+    from components.quality import suites
+    from components.screen.config import ScreenConfig
+    from serving.judging import warnings_of
+
+    path = find(arguments.volume, arguments.line)
+    largest = path.is_dir() and load_stage(AcquireConfig, arguments.line, "acquire").only_largest_stack
+    opened = open_volume(path, largest)
+    if not opened.measured:
+        return opened
+    told = warnings_of(opened.measured, suites.headers(load_stage(ScreenConfig, arguments.line, "screen"), rows=1))
+    no_grid = [text for text in told if text.partition(":")[0] in NO_GRID]
+    if no_grid and not getattr(arguments, "force", True):
+        raise UserError(f"volume {opened.name}: {no_grid[0]}; voxels would not lie where they are said to; allowed: "
+                        "one even stack of slices, or --force where you know better")  # fmt: skip
+    for text in told:
+        print(f"warning: {text}", file=sys.stderr)
+    return opened
+
+
+def _read_labels(arguments: argparse.Namespace, path: Path, opened: Opened) -> Labels:
+    from components.labels.onto_grid import read_labels
+
+    scan = None if arguments.force else opened.origin
+    return read_labels(path, opened.volume.affine, opened.volume.hu.shape, scan, arguments.segment)
 
 
 def _info(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from components.looking.volume import facts, find, open_volume
+    from components.looking.volume import facts
     from components.progress import wide_console
 
-    opened = open_volume(find(arguments.volume, arguments.line))
+    opened = _open(arguments)
     table = Table(title=opened.name, show_header=False)
     for label, text in facts(opened).items():
         table.add_row(label, text)
@@ -53,12 +108,10 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from components.labels.onto_grid import read_labels
-    from components.looking.volume import draw, find, open_volume
+    from components.looking.volume import draw
 
-    opened = open_volume(find(arguments.volume, arguments.line))
-    volume = opened.volume
-    mask = read_labels(arguments.mask, volume.affine, volume.hu.shape).combined() if arguments.mask else None
+    opened = _open(arguments)
+    mask = _read_labels(arguments, arguments.mask, opened).combined() if arguments.mask else None
     target = arguments.output or Path(f"{opened.name}.png")
     draw(opened, target, tuple(arguments.window or ("soft",)), tuple(arguments.at) if arguments.at else None, mask)
     print(target)
@@ -70,12 +123,11 @@ def _label(arguments: argparse.Namespace) -> int:
 
     from rich.table import Table
 
-    from components.labels.onto_grid import read_labels
-    from components.looking.volume import export_labels, find, open_volume
+    from components.looking.volume import export_labels
     from components.progress import wide_console
 
-    opened = open_volume(find(arguments.volume, arguments.line))
-    labels = read_labels(arguments.labels, opened.volume.affine, opened.volume.hu.shape)
+    opened = _open(arguments)
+    labels = _read_labels(arguments, arguments.labels, opened)
     table = Table("segment", "code", "voxels", "ml", "within the volume", title=arguments.labels.name)
     for segment in labels.segments:
         millilitres = segment.voxels * prod(opened.volume.spacing) / 1000
@@ -83,14 +135,14 @@ def _label(arguments: argparse.Namespace) -> int:
         table.add_row(segment.name, segment.code, f"{segment.voxels:,}", f"{millilitres:.2f}", covered)
     wide_console().print(table)
     target = arguments.output or Path(f"{opened.name}.labels.b2nd")
-    export_labels(labels, target)
-    print(target)
+    for written in export_labels(labels, target):
+        print(written)
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from components.looking.volume import export, find, open_volume
+    from components.looking.volume import export
 
-    export(open_volume(find(arguments.volume, arguments.line)), arguments.output)
+    export(_open(arguments), arguments.output)
     print(arguments.output)
     return 0

@@ -13,12 +13,11 @@ import yaml
 
 from components.bundle.inputs import SOURCE_PACKAGES, SOURCE_SUFFIXES, code_hash
 from components.bundle.manifest import Manifest, verify_bundle
-from components.files import sha256_file
+from components.files import sha256_tree
 from components.params import UserError
-from serving.requirements import pinned_requirements
 
 SERVICE = "serving.service:CTEmbed"
-LOCK_FILE = "constraints.txt"
+REQUIREMENTS = "infra/pins/serving.txt"
 DEFAULT_HOME = Path(".ctfoundry/bentoml")
 VERSION_DIGITS = 16
 
@@ -48,7 +47,7 @@ def build_bento(bundle: Path, labels: dict[str, str], root: Path = Path()) -> st
     if existing is not None:
         verify_bundle(existing / "src" / "bundle")
         return tag
-    for name, found in (("code", code_hash(root)), ("lock", sha256_file(root / LOCK_FILE))):
+    for name, found in (("code", code_hash(root)), ("lock", sha256_tree((root / REQUIREMENTS).parent))):
         if found != manifest.inputs.get(name):
             raise UserError(f"bundle {bundle.name}: {name} has changed since it was made; make the release again")
     with tempfile.TemporaryDirectory(prefix="ctfoundry-bento-") as folder:
@@ -91,7 +90,7 @@ def _stage(stage: Path, bundle: Path, root: Path, manifest: Manifest, labels: di
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
     shutil.copytree(bundle, stage / "bundle")
-    (stage / "requirements.txt").write_text("\n".join(pinned_requirements(root / LOCK_FILE)) + "\n")
+    shutil.copyfile(root / REQUIREMENTS, stage / "requirements.txt")
     content = {
         "name": f"ctfoundry-{manifest.line}",
         "service": SERVICE,

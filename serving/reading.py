@@ -19,7 +19,9 @@ import nibabel as nib
 import numpy as np
 
 from components.acquire.archive import ArchiveError, ArchiveLimits, unpack
-from components.acquire.headers import Instance, group_series, measure_series, read_instance, series_identity
+from components.acquire.copies import copies
+from components.acquire.dataset import INFLATED_BYTES
+from components.acquire.headers import Instance, group_series, is_ct, measure_series, read_instance, series_identity
 from components.cohort.keys import series_key
 from components.params import UserError
 from components.preprocess.dicom import read_series
@@ -98,10 +100,14 @@ def check_size(shape: Sequence[int], affine: FloatArray, spacing_mm: Sequence[fl
 def _read_zip(path: Path, scratch: Path, limits: Limits, only_largest_stack: bool) -> Reading:
     _check_directory(path, limits)
     instances, files, ignored = _unpack(path, scratch / "members", limits)
-    damaged = sorted(PurePosixPath(i.location).name for i in instances if i.status == "unreadable")
-    if damaged:
-        raise InputError(f"{_short(damaged[0])}: damaged or cut-short DICOM file; send the series again")
-    series = _only_series(instances, ignored, only_largest_stack)
+    damaged = min((i for i in instances if i.status == "unreadable"), key=lambda i: i.location, default=None)
+    if damaged is not None:
+        name, why = _short(PurePosixPath(damaged.location).name), f" ({damaged.detail})" if damaged.detail else ""
+        raise InputError(f"{name}: damaged or cut-short DICOM file{why}; send the series again")
+    left_out = copies(instances, files)
+    if left_out:
+        ignored["duplicate"] += len(left_out)
+    series = _only_series([i for i in instances if i.location not in left_out], ignored, only_largest_stack)
     for instance in series:
         if instance.truncated:
             name = PurePosixPath(instance.location).name
@@ -129,6 +135,7 @@ def _unpack(path: Path, folder: Path, limits: Limits) -> tuple[list[Instance], d
     instances: list[Instance] = []
     files: dict[str, Path] = {}
     ignored: Counter[str] = Counter()
+    left = limits.unpacked_bytes  # for what deflated files inflate to, all together
     bounds = ArchiveLimits(members=limits.files, unpacked_bytes=limits.unpacked_bytes, ratio=ARCHIVE_RATIO)
     try:
         for file, name in unpack(path, folder, bounds):
@@ -140,7 +147,11 @@ def _unpack(path: Path, folder: Path, limits: Limits) -> tuple[list[Instance], d
                 if start.startswith(ZIP_MAGIC):
                     ignored["archive_within_archive"] += 1
                     continue
-                instance = read_instance(stream, location, file.stat().st_size)
+                allowed = min(left, INFLATED_BYTES)
+                instance = read_instance(stream, location, file.stat().st_size, inflated_bytes=allowed)
+            if instance.too_large:
+                raise InputError(f"{_short(PurePosixPath(name).name)}: {instance.detail}", 413)
+            left -= instance.unpacked
             if instance.status in ("not_dicom", "dicomdir"):
                 ignored[instance.status] += 1
             else:
@@ -155,6 +166,7 @@ def _unpack(path: Path, folder: Path, limits: Limits) -> tuple[list[Instance], d
 def _only_series(instances: list[Instance], ignored: Counter[str], only_largest_stack: bool) -> list[Instance]:
     """The one CT series among ``instances``; the files of others are added to ``ignored`` by reason."""
     found: list[list[Instance]] = []
+    mixed: list[tuple[int, int]] = []
     for group in group_series(instances).values():
         measured = measure_series(group, only_largest_stack)
         images = [i for i in group if i.status == "image"]
@@ -163,11 +175,18 @@ def _only_series(instances: list[Instance], ignored: Counter[str], only_largest_
         if not images:
             continue
         if not measured["is_ct_image"]:
+            others = sum(not is_ct(image.tags) for image in images)
+            if others < len(images):
+                mixed.append((others, len(images)))
             ignored["not_ct"] += len(images)
         elif measured["is_localizer"]:
             ignored["localizer"] += len(images)
         else:
             found.append(images)
+    if not found and mixed:
+        others, total = mixed[0]
+        raise InputError(f"zip: {others} of the {total} images of its CT series are no CT, such as a dose page; "
+                         "send the CT images alone")  # fmt: skip
     if not found:
         seen = ", ".join(f"{count} {reason}" for reason, count in sorted(ignored.items()))
         raise InputError(f"zip: no CT series in it ({seen or 'no file'}); send one CT series")
@@ -181,12 +200,12 @@ def _check_voxels(series: list[Instance], limits: Limits) -> None:
     total = 0
     for instance in series:
         name = _short(PurePosixPath(instance.location).name)
-        rows, columns = (int(instance.tags.get(tag, 0)) for tag in ("Rows", "Columns"))
+        rows, columns = (instance.whole(tag) or 0 for tag in ("Rows", "Columns"))
         if not (0 < rows <= MAX_MATRIX and 0 < columns <= MAX_MATRIX):
             raise InputError(f"{name}: {rows} x {columns} pixels are not allowed: 1 to {MAX_MATRIX} each")
-        frames = str(instance.tags.get("NumberOfFrames", 1))
-        if frames not in ("", "1") and frames != str(len(instance.frames)):
-            raise InputError(f"{name}: {frames[:12]} frames in one file that is no enhanced CT are not supported")
+        frames = instance.tags.get("NumberOfFrames", 1)
+        if frames not in (1, len(instance.frames)):
+            raise InputError(f"{name}: {str(frames)[:12]} frames in one file that is no enhanced CT are not supported")
         total += rows * columns * max(1, len(instance.frames))
     if total > limits.voxels:
         raise InputError(f"series of {total} voxels is too large: at most {limits.voxels}", 413)

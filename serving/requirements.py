@@ -51,13 +51,25 @@ def pinned_requirements(lock_file: Path, roots: tuple[str, ...] = ROOTS) -> list
     Raises:
         UserError: the lock file is missing or does not pin a package of the closure.
     """
-    try:
-        lines = [line.partition("#")[0].strip() for line in lock_file.read_text().splitlines()]
-    except FileNotFoundError:
-        raise UserError(f"{lock_file}: not found; run from the project's root") from None
-    pins = {canonicalize_name(re.split(r"[=<>!~\[; ]", line, maxsplit=1)[0]): line for line in lines if "==" in line}
-    options = [line for line in lines if line.startswith("--") and "==" not in line]
+    options = [line for line in _lines(lock_file) if line.startswith("--") and "==" not in line]
+    pins = pins_of(lock_file)
     missing = [name for name in runtime_closure(roots) if name not in pins]
     if missing:
         raise UserError(f"{lock_file.name}: does not pin {', '.join(missing)}; add what `pip freeze` says")
     return options + [pins[name] for name in runtime_closure(roots)]
+
+
+def pins_of(lock_file: Path) -> dict[NormalizedName, str]:
+    """Canonical name to its ``name==version`` line. Raises UserError where the lock file is missing."""
+    return {
+        canonicalize_name(re.split(r"[=<>!~\[; ]", line, maxsplit=1)[0]): line
+        for line in _lines(lock_file)
+        if "==" in line
+    }
+
+
+def _lines(lock_file: Path) -> list[str]:
+    try:
+        return [line.partition("#")[0].strip() for line in lock_file.read_text().splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"{lock_file}: not found; run from the project's root") from None

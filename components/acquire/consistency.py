@@ -5,6 +5,7 @@ Measurements only, as in ``components.acquire.headers``: the suite *headers* jud
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ def measure_consistency(images: Sequence[Instance]) -> dict[str, Any]:
 
     ``orientation`` is the first image's ImageOrientationPatient as text, '' where it has none; ``gap_min_ratio`` the
     smallest gap between neighbouring slices over the median gap; ``off_line_mm`` the largest distance of a slice's
-    position from the straight line through the first and the last. Rescale columns count only images that state a
-    value.
+    position from the straight line through the first and the last. ``rescale_missing`` counts images whose slope or
+    intercept is missing, empty or no number; the other rescale columns count only images that state one.
     """
     kvp = _numbers(images, "KVP")
     slopes, intercepts = _numbers(images, "RescaleSlope"), _numbers(images, "RescaleIntercept")
@@ -51,7 +52,8 @@ def measure_consistency(images: Sequence[Instance]) -> dict[str, Any]:
         "frames_per_image": max(_numbers(images, "NumberOfFrames"), default=NAN),
         "bits_allocated": min(_numbers(images, "BitsAllocated"), default=NAN),
         "bits_stored": min(_numbers(images, "BitsStored"), default=NAN),
-        "rescale_missing": sum("RescaleSlope" not in i.tags or "RescaleIntercept" not in i.tags for i in images),
+        "rescale_missing": sum(_number(i, "RescaleSlope") is None or _number(i, "RescaleIntercept") is None
+                               for i in images),
         "rescale_slopes": len(set(slopes)),
         "rescale_intercepts": len(set(intercepts)),
         "rescale_slope_min": min(slopes, default=NAN),
@@ -63,7 +65,7 @@ def measure_consistency(images: Sequence[Instance]) -> dict[str, Any]:
         "field_rows_mm": _field(images, first.get("Rows"), 0),
         "field_columns_mm": _field(images, first.get("Columns"), 1),
         **_stack(images),
-    }
+    }  # fmt: skip
 
 
 def _distinct(images: Sequence[Instance], keyword: str) -> int:
@@ -80,14 +82,17 @@ def _joined(images: Sequence[Instance], keyword: str) -> str:
     return "|".join(sorted({str(i.tags[keyword]).strip() for i in images if keyword in i.tags}))
 
 
+def _number(image: Instance, keyword: str) -> float | None:
+    """A finite number, or None where the image states none."""
+    try:
+        value = float(image.tags[keyword])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
 def _numbers(images: Sequence[Instance], keyword: str) -> list[float]:
-    values = []
-    for image in images:
-        try:
-            values.append(float(image.tags[keyword]))
-        except (KeyError, TypeError, ValueError):
-            continue
-    return [value for value in values if np.isfinite(value)]
+    return [value for image in images if (value := _number(image, keyword)) is not None]
 
 
 def _field(images: Sequence[Instance], size: Any, axis: int) -> float:

@@ -17,14 +17,17 @@ from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from components.acquire.privacy import IDENTIFYING, ITEMS, Findings
+from components.acquire.values import LARGEST, is_several
 
 EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
+DEFLATED = "1.2.840.10008.1.2.1.99"
 ENCAPSULATED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5")  # explicit, pixels compressed
 UNDEFINED = 0xFFFFFFFF
 PIXELS, FLOAT_PIXELS = 0x7FE00010, 0x7FE00008
 ELEMENT_BYTES = 12  # tag, representation and length of the longest kind
 HEAD_BYTES = (1 << 14, 1 << 18, 1 << 22)  # nearly every header ends within the first
 PIXEL_TAGS = {b"\xe0\x7f\x10\x00": "little", b"\x7f\xe0\x00\x10": "big"}  # as bytes of a file: which end comes first
+NESTED = 32  # sequences in sequences; beyond it, headers are made to exhaust a stack
 REMEMBERED = 10_000  # elements of a grammar, so that odd files cannot fill the memory
 # With these, bytes of ASCII mean ASCII. ISO_IR 13 is missing: it has a yen sign for the backslash.
 CHARSETS = frozenset({
@@ -40,7 +43,7 @@ _element = struct.Struct("<HH2sH").unpack_from
 _plain_element = struct.Struct("<HHL").unpack_from
 _length = struct.Struct("<L").unpack_from
 _ASCII = re.compile(rb"[ -~]*")
-_NUMBER = rb" *[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)? *"
+_NUMBER = rb" *[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)? *"  # one way to match: a long value is no reason to hang
 _PATTERNS = {
     b"CS": _ASCII,
     b"LO": _ASCII,
@@ -80,14 +83,14 @@ class Grammar:
     """How one kind of header is read.
 
     Attributes:
-        wanted: tag to keyword and value representation.
+        wanted: tag to keyword, value representation, and whether it may have several values.
         explicit: value representations are written out.
         looking: for what the header says about persons, too.
         at_top, inside: the first eight bytes of elements that nobody wants, seen in other files, to tag and size, at
             the top level and in sequences: the files of a series hold the same elements.
     """
 
-    wanted: Mapping[int, tuple[str, bytes]]
+    wanted: Mapping[int, tuple[str, bytes, bool]]
     explicit: bool
     looking: bool
     at_top: dict[bytes, tuple[int, int]] = field(default_factory=dict)
@@ -97,7 +100,11 @@ class Grammar:
 @cache
 def _grammar(keywords: tuple[str, ...], explicit: bool, looking: bool) -> Grammar:
     tags = {tag_for_keyword(keyword): keyword for keyword in ("SpecificCharacterSet", *keywords)}
-    wanted = {tag: (keyword, dictionary_VR(tag).encode()) for tag, keyword in tags.items() if tag is not None}
+    wanted = {
+        tag: (keyword, dictionary_VR(tag).encode(), is_several(keyword))
+        for tag, keyword in tags.items()
+        if tag is not None
+    }
     return Grammar(wanted, explicit, looking)
 
 
@@ -194,6 +201,7 @@ class _Reader:
 
     def __init__(self, content: bytes, grammar: Grammar) -> None:
         self._content, self._grammar = content, grammar
+        self._depth = 0
         self.values: dict[str, Any] = {}
 
     def level(self, at: int, end: int, findings: Findings | None, top: bool = False) -> int:
@@ -265,11 +273,14 @@ class _Reader:
 
     def _items(self, at: int, end: int, findings: Findings | None) -> int:
         """Read a sequence's items (PS3.5 7.5) from ``at`` to ``end``, or (-1) to its delimiter."""
+        self._depth += 1
+        if self._depth > NESTED:
+            raise Irregular
         while at != end:
             group, number, length = _plain_element(self._content, at)
             at += 8
             if group == 0xFFFE and number == 0xE0DD and end == -1:
-                return at
+                break
             if group != 0xFFFE or number != 0xE000:
                 raise Irregular
             stop = -1 if length == UNDEFINED else at + length
@@ -278,6 +289,7 @@ class _Reader:
             if stop > end != -1:
                 raise Irregular
             at = stop if findings is None and stop != -1 else self.level(at, stop, findings)
+        self._depth -= 1
         return at
 
     def _look(
@@ -306,24 +318,23 @@ class _Reader:
             findings.identifying.append((keyword, self._content[at:stop]))
 
 
-def _convert(raw: bytes, vr: bytes, explicit: bool, of: tuple[str, bytes], values: dict[str, Any]) -> None:
+def _convert(raw: bytes, vr: bytes, explicit: bool, of: tuple[str, bytes, bool], values: dict[str, Any]) -> None:
     """Add a value to ``values``, unless it is empty. Raises Irregular where pydicom's opinion is needed."""
-    keyword, expected = of
+    keyword, expected, several = of
     if raw:
         if explicit and vr != expected and vr not in expected.split(b" or "):
             raise Irregular
-        value = _value(raw, vr if explicit else expected)
+        value = _value(raw, vr if explicit else expected, several)
         if keyword == "SpecificCharacterSet":
-            terms = value if isinstance(value, tuple) else (value or "",)
-            if not all(term.strip() in CHARSETS for term in terms):
+            if not all(term.strip() in CHARSETS for term in value or ()):
                 raise Irregular
         elif value is not None:
             values[keyword] = value
 
 
 @lru_cache(maxsize=4096)  # most values are those of the slice before
-def _value(raw: bytes, vr: bytes) -> Any:
-    """An element's value, as a tuple where it has several; None where it is empty."""
+def _value(raw: bytes, vr: bytes, several: bool) -> Any:
+    """An element's value as ``values.normalised`` has it; None where it is empty."""
     if vr in (b"US", b"SS", b"US or SS"):  # implicit: PixelRepresentation tells; unsigned until somebody asks it
         if len(raw) != 2:
             raise Irregular
@@ -332,18 +343,24 @@ def _value(raw: bytes, vr: bytes) -> Any:
         if len(raw) != 4:
             raise Irregular
         return int.from_bytes(raw, "little")
+    pattern = _PATTERNS.get(vr)
+    if pattern is None:
+        raise Irregular
     raw = raw.rstrip(b"\0 ")
     if not raw:
         return None
-    pattern = _PATTERNS.get(vr)
-    if pattern is None or not pattern.fullmatch(raw):
+    if not pattern.fullmatch(raw):
         raise Irregular
     text = raw.decode("ascii")
     if vr == b"IS":
-        return int(text)
+        if abs(number := int(text)) >= LARGEST:
+            raise Irregular
+        return number
     parts = text.split("\\")
     if vr == b"DS":
         parts = [part.strip() for part in parts]
     elif vr != b"CS":
         parts = [part.rstrip(" ") for part in parts]
-    return parts[0] if len(parts) == 1 else tuple(parts)
+    if not any(parts):
+        return None
+    return tuple(parts) if several else "\\".join(parts)

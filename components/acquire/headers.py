@@ -6,7 +6,7 @@ Measurements are judged elsewhere (``components/quality``); nothing here rejects
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
@@ -15,13 +15,23 @@ import pydicom
 from pydicom.dataelem import RawDataElement
 
 from components.acquire import consistency, frames, stacks
-from components.acquire.elements import ELEMENT_BYTES, HEAD_BYTES, PIXEL_TAGS, SEQUENCES, native_pixels, read_regular
+from components.acquire.dataset import INFLATED_BYTES, InflateError, InflateLimitError, open_dataset
+from components.acquire.elements import (
+    DEFLATED,
+    HEAD_BYTES,
+    LONG,
+    PIXEL_TAGS,
+    SEQUENCES,
+    SHORT,
+    native_pixels,
+    read_regular,
+)
 from components.acquire.privacy import IDENTIFYING, ITEMS, Findings, joined
+from components.acquire.values import values_of
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 CT_CLASSES = (CT_IMAGE_STORAGE, *frames.CLASSES)
 DIRECTORY_STORAGE = "1.2.840.10008.1.3.10"
-DEFLATED = "1.2.840.10008.1.2.1.99"
 TAGS: tuple[str, ...] = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID",
     "Modality", "ImageType", "Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "KVP", "BodyPartExamined",
@@ -47,10 +57,13 @@ class Instance:
         bytes: size.
         status: ``image``, ``object`` (DICOM without an image), ``dicomdir``, ``not_dicom`` or ``unreadable``.
         truncated: pixel data end before the length they declare.
-        tags: keyword to value, only what is present and not empty.
+        tags: keyword to value, only what is present and not empty, as ``values.normalised`` has them.
         identifiers: keywords of direct identifiers with a real value.
         private_unknown: private elements that are not known to be harmless.
         frames: of enhanced and legacy converted CT, what each frame's functional groups say, as ``tags``.
+        detail: of an ``unreadable`` file, what reading it raised; no value of the file is in it.
+        unpacked: bytes once inflated, of a deflated file.
+        too_large: it would inflate to more than allowed.
     """
 
     location: str
@@ -62,6 +75,14 @@ class Instance:
     identifiers: tuple[str, ...] = ()
     private_unknown: frozenset[str] = frozenset()
     frames: tuple[dict[str, Any], ...] = ()
+    detail: str = ""
+    unpacked: int = 0
+    too_large: bool = False
+
+    def whole(self, keyword: str) -> int | None:
+        """A whole number, or None where it is missing or none."""
+        value = self.tags.get(keyword)
+        return value if isinstance(value, int) else None
 
     def vector(self, keyword: str, length: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
         """A numeric multi-value as floats, or None where it is missing or not of ``length`` finite numbers."""
@@ -72,69 +93,108 @@ class Instance:
         return values if values.shape == (length,) and np.isfinite(values).all() else None
 
 
-def read_instance(stream: IO[bytes], location: str, size: int, listing: bool = False) -> Instance:
-    """Read one file's header, without its pixels, and check that its pixel data are complete.
+def read_instance(
+    stream: IO[bytes], location: str, size: int, listing: bool = False, inflated_bytes: int = INFLATED_BYTES
+) -> Instance:
+    """Read one file's header, without its pixels, and check that its pixel data are complete. Whatever is wrong with
+    the file, it costs itself: it is ``unreadable``.
 
     Args:
         stream: seekable, at its start.
         location: for the table.
         size: the file's bytes.
         listing: read only :data:`LISTED_TAGS`, and nothing about persons.
+        inflated_bytes: most that a deflated file may inflate to.
+
+    Raises:
+        OSError: the disk or the network failed, which says nothing of the file.
     """
+    try:
+        return _read(stream, location, size, listing, inflated_bytes)
+    except Exception as error:
+        return _unreadable(error, location, size)
+
+
+def read_with_pydicom(
+    stream: IO[bytes], location: str, size: int, listing: bool = False, inflated_bytes: int = INFLATED_BYTES
+) -> Instance:
+    """As :func:`read_instance`, for every kind of DICOM file, more slowly: the reference for it."""
+    try:
+        return _read_with_pydicom(stream, location, size, listing, inflated_bytes)
+    except Exception as error:
+        return _unreadable(error, location, size)
+
+
+def _unreadable(error: Exception, location: str, size: int) -> Instance:
+    if isinstance(error, OSError) and error.errno is not None:  # pydicom's own have no number
+        raise error
+    # Messages of libraries quote values; ours do not.
+    detail = str(error) if isinstance(error, InflateError) else type(error).__name__
+    too_large = isinstance(error, InflateLimitError)
+    return Instance(location, size, "unreadable", detail=detail, too_large=too_large)
+
+
+def _read(stream: IO[bytes], location: str, size: int, listing: bool, inflated_bytes: int) -> Instance:
     head = stream.read(HEAD_BYTES[0])
-    bare = head[:2] in (b"\x08\x00", b"\x02\x00") and head[3:4] == b"\x00"  # old files without a preamble
-    if head[128:132] != b"DICM" and not bare:
+    bare = head[128:132] != b"DICM"
+    if bare and not _begins_bare(head):
         return Instance(location, size, "not_dicom")
     tags, findings = LISTED_TAGS if listing else TAGS, None if listing else Findings()
     header = None if bare else read_regular(stream, head, tags, findings)
-    if header is None or "Rows" not in header.values or (not listing and _multi_frame(header.values)):
-        return read_with_pydicom(stream, location, size, listing)
-    return _image(stream, location, size, header.values, header.syntax, header.pixels_at, header.pixels, findings)
+    if header is None or "Rows" not in header.values or (not listing and frames.is_multi_frame(header.values)):
+        return _read_with_pydicom(stream, location, size, listing, inflated_bytes)
+    truncated = _truncated(stream, size, header.pixels_at, header.pixels)
+    return _with_findings(Instance(location, size, "image", truncated, header.values, header.syntax), findings)
 
 
-def _multi_frame(values: dict[str, Any]) -> bool:
-    return values.get("SOPClassUID") in frames.CLASSES or str(values.get("NumberOfFrames", "1")).strip() not in "01"
+def _begins_bare(head: bytes) -> bool:
+    """Whether a file without a preamble begins as a data set, or its meta information, does: in group 8, or 2."""
+    little = head[:2] in (b"\x08\x00", b"\x02\x00") and head[3:4] == b"\x00"
+    return little or (head[:3] == b"\x00\x08\x00" and head[4:6] in SHORT | LONG)  # big endian is always explicit
 
 
-def read_with_pydicom(stream: IO[bytes], location: str, size: int, listing: bool = False) -> Instance:
-    """As :func:`read_instance`, for every kind of DICOM file, more slowly: the reference for it."""
-    stream.seek(0)
+def _read_with_pydicom(stream: IO[bytes], location: str, size: int, listing: bool, inflated_bytes: int) -> Instance:
     tags, findings = LISTED_TAGS if listing else TAGS, None if listing else Findings()
-    try:
-        dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(tags) if listing else None,
-                                  force=True)  # fmt: skip
-        if findings is not None:
-            _look(dataset, findings)  # before values are asked for, which decodes them
-        values = {tag: _plain(dataset.get(tag)) for tag in tags if dataset.get(tag) not in (None, "", [])}
-        groups = [] if listing else frames.frame_values(dataset, frozenset(TAGS))
-        each = tuple({tag: _plain(value) for tag, value in group.items()} for group in groups)
-        meta = getattr(dataset, "file_meta", {})
-        syntax = str(meta.get("TransferSyntaxUID", ""))
-        if str(meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY_STORAGE:
-            return Instance(location, size, "dicomdir", transfer_syntax=syntax)
-    except Exception:  # pydicom raises many kinds on damaged files; the file is counted as unreadable
-        return Instance(location, size, "unreadable")
+    opened = open_dataset(stream, size, tags if listing else None, inflated_bytes)
+    if findings is not None:
+        _look(opened.dataset, findings)  # before values are asked for, which decodes them
+    values = values_of(opened.dataset, tags)
+    framed = not listing and frames.is_multi_frame(values)
+    each = tuple(frames.frame_values(opened.dataset, frozenset(TAGS))) if framed else ()
+    read = Instance(location, size, "image", False, values, opened.syntax, frames=each,
+                    unpacked=opened.size if opened.syntax == DEFLATED else 0)  # fmt: skip
+    if opened.media_class == DIRECTORY_STORAGE:
+        return Instance(location, size, "dicomdir", transfer_syntax=opened.syntax)
     if "Rows" not in values:
-        # A file cut inside its header parses, but holds no image: only objects of other classes may lack Rows.
-        damaged = values.get("SOPClassUID") in CT_CLASSES or not values.get("SOPClassUID")
-        return _with_findings(
-            Instance(location, size, "unreadable" if damaged else "object", False, values, syntax), findings
-        )
-    at = stream.tell()
-    image = _image(stream, location, size, values, syntax, at, stream.read(ELEMENT_BYTES), findings)
-    return replace(image, frames=each)
+        read = replace(read, status="object" if is_object(values) else "unreadable", frames=())
+    else:
+        read = replace(read, truncated=_truncated(stream, opened.size, opened.pixels_at, opened.pixels))
+    return _with_findings(read, findings)
+
+
+def is_object(values: Mapping[str, Any]) -> bool:
+    """Of a header without Rows: whether the file is an object without an image, such as a structure set. A file cut
+    inside its header parses, too, but says that it is CT, or nothing."""
+    return values.get("SOPClassUID", CT_IMAGE_STORAGE) not in CT_CLASSES
+
+
+def is_ct(values: Mapping[str, Any]) -> bool:
+    """Whether an image is CT. Exports that strip the class UID keep the modality; where both are there, both must say
+    so."""
+    return values.get("SOPClassUID", CT_IMAGE_STORAGE) in CT_CLASSES and values.get("Modality") == "CT"
 
 
 def _look(dataset: pydicom.Dataset, findings: Findings) -> None:
     """Gather what a data set says about persons, sequences included."""
     creators: dict[tuple[int, int], str] = {}
-    for element in dataset.elements():
-        tag = int(element.tag)
+    for tag in sorted(dataset.keys()):
+        element = dataset.get_item(tag)
         raw = isinstance(element, RawDataElement)  # others are sequences, or empty
         if tag & 0x10000:
             findings.add_private(creators, tag, ITEMS if element.VR == "SQ" and not raw else element.value or b"")
         elif element.VR == "SQ" or (raw and element.VR in (None, "UN") and tag in SEQUENCES):
             items = dataset[tag].value
+            del element  # its bytes, which hold those of all sequences within
             if items and tag in IDENTIFYING:
                 findings.identifying.append((IDENTIFYING[tag], ITEMS))
             for item in items:
@@ -143,35 +203,15 @@ def _look(dataset: pydicom.Dataset, findings: Findings) -> None:
             findings.identifying.append((IDENTIFYING[tag], element.value))
 
 
-def _image(
-    stream: IO[bytes],
-    location: str,
-    size: int,
-    tags: dict[str, Any],
-    syntax: str,
-    pixels_at: int,
-    pixels: bytes,
-    findings: Findings | None,
-) -> Instance:
-    truncated = syntax != DEFLATED and _truncated(stream, size, pixels_at, pixels)
-    return _with_findings(Instance(location, size, "image", truncated, tags, syntax), findings)
-
-
 def _with_findings(instance: Instance, findings: Findings | None) -> Instance:
     if findings is None or not (findings.identifying or findings.private):
         return instance
     patient, removed = instance.tags.get("PatientID", ""), instance.tags.get("PatientIdentityRemoved") == "YES"
     return replace(
         instance,
-        identifiers=findings.identifiers(patient if isinstance(patient, str) else "", removed),
+        identifiers=findings.identifiers(patient, removed),
         private_unknown=frozenset(findings.private),
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, pydicom.multival.MultiValue):
-        return tuple(str(v) for v in value)
-    return int(value) if isinstance(value, int) else str(value)
 
 
 def _truncated(stream: IO[bytes], size: int, start: int, element: bytes) -> bool:
@@ -212,7 +252,7 @@ def planes(instances: Iterable[Instance]) -> list[Instance]:
     for image in instances:
         if image.status != "image":
             continue
-        if not image.frames or str(image.tags.get("NumberOfFrames")) != str(len(image.frames)):
+        if not image.frames or image.tags.get("NumberOfFrames") != len(image.frames):
             images.append(image)
             continue
         uid = image.tags.get("SOPInstanceUID")
@@ -234,6 +274,7 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
     tag says. ``burned_in`` is text in the pixels
     only: RecognizableVisualFeatures is true of every head scan that was not defaced, whether the tag says so or not.
     ``other_object`` is true where no instance is a CT image by what it states: structures, doses, PET, reports.
+    ``no_image`` counts objects, such as a structure set, under the series' UID: they are no part of the volume.
     ``mixed`` says what images outside the largest stack differ in; with ``only_largest_stack`` these are not measured,
     and ``left_out`` counts them.
     """
@@ -251,12 +292,11 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
         "instances": len(images),
         "left_out": left_out if only_largest_stack else 0,
         "mixed": ", ".join(stack.left_out_for),
+        "no_image": sum(i.status == "object" for i in instances),
         "unreadable_files": sum(i.truncated or i.status not in ("image", "object") for i in instances),
         "modality": "|".join(sorted({i.tags.get("Modality", "") for i in instances})),
         "sop_class": "|".join(sorted({i.tags.get("SOPClassUID", "") for i in instances})),
-        # Exports that strip the class UID keep the modality; where both are there, both must say CT.
-        "is_ct_image": bool(images) and all(i.tags.get("SOPClassUID", CT_IMAGE_STORAGE) in CT_CLASSES
-                                            and i.tags.get("Modality") == "CT" for i in images),
+        "is_ct_image": bool(images) and all(is_ct(i.tags) for i in images),
         "other_object": _other_object(instances),
         "is_localizer": any("LOCALIZER" in i.tags.get("ImageType", ()) for i in images),
         "missing_tags": _missing_tags(images),
@@ -270,15 +310,15 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
         "matrices": len({(i.tags.get("Rows"), i.tags.get("Columns")) for i in images}),
         "pixel_spacings": len(spacings),
         "kernels": len({i.tags.get("ConvolutionKernel") for i in images}),
-        "rows": first.get("Rows"),
-        "columns": first.get("Columns"),
+        "rows": images[0].whole("Rows") if images else None,
+        "columns": images[0].whole("Columns") if images else None,
         "spacing_row_mm": spacing[0],
         "spacing_column_mm": spacing[1],
         "thickness_min_mm": min(thickness, default=None),
         "thickness_max_mm": max(thickness, default=None),
         "manufacturer": first.get("Manufacturer", ""),
         "model": first.get("ManufacturerModelName", ""),
-        "kernel": _text(first.get("ConvolutionKernel", "")),
+        "kernel": "\\".join(first.get("ConvolutionKernel", ())),
         "kvp": first.get("KVP", ""),
         "body_part": first.get("BodyPartExamined", ""),
         "patient_position": first.get("PatientPosition", ""),
@@ -289,15 +329,11 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
 
 def _other_object(instances: Sequence[Instance]) -> bool:
     stated = [i.tags for i in instances if i.tags.get("Modality") or i.tags.get("SOPClassUID")]
-    is_ct = [
+    claims = [
         tags.get("Modality", "CT") == "CT" and tags.get("SOPClassUID", CT_IMAGE_STORAGE) in CT_CLASSES
         for tags in stated
     ]
-    return bool(stated) and not any(is_ct)
-
-
-def _text(value: Any) -> str:
-    return "\\".join(value) if isinstance(value, tuple) else str(value)
+    return bool(stated) and not any(claims)
 
 
 def _is_number(value: Any) -> bool:
@@ -308,10 +344,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _missing_tags(images: Sequence[Instance]) -> str:
-    """Names of the tags without which a slice cannot be placed, missing in any instance; '' where none is."""
+    """Names of the tags without which a slice has no size or place, missing in any instance; '' where none is."""
     lengths = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
     missing = [tag for tag, n in lengths.items() if any(i.vector(tag, n) is None for i in images)]
-    return "|".join(missing)
+    sizes = [tag for tag in ("Rows", "Columns") if any((i.whole(tag) or 0) < 1 for i in images)]
+    return "|".join(missing + sizes)
 
 
 def _geometry(images: Sequence[Instance]) -> dict[str, Any]:

@@ -47,7 +47,6 @@ BESIDE = frozenset({
 })  # fmt: skip
 NO_BIRTH_DATES = frozenset({"00010101", "18000101", "19000101"})
 _TOKEN = re.compile(r"[^\W_]+")
-_NUMBER = re.compile(r"\d+$")
 _MASK = re.compile(r"(?:X+|0+)$")
 
 # PS3.15 table E.3.10-1: (group, creator) to elements within the creator's block. Its sequences are left out: what is in
@@ -119,7 +118,7 @@ def is_dummy(keyword: str, value: bytes, patient_id: str, identity_removed: bool
         return True
     if all(_MASK.match(token) for token in tokens) or "".join(tokens) in DUMMIES:
         return True
-    words = [_NUMBER.sub("", token) for token in tokens]  # ANON123, ANONYMOUS^7
+    words = [token.rstrip("0123456789") for token in tokens]  # ANON123, ANONYMOUS^7
     return any(word in DUMMIES for word in words) and all(not w or w in DUMMIES or w in BESIDE for w in words)
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from components.acquire import raw
+from components.acquire import raw, receipts
 from components.acquire.config import AcquireConfig
 from components.acquire.headers import measure_series, read_instance
 from components.acquire.sources import Source, source_of
 from components.cohort.config import CohortConfig
-from components.files import read_table, write_table
+from components.command import cohort_slice
+from components.files import StopStageError, read_table, write_table
+from components.isolation import GIB, Lost, check_unexpected
 from components.params import UserError
 from components.preprocess.nifti import measure_nifti
 from components.progress import map_series
@@ -49,7 +52,11 @@ class SeriesJob:
 
     @property
     def folder(self) -> Path:
-        return raw.raw_folder(self.line, self.row, self.members, self.source.version)
+        return raw.raw_folder(self.line, self.row, self.members)
+
+    @property
+    def receipt(self) -> Path:
+        return receipts.entry(self.line, self.row, self.members, self.config.mixed_series)
 
     def fetch(self) -> dict[str, str]:
         """Bring the series into the raw cache, trying again as the parameters say; file name to SHA-256.
@@ -63,7 +70,7 @@ class SeriesJob:
             attempt += 1
             try:
                 return raw.fetch(self.source, self.row, self.members, self.folder, self.config.transfer)
-            except raw.StopStageError:
+            except StopStageError:
                 raise
             except (UserError, OSError) as error:
                 if attempt == self.config.transfer.attempts:
@@ -80,29 +87,33 @@ class SeriesJob:
         try:
             self.source.check()
         except UserError as error:
-            raise raw.StopStageError(str(error)) from None
+            raise StopStageError(str(error)) from None
 
 
 def jobs_of(line: str, cohort_folder: Path, shard: int, cohort: CohortConfig, config: AcquireConfig) -> list[SeriesJob]:
     """One job per series of the shard, in the order of the cohort."""
-    table = read_table(cohort_folder / "cohort.parquet")
-    files = read_table(cohort_folder / "files.parquet")
-    members = files[files["series"] != ""].groupby("series")["location"].apply(list).to_dict()
-    rows = table[table["shard"] == shard].to_dict("records")
+    part = cohort_slice(cohort_folder, shard)
+    files = read_table(part / "files.parquet")
+    members = files.groupby("series")["location"].apply(list).to_dict() if len(files) else {}
+    rows = read_table(part / "cohort.parquet").to_dict("records")
     return [SeriesJob(line, {str(k): v for k, v in row.items()}, members.get(row["series"], []), cohort, config)
             for row in rows]  # fmt: skip
 
 
-def make_ready(jobs: list[SeriesJob]) -> None:
-    """Before a shard's series are fetched: each source answers, and cache and disk have room for what is missing.
+@contextmanager
+def ready(jobs: list[SeriesJob], todo: list[SeriesJob]) -> Iterator[None]:
+    """The raw folders of ``jobs`` for this run alone, with room for those of ``todo`` that are not there; their sources
+    answer.
 
     Raises:
         UserError: one of these is not so.
     """
-    missing = [job for job in jobs if not job.folder.is_dir()]
+    missing = [job for job in todo if not job.folder.is_dir()]
     for job in {job.row["source"]: job for job in missing}.values():
         job.source.check()
-    raw.make_room(sum(job.bytes for job in missing), keep={job.folder for job in jobs})
+    to_come = {job.folder: job.bytes for job in missing}
+    with raw.reserved({job.folder: to_come.get(job.folder, 0) for job in jobs}):
+        yield
 
 
 @dataclass(frozen=True)
@@ -115,23 +126,43 @@ class Received:
 
 
 def acquire_series(job: SeriesJob) -> Received:
-    """Fetch, hash and measure one series. A failed transfer is a row with status ``failed``, never an exception."""
+    """Fetch, hash and measure one series, and keep its receipt. A failed transfer is a row with status ``failed``."""
     try:
         hashes = job.fetch()
-    except raw.StopStageError:
+    except StopStageError:
         raise
     except (UserError, OSError) as error:
         detail = str(error) if isinstance(error, UserError) else f"{type(error).__name__} {error.strerror}"
-        return Received({**job.row, "status": "failed", "detail": detail, **measure_series([])}, [], None)
-    paths = raw.data_files(job.folder)
-    files = [{"series": job.row["series"], "file": p.name, "bytes": p.stat().st_size, "sha256": hashes[p.name]}
-             for p in paths]  # fmt: skip
-    row = {**job.row, "status": "acquired", "detail": "", **_measure(paths, job.config.only_largest_stack)}
-    row["files"], row["bytes"] = len(files), sum(f["bytes"] for f in files)
+        return _without_files(job, "failed", detail)
+    paths, known = raw.data_files(job.folder), measure_series([])
     annotations = raw.read_annotations(job.folder)
-    if annotations is not None:
-        annotations = annotations.assign(series=job.row["series"], patient=job.row["patient"])
+    receipt = {
+        "measured": receipts.plain(_measure(paths, job.config.only_largest_stack), known),
+        "files": [[path.name, path.stat().st_size, hashes[path.name]] for path in paths],
+        "annotations": None if annotations is None else annotations.to_dict("records"),
+    }
+    receipts.keep(job.receipt, receipt)
+    return _received(job, receipt)
+
+
+def _received(job: SeriesJob, receipt: dict[str, Any]) -> Received:
+    """A row from what is kept: of the series as the cohort has it now, with whatever role and split."""
+    series, patient = job.row["series"], job.row["patient"]
+    files = [{"series": series, "file": name, "bytes": size, "sha256": digest}
+             for name, size, digest in receipt["files"]]  # fmt: skip
+    row = {**job.row, "status": "acquired", "detail": "", **receipt["measured"]}
+    row["files"], row["bytes"] = len(files), sum(f["bytes"] for f in files)
+    known = receipt["annotations"]
+    annotations = None if known is None else pd.DataFrame(known).assign(series=series, patient=patient)
     return Received(row, files, annotations)
+
+
+def _lost(job: SeriesJob, lost: Lost) -> Received:
+    return _without_files(job, "lost", lost.detail)
+
+
+def _without_files(job: SeriesJob, status: str, detail: str) -> Received:
+    return Received({**job.row, "status": status, "detail": detail, **measure_series([])}, [], None)
 
 
 def _measure(paths: Sequence[Path], only_largest_stack: bool) -> dict[str, Any]:
@@ -147,21 +178,50 @@ def _measure(paths: Sequence[Path], only_largest_stack: bool) -> dict[str, Any]:
 def acquire_shard(
     line: str, shard: int, cohort_folder: Path, cohort: CohortConfig, config: AcquireConfig, folder: Path
 ) -> None:
-    """Bring in every series of a shard; write ``receipt``, ``files`` and ``annotations`` (Parquet) to ``folder``."""
+    """Bring in every series of a shard; write ``receipt``, ``files`` and ``annotations`` (Parquet) to ``folder``.
+
+    Series that are what an earlier run received are not transferred again. One whose headers cannot be read, for a
+    reason that nobody foresaw, has status ``lost``.
+
+    Raises:
+        UserError: source, cache or disk fail every series; or more series are lost than ``max_unexpected``.
+    """
     jobs = jobs_of(line, cohort_folder, shard, cohort, config)
-    make_ready(jobs)
-    received = map_series(
-        acquire_series, jobs, "acquire", workers=config.workers or _workers(jobs), size=lambda job: job.bytes
-    )
-    receipt = pd.DataFrame([r.row for r in received])
-    # Columns that are empty in one shard must not change their type between shards.
-    receipt = receipt.astype({c: float for c in receipt if str(c).endswith(("_mm", "_degrees", "_ratio"))})
-    write_table(folder / "receipt.parquet", receipt)
+    known = {job.row["series"]: receipt for job in jobs if (receipt := receipts.read(job.receipt)) is not None}
+    todo = [job for job in jobs if job.row["series"] not in known]
+    with ready(jobs, todo):
+        fetched = map_series(
+            acquire_series,
+            todo,
+            "acquire",
+            workers=config.workers or _workers(todo),
+            size=lambda job: job.bytes,
+            max_memory=int(config.max_memory_gib * GIB),
+            lost=_lost,
+        )
+    new = {result.row["series"]: result for result in fetched}
+    received = [
+        new[job.row["series"]] if job.row["series"] in new else _received(job, known[job.row["series"]]) for job in jobs
+    ]
+    check_unexpected("acquire", (r.row["detail"] for r in fetched if r.row["status"] == "lost"), config.max_unexpected)
+    table = _receipt_table(received, cohort_folder, shard)
+    write_table(folder / "receipt.parquet", table)
     columns = ["series", "file", "bytes", "sha256"]
     write_table(folder / "files.parquet", pd.DataFrame([f for r in received for f in r.files], columns=columns))
     write_table(folder / "annotations.parquet", _annotation_table([r.annotations for r in received]))
-    failed = receipt[receipt["status"] == "failed"]
-    log.info("shard %d: %d series, %.1f MB, %d failed", shard, len(receipt), receipt["bytes"].sum() / 1e6, len(failed))
+    counts = table["status"].value_counts()
+    log.info("shard %d: %d series, %.1f MB, %d of them from an earlier run, %d failed, %d lost", shard, len(table),
+             table["bytes"].sum() / 1e6, len(known), counts.get("failed", 0), counts.get("lost", 0))  # fmt: skip
+
+
+def _receipt_table(received: list[Received], cohort_folder: Path, shard: int) -> pd.DataFrame:
+    """One row per series. Columns that are empty in one shard have the type that they have in others."""
+    if not received:
+        listed = read_table(cohort_slice(cohort_folder, shard) / "cohort.parquet")
+        table = listed.assign(status="", detail="", **measure_series([]))
+    else:
+        table = pd.DataFrame([r.row for r in received])
+    return table.astype({c: float for c in table if str(c).endswith(("_mm", "_degrees", "_ratio"))})
 
 
 def _workers(jobs: list[SeriesJob]) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from components.acquire.config import TransferConfig
-from components.acquire.raw import DiskFullError
+from components.files import DiskFullError
 from components.params import UserError
 
 CLOUDS = {"aws": "https://s3.amazonaws.com", "gcs": "https://storage.googleapis.com"}

@@ -15,12 +15,12 @@ from components.bundle.config import BundleConfig
 from components.bundle.inputs import code_hash, data_hashes, parameters_hash
 from components.bundle.licences import licence_table
 from components.bundle.manifest import Manifest, write_manifest
-from components.files import read_json, read_table, replacing, sha256_file, write_json, write_text
+from components.files import read_json, read_table, replacing, sha256_tree, write_json, write_text
 from components.params import UserError
 
 log = logging.getLogger(__name__)
 
-LOCK_FILE = "constraints.txt"
+PINS = "infra/pins"  # the versions that each stage and the service depend on
 ENCODER_FILES = ("encoder.safetensors", "encoder.json")
 
 
@@ -92,7 +92,7 @@ def make_bundle(
     Args:
         line: the model line.
         config: its ``bundle`` block.
-        parameters: the line's whole block of ``params.yaml``.
+        parameters: the line's block of ``params.yaml``, as far as outputs depend on it.
         sources: what the bundle is made from.
         folder: ``releases/<line>``; an earlier release there stays untouched until the new one is complete.
         root: the project, for the hashes of code and lock file.
@@ -108,13 +108,13 @@ def make_bundle(
         raise UserError(f"{missing[0]}: missing; run `dvc repro` so that the earlier stages make it")
     decision = read_json(sources.decision)
     _require_pass(decision)
-    lock = root / LOCK_FILE
-    if not lock.is_file():
-        raise UserError(f"{LOCK_FILE}: not found; run from the project's root")
+    lock = root / PINS
+    if not lock.is_dir():
+        raise UserError(f"{PINS}: not found; run from the project's root")
     inputs = {
         "code": code_hash(root),
         "parameters": parameters_hash(parameters),
-        "lock": sha256_file(lock),
+        "lock": sha256_tree(lock),
         **data_hashes(sources.cohort, sources.receipts, sources.curated),
     }
     with replacing(folder) as temporary:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -11,12 +13,15 @@ from components.acquire.sources import Listed, source_of
 from components.cohort.config import CohortConfig
 from components.cohort.keys import patient_key
 from components.cohort.roots import root_of
+from components.command import cohort_slice
 from components.evaluate.nodules import read_labels
 from components.files import write_json, write_table
 from components.quality import judge, suites
 
 log = logging.getLogger(__name__)
 
+STATE = Path(".ctfoundry")
+FORGET_AFTER_DAYS = 30
 NO_SHARD = -1  # of a rejected series: no stage brings it in
 ATTRIBUTION = ["collection", "licence", "doi"]
 FILE_COLUMNS = ("location", "bytes", "status", "series")
@@ -24,13 +29,14 @@ FILE_COLUMNS = ("location", "bytes", "status", "series")
 
 def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozenset[str], folder: Path) -> pd.DataFrame:
     """List, assign, judge and write ``cohort.parquet``, ``files.parquet`` (every file of the source, accounted for),
-    ``attribution.parquet`` (whose data they are) and ``quality.json`` (suite *cohort*). A series that the suite rejects
-    stays in the table, with its reason and without a shard: nothing transfers it, and ``curate`` accounts for it.
+    ``attribution.parquet`` (whose data they are), ``quality.json`` (suite *cohort*), and for each shard its part of the
+    two tables, ``shards/<n>/``. A series that the suite rejects stays in the table, with its reason and without a
+    shard: nothing transfers it, and ``curate`` accounts for it.
 
     Args:
         line: model line.
         config: what to list.
-        shards: number of data shards; series are dealt out in the order of their keys.
+        shards: number of data shards; a series' key decides on its own, so that one more moves no other.
         held_out: patients of external evaluation sets: their series are kept out of pretraining.
         folder: output.
 
@@ -43,20 +49,25 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
     names = [config.source] if config.source == "phantom" else [config.source, "phantom"]
     rows, files, cited = [], [], []
     for name in names:
-        listing = source_of(name, line, config).list_series(held_out)
-        rows += [_row(series, name, held_out) for series in listing.series]
-        files += listing.files
+        source = source_of(name, line, config)
+        listing = source.list_series(held_out)
+        rows += [_row(series, name, source.version, held_out) for series in listing.series]
+        if len(listing.files):
+            files.append(listing.files.table())
         if listing.selection is not None:
             write_json(folder / "selection.json", listing.selection)
         if listing.attribution is not None:
             cited.append(listing.attribution)
     cohort = pd.DataFrame(rows).sort_values("series", ignore_index=True)
     write_table(folder / "attribution.parquet", _attribution(cohort, cited))
-    cohort["shard"] = cohort.index % shards
+    cohort["shard"] = [shard_of(series, shards) for series in cohort["series"]]
     cohort = judged(cohort, config, shards, held_out, len(rows), folder)
     write_table(folder / "cohort.parquet", cohort)
-    table = pd.DataFrame(files, columns=list(FILE_COLUMNS)).sort_values("location", ignore_index=True)
+    table = pd.concat(files) if files else pd.DataFrame(columns=list(FILE_COLUMNS))
+    table = table.sort_values("location", ignore_index=True)
     write_table(folder / "files.parquet", table)
+    write_slices(cohort, table, shards, folder)
+    forget(line, frozenset(cohort["series"]))
     counts = cohort["role"].value_counts()
     log.info("%d series of %d patients: %s", len(cohort), cohort["patient"].nunique(),
              ", ".join(f"{role} {counts[role]}" for role in sorted(counts.index)))  # fmt: skip
@@ -64,6 +75,33 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
         statuses = table["status"].value_counts().sort_index()
         log.info("%d files: %s", len(table), ", ".join(f"{name} {n}" for name, n in statuses.items()))
     return cohort
+
+
+def shard_of(series: str, shards: int) -> int:
+    """The shard of a series, by its key."""
+    return int(series[1:], 16) % shards
+
+
+def write_slices(cohort: pd.DataFrame, files: pd.DataFrame, shards: int, folder: Path) -> None:
+    """Each shard's rows of the cohort and of the table of files, in a folder of its own (see ``cohort_slice``)."""
+    home = dict(zip(cohort["series"], cohort["shard"], strict=True))
+    in_shard = files["series"].map(home).fillna(NO_SHARD)
+    for shard in range(shards):
+        part = cohort_slice(folder, shard)
+        write_table(part / "cohort.parquet", cohort[cohort["shard"] == shard])
+        write_table(part / "files.parquet", files[in_shard == shard])
+
+
+def forget(line: str, series: frozenset[str], now: float | None = None) -> None:
+    """Remove the raw files, receipts and volumes that this machine keeps of series that have left the cohort, once they
+    were not in use for :data:`FORGET_AFTER_DAYS`: not at once, for the cohort of an experiment comes and goes."""
+    old = (time.time() if now is None else now) - FORGET_AFTER_DAYS * 86_400
+    for kind in ("raw", "receipts", "volumes"):
+        for path in STATE.glob(f"{kind}/{line}/*-*"):
+            if path.name.rpartition("-")[0] in series or path.name.startswith("."):
+                continue
+            if path.stat().st_mtime < old:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def judged(
@@ -99,8 +137,8 @@ def _attribution(cohort: pd.DataFrame, cited: list[pd.DataFrame]) -> pd.DataFram
     return found.fillna({"citation": ""}).sort_values(ATTRIBUTION, ignore_index=True)
 
 
-def _row(series: Listed, source: str, held_out: frozenset[str]) -> dict[str, object]:
-    row = {**vars(series), "source": source}
+def _row(series: Listed, source: str, version: str, held_out: frozenset[str]) -> dict[str, object]:
+    row = {**vars(series), "source": source, "version": series.version or version}
     del row["members"]
     if series.role == "pretrain" and series.patient in held_out:
         row["role"] = row["split"] = "held_out"

@@ -6,29 +6,33 @@ masks are packed into as few label maps ("layers") as keep them apart.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import re
+import warnings
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
 from scipy import ndimage
 
-from components.labels.contours import read_contours
+from components.labels.contours import read_contours, rois_of
+from components.labels.label_map import names_beside, read_label_map
+from components.labels.placing import Found, LabelError, Mask, covered_shares, nearest
+from components.labels.same_scan import check_same_scan
+from components.labels.segmentation import read_segments
 from components.params import UserError
-from components.preprocess.nifti import read_nifti
-from components.preprocess.store import FloatArray, read_layers, voxel_of, write_layers
+from components.preprocess.origin import Origin
+from components.preprocess.store import FloatArray, read_layers, write_layers
 
 SEG = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+NEITHER = "not readable as NIfTI, DICOM SEG or RTSTRUCT"
+_UID = re.compile(r"\d+(\.\d+){3,}")
 
 Layers = npt.NDArray[np.uint16]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,10 @@ class Labels:
         segment = next((s for s in self.segments if s.name == name), None)
         if segment is None:
             raise KeyError(f"segment {name!r}: allowed: {', '.join(s.name for s in self.segments)}")
+        return self.mask_of(segment)
+
+    def mask_of(self, segment: Segment) -> Mask:
+        """Shape (n0, n1, n2)."""
         found: Mask = self.layers[segment.layer] == segment.value
         return found
 
@@ -77,39 +85,58 @@ class Labels:
         """One map of all: a segment's place in ``segments``, from 1; where segments overlap, the last."""
         together = np.zeros(self.layers.shape[1:], dtype=np.int32)
         for number, segment in enumerate(self.segments, start=1):
-            together[self.layers[segment.layer] == segment.value] = number
+            together[self.mask_of(segment)] = number
         return together
 
 
-@dataclass(frozen=True)
-class Found:
-    """A segment on the grid, before it is packed."""
-
-    name: str
-    code: str
-    mask: Mask
-    covered: float
-
-
-def read_labels(path: Path, affine: FloatArray, shape: tuple[int, ...]) -> Labels:
+def read_labels(
+    path: Path,
+    affine: FloatArray,
+    shape: tuple[int, ...],
+    scan: Origin | None = None,
+    only: Collection[str] = (),
+) -> Labels:
     """Read a file of labels onto a grid.
 
     Args:
         path: NIfTI label map (names from ``<name>.json`` or ``labels.json`` beside it: value to name, or to an object
-            with ``name`` and ``code``), DICOM SEG or RTSTRUCT.
+            with ``name`` and ``code``), DICOM SEG or RTSTRUCT, with or without file meta information.
         affine, shape: the grid, such as a stored volume's.
+        scan: which the grid is of; labels that say to be of another are refused. None: that is not looked at.
+        only: names of the segments that are wanted; none for all.
 
     Raises:
-        UserError: not such a file, or nothing of what is labelled in it lies within the grid.
+        UserError: not such a file, labels of another scan, no segment of that name, or nothing of what is labelled in
+            the file lies within the grid.
     """
-    if path.name.endswith(NIFTI_SUFFIXES):
-        labels = _from_nifti(path, affine, shape)
-    else:
-        labels = _packed(_from_dicom(path, affine, shape), affine, shape)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's and highdicom's quote values of headers
+            if path.name.endswith(NIFTI_SUFFIXES):
+                labels = _from_nifti(path, affine, shape, only)
+            else:
+                labels = _packed(_from_dicom(path, affine, shape, scan, only), affine, shape)
+    except LabelError as error:
+        raise UserError(f"labels {path.name}: {error}") from None
+    except UserError:
+        raise
+    except MemoryError:
+        raise UserError(f"labels {path.name}: they do not fit into the memory") from None
+    except Exception as error:  # pydicom and highdicom raise many kinds on damaged files
+        said = _UID.sub("(UID)", " ".join(str(error).split()))[:120]
+        raise UserError(f"labels {path.name}: {NEITHER} ({type(error).__name__}: {said})") from None
+    _check_wanted(path, labels, only)
     outside = any(s.covered == 0 for s in labels.segments)  # an empty segment is no reason to complain
     if outside and not any(s.covered > 0 and s.voxels for s in labels.segments):
         raise UserError(f"labels {path.name}: nothing labelled lies within the volume; is it of the same scan?")
     return labels
+
+
+def _check_wanted(path: Path, labels: Labels, only: Collection[str]) -> None:
+    missing = sorted(set(only) - {segment.name for segment in labels.segments})
+    if missing:
+        raise UserError(f"labels {path.name}: segment {missing[0]!r} is not in it; `ctfoundry volume label` without "
+                        "--segment lists those that are")  # fmt: skip
 
 
 def write_labels(path: Path, labels: Labels) -> None:
@@ -128,121 +155,61 @@ def read_stored_labels(path: Path) -> Labels:
         raise UserError(f"labels {path.name}: not readable as stored labels ({type(error).__name__})") from None
 
 
-def nearest(mask: npt.NDArray[Any], own: FloatArray, affine: FloatArray, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """A label map on another grid: the label at each voxel's centre, 0 where the map does not reach.
-
-    Args:
-        mask: labels; own: its affine.
-        affine, shape: the grid that is wanted.
-    """
-    if mask.shape == tuple(shape) and np.allclose(own, affine, atol=1e-6):
-        return mask
-    change = np.linalg.inv(own) @ affine
-    axes = np.abs(change[:3, :3]).argmax(axis=0)  # for each axis of the grid, the map's axis that it runs along
-    along = np.zeros((3, 3))
-    along[axes, range(3)] = change[axes, range(3)]
-    if sorted(axes) != [0, 1, 2] or np.abs(change[:3, :3] - along).max() * max(shape) > 1e-3:
-        turned: npt.NDArray[Any] = ndimage.affine_transform(
-            mask, change[:3, :3], change[:3, 3], tuple(shape), order=0, mode="grid-constant"
-        )
-        return turned
-    out = np.zeros(shape, dtype=mask.dtype)
-    picked: list[npt.NDArray[np.intp]] = [np.empty(0, np.intp)] * 3
-    inside: list[npt.NDArray[np.intp]] = []
-    for axis, size in zip(axes, shape, strict=True):
-        grid_axis = len(inside)
-        place = np.floor(change[axis, grid_axis] * np.arange(size) + change[axis, 3] + 0.5).astype(np.intp)
-        there = np.flatnonzero((place >= 0) & (place < mask.shape[axis]))
-        inside.append(there)
-        picked[axis] = place[there]
-    values = mask[np.ix_(*picked)].transpose(axes)
-    out[np.ix_(*inside)] = values
-    return out
-
-
-def _covered(mask: npt.NDArray[Any], own: FloatArray, affine: FloatArray, shape: tuple[int, ...]) -> float:
-    """Share of the labelled voxels whose centre lies within the grid; 1 where none is labelled."""
-    places = np.argwhere(mask)
-    if not len(places):
-        return 1.0
-    voxels = voxel_of(affine, places @ own[:3, :3].T + own[:3, 3])
-    return float(((voxels >= -0.5) & (voxels <= np.asarray(shape) - 0.5)).all(axis=1).mean())
-
-
-def _from_nifti(path: Path, affine: FloatArray, shape: tuple[int, ...]) -> Labels:
-    image = read_nifti(path)
-    if int(image.hu.min()) < 0:
-        raise UserError(f"labels {path.name}: a label of {int(image.hu.min())} is not allowed: 0 and above")
-    source = image.hu.astype(np.uint16)
-    layer = nearest(source, image.affine, affine, shape)
-    names = _names(path)
-    counts, total = np.bincount(layer.ravel()), np.bincount(source.ravel())
+def _from_nifti(path: Path, affine: FloatArray, shape: tuple[int, ...], only: Collection[str]) -> Labels:
+    source, own, labels = read_label_map(path)
+    layer = np.asarray(nearest(source, own, affine, shape), dtype=np.uint16)
+    shares = covered_shares(source, own, affine, shape)
+    counts = np.bincount(layer.ravel(), minlength=len(shares) + 1)
+    names = names_beside(path)
+    free = iter(sorted(set(range(1, 65_536)) - set(labels)))  # for labels that are named and not there
+    values = {label: value for value, label in labels.items()}
+    values |= {label: label if label not in labels and 0 < label < 65_536 else next(free)
+               for label in sorted(set(names) - set(values))}  # fmt: skip
     segments = []
-    for value in sorted({int(v) for v in np.flatnonzero(total)} | set(names)):
-        if value == 0:
+    for label, value in sorted(values.items()):
+        name, code = names.get(label, (f"label {label}", ""))
+        if label == 0 or (only and name not in only):
             continue
-        name, code = names.get(value, (f"label {value}", ""))
         there = int(counts[value]) if value < len(counts) else 0
-        covered = 1.0
-        if value < len(total) and total[value]:
-            covered = _covered(source == value, image.affine, affine, shape)
-        segments.append(Segment(name, code, 0, value, there, round(covered, 6)))
+        segments.append(Segment(name, code, 0, value, there, round(shares.get(value, 1.0), 6)))
+    if only:
+        layer[~np.isin(layer, [segment.value for segment in segments])] = 0
     return Labels(layer[None], affine, tuple(segments))
 
 
-def _names(path: Path) -> dict[int, tuple[str, str]]:
-    """Value to name and code, from the JSON file beside a label map; none where there is no such file."""
-    stem = path.name.removesuffix(".gz").removesuffix(".nii")
-    beside = next((p for p in (path.with_name(f"{stem}.json"), path.with_name("labels.json")) if p.is_file()), None)
-    if beside is None:
-        return {}
-    try:
-        told = json.loads(beside.read_text())
-        return {
-            int(value): (str(item["name"]), str(item.get("code", ""))) if isinstance(item, dict) else (str(item), "")
-            for value, item in told.items()
-        }
-    except (ValueError, KeyError, AttributeError):
-        raise UserError(f'labels {beside.name}: allowed is JSON such as {{"1": "liver"}} or '
-                        '{"1": {"name": "liver", "code": "SCT 10200004 Liver"}}') from None  # fmt: skip
-
-
-def _from_dicom(path: Path, affine: FloatArray, shape: tuple[int, ...]) -> Iterable[Found]:
-    try:
-        dataset = pydicom.dcmread(path)
-        kind = str(dataset.get("SOPClassUID", ""))
-    except (OSError, pydicom.errors.InvalidDicomError) as error:
-        raise UserError(f"labels {path.name}: not readable as NIfTI, DICOM SEG or RTSTRUCT "
-                        f"({type(error).__name__})") from None  # fmt: skip
+def _from_dicom(
+    path: Path, affine: FloatArray, shape: tuple[int, ...], scan: Origin | None, only: Collection[str]
+) -> Iterator[Found]:
+    dataset = _dataset(path)
+    kind = str(dataset.get("SOPClassUID", ""))
     if kind in SEG:
-        return _from_seg(path, dataset, affine, shape)
-    if kind == RTSTRUCT:
-        return [Found(*found) for found in read_contours(dataset, path.name, affine, shape)]
-    raise UserError(f"labels {path.name}: DICOM of class {kind or '(none)'} is not allowed: SEG or RTSTRUCT")
+        if scan is not None:
+            check_same_scan(scan, dataset, {str(dataset.get("FrameOfReferenceUID") or "")})
+        yield from read_segments(dataset, only, affine, shape)
+    elif kind == RTSTRUCT:
+        rois = [roi for roi in rois_of(dataset) if not only or roi.label in only]
+        if scan is not None:
+            check_same_scan(scan, dataset, {roi.frame for roi in rois})
+        yield from read_contours(rois, affine, shape)
+    else:
+        raise LabelError(f"DICOM of class {kind or '(none)'} is not allowed: SEG or RTSTRUCT")
 
 
-def _from_seg(path: Path, dataset: pydicom.Dataset, affine: FloatArray, shape: tuple[int, ...]) -> Iterable[Found]:
-    """Segment by segment: all at once, those of a whole body would not fit into memory."""
-    import highdicom
-
+def _dataset(path: Path) -> pydicom.Dataset:
+    """Also of a bare data set, as some planning systems write them, without preamble and file meta information."""
     try:
-        seg = highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
-        for number in seg.segment_numbers:
-            description = seg.get_segment_description(number)
-            volume = seg.get_volume(segment_numbers=[number], allow_missing_positions=True)
-            values = volume.array[..., 0]
-            mask = values >= (0.5 if values.dtype.kind == "f" else 1)  # of fractional ones: more in than out
-            own = LPS_TO_RAS @ volume.affine
-            code = description.segmented_property_type
-            yield Found(
-                str(description.segment_label),
-                f"{code.scheme_designator} {code.value} {code.meaning}",
-                np.asarray(nearest(mask, own, affine, shape), dtype=np.bool_),
-                _covered(mask, own, affine, shape),
-            )
-    except (AttributeError, ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
-        said = " ".join(str(error).split())[:120]
-        raise UserError(f"labels {path.name}: not readable as DICOM SEG: {said}") from None
+        return pydicom.dcmread(path)
+    except pydicom.errors.InvalidDicomError:
+        dataset = pydicom.dcmread(path, force=True)
+    except OSError as error:
+        raise LabelError(f"{NEITHER} ({type(error).__name__})") from None
+    if not dataset.get("SOPClassUID"):
+        raise LabelError(f"{NEITHER} (no DICOM)")
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
+    return dataset
 
 
 def _packed(found: Iterable[Found], affine: FloatArray, shape: tuple[int, ...]) -> Labels:

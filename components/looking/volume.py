@@ -5,7 +5,8 @@ Reads the store's volumes, NIfTI, and folders of one DICOM series alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from components.acquire.headers import measure_series
 from components.files import replacing, write_json
 from components.labels.onto_grid import NIFTI_SUFFIXES, Labels, write_labels
+from components.looking.folder import read_folder
 from components.params import UserError
-from components.preprocess.dicom import read_series
-from components.preprocess.nifti import read_nifti
+from components.preprocess.nifti import measure_nifti, read_nifti
+from components.preprocess.origin import Origin
+from components.preprocess.standardise import straighten
 from components.preprocess.store import FloatArray, Int16Array, StoredVolume, Volume, voxel_of
 
 # Level and width in HU, as radiologists name them.
@@ -34,6 +38,8 @@ PLANES = {
 }
 MASK_COLOURS = ListedColormap(["#ff3b30", "#34c759", "#0a84ff", "#ffd60a", "#bf5af2", "#64d2ff", "#ff9f0a", "#ac8e68"])
 DOTS_PER_INCH = 110
+TITLE_INCHES = 0.3  # over each row of planes
+ALLOWED = "a .b2nd, .nii or .nii.gz file, a folder of one DICOM series"
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,17 @@ class Opened:
 
     Attributes:
         name: for titles and file names.
-        volume: voxels and affine.
+        volume: voxels and affine, on a grid of right angles: the slices of a tilted gantry are straightened.
         facts: label to text, beyond what the voxels say.
+        origin: of which scan it is, as far as that is known.
+        measured: of the headers, as acquisition takes them; nothing of a stored volume, which was judged.
     """
 
     name: str
     volume: Volume
     facts: dict[str, str]
+    origin: Origin = field(default_factory=Origin)
+    measured: dict[str, Any] = field(default_factory=dict)
 
 
 def find(reference: str, line: str) -> Path:
@@ -64,31 +74,63 @@ def find(reference: str, line: str) -> Path:
     if not stored:
         raise UserError(
             f"volume {reference!r}: no such file or folder, and no such series in data/{line}/preprocess; "
-            "allowed: a series' key, a .b2nd, .nii or .nii.gz file, a folder of one DICOM series"
+            f"allowed: a series' key, {ALLOWED}"
         )
     return stored[0]
 
 
-def open_volume(path: Path) -> Opened:
-    """Raises UserError where there is no volume in ``path``."""
+def open_volume(path: Path, only_largest_stack: bool = False) -> Opened:
+    """Open what lies in ``path``.
+
+    Args:
+        path: a stored volume, a NIfTI, or a folder with one CT series, whatever else lies in it.
+        only_largest_stack: of a series that holds more than one stack; otherwise all images must form one.
+
+    Raises:
+        UserError: there is no volume in it.
+    """
     name = path.name.removesuffix(".b2nd").removesuffix(".gz").removesuffix(".nii")
     if path.is_dir():
-        return Opened(name, read_series(sorted(p for p in path.iterdir() if p.is_file())), {"kind": "DICOM series"})
+        series = read_folder(path, only_largest_stack)
+        told = {"kind": "DICOM series"}
+        if series.left_out:
+            told["files left out"] = ", ".join(f"{count} {reason}" for reason, count in series.left_out.items())
+        return _straight(Opened(name, series.volume, told, series.origin, series.measured))
     if path.name.endswith(NIFTI_SUFFIXES):
-        return Opened(name, read_nifti(path), {"kind": "NIfTI"})
+        measured = {**measure_series([]), **measure_nifti(path)}
+        return _straight(Opened(name, read_nifti(path), {"kind": "NIfTI"}, measured=measured))
+    if path.suffix != ".b2nd":
+        raise UserError(f"volume {path.name}: {path.suffix or 'no suffix'} is not allowed: {ALLOWED}")
+    return _stored(path, name)
+
+
+def _stored(path: Path, name: str) -> Opened:
     try:
         stored = StoredVolume(path)
     except ValueError as error:
         raise UserError(str(error)) from None
     volume = stored.read()
+    known = {key: str(stored.provenance.get(key, "")) for key in ("frame", "patient", "series", "source")}
     grid = stored.provenance.get("grid", {})
     facts = {
         "kind": "stored volume",
-        "source": str(stored.provenance.get("source", "")),
+        "source": known.pop("source"),
         "grid asked for": f"{grid.get('orientation', '')} {grid.get('spacing_mm', '')}",
         "bytes on disk": f"{path.stat().st_size:,} (voxels {volume.hu.nbytes:,})",
     }
-    return Opened(name, volume, facts)
+    return Opened(name, volume, facts, Origin(**known))
+
+
+def _straight(opened: Opened) -> Opened:
+    """Without the shear of a tilted gantry, which readers of NIfTI refuse, and which a picture cannot show."""
+    straight = straighten(opened.volume)
+    if straight is opened.volume:
+        return opened
+    slices, rows, columns = (opened.volume.affine[:3, axis] for axis in range(3))
+    normal = np.cross(rows, columns)
+    upright = abs(float(normal @ slices)) / float(np.linalg.norm(normal) * np.linalg.norm(slices))
+    tilt = f"{np.degrees(np.arccos(min(1.0, upright))):.1f} degrees, undone: slices moved within their planes"
+    return replace(opened, volume=straight, facts={**opened.facts, "gantry tilt": tilt})
 
 
 def facts(opened: Opened) -> dict[str, str]:
@@ -133,6 +175,18 @@ def draw(
     Raises:
         UserError: ``at_mm`` lies outside.
     """
+    figure = picture(opened, windows, at_mm, mask)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png", facecolor="black", metadata={"Software": None})
+
+
+def picture(
+    opened: Opened,
+    windows: tuple[str, ...],
+    at_mm: tuple[float, float, float] | None,
+    mask: npt.NDArray[np.int32] | None,
+) -> Figure:
+    """What :func:`draw` writes."""
     hu, affine = upright(opened.volume)
     turn = nib.orientations.io_orientation(opened.volume.affine)
     labels = None if mask is None else nib.orientations.apply_orientation(mask, turn)
@@ -142,7 +196,8 @@ def draw(
     widths = [float(size[along[0]]) for _, along, _ in PLANES.values()]
     tallest = float(max(size[along[1]] for _, along, _ in PLANES.values()))
     width = 11.0
-    figure = Figure(figsize=(width, 0.5 + len(windows) * width * tallest / sum(widths)), facecolor="black")
+    row_inches = TITLE_INCHES + width * tallest / sum(widths)
+    figure = Figure(figsize=(width, 0.5 + len(windows) * row_inches), facecolor="black")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(windows), 3, squeeze=False, gridspec_kw={"width_ratios": widths})
     for row, window in zip(axes, windows, strict=True):
@@ -161,8 +216,7 @@ def draw(
             _letter(axis, letters)
     figure.suptitle(opened.name, color="white", fontsize=10)
     figure.tight_layout()
-    with replacing(target) as temporary:
-        figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png", facecolor="black", metadata={"Software": None})
+    return figure
 
 
 def upright(volume: Volume) -> tuple[Int16Array, FloatArray]:
@@ -215,22 +269,42 @@ def export(opened: Opened, target: Path) -> None:
     _write_nifti(opened.volume.hu, opened.volume.affine, target)
 
 
-def export_labels(labels: Labels, target: Path) -> None:
-    """Write labels on a volume's grid: as ``.b2nd``, or as a NIfTI label map with the names in a JSON file beside it.
+def export_labels(labels: Labels, target: Path) -> list[Path]:
+    """Write labels on a volume's grid: as ``.b2nd``, as a NIfTI label map with the names in a JSON file beside it, or
+    as such a map for each segment, named after it, where ``target`` has no suffix or is a folder.
+
+    Returns:
+        The files, without those of names.
 
     Raises:
         UserError: another name, or segments that overlap, which one NIfTI label map cannot hold.
     """
     if target.name.endswith(".b2nd"):
         write_labels(target, labels)
-        return
-    if not target.name.endswith(NIFTI_SUFFIXES):
-        raise UserError(f"labels to {target.name}: allowed are names that end in .b2nd, .nii or .nii.gz")
-    if len(labels.layers) > 1:
-        raise UserError(f"labels to {target.name}: segments overlap, which a NIfTI label map cannot hold; "
-                        "allowed: a name that ends in .b2nd")  # fmt: skip
-    _write_nifti(labels.layers[0], labels.affine, target)
-    names = {str(s.value): {"name": s.name, "code": s.code} for s in labels.segments}
+        return [target]
+    if target.name.endswith(NIFTI_SUFFIXES):
+        if len(labels.layers) > 1:
+            raise UserError(f"labels to {target.name}: segments overlap, which a NIfTI label map cannot hold; allowed: "
+                            "some of them (--segment), a folder (a file each), a name that ends in .b2nd")  # fmt: skip
+        names = {str(s.value): {"name": s.name, "code": s.code} for s in labels.segments}
+        _write_label_map(labels.layers[0], labels.affine, target, names)
+        return [target]
+    if target.suffix and not target.is_dir():
+        raise UserError(f"labels to {target.name}: allowed are names that end in .b2nd, .nii or .nii.gz, and folders")
+    target.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, segment in enumerate(labels.segments, start=1):
+        file = target / f"{number:02d}-{re.sub(r'[^0-9A-Za-z_-]+', '_', segment.name).strip('_')[:60]}.nii.gz"
+        mask = labels.mask_of(segment).astype(np.uint16)
+        _write_label_map(mask, labels.affine, file, {"1": {"name": segment.name, "code": segment.code}})
+        written.append(file)
+    return written
+
+
+def _write_label_map(
+    labels: npt.NDArray[np.uint16], affine: FloatArray, target: Path, names: dict[str, dict[str, str]]
+) -> None:
+    _write_nifti(labels, affine, target)
     write_json(target.with_name(f"{target.name.removesuffix('.gz').removesuffix('.nii')}.json"), names)
 
 

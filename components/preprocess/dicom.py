@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,12 +23,15 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
+from pydicom.uid import UID
 
-from components.acquire.elements import ELEMENT_BYTES, EXPLICIT, HEAD_BYTES, IMPLICIT, native_pixels, read_regular
-from components.acquire.frames import CLASSES, PER_FRAME, SHARED, frame_values
+from components.acquire.dataset import InflateError, inflated, open_dataset
+from components.acquire.elements import DEFLATED, EXPLICIT, HEAD_BYTES, IMPLICIT, native_pixels, read_regular
+from components.acquire.frames import PER_FRAME, SHARED, frame_values, is_multi_frame
+from components.acquire.headers import DIRECTORY_STORAGE, is_object
 from components.acquire.stacks import TAGS as STACK_TAGS
 from components.acquire.stacks import largest_stack, no_grid
+from components.acquire.values import values_of
 from components.files import sha256_file
 from components.params import UserError
 from components.preprocess.store import AIR_HU, FloatArray, Int16Array, Volume
@@ -39,9 +43,10 @@ GEOMETRY_TAGS = (
     "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation", "BitsStored", "HighBit",
     "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "SOPClassUID", "SeriesInstanceUID",
 )  # fmt: skip
-# What dicomsdl is given. Not RLE: of damaged RLE it writes past its buffers, and the process dies.
-NATIVE = (EXPLICIT, IMPLICIT, str(ExplicitVRBigEndian), str(DeflatedExplicitVRLittleEndian))
-JPEG = "1.2.840.10008.1.2.4."  # and JPEG-LS, JPEG 2000
+# What dicomsdl is given: JPEG, JPEG-LS, JPEG 2000. Of damaged RLE it writes past its buffers, of native pixels whose
+# header contradicts itself it reads past them, and the process dies.
+JPEG = "1.2.840.10008.1.2.4."
+LARGEST_RESCALE = 1e6  # of slope and intercept; beyond it nothing is HU, and float32 overflows
 ONE_PLANE = 1e-3  # direction cosines, and mm of pixel spacing, that rounding may change from slice to slice
 NO_TISSUE_HU = (-1000, 3071)  # at or below the first is air at most; 12 bits end with the second
 PIXEL_MM = (0.01, 20.0)  # no scanner is finer or coarser; beyond it a resampled volume would fill the memory
@@ -57,39 +62,58 @@ class _Slice:
 
     Attributes:
         path: of the file.
-        header: keyword to value (``get``).
+        header: keyword to value, as ``components.acquire.values`` normalises it.
         syntax: transfer syntax UID.
         native: first byte and length of the file's pixel data, None where they are compressed.
         frame: which of the file's frames, from 0; None where the file is one image.
     """
 
     path: Path
-    header: Any
+    header: dict[str, Any]
     syntax: str
     native: tuple[int, int] | None
     frame: int | None = None
 
     def number(self, keyword: str, default: float) -> float:
+        """A number, or ``default`` where the header does not state it. Raises DecodeError where it is none."""
         value = self.header.get(keyword)
-        return default if value in (None, "") else float(value)
+        if value in (None, ""):
+            return float(default)
+        number = _finite(value)
+        if math.isnan(number):
+            raise DecodeError(f"{self.path.name}: {keyword} is no number")
+        return number
 
     def vector(self, keyword: str, length: int) -> FloatArray:
-        """Raises DecodeError where the header does not state so many values."""
-        value = self.header.get(keyword)
-        values = (value,) if isinstance(value, str) else value
-        if values is None or len(values) != length:
+        """Raises DecodeError where the header does not state so many numbers."""
+        values = self.header.get(keyword)
+        if values is None:
             raise DecodeError(f"{self.path.name}: {keyword} is missing")
-        return np.asarray(values, dtype=np.float64)
+        numbers = np.array([_finite(value) for value in values])
+        if numbers.shape != (length,) or np.isnan(numbers).any():
+            raise DecodeError(f"{self.path.name}: {keyword} is not {length} numbers")
+        return numbers
 
     @property
     def shape(self) -> tuple[int, int]:
         return int(self.number("Rows", 0)), int(self.number("Columns", 0))
 
 
+def _finite(value: Any) -> float:
+    """A finite number, else NaN."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
 def read_series(
     paths: Sequence[Path], only_largest_stack: bool = False, digests: dict[str, str] | None = None
 ) -> Volume:
-    """Decode the CT instances of one series: single slices, or enhanced or legacy converted multi-frame images.
+    """Decode the CT instances of one series: single slices, or enhanced or legacy converted multi-frame images. Objects
+    without an image that share its folder or its UID (a structure set, a presentation state, a DICOMDIR) are left out,
+    as the measurements of headers leave them out.
 
     Args:
         paths: the instances, in any order.
@@ -110,16 +134,19 @@ def read_series(
     tags = tuple(dict.fromkeys((*GEOMETRY_TAGS, *STACK_TAGS))) if only_largest_stack else GEOMETRY_TAGS
     try:
         slices = [item for path in paths for item in _open(path, tags)]
+        if not slices:
+            raise DecodeError(f"series: none of its {len(paths)} files holds an image")
         if only_largest_stack:
             slices = [slices[n] for n in largest_stack([item.header for item in slices]).members]
         volume = _assemble(slices, _Files(digests))
         if digests is not None:
             digests.update({path.name: sha256_file(path) for path in paths if path.name not in digests})
         return volume
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         if isinstance(error, DecodeError):
             raise
-        raise DecodeError(f"series: a header value is no number ({' '.join(str(error).split())[:80]})") from None
+        # What the error says would quote the header.
+        raise DecodeError(f"series: a header value is not the number it must be ({type(error).__name__})") from None
 
 
 def _assemble(slices: list[_Slice], files: _Files) -> Volume:
@@ -187,50 +214,56 @@ class _Files:
 
 
 def _open(path: Path, keywords: tuple[str, ...]) -> list[_Slice]:
-    """Read one header, with the short reader where it will; a slice for each of its frames."""
+    """Read one header, with the short reader where it will; a slice for each of its frames, none of an object."""
     try:
         with path.open("rb") as stream:
             head = stream.read(HEAD_BYTES[0])
             regular = read_regular(stream, head, keywords, None) if head[128:132] == b"DICM" else None
-            if regular is not None and regular.values.get("SOPClassUID") not in CLASSES:
+            if regular is not None and "Rows" in regular.values and not is_multi_frame(regular.values):
                 pixels = native_pixels(regular.pixels, regular.pixels_at)
                 item = _Slice(path, regular.values, regular.syntax, pixels)
-            else:
-                stream.seek(0)
-                tags = [*keywords, SHARED, PER_FRAME]
-                header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags, force=True)
-                syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID", ""))
-                at = stream.tell()
-                item = _Slice(path, header, syntax, native_pixels(stream.read(ELEMENT_BYTES), at))
-            _check_length(item)
-            return _frames(item, keywords)
+                _check_length(item, path.stat().st_size)
+                return [item]
+            opened = open_dataset(stream, path.stat().st_size, (*keywords, SHARED, PER_FRAME))
+            values = values_of(opened.dataset, keywords)
+            if opened.media_class == DIRECTORY_STORAGE or ("Rows" not in values and is_object(values)):
+                return []
+            item = _Slice(path, values, opened.syntax, native_pixels(opened.pixels, opened.pixels_at))
+            _check_length(item, opened.size)
+            groups = frame_values(opened.dataset, frozenset(keywords)) if is_multi_frame(values) else []
+            return _frames(item, groups)
     except (DecodeError, MemoryError):
         raise
+    except InflateError as error:
+        raise DecodeError(f"{path.name}: {error}") from None
     except Exception as error:  # pydicom raises many kinds on damaged files; each is this series' rejection
         raise DecodeError(f"{path.name}: header not readable ({type(error).__name__})") from None
 
 
-def _frames(item: _Slice, keywords: tuple[str, ...]) -> list[_Slice]:
+def _frames(item: _Slice, groups: list[dict[str, Any]]) -> list[_Slice]:
     """Each frame of an enhanced or legacy converted multi-frame image; the image itself, where it is none."""
-    groups = frame_values(item.header, frozenset(keywords)) if isinstance(item.header, pydicom.Dataset) else []
     if not groups:
         return [item]
     if item.number("NumberOfFrames", 1) != len(groups):
         raise DecodeError(f"{item.path.name}: functional groups of {len(groups)} frames, "
                           f"NumberOfFrames is {item.header.get('NumberOfFrames')}")  # fmt: skip
-    common = {tag: item.header.get(tag) for tag in keywords if item.header.get(tag) is not None}
-    return [replace(item, header={**common, **group}, frame=n) for n, group in enumerate(groups)]
+    return [replace(item, header={**item.header, **group}, frame=n) for n, group in enumerate(groups)]
 
 
-def _check_length(item: _Slice) -> None:
-    """dicomsdl fills what is missing from native pixel data with whatever lies in memory, without a word."""
+def _needed(item: _Slice) -> int:
+    """Bytes of the file's native pixel data by its matrix."""
+    rows, columns = item.shape
+    samples = int(item.number("SamplesPerPixel", 1)) * max(1, int(item.number("NumberOfFrames", 1)))
+    return rows * columns * samples * int(item.number("BitsAllocated", 16)) // 8
+
+
+def _check_length(item: _Slice, size: int) -> None:
+    """dicomsdl fills what is missing from native pixel data with whatever lies in memory, without a word. ``size``: of
+    the file, once inflated."""
     if item.native is None:
         return
     first, length = item.native
-    rows, columns = item.shape
-    samples = int(item.number("SamplesPerPixel", 1)) * max(1, int(item.number("NumberOfFrames", 1)))
-    needed = rows * columns * samples * int(item.number("BitsAllocated", 16)) // 8
-    there = min(length, item.path.stat().st_size - first)
+    needed, there = _needed(item), min(length, size - first)
     if there < needed:
         raise DecodeError(f"{item.path.name}: {there} bytes of pixel data, its matrix needs {needed}")
 
@@ -258,6 +291,9 @@ def _fill_hu(out: Int16Array, item: _Slice, stored: npt.NDArray[Any]) -> None:
     if stored.shape != out.shape:
         raise DecodeError(f"{item.path.name}: pixels of shape {stored.shape}, the header says {out.shape}")
     slope, intercept = item.number("RescaleSlope", 1) or 1.0, item.number("RescaleIntercept", 0)
+    if max(abs(slope), abs(intercept)) > LARGEST_RESCALE:
+        raise DecodeError(f"{item.path.name}: slope {slope:g} and intercept {intercept:g} are not allowed: at most "
+                          f"{LARGEST_RESCALE:g}")  # fmt: skip
     if not _shifted_into(out, stored, slope, intercept):
         hu = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
         out[:] = np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
@@ -313,12 +349,25 @@ def _as_signed(value: Any, header: Any) -> int:
     return number + 65536 if number < 0 else number
 
 
+def _inflated(item: _Slice) -> tuple[bytearray, int]:
+    """A deflated file, no further than its matrix needs, and where its words begin."""
+    if item.native is None or (item.number("BitsAllocated", 16), item.number("SamplesPerPixel", 1)) != (16, 1):
+        raise DecodeError(f"{item.path.name}: deflated pixels other than words of 16 bits are not supported")
+    first = item.native[0]
+    content = inflated(item.path, first + _needed(item))
+    if len(content) < first + _needed(item):
+        raise DecodeError(f"{item.path.name}: {len(content) - first} bytes of pixel data, its matrix needs more")
+    return content, first
+
+
 def _stored_values(item: _Slice, files: _Files) -> npt.NDArray[Any]:
     allocated, samples = item.number("BitsAllocated", 16), item.number("SamplesPerPixel", 1)
     frames = item.number("NumberOfFrames", 1)
+    if item.syntax == DEFLATED:
+        return _native_values(item, *_inflated(item))
     if item.native and item.syntax in (EXPLICIT, IMPLICIT) and (allocated, samples, frames) == (16, 1, 1):
         return _native_values(item, files.read(item.path), item.native[0])
-    if item.syntax in NATIVE or item.syntax.startswith(JPEG):
+    if item.syntax.startswith(JPEG):
         try:
             return np.asarray(dicomsdl.open(str(item.path)).pixelData(storedvalue=True))
         except MemoryError:
@@ -326,7 +375,9 @@ def _stored_values(item: _Slice, files: _Files) -> npt.NDArray[Any]:
         except Exception as error:  # dicomsdl raises RuntimeError subclasses of its own; pydicom has the last word
             log.debug("dicomsdl: %s", error)
     try:
-        return np.asarray(pydicom.dcmread(item.path, force=True).pixel_array)
+        dataset = pydicom.dcmread(item.path, force=True)
+        dataset.file_meta.TransferSyntaxUID = UID(item.syntax)  # some files state none
+        return np.asarray(dataset.pixel_array)
     except MemoryError:
         raise
     except Exception as error:
@@ -337,6 +388,11 @@ def _stored_values(item: _Slice, files: _Files) -> npt.NDArray[Any]:
 def _stored_frames(items: list[_Slice]) -> Iterator[npt.NDArray[Any]]:
     """Frames of one file, in the order of ``items``, one at a time: together they may fill the memory."""
     first = items[0]
+    if first.syntax == DEFLATED:
+        content, start = _inflated(first)
+        size = 2 * first.shape[0] * first.shape[1]
+        yield from (_native_values(item, content, start + size * int(item.frame or 0)) for item in items)
+        return
     if first.native and first.syntax in (EXPLICIT, IMPLICIT) and first.number("BitsAllocated", 16) == 16:
         size = 2 * first.shape[0] * first.shape[1]
         for item in items:

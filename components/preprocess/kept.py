@@ -10,36 +10,29 @@ import hashlib
 import json
 import os
 import shutil
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from components.acquire import elements, frames, stacks
 from components.acquire.stage import SeriesJob
+from components.code import code_digest, imports
 from components.files import replacing, sha256_file
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.store import Volume, write_volume
 
 KEPT = Path(".ctfoundry/volumes")
+ROOM = "components/preprocess"
 VOLUME, ROW = "volume.b2nd", "row.json"
 # What the voxels, and the bytes they are stored as, depend on besides our own code.
 LIBRARIES = ("blosc2", "dicomsdl", "nibabel", "numpy", "opencv-python-headless", "pydicom", "pylibjpeg",
              "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "scipy")  # fmt: skip
 
 
-@cache
 def code_version() -> str:
     """Digest of the code and the libraries' versions that turn raw files into a stored volume."""
-    modules = [
-        *sorted(Path(__file__).parent.glob("*.py")),
-        *(Path(str(m.__file__)) for m in (elements, frames, stacks)),
-    ]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in modules))
-    digest.update(" ".join(f"{name} {version(name)}" for name in LIBRARIES).encode())
-    return digest.hexdigest()
+    makers = (m for m in imports(f"{ROOM}/stage.py") if m.startswith(f"{ROOM}/") and m != f"{ROOM}/kept.py")
+    return code_digest(tuple(sorted(makers)), LIBRARIES)
 
 
 def entry(job: SeriesJob, receipt: pd.DataFrame, config: PreprocessConfig) -> Path:
@@ -58,7 +51,7 @@ def entry(job: SeriesJob, receipt: pd.DataFrame, config: PreprocessConfig) -> Pa
 
 def keep(folder: Path, row: dict[str, Any], volume: Volume | None, provenance: dict[str, Any]) -> None:
     """Write an entry, whole or not at all. ``row``: what was measured; None for ``volume``: it did not decode."""
-    with replacing(folder) as temporary:
+    with replacing(folder, durable=False) as temporary:  # read_whole compares it with its digest
         temporary.mkdir(parents=True)
         if volume is not None:
             write_volume(temporary / VOLUME, volume, provenance)
@@ -76,6 +69,7 @@ def read_whole(folder: Path) -> dict[str, Any] | None:
     """As :func:`read`; None where the entry is missing or has been damaged since it was written."""
     try:
         row = read(folder)
+        os.utime(folder)  # the cohort forgets what was long not in use
         whole = not row["decoded"] or sha256_file(folder / VOLUME) == row["sha256"]
     except (OSError, ValueError, KeyError):
         return None

@@ -114,7 +114,7 @@ def _missing(path: Path, image: Any, affine: FloatArray, unit: int) -> str:
     if not (by_sform or by_qform):
         return "orientation"
     if not by_sform:  # its voxel size is pixdim; nibabel has put 1 mm for 0 by now
-        with ImageOpener(path) as stream:
+        with ImageOpener(str(path)) as stream:
             pixdim = type(image.header).from_fileobj(stream, check=False)["pixdim"][1:4]
         if not (np.abs(pixdim) > 0).all():
             return "voxel size"

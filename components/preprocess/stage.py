@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from components.acquire import raw
-from components.acquire.stage import SeriesJob, make_ready
-from components.cluster import GIB, map_isolated
-from components.files import read_table, replacing, sha256_file, write_table
+from components.acquire.stage import SeriesJob, ready
+from components.cluster import map_isolated
+from components.files import StopStageError, read_table, replacing, sha256_file, write_table
+from components.isolation import GIB, Lost, check_unexpected
 from components.params import UserError
 from components.preprocess import kept
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.dicom import read_series
 from components.preprocess.measure import measure_volume
 from components.preprocess.nifti import read_nifti
+from components.preprocess.origin import origin_of
 from components.preprocess.standardise import crop_to_body, find_body, resample_only
 from components.preprocess.store import Volume
 
 log = logging.getLogger(__name__)
 
 WORKER_BYTES, COPIES = GIB // 2, 3  # measured by tests/benchmarks/bench_memory.py
+_NUMBERED = re.compile(r"\b\d{6}\.dcm\b")
 CARRIED = ["series", "patient", "name", "source", "collection", "role", "split", "retest_of", "shard"]
 
 
@@ -78,7 +83,7 @@ def read_received(job: VolumeJob) -> Volume:
     try:
         raw.check(job.series.row["series"], job.series.fetch(), job.receipt)
     except UserError as error:
-        raise raw.StopStageError(str(error)) from None
+        raise StopStageError(str(error)) from None
     return read_raw(raw.data_files(folder), only_largest)
 
 
@@ -93,24 +98,36 @@ def preprocess_series(job: VolumeJob) -> None:
     series = job.series.row
     try:
         native = read_received(job)
-    except raw.StopStageError:
+    except StopStageError:
         raise
     except UserError as error:
-        kept.keep(job.entry, {"decoded": False, "detail": str(error)}, None, {})
+        kept.keep(job.entry, {"decoded": False, "detail": _known(str(error), job.series.members)}, None, {})
         return
     resampled = resample_only(native, job.config)
     body = find_body(resampled, job.config.foreground_hu)
     volume = crop_to_body(resampled, body, job.config.foreground_margin_mm)
     sizes = dict(zip(("n0", "n1", "n2"), volume.hu.shape, strict=True))
     row = {"decoded": True, "detail": "", **sizes, **measure_volume(native, resampled, body)}
-    provenance = {"series": series["series"], "source": series["source"], "grid": job.config.grid}
+    origin = origin_of(raw.data_files(job.series.folder))
+    provenance = {"series": series["series"], "source": series["source"], "frame": origin.frame,
+                  "patient": origin.patient, "grid": job.config.grid}  # fmt: skip
     kept.keep(job.entry, row, volume, provenance)
+
+
+def _known(detail: str, members: list[str]) -> str:
+    """``detail`` with the raw cache's own numbers as the files that ``ctfoundry locate`` finds, or without them.
+
+    Args:
+        members: of a series from a tree, whose files the cache numbers in this order.
+    """
+    numbers = {f"{number:06d}.dcm": member for number, member in enumerate(members)}
+    return _NUMBERED.sub(lambda match: f"file {numbers[match[0]]}" if match[0] in numbers else "a file", detail)
 
 
 def preprocess_shard(
     jobs: list[SeriesJob], acquired: Path, screened: pd.DataFrame, config: PreprocessConfig, folder: Path
 ) -> pd.DataFrame:
-    """Write ``volumes/<series>.b2nd`` and ``catalogue.parquet``, then evict the shard's raw bytes.
+    """Write ``volumes/<series>.b2nd`` and ``catalogue.parquet``, then let the shard's raw bytes go.
 
     Series whose bytes, grid and code are those of an earlier run are taken from it; their raw files are not needed.
 
@@ -122,7 +139,7 @@ def preprocess_shard(
         folder: output.
     """
     files = dict(tuple(read_table(acquired / "files.parquet").groupby("series")))
-    accepted = screened[screened["accepted"]].set_index("series")
+    accepted = screened[screened["accepted"].astype(bool)].set_index("series")
     voxels = (accepted["rows"] * accepted["columns"] * accepted["instances"]).astype(int).to_dict()
     all_jobs = [
         VolumeJob(job, receipt, config, kept.entry(job, receipt, config), voxels[job.row["series"]])
@@ -132,29 +149,49 @@ def preprocess_shard(
     ]
     known = {job.entry: row for job in all_jobs if (row := kept.read_whole(job.entry)) is not None}
     todo = [job for job in all_jobs if job.entry not in known]
-    make_ready([job.series for job in todo])
-    limit = int(config.max_memory_gib * GIB)
-    results = map_isolated(preprocess_series, todo, "preprocess", memory=_memory, max_memory=limit)
+    with ready(jobs, [job.series for job in todo]):
+        limit = int(config.max_memory_gib * GIB)
+        results = map_isolated(preprocess_series, todo, "preprocess", memory=_memory, max_memory=limit)
+        known.update(_new_rows(todo, results))
+        catalogue = _write(all_jobs, known, folder)
+        for job in all_jobs:
+            kept.forget_others(job.entry)
+        for series in jobs:  # rejected series too: their bytes can be fetched again
+            raw.let_go(series.folder, series.config.raw)
+    log.info("%d volumes, %d of them from an earlier run, %d not decoded", int(catalogue["decoded"].sum()),
+             len(all_jobs) - len(todo), int((~catalogue["decoded"].astype(bool)).sum()))  # fmt: skip
+    return catalogue
+
+
+def _new_rows(todo: list[VolumeJob], results: list[Lost | None]) -> dict[Path, dict[str, Any]]:
+    """Entry to what was measured. What was lost is not kept: it may have come from outside, and the next run tries it
+    again.
+
+    Raises:
+        UserError: more are lost than ``acquire.max_unexpected``.
+    """
+    rows = {}
     for job, lost in zip(todo, results, strict=True):
-        # Not kept: what killed a worker may have come from outside, and is tried again in the next run.
         if lost:
             log.warning("series %s: %s", job.series.row["series"], lost.detail)
-        known[job.entry] = {"decoded": False, "detail": lost.detail} if lost else kept.read(job.entry)
+        rows[job.entry] = {"decoded": False, "detail": lost.detail} if lost else kept.read(job.entry)
+    if todo:
+        details = (lost.detail for lost in results if lost)
+        check_unexpected("preprocess", details, todo[0].series.config.max_unexpected)
+    return rows
+
+
+def _write(jobs: list[VolumeJob], known: dict[Path, dict[str, Any]], folder: Path) -> pd.DataFrame:
+    """The store's folder, and the catalogue."""
     rows = []
-    with replacing(folder / "volumes") as store:
+    with replacing(folder / "volumes", durable=False) as store:  # the catalogue holds each volume's digest
         store.mkdir(parents=True)
-        for job in all_jobs:
+        for job in jobs:
             rows.append({**{key: job.series.row[key] for key in CARRIED}, **known[job.entry]})
             if known[job.entry]["decoded"]:
                 kept.place(job.entry, store / f"{job.series.row['series']}.b2nd")
     catalogue = pd.DataFrame(rows, columns=None if rows else [*CARRIED, "decoded", "detail"])
     write_table(folder / "catalogue.parquet", catalogue)
-    for job in all_jobs:
-        kept.forget_others(job.entry)
-    for series in jobs:  # rejected series too: their bytes can be fetched again
-        raw.evict(series.folder)
-    log.info("%d volumes, %d of them from an earlier run, %d not decoded", int(catalogue["decoded"].sum()),
-             len(all_jobs) - len(todo), int((~catalogue["decoded"].astype(bool)).sum()))  # fmt: skip
     return catalogue
 
 

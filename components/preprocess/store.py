@@ -90,21 +90,20 @@ def _write(
     meta: dict[str, Any],
     long_meta: dict[str, Any] | None = None,  # what may exceed the header: the names of many labels
 ) -> None:
-    with replacing(path) as temporary:
-        stored = blosc2.asarray(
-            np.ascontiguousarray(array),
-            urlpath=str(temporary),
-            mode="w",
-            chunks=chunks,
-            blocks=blocks,
-            cparams=blosc2.CParams(
-                codec=blosc2.Codec.LZ4, clevel=9, filters=[blosc2.Filter.BITSHUFFLE], filters_meta=[0], nthreads=1
-            ),
-            meta=meta,
-        )
-        for key, value in (long_meta or {}).items():
-            stored.schunk.vlmeta[key] = value
-        del stored
+    stored = blosc2.asarray(
+        np.ascontiguousarray(array),
+        contiguous=True,
+        chunks=chunks,
+        blocks=blocks,
+        cparams=blosc2.CParams(
+            codec=blosc2.Codec.LZ4, clevel=9, filters=[blosc2.Filter.BITSHUFFLE], filters_meta=[0], nthreads=1
+        ),
+        meta=meta,
+    )
+    for key, value in (long_meta or {}).items():
+        stored.schunk.vlmeta[key] = value
+    with replacing(path) as temporary:  # the bytes that blosc2 would write, but a full disk is told as one
+        temporary.write_bytes(stored.to_cframe())
 
 
 class StoredVolume:

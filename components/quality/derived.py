@@ -10,10 +10,12 @@ import re
 import numpy as np
 import pandas as pd
 
-# Transfer syntaxes that lose information (PS3.5 A.4), whatever LossyImageCompression says.
-LOSSY_SYNTAXES = {
-    f"1.2.840.10008.1.2.4.{n}" for n in ("50", "51", "81", "91", "93", "100", "101", "102", "103", "104", "105", "106")
-}
+# Compressed transfer syntaxes that lose nothing (PS3.5 A.4); every other one may, whatever LossyImageCompression says:
+# JPEG, near-lossless JPEG-LS, JPEG 2000 and HTJ2K, video, JPEG XL, what only points to pixels, and those to come.
+COMPRESSED = "1.2.840.10008.1.2.4."
+LOSSLESS_SYNTAXES = {
+    COMPRESSED + n for n in ("57", "58", "65", "66", "70", "80", "90", "92", "110", "201", "202")
+}  # fmt: skip
 # BodyPartExamined is typed at the scanner: only defined terms for CT (DICOM PS3.16 annex L) say something.
 REGIONS = frozenset(re.findall(r"[A-Z]+", """
     ABDOMEN ABDOMENPELVIS ADRENAL ANKLE ARM BLADDER BONE BRAIN BREAST CALF CHEST CHESTABDOMEN CHESTABDPELVIS COLON
@@ -52,7 +54,7 @@ def _of_headers(table: pd.DataFrame) -> None:
     table["repeated"] = (table["instances"] - table["positions"]).where(placed, 0).clip(lower=0)
     table["geometries"] = table[["orientations", "matrices", "pixel_spacings"]].max(axis=1)
     if "transfer_syntax" in table:
-        table["lossy_syntax"] = [bool(LOSSY_SYNTAXES & set(str(v).split("|"))) for v in table["transfer_syntax"]]
+        table["lossy_syntax"] = [any(map(_may_lose, str(v).split("|"))) for v in table["transfer_syntax"]]
     if _has(table, "spacing_row_mm", "spacing_column_mm"):
         sides = pd.DataFrame({c: _numbers(table, c) for c in ("spacing_row_mm", "spacing_column_mm")})
         table["pixel_min_mm"], table["pixel_max_mm"] = sides.min(axis=1), sides.max(axis=1)
@@ -83,6 +85,10 @@ def _of_headers(table: pd.DataFrame) -> None:
         table["unstated_identifiers"] = table["identifiers"].where(~stated, "")
         table["unstated_private"] = table["private_unknown"].where(~stated, 0)
         table["unstated_burned_in"] = table["burned_in"].where(~stated, False)
+
+
+def _may_lose(syntax: str) -> bool:
+    return syntax.startswith(COMPRESSED) and syntax not in LOSSLESS_SYNTAXES
 
 
 def _of_cohort(table: pd.DataFrame) -> None:

@@ -1,6 +1,6 @@
 """``python -m components.screen --line wholebody --shard 0``."""
 
-from components.command import data_dir, run_stage
+from components.command import cohort_slice, data_dir, run_stage
 from components.files import read_table
 from components.params import load_stage
 from components.screen.config import ScreenConfig
@@ -8,7 +8,7 @@ from components.screen.stage import screen_shard
 
 
 def main(line: str, shard: int) -> None:
-    cohort = read_table(data_dir(line, "cohort") / "cohort.parquet")
+    cohort = read_table(cohort_slice(data_dir(line, "cohort"), shard) / "cohort.parquet")
     config = load_stage(ScreenConfig, line, "screen")
     screen_shard(data_dir(line, "acquire", shard), cohort, shard, config, data_dir(line, "screen", shard))
 

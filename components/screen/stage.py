@@ -22,7 +22,7 @@ def screen_shard(acquired: Path, cohort: pd.DataFrame, shard: int, config: Scree
 
     Args:
         acquired: folder of the shard's receipt.
-        cohort: the whole cohort, so that a series lost on the way is noticed.
+        cohort: the cohort, or the shard's part of it, so that a series lost on the way is noticed.
         shard: number of the shard.
         config: thresholds.
         folder: output.

@@ -34,7 +34,9 @@ from tests.s3 import BUCKET, S3, serving
 
 LIDC = "af9e2c1c-a1d4-4069-b7e9-4a3e835b3aad"
 TRANSFER = TransferConfig(attempts=1, backoff_s=0.0, stall_s=30.0, slowest_mb_s=0.1, connections=16)
-ACQUIRE = AcquireConfig(workers=None, mixed_series="whole", transfer=TRANSFER)
+ACQUIRE = AcquireConfig(
+    workers=None, max_memory_gib=4.0, raw="evict", mixed_series="whole", max_unexpected=0, transfer=TRANSFER
+)
 
 
 def series(count: int) -> dict[str, dict[str, bytes]]:

@@ -17,7 +17,7 @@ from released import ROOT, first_answer, free_port, write_release
 
 from components.bundle.inputs import code_hash
 from components.bundle.manifest import Manifest, write_manifest
-from components.files import sha256_file
+from components.files import sha256_tree, write_text
 from components.params import UserError
 from serving.build import bento_environment, bento_path, bento_tag, build_bento
 from serving.requirements import pinned_requirements
@@ -33,7 +33,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     app = root / "serving" / "app.py"  # a mark by which the served code is known from this checkout's
     app.write_text(app.read_text().replace('"line": manifest.line', '"line": manifest.line, "mark": "this copy"'))
     pins = sorted(f"{d.name}=={d.version}" for d in metadata.distributions() if d.name != "ctfoundry")
-    (root / "constraints.txt").write_text("\n".join(["--extra-index-url https://wheels.invalid/simple", *pins]) + "\n")
+    lock = root / "constraints.txt"
+    lock.write_text("\n".join(["--extra-index-url https://wheels.invalid/simple", *pins]) + "\n")
+    write_text(root / "infra" / "pins" / "serving.txt", "\n".join(pinned_requirements(lock)) + "\n")
     folder = root / "releases" / "wholebody"
     write_release(folder)
     (folder / "MODEL_CARD.md").write_text("# A model card\n")
@@ -42,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _sign(root: Path) -> Manifest:
-    inputs = {"code": code_hash(root), "lock": sha256_file(root / "constraints.txt")}
+    inputs = {"code": code_hash(root), "lock": sha256_tree(root / "infra" / "pins")}
     return write_manifest(root / "releases" / "wholebody", "wholebody", "ctfoundry-wholebody", inputs)
 
 

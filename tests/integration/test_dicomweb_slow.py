@@ -28,19 +28,21 @@ from components.acquire.sources import Listing
 from components.acquire.sources.dicomweb import DicomwebSource
 from components.acquire.stage import SeriesJob, acquire_series
 from components.cohort.config import CohortConfig
-from components.files import write_json
+from components.files import StopStageError, write_json
 from components.params import UserError, load_stage
 from components.phantom.scanner import scan
 from tests.released import ROOT, free_port
 from tests.unit.phantom_plans import small
 from tests.unit.small_pacs import as_file, make_series
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("secret")]
 
 PLUGINS = Path("/usr/share/orthanc/plugins")
 USER, PASSWORD = "reader", "opensesame"
 TRANSFER = TransferConfig(attempts=6, backoff_s=0.5, stall_s=10.0, slowest_mb_s=0.5, connections=1)
-ACQUIRE = AcquireConfig(workers=None, mixed_series="whole", transfer=TRANSFER)
+ACQUIRE = AcquireConfig(
+    workers=None, max_memory_gib=4.0, raw="evict", mixed_series="whole", max_unexpected=0, transfer=TRANSFER
+)
 
 
 class Orthanc:
@@ -216,7 +218,7 @@ def test_a_pacs_that_stays_away_stops_the_stage_and_a_later_run_goes_on(pacs: Or
     pacs.kill()
     try:
         twice = TRANSFER.model_copy(update={"attempts": 2})
-        with pytest.raises(raw.StopStageError, match="PACS: refuses connections; is CTFOUNDRY_DICOMWEB_URL right"):
+        with pytest.raises(StopStageError, match="PACS: refuses connections; is CTFOUNDRY_DICOMWEB_URL right"):
             acquire_series(replace(job, config=ACQUIRE.model_copy(update={"transfer": twice})))
     finally:
         pacs.start()

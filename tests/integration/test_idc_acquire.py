@@ -20,14 +20,17 @@ from components.acquire.config import AcquireConfig, TransferConfig
 from components.acquire.stage import acquire_shard, jobs_of
 from components.acquire.transfer import Bucket, download
 from components.cohort.config import CohortConfig
-from components.files import read_table, write_table
+from components.cohort.stage import write_slices
+from components.files import StopStageError, read_table
 from components.params import UserError, parse, read_yaml
 from tests.released import ROOT
 from tests.s3 import CLOSED, S3, serving
 
 LIDC_SERIES = "1.3.6.1.4.1.14519.5.2.1.6279.6001.100621383016233746780170740405"  # in the index that idc-index ships
 TRANSFER = TransferConfig(attempts=2, backoff_s=0.0, stall_s=3.0, slowest_mb_s=0.1, connections=8)
-CONFIG = AcquireConfig(workers=1, mixed_series="whole", transfer=TRANSFER)
+CONFIG = AcquireConfig(
+    workers=1, max_memory_gib=4.0, raw="evict", mixed_series="whole", max_unexpected=0, transfer=TRANSFER
+)
 
 
 @pytest.fixture
@@ -45,9 +48,8 @@ def cohort() -> CohortConfig:
 
 
 def write_cohort(rows: list[dict[str, Any]]) -> Path:
-    folder = Path("cohort")
-    write_table(folder / "cohort.parquet", pd.DataFrame(rows).sort_values("series"))
-    write_table(folder / "files.parquet", pd.DataFrame({"location": [""], "series": [""]}))
+    folder, table = Path("cohort"), pd.DataFrame(rows).sort_values("series")
+    write_slices(table, pd.DataFrame({"location": [""], "series": [""]}), int(table["shard"].max()) + 1, folder)
     return folder
 
 
@@ -80,7 +82,7 @@ def test_an_outage_stops_the_stage_at_once_and_a_later_run_goes_on(s3: S3, cohor
     begin = time.monotonic()
     with pytest.raises(UserError, match="not reachable"):  # asked for before any series is tried
         acquire_shard("wholebody", 0, folder, cohort, CONFIG, Path("out"))
-    with pytest.raises(raw.StopStageError, match="not reachable"):  # gone midway: no series is failed for it
+    with pytest.raises(StopStageError, match="not reachable"):  # gone midway: no series is failed for it
         jobs_of("wholebody", folder, 0, cohort, CONFIG)[1].fetch()
     assert time.monotonic() - begin < 60
     assert not Path("out").exists()
@@ -98,6 +100,7 @@ def test_an_outage_stops_the_stage_at_once_and_a_later_run_goes_on(s3: S3, cohor
 def test_twelve_shards_pass_through_a_cache_of_two(
     s3: S3, cohort: CohortConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each is brought in, preprocessed and let go: what is kept goes when room is needed, what waits never does."""
     shards, per_shard, size = 12, 3, 400_000
     budget = 2 * per_shard * size * 1.05  # the notes beside the files take a little
     monkeypatch.setenv(raw.BUDGET_VARIABLE, str(budget / 1e9))
@@ -112,18 +115,37 @@ def test_twelve_shards_pass_through_a_cache_of_two(
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    processed = []
     try:
         for shard in range(shards):
             acquire_shard("wholebody", shard, folder, cohort, CONFIG, Path("out") / str(shard))
+            for job in jobs_of("wholebody", folder, shard, cohort, CONFIG):  # as preprocessing does
+                processed.append(len(raw.data_files(job.folder)))
+                raw.let_go(job.folder, "keep")
     finally:
         over.set()
         watcher.join()
     print(f"peak {peak / 1e6:.2f} MB of {budget / 1e6:.2f} MB; {shards} shards of {per_shard * size / 1e6:.2f} MB")
     assert per_shard * size < peak <= budget
+    assert processed == [4] * shards * per_shard, "every series is there when its turn comes"
     statuses = pd.concat([read_table(Path("out") / str(shard) / "receipt.parquet") for shard in range(shards)])[
         "status"
     ]
     assert statuses.tolist() == ["acquired"] * shards * per_shard
+
+
+def test_shards_that_nobody_preprocesses_fill_the_cache_and_the_next_is_refused(
+    s3: S3, cohort: CohortConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an order of all `acquire` first: nothing is thrown away to be fetched again."""
+    monkeypatch.setenv(raw.BUDGET_VARIABLE, str(25_000 / 1e9))
+    rows = [s3.store(f"{shard}", {"a.dcm": os.urandom(10_000)}) | {"shard": shard} for shard in range(3)]
+    folder = write_cohort(rows)
+    for shard in (0, 1):
+        acquire_shard("wholebody", shard, folder, cohort, CONFIG, Path("out") / str(shard))
+    with pytest.raises(UserError, match="of wholebody still wait for `preprocess` and are not evicted"):
+        acquire_shard("wholebody", 2, folder, cohort, CONFIG, Path("out/2"))
+    assert sorted(p.name.split("-")[0] for p in (raw.RAW / "wholebody").iterdir()) == ["s0", "s1"]
 
 
 def used() -> int:

@@ -25,6 +25,7 @@ from components.acquire.config import TransferConfig
 from components.acquire.sources.idc import IdcSource
 from components.acquire.transfer import Bucket
 from components.cohort.config import IdcConfig
+from components.files import DiskFullError
 from components.params import UserError, read_yaml
 from tests.released import ROOT, free_port
 from tests.s3 import CLOSED, S3, serving
@@ -207,7 +208,7 @@ def test_a_full_disk_stops_the_stage(mirror: S3, tmp_path: Path) -> None:
         pytest.skip("no right to mount a small disk here")
     try:
         row = mirror.store("large", {"a.dcm": bytes(3 << 20)})
-        with pytest.raises(raw.DiskFullError, match="the disk is full"):
+        with pytest.raises(DiskFullError, match="the disk is full"):
             fetch(row, small)
         assert list(small.iterdir()) == []
     finally:

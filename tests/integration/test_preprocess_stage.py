@@ -23,9 +23,10 @@ from ray import cloudpickle
 
 from components.acquire.config import AcquireConfig
 from components.acquire.stage import acquire_shard, jobs_of
-from components.cluster import GIB, data_bytes
 from components.cohort.config import CohortConfig
-from components.files import read_table, sha256_tree, write_table
+from components.cohort.stage import write_slices
+from components.files import read_table, sha256_tree
+from components.isolation import GIB, data_bytes
 from components.params import load_stage
 from components.phantom.config import PhantomConfig
 from components.phantom.plan import plan_scans
@@ -33,6 +34,7 @@ from components.preprocess import kept, stage
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.dicom import read_series
 from components.preprocess.stage import VolumeJob, preprocess_series, preprocess_shard
+from components.preprocess.store import StoredVolume
 from tests.released import ROOT
 
 PARAMS = ROOT / "params.yaml"
@@ -54,8 +56,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 def acquired(count: int) -> Path:
     """The first ``count`` series brought in, below the working directory."""
-    write_table(Path("cohort/cohort.parquet"), pd.DataFrame(rows(42)[:count]))
-    write_table(Path("cohort/files.parquet"), pd.DataFrame({"location": [""], "series": [""]}))
+    write_slices(pd.DataFrame(rows(42)[:count]), pd.DataFrame({"location": [""], "series": [""]}), 1, Path("cohort"))
     acquire = load_stage(AcquireConfig, LINE, "acquire", PARAMS)
     cohort = load_stage(CohortConfig, LINE, "cohort", PARAMS)
     acquire_shard(LINE, 0, Path("cohort"), cohort, acquire, Path("acquire"))
@@ -82,6 +83,9 @@ def test_two_new_series_among_forty(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert first["decoded"].all()
     before = entries()
     assert len(before) == len(first) == 40
+    told = [StoredVolume(path).provenance for path in sorted(Path("preprocess/volumes").iterdir())]
+    assert len({t["frame"] for t in told}) == len({t["patient"] for t in told}) == 40, "so that labels can be compared"
+    assert all(t["frame"][0] == "r" and t["patient"][0] == "p" for t in told)
     assert len({p.stat().st_ino for p in Path("preprocess/volumes").iterdir()} & set(before.values())) == 40
 
     acquired(42)

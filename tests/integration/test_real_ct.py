@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from components.acquire.config import AcquireConfig, TransferConfig
+from components.acquire.sources.tree import tree_digest
 from components.acquire.stage import acquire_shard, jobs_of
 from components.cohort.config import CohortConfig
 from components.cohort.keys import patient_key
-from components.cohort.roots import tree_digest
 from components.cohort.stage import make_cohort
 from components.curate.config import CurateConfig
 from components.curate.stage import curate
@@ -21,6 +21,7 @@ from components.preprocess.stage import preprocess_shard
 from components.screen.config import ScreenConfig
 from components.screen.stage import screen_shard
 
+pytestmark = pytest.mark.usefixtures("secret")
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 TRANSFER = TransferConfig(attempts=1, backoff_s=0.0, stall_s=30.0, slowest_mb_s=0.5, connections=1)
 
@@ -33,7 +34,9 @@ def brought_in(root: Path, kind: str, held_out: frozenset[str], privacy: str) ->
     )
     of_tree = {"source": kind, "source_digest": tree_digest(root), "paths": "shown", "phantom": phantom}
     config = config.model_copy(update=of_tree)
-    acquire = AcquireConfig(workers=None, mixed_series="whole", transfer=TRANSFER)
+    acquire = AcquireConfig(
+        workers=None, max_memory_gib=4.0, raw="evict", mixed_series="whole", max_unexpected=0, transfer=TRANSFER
+    )
     data = Path("data/wholebody")
     cohort = make_cohort("wholebody", config, 2, held_out, data / "cohort")
     for shard in (0, 1):

@@ -77,7 +77,7 @@ def root(tmp_path: Path) -> Path:
     write_text(data / "evaluate" / "plots" / "figures.csv", pd.DataFrame(rows, columns=columns).to_csv(index=False))
     write_text(data / "evaluate" / "report.html", "<html></html>\n")
     write_json(data / "gate" / "decision.json", _decision("pass"))
-    write_text(tmp_path / "constraints.txt", "numpy==2.0.0\n")
+    write_text(tmp_path / "infra" / "pins" / "pretrain.txt", "numpy==2.0.0\n")
     write_text(tmp_path / "components" / "a.py", "x = 1\n")
     return tmp_path
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from components.files import read_table, replacing, sha256_tree, write_json, write_table
+from components import files
+from components.files import DiskFullError, read_table, replacing, sha256_tree, write_json, write_table
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -49,3 +56,124 @@ def test_json_refuses_what_is_no_number(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_json(tmp_path / "t.json", {"auc": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def folder_with(path: Path, name: str) -> Path:
+    path.mkdir()
+    (path / name).touch()
+    return path
+
+
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanging: bool
+) -> None:
+    path = folder_with(tmp_path / "out", "old")
+    if not exchanging:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+
+    def write() -> None:
+        with replacing(path) as temporary:  # never made: neither exchange nor rename can succeed
+            temporary.with_name("beside").touch()
+
+    with pytest.raises(FileNotFoundError):
+        write()
+    assert [p.name for p in path.iterdir()] == ["old"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["beside", "out"]
+
+
+def test_a_second_rename_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder_with(tmp_path / "out", "old")
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    rename, calls = Path.rename, []
+
+    def second_fails(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "a share that has gone for a moment")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", second_fails)
+    with pytest.raises(OSError, match="gone for a moment"), replacing(path) as temporary:
+        folder_with(temporary, "new")
+    assert [p.name for p in path.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder_with(tmp_path / "out", "old")
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    with replacing(path) as temporary:
+        folder_with(temporary, "new")
+    assert [p.name for p in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_hosts_with_one_pid_write_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers count their processes alike: each publishes its own folder, whole."""
+    path = tmp_path / "out"
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with replacing(path) as first:
+        folder_with(first, "a")
+        monkeypatch.setattr(socket, "gethostname", lambda: "other")
+        with replacing(path) as second:
+            assert second != first
+            folder_with(second, "b")
+        assert [p.name for p in path.iterdir()] == ["b"]
+        assert [p.name for p in first.iterdir()] == ["a"], "not what the other one wrote, nor gone"
+    assert [p.name for p in path.iterdir()] == ["a"]
+
+
+def test_the_bytes_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()).removeprefix(f"{tmp_path}/"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with replacing(tmp_path / "out") as temporary:
+        folder_with(temporary, "file")
+    partial = temporary.name
+    assert synced == [f"{partial}/file", partial, str(tmp_path)]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a disk of one's own is not allowed here")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(tiny_disk: Path) -> None:
+    path = tiny_disk / "table.parquet"
+    write_table(path, pd.DataFrame({"a": [1]}))
+    before = path.read_bytes()
+    with pytest.raises(DiskFullError, match=f"disk: full while writing below {tiny_disk}; free some"):
+        write_table(path, pd.DataFrame({"a": [os.urandom(4 << 20)]}))
+    assert path.read_bytes() == before
+    assert list(tiny_disk.iterdir()) == [path]
+
+
+def test_a_full_disk_ends_a_stage_with_one_line(tiny_disk: Path) -> None:
+    """Also where nothing of ours was writing, as a library that unpacks into the temporary folder."""
+    script = f"""
+import sys
+from pathlib import Path
+from components.command import run_stage
+def stage(line):
+    (Path({str(tiny_disk)!r}) / "spool").write_bytes(bytes(4 << 20))
+sys.argv = ["stage", "--line", "head"]
+run_stage("curate", "", stage)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("curate: disk: full")
+    assert ran.stderr.count("\n") == 1

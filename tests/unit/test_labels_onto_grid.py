@@ -172,7 +172,7 @@ def test_written_segmentation_on_an_oblique_scan(tmp_path: Path) -> None:
 
 
 def test_holes_and_the_order_of_points() -> None:
-    from components.labels.contours import _even_odd
+    from components.labels.contours import even_odd as _even_odd
 
     outer = np.array([[2.0, 2.0], [2.0, 12.0], [12.0, 12.0], [12.0, 2.0]]) + 0.5
     inner = np.array([[5.0, 5.0], [9.0, 5.0], [9.0, 9.0], [5.0, 9.0]]) + 0.5  # the other way round

@@ -1,0 +1,140 @@
+"""A deployment on a cron gets its runs: the pinned packages let Prefect schedule, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from released import free_port
+
+WITHIN_S = 75.0
+START_S = 180.0  # migrations of an empty database, on a busy machine
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+SCHEDULED = """
+import asyncio, sys
+from uuid import UUID
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.schedules import CronSchedule
+from prefect import flow
+import time
+
+@flow
+def nothing(): ...
+
+async def main(within):
+    scheduled = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+    async with get_client() as client:
+        flow_id = await client.create_flow(nothing)
+        cron = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)
+        await client.create_deployment(flow_id, "nightly", schedules=[cron])
+        end = time.monotonic() + within
+        while time.monotonic() < end:
+            if runs := await client.read_flow_runs(flow_run_filter=scheduled):
+                return print("scheduled", len(runs))
+            await asyncio.sleep(1)
+    print("scheduled 0")
+
+asyncio.run(main(float(sys.argv[1])))
+"""
+
+
+@contextmanager
+def prefect_server(home: Path, **variables: str) -> Iterator[dict[str, str]]:
+    """A Prefect server of its own; yields the environment of its clients."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        **variables,
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    log = (home / "server.log").open("w")
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + START_S
+        while not _answers(f"{environment['PREFECT_API_URL']}/health"):
+            assert server.poll() is None, (home / "server.log").read_text()[-2000:]
+            assert time.monotonic() < end, "the server does not answer"
+            time.sleep(0.5)
+        yield environment
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+        log.close()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _scheduled(environment: dict[str, str]) -> str:
+    command = [sys.executable, "-c", SCHEDULED, str(WITHIN_S)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_a_cron_gets_its_runs(tmp_path: Path) -> None:
+    with prefect_server(tmp_path) as environment:
+        assert _scheduled(environment) not in ("scheduled 0", "")
+
+
+@pytest.mark.slow
+def test_a_cron_gets_its_runs_on_postgresql(tmp_path: Path) -> None:
+    if not POSTGRES:
+        pytest.skip("no PostgreSQL server on this machine")
+    with (
+        postgresql(tmp_path / "database") as url,
+        prefect_server(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=url) as environment,
+    ):
+        assert _scheduled(environment) not in ("scheduled 0", "")
+
+
+@contextmanager
+def postgresql(folder: Path) -> Iterator[str]:
+    """A PostgreSQL server of its own; yields the address of its database for Prefect. It refuses to run as root."""
+    folder.mkdir()
+    port = free_port()
+    as_owner = []
+    if os.geteuid() == 0:
+        for parent in (folder, *folder.parents):
+            if str(parent).startswith(str(Path(os.environ.get("TMPDIR", "/tmp")))):
+                parent.chmod(0o755)
+        shutil.chown(folder, "postgres")
+        as_owner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    binaries, data = POSTGRES[-1], folder / "data"
+    run = [*as_owner, str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "prefect"]
+    subprocess.run(run, check=True, capture_output=True)
+    options = [f"-p{port}", "-h127.0.0.1", f"-k{folder}"]
+    server = subprocess.Popen(
+        [*as_owner, str(binaries / "postgres"), "-D", str(data), *options], stderr=subprocess.DEVNULL
+    )
+    try:
+        ready = [str(binaries / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-q"]
+        end = time.monotonic() + START_S
+        while subprocess.run(ready).returncode:
+            assert server.poll() is None, "PostgreSQL ended"
+            assert time.monotonic() < end, "PostgreSQL does not answer"
+            time.sleep(0.2)
+        yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait(timeout=60)

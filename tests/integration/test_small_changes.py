@@ -1,0 +1,357 @@
+"""A small change costs little: what was transferred and is unchanged is not transferred again; two runs at a time are
+in nobody's way; a disk that is full, or a series that is odd, is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from components.acquire import raw, receipts
+from components.acquire import stage as acquire_stage
+from components.acquire.config import AcquireConfig
+from components.acquire.stage import acquire_shard, jobs_of
+from components.cohort.config import CohortConfig
+from components.cohort.stage import FORGET_AFTER_DAYS, forget, shard_of, write_slices
+from components.files import read_table
+from components.params import UserError, load_stage, parse, read_yaml
+from components.phantom.config import PhantomConfig
+from components.phantom.plan import plan_scans
+from components.phantom.scanner import scan
+from components.preprocess import kept
+from components.preprocess.config import PreprocessConfig
+from components.preprocess.stage import preprocess_shard
+from tests.released import ROOT
+from tests.s3 import S3
+
+LINE = "wholebody"
+PARAMS = ROOT / "params.yaml"
+CONFIG = load_stage(AcquireConfig, LINE, "acquire", PARAMS).model_copy(update={"workers": 1})
+
+
+class Bucket(S3):
+    """An S3 server that knows what it has given."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._log, self._seen = folder / "moto.log", 0
+
+    def given(self) -> int:
+        """Objects sent since the last time."""
+        got = self._log.read_text().count('"GET /idc-open-data/0')
+        self._seen, new = got, got - self._seen
+        return new
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, bytes]]:
+    """Tiny series, as a scanner writes them."""
+    config = PhantomConfig(pretrain_patients=3, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=5)
+    plans = [p for p in plan_scans(LINE, config) if p.role == "pretrain"]
+    made = []
+    for number, plan in enumerate(plans):
+        folder = tmp_path_factory.mktemp(f"scan{number}")
+        scan(replace(plan, matrix=48, pixel_mm=8.0, increment_mm=20.0, slices=9, fault=""), folder)
+        made.append({path.name: path.read_bytes() for path in sorted(folder.glob("*.dcm"))})
+    return made
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    monkeypatch.chdir(tmp_path)
+    server = Bucket(tmp_path)
+    monkeypatch.setenv("CTFOUNDRY_IDC_ENDPOINT", server.url)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def idc() -> CohortConfig:
+    return parse(CohortConfig, {**read_yaml(PARAMS)[LINE]["cohort"], "source": "idc"}, "cohort")
+
+
+def listed(rows: list[dict[str, Any]]) -> Path:
+    table = pd.DataFrame(rows).sort_values("series", ignore_index=True)
+    write_slices(table, pd.DataFrame({"location": [""], "series": [""]}), 1, Path("cohort"))
+    return Path("cohort")
+
+
+def series(s3: S3, number: int, files: dict[str, bytes]) -> dict[str, Any]:
+    row = s3.store(f"{number:016x}", files)
+    return {**row, "version": ""}
+
+
+def acquired(rows: list[dict[str, Any]], config: AcquireConfig = CONFIG) -> pd.DataFrame:
+    acquire_shard(LINE, 0, listed(rows), idc(), config, Path("acquire/0"))
+    return read_table(Path("acquire/0/receipt.parquet"))
+
+
+def preprocessed(config: AcquireConfig, **changes: Any) -> pd.DataFrame:
+    grid = load_stage(PreprocessConfig, LINE, "preprocess", PARAMS).model_copy(update=changes)
+    screened = read_table(Path("acquire/0/receipt.parquet")).assign(accepted=True)
+    jobs = jobs_of(LINE, Path("cohort"), 0, idc(), config)
+    return preprocess_shard(jobs, Path("acquire/0"), screened, grid, Path("preprocess"))
+
+
+def objects_in(rows: list[dict[str, Any]]) -> int:
+    return sum(row["files"] for row in rows)
+
+
+def test_twenty_series_and_one_more(s3: Bucket, scans: list[dict[str, bytes]]) -> None:
+    small = dict(list(scans[0].items())[:2])
+    rows = [series(s3, number, small) for number in range(20)]
+    first = acquired(rows)
+    assert s3.given() == objects_in(rows)
+
+    for job in jobs_of(LINE, Path("cohort"), 0, idc(), CONFIG):  # as preprocessing leaves it
+        raw.let_go(job.folder, "evict")
+    transfer = CONFIG.transfer.model_copy(update={"stall_s": 7.0, "attempts": 5})
+    other = CONFIG.model_copy(update={"transfer": transfer, "workers": 2, "raw": "keep", "max_unexpected": 1})
+    pd.testing.assert_frame_equal(acquired(rows, other), first)
+    assert s3.given() == 0, "a bound or a time-out transfers nothing"
+
+    held_out = [{**row, "role": "held_out", "split": "held_out"} for row in rows]
+    assert set(acquired(held_out)["role"]) == {"held_out"}, "what the cohort says now"
+    assert s3.given() == 0
+
+    more = [*rows, series(s3, 20, small)]
+    second = acquired(more)
+    assert s3.given() == len(small), "one series more: one is transferred"
+    pd.testing.assert_frame_equal(second.head(20), first)
+
+    moved = [{**more[0], "location": more[1]["location"]}, *more[1:]]
+    acquired(moved)
+    assert s3.given() == len(small), "other bytes under the same key are fetched"
+    entry = next((receipts.KEPT / LINE).glob(f"s{3:016x}-*"))
+    entry.write_text(entry.read_text().replace('"acquired"', '"acquired"').replace("0", "1", 1))
+    acquired(moved)
+    assert s3.given() == len(small), "a damaged receipt is none"
+
+
+def test_another_grid_is_made_from_raw_files_that_were_kept(s3: Bucket, scans: list[dict[str, bytes]]) -> None:
+    rows = [series(s3, number, scan) for number, scan in enumerate(scans)]
+    keep = CONFIG.model_copy(update={"raw": "keep"})
+    acquired(rows, keep)
+    assert preprocessed(keep)["decoded"].all()
+    assert s3.given() == objects_in(rows)
+    assert preprocessed(keep, spacing_mm=(6.0, 4.0, 4.0))["decoded"].all()
+    assert s3.given() == 0
+    assert preprocessed(CONFIG, spacing_mm=(5.0, 4.0, 4.0))["decoded"].all()
+    assert s3.given() == 0, "they go after this"
+    assert preprocessed(CONFIG, spacing_mm=(4.0, 4.0, 4.0))["decoded"].all()
+    assert s3.given() == objects_in(rows)
+
+
+def test_one_series_more_moves_no_other() -> None:
+    keys = [f"s{number * 0x9E3779B97F4A7C15 % 2**64:016x}" for number in range(1, 2001)]
+    before = {key: shard_of(key, 7) for key in keys[:-1]}
+    assert {key: shard_of(key, 7) for key in keys[:-1]} == before
+    loads = pd.Series([shard_of(key, 7) for key in keys]).value_counts()
+    assert len(loads) == 7
+    assert loads.max() < 1.5 * len(keys) / 7
+    assert shard_of("s000000000000000a", 7) == 3, "the key alone decides"
+
+
+def test_slices_hold_their_shard_and_an_empty_one_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"patient": "p", "source": "idc", "location": "b/u", "plan": "", "files": 1, "bytes": 5, "version": ""}
+    table = pd.DataFrame([{**row, "series": f"s{n:016x}", "shard": n % 2} for n in range(4)])
+    files = pd.DataFrame({"location": ["x", "y", "z"], "series": [f"s{1:016x}", f"s{2:016x}", ""]})
+    write_slices(table, files, 3, Path("cohort"))
+    parts = [read_table(Path(f"cohort/shards/{n}/cohort.parquet"))["series"].tolist() for n in range(3)]
+    assert parts == [[f"s{0:016x}", f"s{2:016x}"], [f"s{1:016x}", f"s{3:016x}"], []]
+    assert [job.members for job in jobs_of(LINE, Path("cohort"), 1, idc(), CONFIG)] == [["x"], []]
+    acquire_shard(LINE, 2, Path("cohort"), idc(), CONFIG, Path("acquire/0"))
+    assert len(read_table(Path("acquire/0/receipt.parquet"))) == 0
+    write_slices(table[table["shard"] == 2], files, 1, Path("cohort"))
+    assert len(preprocessed(CONFIG)) == 0
+
+
+# Room.
+
+
+def put(name: str, size: int, done: bool = True) -> Path:
+    folder = raw.RAW / name
+    folder.mkdir(parents=True)
+    (folder / "0.dcm").write_bytes(bytes(size))
+    if done:
+        (folder / raw.PREPROCESSED).touch()
+    return folder
+
+
+def test_what_was_not_preprocessed_is_never_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(raw.BUDGET_VARIABLE, str(2500 / 1e9))
+    done, waiting = put("head/s1-a", 1000), put("head/s2-a", 1000, done=False)
+    with raw.reserved({raw.RAW / LINE / "s3-a": 1000}):
+        assert not done.exists(), "nobody waits for it"
+        assert waiting.exists()
+    message = (
+        r"0\.00 GB more .* of head still wait for `preprocess` and are not evicted: go shard by shard, as `ctfoundry"
+    )
+    with pytest.raises(UserError, match=message), raw.reserved({raw.RAW / LINE / "s3-a": 2000}):
+        pass
+    assert waiting.exists()
+
+
+OTHER_RUN = """
+import sys, time
+from pathlib import Path
+from components.acquire import raw
+with raw.reserved({raw.RAW / "head" / "s1-a": 1000}):
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_two_runs_never_evict_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines, checkouts' twins and hosts that share the folder: what one uses is the other's not to take."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(raw.BUDGET_VARIABLE, str(2500 / 1e9))
+    used, partial = put("head/s1-a", 1000), raw.RAW / "head" / ".s1-a.otherhost.0123.partial"
+    stale = raw.RAW / "head" / ".s9-a.otherhost.0123.partial"
+    stale.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", OTHER_RUN]
+    run = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert run.stdin is not None
+    assert run.stdout is not None
+    assert run.stdout.readline() == "ready\n"
+    os.utime(used, (1, 1))
+    partial.mkdir()
+    ours = {raw.RAW / LINE / "s3-a": 2000}
+    with pytest.raises(UserError, match="in use by another run: wait for it"), raw.reserved(ours):
+        pass
+    with raw.reserved({raw.RAW / LINE / "s3-a": 1000}):
+        assert used.exists()
+        assert partial.exists()
+        assert not stale.exists(), "its run is gone"
+    theirs = {raw.RAW / "head" / "s1-a": 0, raw.RAW / "head" / "s4-a": 0}
+    with pytest.raises(UserError, match="1 series of the shard are at work in another run"), raw.reserved(theirs):
+        pass
+    run.kill()
+    run.wait()
+    with raw.reserved(ours):
+        assert not used.exists(), "a run that was killed holds nothing"
+    assert not list(raw.RAW.glob(".*.use"))
+
+
+def test_two_runs_count_each_others_bytes_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(raw.BUDGET_VARIABLE, str(2500 / 1e9))
+    with raw.reserved({raw.RAW / "head" / "s1-a": 2000}):
+        with pytest.raises(UserError, match="in use by another run"), raw.reserved({raw.RAW / LINE / "s3-a": 1000}):
+            pass
+        with raw.reserved({raw.RAW / LINE / "s3-a": 400}):
+            pass
+
+
+def test_the_disk_keeps_room_for_the_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(raw, "_free", lambda: 1500)
+    with raw.reserved({raw.RAW / LINE / "s3-a": 700}):
+        pass
+    with pytest.raises(UserError, match="for the shard and its volumes"), raw.reserved({raw.RAW / LINE / "s3-a": 800}):
+        pass
+
+
+def test_another_version_of_a_series_goes_when_the_new_one_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old, other = put(f"{LINE}/s1-a", 10, done=False), put(f"{LINE}/s2-a", 10, done=False)
+    with raw.reserved({raw.RAW / LINE / "s1-b": 10}):
+        assert not old.exists()
+        assert other.exists()
+
+
+# An odd series.
+
+
+def test_an_error_that_nobody_foresaw_costs_its_series(
+    s3: Bucket, scans: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [series(s3, number, dict(list(scans[0].items())[:1])) for number in range(3)]
+    folder = listed(rows)
+    job = jobs_of(LINE, folder, 0, idc(), CONFIG)[1]
+    measure = acquire_stage._measure
+
+    def odd(paths: list[Path], only_largest: bool) -> dict[str, Any]:
+        found = measure(paths, only_largest)
+        return {**found, "body_part": ("CHEST", "ABDOMEN")} if paths[0].parent == job.folder else found
+
+    monkeypatch.setattr(acquire_stage, "_measure", odd)
+    monkeypatch.setattr(acquire_stage, "map_series", in_process)
+    with pytest.raises(UserError, match=r"acquire: 1 series of the shard gave no result \(1 x an error that nobody"):
+        acquired(rows, CONFIG.model_copy(update={"max_unexpected": 0}))
+    receipt = acquired(rows, CONFIG.model_copy(update={"max_unexpected": 1}))
+    assert receipt["status"].tolist() == ["acquired", "lost", "acquired"]
+    assert receipt["detail"].tolist() == ["", "an error that nobody foresaw (TypeError)", ""]
+    monkeypatch.setattr(acquire_stage, "_measure", measure)
+    assert set(acquired(rows)["status"]) == {"acquired"}, "tried again, from the files that are here"
+    assert s3.given() == objects_in(rows)
+
+
+def in_process(function: Any, items: Any, label: str, *, max_memory: int, lost: Any, **_: Any) -> list[Any]:
+    """As ``map_series``, where the test can reach."""
+    from components.isolation import Lost, guarded
+
+    results = [(item, guarded(function, item, max_memory)) for item in items]
+    return [lost(item, result) if isinstance(result, Lost) else result for item, result in results]
+
+
+# What is kept of series that have left.
+
+
+def test_what_has_left_the_cohort_is_forgotten_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = [raw.RAW / LINE, receipts.KEPT / LINE, kept.KEPT / LINE, kept.KEPT / "head"]
+    for place in places:
+        place.mkdir(parents=True)
+    for name in ("s1-a", "s2-a"):
+        for place in (places[0], places[2], places[3]):
+            (place / name).mkdir()
+        (places[1] / f"{name}.json").touch()
+    now = time.time()
+    forget(LINE, frozenset({"s1"}), now)
+    assert len(list(Path(".ctfoundry").rglob("s2-*"))) == 4, "an experiment's cohort comes and goes"
+    forget(LINE, frozenset({"s1"}), now + (FORGET_AFTER_DAYS + 1) * 86_400)
+    assert [p.parent.name for p in Path(".ctfoundry").rglob("s2-*")] == ["head"], "another line's is its own"
+    assert len(list(Path(".ctfoundry").rglob("s1-*"))) == 4
+
+
+def test_a_full_disk_while_volumes_are_kept(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a disk of one's own is not allowed here")
+    script = f"""
+import numpy as np
+from pathlib import Path
+from components.command import run_stage
+from components.preprocess import kept
+from components.preprocess.store import Volume
+import sys
+hu = np.random.default_rng(0).integers(-999, 999, (200, 128, 128)).astype(np.int16)
+sys.argv = ["preprocess", "--line", "head"]
+entry, volume = Path({str(disk)!r}) / "entry", Volume(hu, np.eye(4)[:3])
+run_stage("preprocess", "", lambda line: kept.keep(entry, {{"decoded": True}}, volume, {{}}))
+"""
+    try:
+        command = [sys.executable, "-c", script]
+        ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert ran.returncode == 1
+        assert ran.stderr.startswith("preprocess: disk: full while writing below")
+        assert ran.stderr.count("\n") == 1
+        assert not list(disk.iterdir()), "nothing half-written"
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

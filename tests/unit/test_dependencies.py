@@ -1,0 +1,156 @@
+"""What a touched file or parameter makes stale, in the real graph as DVC reads it: what decides an output, and no more.
+
+The table is printed with ``pytest -s``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from dvc.dependency.param import ParamsDependency
+from dvc.repo import Repo
+
+from components.params import PARAMS_FILE, StageConfig, decisive, read_yaml, stage_classes
+from tests import dependencies
+from tests.released import ROOT
+
+LINE = "wholebody"
+CODE = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "components").rglob("*.py"))
+
+
+class Graph:
+    """The stages of one line: what each depends on directly."""
+
+    def __init__(self) -> None:
+        with Repo(str(ROOT)) as repo:
+            stages = [s for s in repo.index.stages if re.search(rf"@{LINE}\b", s.addressing)]
+            self.keys = {
+                s.addressing: [str(key) for d in s.deps if isinstance(d, ParamsDependency) for key in d.params]
+                for s in stages
+            }
+            self.paths = {
+                s.addressing: [str(d.def_path) for d in s.deps if not isinstance(d, ParamsDependency)] for s in stages
+            }
+
+    def stale(self, path: str = "", key: str = "") -> set[str]:
+        """Names of the stages, without line; with their shard where only one shard's stage is touched."""
+        hit = {
+            name
+            for name in self.paths
+            if any(path == dep or path.startswith(f"{dep}/") for dep in self.paths[name])
+            or any(key == dep or key.startswith(f"{dep}.") for dep in self.keys[name])
+        }
+        stages: dict[str, set[str]] = {}
+        for name in hit:
+            stages.setdefault(name.partition("@")[0], set()).add(name)
+        every = {s: {n for n in self.paths if n.startswith(f"{s}@")} for s in stages}
+        return {n for s, found in stages.items() for n in ({s} if found == every[s] else found)}
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return Graph()
+
+
+def leaves(block: Any, prefix: str) -> Iterator[str]:
+    if isinstance(block, dict):
+        for key, value in block.items():
+            yield from leaves(value, f"{prefix}.{key}")
+    else:
+        yield prefix
+
+
+@pytest.mark.parametrize("stage", [name for name in dependencies.stages() if name not in dependencies.WHOLE])
+def test_a_stage_names_the_modules_that_decide_its_output_and_no_other(stage: str) -> None:
+    assert dependencies.listed(stage) == dependencies.needed(stage), "python -m tests.dependencies --write"
+
+
+def test_what_has_no_part_in_an_output_is_still_there() -> None:
+    for stage, modules in dependencies.WITHOUT_PART.items():
+        for module in modules:
+            assert (ROOT / module).is_file(), f"{stage}: {module}"
+
+
+def test_late_imports_count() -> None:
+    assert "components/acquire/sources/idc.py" in dependencies.needed("acquire")
+    assert "components/pretrain/ray_driver.py" in dependencies.needed("pretrain")
+
+
+def test_a_touched_module(graph: Graph) -> None:
+    table = {path: graph.stale(path) for path in CODE}
+    for path, stages in table.items():
+        print(f"{path:<45} {', '.join(sorted(stages))}")
+    assert table["components/progress.py"] == {"bundle"}
+    assert table["components/pretrain/plots.py"] == {"bundle"}
+    assert table["components/pretrain/embed.py"] == {"evaluate", "bundle"}
+    assert table["components/phantom/body.py"] == {"cohort", "acquire", "preprocess", "bundle"}
+    assert table["components/files.py"] >= {"cohort", "acquire", "screen", "preprocess", "curate", "evaluate", "gate"}
+    assert "acquire" not in table["components/cluster.py"]
+    for path, stages in table.items():
+        assert "bundle" in stages, "its manifest names the code"
+        assert "pretrain" not in stages or path.startswith(("components/pretrain/", "components/preprocess/store.py"))
+    for path in ("README.md", "flows/release.py", "params.yaml", "components/pretrain/recipes/ct_fm.yaml"):
+        assert graph.stale(path) <= {"bundle"}, "no training follows from it"
+
+
+def test_a_touched_parameter(graph: Graph) -> None:
+    block = read_yaml(ROOT / PARAMS_FILE)[LINE]
+    table = {key: graph.stale(key=f"{LINE}.{key}") for stage in block for key in leaves(block[stage], stage)}
+    for key, stages in table.items():
+        print(f"{key:<45} {', '.join(sorted(stages))}")
+    kept = {key for stage in decisive(block) for key in leaves(decisive(block)[stage], stage)}
+    assert {key for key, stages in table.items() if not stages} == table.keys() - kept, "settings of the machine, only"
+    assert {key for key, stages in table.items() if "bundle" in stages} == kept
+    machine = {"acquire.workers", "acquire.raw", "acquire.max_memory_gib"}
+    assert machine | {k for k in table if k.startswith("acquire.transfer.")} <= table.keys() - kept
+    assert table["cohort.quality.max_patient_share"] == {"cohort", "bundle"}, "nothing is transferred for a bound"
+    assert table["screen.min_instances"] == {"screen", "bundle"}
+    assert table["preprocess.spacing_mm"] == {"preprocess", "evaluate", "bundle"}, "and no series is brought in again"
+    assert table["acquire.mixed_series"] == {"acquire", "preprocess", "bundle"}
+    other = read_yaml(ROOT / PARAMS_FILE)["head"]
+    assert not any(graph.stale(key=f"head.{key}") for key in leaves(other["cohort"], "cohort"))
+
+
+def test_every_block_that_a_stage_reads_is_one_of_its_parameters(graph: Graph) -> None:
+    through_the_slice = {("acquire", "cohort"), ("preprocess", "cohort")}
+    for stage in dependencies.stages():
+        if stage in dependencies.WHOLE:
+            continue
+        start = re.search(r"python -m components\.(\w+)", dependencies.stages()[stage]["cmd"])
+        assert start is not None
+        package = (ROOT / "components" / start[1]).glob("*.py")
+        read = {name for path in package for name in re.findall(r'load_stage\(\w+, \w+, "(\w+)"\)', path.read_text())}
+        named = {key.split(".")[1] for name, keys in graph.keys.items() if name.startswith(f"{stage}@")
+                 for key in keys if "." in key}  # fmt: skip
+        assert {block for block in read if (stage, block) not in through_the_slice} <= named, stage
+
+
+def test_a_shard_is_stale_by_its_own_part_of_the_cohort_alone(graph: Graph) -> None:
+    part = f"data/{LINE}/cohort/shards/0/cohort.parquet"
+    assert graph.stale(part) == {f"{stage}@{LINE}-0" for stage in ("acquire", "screen", "preprocess")}
+    assert graph.stale(f"data/{LINE}/cohort/quality.json") == set(), "its sentences are nobody's input"
+    assert graph.stale(f"data/{LINE}/cohort/cohort.parquet") == {"curate", "bundle"}
+
+
+def test_settings_of_the_machine_are_settings() -> None:
+    for config in stage_classes().values():
+        assert issubclass(config, StageConfig)
+        assert set(config.of_the_machine) <= set(config.model_fields)
+
+
+def test_dvc_itself_finishes_a_shard_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``dvc repro`` and ``dvc exp run`` plan by themselves; a disk may hold one shard of raw files."""
+    from dvc.repo.reproduce import plan_repro
+
+    monkeypatch.chdir(ROOT)
+    with Repo(".") as repo:
+        every = [s.addressing for s in plan_repro(repo.index.graph)]
+        one = [s.addressing for s in plan_repro(repo.index.graph, repo.stage.collect(f"bundle@{LINE}"))]
+    for order in (every, one):
+        data = [name for name in order if name.partition("@")[0] in ("acquire", "screen", "preprocess")]
+        shards = [name.partition("@")[2] for name in data]
+        assert shards == [shard for shard in dict.fromkeys(shards) for _ in range(3)]
+        assert [name.partition("@")[0] for name in data] == ["acquire", "screen", "preprocess"] * (len(data) // 3)

@@ -1,0 +1,52 @@
+"""Stages depend on the versions of what they import: a new linter makes nothing stale, a new numpy all that compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.params import UserError
+from flows import pins
+
+
+def test_the_files_of_pins_are_what_lock_file_and_imports_say(project: Path) -> None:
+    for path, text in pins.expected().items():
+        assert path.read_text() == text, f"{path}: run `python -m flows.pins --write`"
+    assert sorted(pins.PINS.glob("*")) == sorted(pins.expected())
+
+
+def test_the_graph_names_each_stages_own_pins_and_never_the_whole_lock_file(project: Path) -> None:
+    for name, stage in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items():
+        deps = (stage.get("do") or stage)["deps"]
+        assert "constraints.txt" not in deps
+        assert (f"infra/pins/{name}.txt" if name != "bundle" else "infra/pins") in deps
+
+
+def test_what_decides_a_stage_is_pinned_for_it_and_what_does_not_is_not(project: Path) -> None:
+    names = {stage: {line.partition("==")[0].lower() for line in pins.stage_pins(stage)} for stage in pins.STAGES}
+    assert {"torch", "monai", "numpy", "blosc2"} <= names["pretrain"]
+    assert {"dicomsdl", "pydicom", "pylibjpeg-openjpeg", "opencv-python-headless"} <= names["preprocess"]
+    assert "scikit-learn" in names["evaluate"]
+    assert not names["gate"] & {"torch", "numpy", "pydicom"}
+    everywhere = set.union(*names.values())
+    assert not everywhere & {"ruff", "mypy", "pytest", "prefect", "dvc", "bentoml", "ray", "rich"}
+
+
+def test_a_late_import_counts_and_a_comment_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "components" / "a"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "__main__.py").write_text("# import scipy\ndef f():\n    from components.a import b\n")
+    (package / "b.py").write_text("import numpy.linalg\nimport json\n")
+    files, foreign = pins.closure(Path("components/a/__main__.py"))
+    assert foreign == {"numpy"}
+    assert Path("components/a/b.py") in files
+
+
+def test_a_package_that_the_lock_file_does_not_pin_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pins, "pins_of", lambda _: {})
+    with pytest.raises(UserError, match=r"constraints.txt: does not pin .*torch"):
+        pins.stage_pins("pretrain")

@@ -1,0 +1,93 @@
+"""One item costs itself, whatever it does to the process that works on it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from components.files import DiskFullError
+from components.isolation import GIB, Lost, check_unexpected, guarded
+from components.params import UserError
+from components.progress import map_series
+
+
+def work(item: str) -> str:
+    """Does what its name says."""
+    if item == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if item == "too large":
+        return str(np.ones(2 << 30).sum())  # 16 GiB
+    if item == "odd":
+        raise TypeError("PatientName is DOE^JANE")
+    if item == "opencv":
+        raise cv2_error(-4)
+    if item == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if item == "gone":
+        raise UserError("the source is gone")
+    return item.upper()
+
+
+def cv2_error(code: int) -> Exception:
+    error = cv2.error("OpenCV: Failed to allocate 10 bytes")
+    error.code = code
+    return error
+
+
+def told(item: str, lost: Lost) -> str:
+    return f"{item}: {lost.detail}"
+
+
+def test_what_happens_to_a_series_happens_to_no_other() -> None:
+    items = ["a", "killed", "b", "odd", "c", "too large", "d", "e", "killed", "f"]
+    found = map_series(work, items, "try", workers=2, max_memory=GIB, lost=told)
+    assert found == [
+        "A",
+        "killed: its worker process died, twice",
+        "B",
+        "odd: an error that nobody foresaw (TypeError)",
+        "C",
+        "too large: needs more than 1 GiB of memory",
+        "D",
+        "E",
+        "killed: its worker process died, twice",
+        "F",
+    ]
+
+
+def test_a_users_mistake_ends_the_run() -> None:
+    with pytest.raises(UserError, match="the source is gone"):
+        map_series(work, ["a", "gone"], "try", workers=1, max_memory=GIB, lost=told)
+    with pytest.raises(DiskFullError):
+        map_series(work, ["full", "a"], "try", workers=1, max_memory=GIB, lost=told)
+
+
+def test_without_a_word_for_what_is_lost_a_dead_worker_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^try: its worker process died, twice$"):
+        map_series(work, ["a", "killed"], "try", workers=2)
+
+
+def test_memory_that_opencv_does_not_get_is_the_items_loss() -> None:
+    assert guarded(work, "opencv", GIB) == Lost("needs more than 1 GiB of memory")
+
+
+def test_the_log_says_where_and_not_what(caplog: pytest.LogCaptureFixture) -> None:
+    assert isinstance(guarded(work, "odd", GIB), Lost)
+    assert "TypeError in" in caplog.text
+    assert Path(__file__).name in caplog.text
+    assert "DOE" not in caplog.text
+
+
+def test_too_many_are_told_and_counted() -> None:
+    details = ["an error that nobody foresaw (TypeError)"] * 3 + ["its worker process died, twice"]
+    check_unexpected("acquire", details, 4)
+    said = "acquire: 4 series of the shard gave no result (3 x an error that nobody foresaw (TypeError), 1 x its worker"
+    with pytest.raises(UserError, match=re.escape(said)):
+        check_unexpected("acquire", details, 3)
