@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from nibabel.openers import ImageOpener
 
 from components.params import UserError
-from components.preprocess.store import FloatArray, Volume
+from components.preprocess.store import FloatArray, Int16Array, Volume
 
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: not stated (read as mm by all), m, mm, um
 SQUARE = 0.02  # pixels whose sides differ by less count as square, as screening does
+SLAB_VOXELS = 2**22
 RIGHT_ANGLE = 2e-3  # cosine between rows and columns that rounding may cause, as screening allows
 
 
@@ -49,34 +53,68 @@ def read_nifti(path: Path) -> Volume:
         UserError: not NIfTI, not three-dimensional, no orientation, voxel size or known unit of length, rows and
             columns that are not at a right angle, or values that are no HU.
     """
-    data, affine = read_values(path)
-    hu = np.clip(np.rint(data) if np.issubdtype(data.dtype, np.floating) else data, -32768, 32767).astype(np.int16)
-    return Volume(hu=np.ascontiguousarray(hu), affine=affine)
+    image = _open(path)
+    grid = _placed(path, image)
+    hu: Int16Array = np.empty(grid.shape, dtype=np.int16)
+    as_in_file = hu.transpose(np.argsort(grid.order))
+    try:
+        for first, slab in _slabs(path, image.dataobj):
+            whole = np.rint(slab) if np.issubdtype(slab.dtype, np.floating) else slab
+            as_in_file[:, :, first : first + slab.shape[2]] = np.clip(whole, -32768, 32767)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # nibabel's own words quote the whole path
+        raise UserError(f"{path.name}: not readable as NIfTI ({type(error).__name__})") from None
+    return Volume(hu=hu, affine=grid.affine)
 
 
 def read_values(path: Path) -> tuple[Any, FloatArray]:
     """The numbers of a 3D NIfTI, of HU or of labels, as the file holds them, slices first; and their affine. Raises as
     :func:`read_nifti`."""
     image = _open(path)
+    grid = _placed(path, image)
     try:
         data = np.asanyarray(image.dataobj)
     except MemoryError:
         raise
-    except Exception as error:  # nibabel's own words quote the whole path
+    except Exception as error:
         raise UserError(f"{path.name}: not readable as NIfTI ({type(error).__name__})") from None
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim != 3 or min(data.shape) < 1:
-        raise UserError(f"{path.name}: NIfTI of shape {data.shape} is not allowed: one volume with three axes")
+    _check_numbers(path, data)
+    return data.reshape(data.shape[:3]).transpose(grid.order), grid.affine
+
+
+def _slabs(path: Path, voxels: Any) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """The file's voxels a few planes of its third axis at a time, with the first plane's number: whole, as floats, they
+    would take ten times the memory."""
+    shape = tuple(int(n) for n in voxels.shape)
+    rest = (0,) * (len(shape) - 3)
+    needed = voxels.offset + prod(shape) * voxels.dtype.itemsize
+    if not path.name.endswith(".gz") and (there := path.stat().st_size) < needed:  # before memory is taken for them
+        raise UserError(f"{path.name}: a NIfTI of {there} bytes is not allowed: its header needs {needed}")
+    step = max(1, SLAB_VOXELS // (shape[0] * shape[1]))
+    for first in range(0, shape[2], step):
+        slab = np.asanyarray(voxels[(slice(None), slice(None), slice(first, first + step), *rest)])
+        _check_numbers(path, slab)
+        yield first, slab
+
+
+def _check_numbers(path: Path, data: npt.NDArray[Any]) -> None:
+    if not np.issubdtype(data.dtype, np.number) or np.iscomplexobj(data) or not np.isfinite(data).all():
+        raise UserError(f"{path.name}: voxels of type {data.dtype} or not finite are not allowed: HU as numbers")
+
+
+def _placed(path: Path, image: Any) -> _Grid:
+    """Raises UserError where voxels are no volume, or have no place."""
+    shape = tuple(int(n) for n in image.shape)
+    if len(shape) < 3 or min(shape) < 1 or any(n != 1 for n in shape[3:]):
+        raise UserError(f"{path.name}: NIfTI of shape {shape} is not allowed: one volume with three axes")
     grid = _grid(path, image)
     if grid.missing:
         raise UserError(f"{path.name}: {_SAYS[grid.missing]}")
     if grid.skew > RIGHT_ANGLE:
         raise UserError(f"{path.name}: rows and columns stand at {np.degrees(np.arccos(grid.skew)):.1f} degrees; "
                         "allowed: a right angle; resample it onto such a grid")  # fmt: skip
-    if not np.issubdtype(data.dtype, np.number) or np.iscomplexobj(data) or not np.isfinite(data).all():
-        raise UserError(f"{path.name}: voxels of type {data.dtype} or not finite are not allowed: HU as numbers")
-    return data.transpose(grid.order), grid.affine
+    return grid
 
 
 _SAYS = {
@@ -91,7 +129,7 @@ _SAYS = {
 def _open(path: Path) -> Any:
     """nibabel raises many kinds on damaged headers; each is this file's rejection."""
     try:
-        return nib.load(path)
+        return nib.load(path, keep_file_open=True)  # or each slab would unpack all that lies before it
     except MemoryError:
         raise
     except Exception as error:
