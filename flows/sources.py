@@ -13,10 +13,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from components.cohort.roots import record_root, tree_digest
+from components.acquire.sources.nifti import patient_missing
+from components.acquire.sources.tree import tree_digest
+from components.cohort.keys import require_secret
+from components.cohort.roots import record_root
 from components.files import sha256_file, write_text
 from components.params import PARAMS_FILE, UserError, read_yaml
 
+SITES = ("dicom", "nifti", "dicomweb")  # their data are nobody else's to know
 FOLDERS = ("dicom", "nifti")
 KINDS = ("phantom", "idc", "dicomweb", *FOLDERS)
 
@@ -30,17 +34,31 @@ def pin_source(line: str, source: str, evaluation: str | None) -> None:
         evaluation: ``lidc_nodules:<dir>`` or ``none``; None looks for a folder ``lidc_nodules`` beside the source's.
 
     Raises:
-        UserError: an unknown kind, or a folder that is not there.
+        UserError: an unknown kind, a folder that is not there, no secret for the pseudonyms of a site's data, or
+            nothing that tells whose NIfTI volumes are where patients are held out.
     """
     kind, _, folder = source.partition(":")
     if kind not in KINDS or (kind in FOLDERS) != (folder != ""):
         raise UserError(f"source {source!r} is not allowed: phantom, idc, dicomweb, dicom:<folder> or nifti:<folder>")
-    digest = None
+    if kind in SITES:
+        require_secret(kind)
+    digest, nodules = None, _nodules(line, folder, evaluation)
+    if kind == "nifti":
+        _check_patient(line, nodules)
     if folder:
-        record_root(kind, Path(folder))
+        record_root(kind, Path(folder), line)
         digest = tree_digest(Path(folder))
     pin(line, "cohort", {"source": kind, "source_digest": digest})
-    pin(line, "evaluate", {"lidc_nodules": _nodules(line, folder, evaluation)})
+    pin(line, "evaluate", {"lidc_nodules": nodules})
+
+
+def _check_patient(line: str, nodules: str | None) -> None:
+    """Of NIfTI volumes nobody knows the patient but by ``cohort.nifti.patient``."""
+    if read_yaml()[line]["cohort"]["nifti"]["patient"] is not None:
+        return
+    if nodules is not None:
+        raise UserError(patient_missing(line))
+    print(f"{line}.cohort.nifti.patient is null: every volume counts as a patient of its own")
 
 
 def _nodules(line: str, folder: str, evaluation: str | None) -> str | None:

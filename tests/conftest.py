@@ -27,6 +27,14 @@ def ct_root() -> Path:
 
 
 @pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A site's own key behind pseudonyms, without which no source of a site's data is read."""
+    key = "a secret of the tests' own"
+    monkeypatch.setenv("CTFOUNDRY_PSEUDONYM_KEY", key)
+    return key
+
+
+@pytest.fixture
 def project(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The project's root as the working directory."""
     monkeypatch.chdir(ROOT)

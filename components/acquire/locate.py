@@ -39,6 +39,6 @@ def locate(line: str, key: str) -> list[str]:
         raise UserError(f"series {key}: source {source!r} keeps no files of its own on this machine")
     if not members:
         raise UserError(f"key {key!r}: neither a series nor a file of line {line}'s cohort")
-    root = root_of(source).resolve()
-    locations = resolve(source, members) if config.paths == "keyed" else members
+    root = root_of(source, line).resolve()
+    locations = resolve(source, line, members) if config.paths == "keyed" else members
     return sorted(f"{root}/{location}" for location in locations)

@@ -37,6 +37,7 @@ for _name in ("dicomweb_client", "retrying", "urllib3.connection", "urllib3.conn
 PREFIX = "CTFOUNDRY_DICOMWEB_"
 CONNECT_SECONDS = 10.0
 NO_JSON = f"its answer is no DICOM JSON; is {PREFIX}URL the root of a DICOMweb service?"
+MORE = re.compile(r"299\b.*(additional results|exceeded)", re.IGNORECASE | re.DOTALL)  # others warn of other things
 STATUSES = {
     401: f"access denied (401); check {PREFIX}USER and _PASSWORD, or _TOKEN",
     403: "access denied (403); may this user read the series?",
@@ -53,32 +54,61 @@ MEANINGS = (
 )
 
 
+class Parts:
+    """The parts of a multipart message, piece by piece, without what may stand before and after them (RFC 2046, 5.1.1).
+
+    Attributes:
+        closed: the delimiter that ends the message has come.
+    """
+
+    def __init__(self, boundary: str) -> None:
+        self._delimiter, self._closing = f"\r\n--{boundary}".encode(), f"\r\n--{boundary}--".encode()
+        self._held, self._begun, self.closed = b"\r\n", False, False  # a message may begin with its first delimiter
+
+    def keep(self, piece: bytes) -> bytes:
+        """What of a piece, and of what was held back before, belongs to the parts."""
+        if self.closed:
+            return b""
+        data = self._held + piece
+        if not self._begun:
+            begin = data.find(self._delimiter)
+            if begin < 0:
+                self._held = data[1 - len(self._delimiter) :]
+                return b""
+            self._begun, data = True, data[begin:]
+        end = data.find(self._closing)
+        self.closed = end >= 0
+        cut = end + len(self._closing) if self.closed else max(0, len(data) - len(self._closing) + 1)
+        self._held = data[cut:]
+        return data[:cut]
+
+
 class _Body:
     """A response's body that is given up where it comes too slowly, and that knows its end.
 
     Orthanc, for one, sends WADO-RS without a length: a server that dies looks like one that is done, but for the
-    delimiter that closes a multipart message (RFC 2046, 5.1.1).
+    delimiter that closes a multipart message.
     """
 
     def __init__(self, response: requests.Response, transfer: TransferConfig) -> None:
-        boundary = re.search(r'boundary="?([^";]+)', response.headers.get("Content-Type", ""))
-        self._closing = f"--{boundary[1].strip()}--".encode() if boundary else b""
+        boundary = re.search(r'boundary="?([^";]+)', response.headers.get("Content-Type", ""), re.IGNORECASE)
+        self._parts = Parts(boundary[1].strip()) if boundary else None
         self._raw, self._transfer, self._begin = response.raw, transfer, time.monotonic()
 
     def stream(self, amount: int, decode_content: bool) -> Iterator[bytes]:
         """Pieces as they arrive: a read of ``amount`` whole bytes would wait for a server that drips."""
-        arrived, tail = 0, b""
+        arrived = 0
         while piece := self._raw.read1(amount, decode_content=decode_content):
             arrived += len(piece)
-            tail = (tail + piece)[-256:]
             passed = time.monotonic() - self._begin
             if passed > self._transfer.deadline_s(arrived):
                 raise UserError(
                     f"transfer too slow: {arrived} bytes in {passed:.0f} s; "
                     f"at least {self._transfer.slowest_mb_s:g} MB/s is expected"
                 )
-            yield piece
-        if self._closing not in tail:
+            if kept := self._parts.keep(piece) if self._parts else piece:
+                yield kept
+        if self._parts and not self._parts.closed:
             raise UserError(f"PACS: the connection broke off after {arrived} bytes")
 
     def __getattr__(self, name: str) -> Any:
@@ -123,8 +153,18 @@ def _open_session(url: str) -> requests.Session:
     return session
 
 
+class Client(DICOMwebClient):
+    """A client that also knows whether the last answer was all.
+
+    Attributes:
+        more: the PACS said that it has more than it answered (PS3.18, 8.3.4.4: Warning 299).
+    """
+
+    more = False
+
+
 @contextmanager
-def asking(answer_s: float, transfer: TransferConfig | None = None, attempts: int = 1) -> Iterator[DICOMwebClient]:
+def asking(answer_s: float, transfer: TransferConfig | None = None, attempts: int = 1) -> Iterator[Client]:
     """A client of this machine's PACS. What goes wrong with it is one line, without address, UIDs or credentials.
 
     Args:
@@ -135,11 +175,12 @@ def asking(answer_s: float, transfer: TransferConfig | None = None, attempts: in
     url = _url()
 
     def watch(response: requests.Response, *_: Any, **__: Any) -> None:
+        client.more = bool(MORE.search(response.headers.get("Warning", "")))
         if transfer is not None:
             response.raw = _Body(response, transfer)
 
     with _open_session(url) as session:
-        client = DICOMwebClient(url, session, callback=watch, permissive_uid=True, timeout=(CONNECT_SECONDS, answer_s))
+        client = Client(url, session, callback=watch, permissive_uid=True, timeout=(CONNECT_SECONDS, answer_s))
         client.set_http_retry_params(attempts > 1, attempts, wait_exponential_multiplier=500)
         try:
             yield client

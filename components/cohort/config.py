@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated, Literal
 
@@ -25,8 +26,8 @@ class IdcConfig(StageConfig):
         excluded_collections: left out.
         evaluation_collections: kept for evaluation: no patient of theirs is taken, in whatever collection they appear.
         max_series_mb: larger series are left out; null sets no limit.
-        one_reconstruction: of the reconstructions of one acquisition, take one: most images, then the smallest key.
-            The index names no acquisition; series of one study and one number of images count as one.
+        one_reconstruction: of each study take one series: most images, then the smallest key. The index names no
+            acquisition, so that a second one of the same study is left out as a second reconstruction is.
         max_series_per_patient: of each patient at most so many, drawn by ``seed``; null sets no limit.
         sample: at most so many series, drawn by ``seed``; null takes all.
         seed: of both draws.
@@ -72,6 +73,42 @@ class DicomwebConfig(StageConfig):
         return days
 
 
+class NiftiConfig(StageConfig):
+    """Whose the volumes of a NIfTI tree are: their files do not say.
+
+    Attributes:
+        patient: a pattern such as '{patient}/**', '{patient}_*' or 'imagesTr/{patient}_*'; a regular expression with a
+            group ``patient``; or a table of the tree, such as 'patients.csv' with the columns file and patient. Pattern
+            and expression are held against a volume's whole path below the root, without .nii or .nii.gz. Null takes
+            every volume for a patient of its own, and is refused where patients are held out for evaluation.
+    """
+
+    patient: Name | None
+
+    @field_validator("patient")
+    @classmethod
+    def _tells_a_patient(cls, text: str | None) -> str | None:
+        if text is not None and not text.endswith(".csv") and "patient" not in patient_pattern(text).groupindex:
+            raise ValueError("a pattern with {patient}, an expression with (?P<patient>...), a .csv file, or null")
+        return text
+
+
+def patient_pattern(text: str) -> re.Pattern[str]:
+    """The expression that a pattern stands for: ``*`` and ``?`` stay within a folder, ``**`` does not. Raises
+    ValueError where an expression is none."""
+    if "{patient}" not in text:
+        try:
+            return re.compile(text)
+        except re.error as error:
+            raise ValueError(f"no pattern with {{patient}}, and no regular expression: {error}") from None
+    parts = {"{patient}": "(?P<patient>[^/]+)", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\{patient\}|\*\*|\*|\?)", text)
+    try:
+        return re.compile("".join(parts.get(piece, re.escape(piece)) for piece in pieces))
+    except re.error:
+        raise ValueError("one {patient} is allowed in a pattern") from None
+
+
 class CohortQuality(StageConfig):
     """Thresholds of the suite *cohort*.
 
@@ -104,6 +141,7 @@ class CohortConfig(StageConfig):
         site often hold patients' names; or ``shown``.
     collection, licence, doi: attribution of a dicom or nifti tree or a PACS, carried into the bundle.
     idc: what is taken from the Imaging Data Commons, when it is the source.
+    nifti: whose the volumes of a nifti tree are, when it is the source.
     dicomweb: what is taken from a PACS, when it is the source.
     phantom: the embedded scanner: pretraining patients (when it is the source) and evaluation patients.
     quality: thresholds of the suite *cohort*.
@@ -116,6 +154,7 @@ class CohortConfig(StageConfig):
     licence: Name
     doi: str
     idc: IdcConfig
+    nifti: NiftiConfig
     dicomweb: DicomwebConfig
     phantom: PhantomConfig
     quality: CohortQuality

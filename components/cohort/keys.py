@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
+
+from components.params import UserError
 
 # A site sets its own secret; the public default keeps open data comparable between teams.
 KEY_VARIABLE = "CTFOUNDRY_PSEUDONYM_KEY"
 PUBLIC_KEY = "ctfoundry"
+SECRET_BYTES = 16
+
+
+def require_secret(source: str) -> None:
+    """Raise UserError where data of a site would be named by a key that others know, or can guess: who has the key
+    finds the PatientID of a pseudonym by trying all there are, which takes seconds."""
+    found = len(os.environ.get(KEY_VARIABLE, "").encode())
+    if found < SECRET_BYTES:
+        raise UserError(
+            f"{KEY_VARIABLE}: {f'{found} bytes are' if found else 'not set, which is'} not allowed with source "
+            f"{source!r}: a secret of at least {SECRET_BYTES} bytes, the same for every run; make one with "
+            "`openssl rand -hex 16`"
+        )
 
 
 def _pseudonym(kind: str, text: str) -> str:
-    key = os.environ.get(KEY_VARIABLE, PUBLIC_KEY).encode()
+    key = (os.environ.get(KEY_VARIABLE) or PUBLIC_KEY).encode()
     message = f"{kind}\0{text}".encode("utf-8", "surrogateescape")  # a file's name may be any bytes
-    return kind[0] + hmac.new(key, message, hashlib.sha256).hexdigest()[:16]
+    return kind[0] + hmac.digest(key, message, "sha256").hex()[:16]
 
 
 def patient_key(patient_id: str) -> str:

@@ -232,8 +232,8 @@ def _draws(config: IdcConfig) -> Iterator[tuple[str, str]]:
     drawn = f"md5(concat({int(config.seed)}, crdc_series_uuid)), crdc_series_uuid"
     if config.one_reconstruction:
         yield (
-            "one reconstruction per acquisition",
-            "row_number() OVER (PARTITION BY StudyInstanceUID, instanceCount ORDER BY crdc_series_uuid) = 1",
+            "one reconstruction per study",
+            "row_number() OVER (PARTITION BY StudyInstanceUID ORDER BY instanceCount DESC, crdc_series_uuid) = 1",
         )
     if config.max_series_per_patient is not None:
         limit = int(config.max_series_per_patient)

@@ -52,7 +52,8 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
         source = source_of(name, line, config)
         listing = source.list_series(held_out)
         rows += [_row(series, name, source.version, held_out) for series in listing.series]
-        files += listing.files
+        if len(listing.files):
+            files.append(listing.files.table())
         if listing.selection is not None:
             write_json(folder / "selection.json", listing.selection)
         if listing.attribution is not None:
@@ -62,7 +63,8 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
     cohort["shard"] = [shard_of(series, shards) for series in cohort["series"]]
     cohort = judged(cohort, config, shards, held_out, len(rows), folder)
     write_table(folder / "cohort.parquet", cohort)
-    table = pd.DataFrame(files, columns=list(FILE_COLUMNS)).sort_values("location", ignore_index=True)
+    table = pd.concat(files) if files else pd.DataFrame(columns=list(FILE_COLUMNS))
+    table = table.sort_values("location", ignore_index=True)
     write_table(folder / "files.parquet", table)
     write_slices(cohort, table, shards, folder)
     forget(line, frozenset(cohort["series"]))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from components.curate import scans
 from components.curate.config import CurateConfig
 from components.files import read_table, write_json, write_table
 from components.params import UserError
@@ -15,13 +16,15 @@ from components.quality import drift, judge, suites
 
 log = logging.getLogger(__name__)
 
+EVALUATION_SCAN = "evaluation_scan"
 ACCOUNT = ["series", "patient", "name", "source", "collection", "role", "split", "retest_of", "shard"]
 
 
 def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Path) -> pd.DataFrame:
-    """Write ``curated.parquet`` (every series of the cohort, with status and reason), ``annotations.parquet`` (of
-    accepted series), ``volumes.parquet`` (the judged catalogue), ``funnel.json``, ``quality.json``, ``profile.json``
-    (the training set's data profile) and ``drift.json`` (suite *release*: beside the champion's).
+    """Write ``curated.parquet`` (every series of the cohort, with status, reason and ``same_scan``: the series of an
+    evaluation set that is the same scan under another name, or ''), ``annotations.parquet`` (of accepted series),
+    ``volumes.parquet`` (the judged catalogue), ``funnel.json``, ``quality.json``, ``profile.json`` (the training set's
+    data profile) and ``drift.json`` (suite *release*: beside the champion's).
 
     Args:
         data: the line's data folder.
@@ -39,7 +42,10 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     judgement = judge.judge(catalogue, suite)
     catalogue["accepted"] = ~catalogue["series"].isin(list(judgement.reasons))
     catalogue["reason"] = [";".join(judgement.reasons.get(s, [])) for s in catalogue["series"]]
+    twins = scans.same_scans(cohort, catalogue, data, shards)
+    _reject_twins(catalogue, twins)
     curated = _account(cohort, screened, catalogue, data)
+    curated["same_scan"] = [twins.get(series, "") for series in curated["series"]]
     if not (curated["accepted"] & (curated["role"] == "pretrain")).any():
         raise UserError(f"curate: 0 of {len(curated)} series are left to pretrain on; see {folder / 'funnel.json'}")
     write_table(folder / "curated.parquet", curated)
@@ -62,6 +68,16 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     for warning in [*judgement.warnings, *release["warnings"]]:
         log.warning("expected %s", warning)
     return curated
+
+
+def _reject_twins(catalogue: pd.DataFrame, twins: dict[str, str]) -> None:
+    """Reject what is to be pretrained on and is a scan of an evaluation set under another name."""
+    among = catalogue["series"].isin(list(twins))
+    catalogue.loc[among, "accepted"] = False
+    catalogue.loc[among, "reason"] = [";".join(filter(None, (reason, EVALUATION_SCAN)))
+                                      for reason in catalogue.loc[among, "reason"]]  # fmt: skip
+    if among.any():
+        log.warning("%d series rejected: each is a scan of an evaluation set under another name", int(among.sum()))
 
 
 def _concat(paths: list[Path]) -> pd.DataFrame:

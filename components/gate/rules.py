@@ -59,6 +59,7 @@ def judge(config: GateConfig, evidence: Evidence) -> list[Verdict]:
     """The verdicts of all gates, in a fixed order: none is skipped because another failed."""
     return [
         leakage(evidence),
+        same_scan(evidence),
         reject_rate(config, evidence),
         *better_than_random(config, evidence),
         *floors(config, evidence),
@@ -83,6 +84,15 @@ def leakage(evidence: Evidence) -> Verdict:
         "leakage", len(both), 0, _word(not both),
         f"patients in pretraining ({len(trained)}) and also in evaluation ({len(judged)}){named}",
     )  # fmt: skip
+
+
+def same_scan(evidence: Evidence) -> Verdict:
+    """No scan that the encoder was trained on is one of an evaluation set under another patient's name."""
+    accepted = evidence.curated[evidence.curated["status"] == "accepted"]
+    both = sorted(accepted.loc[(accepted["role"] == "pretrain") & (accepted["same_scan"] != ""), "series"])
+    named = f": {', '.join(both[:3])}{', ...' if len(both) > 3 else ''}" if both else ""
+    detail = f"series in pretraining that are, by bytes or voxels, a scan of an evaluation set{named}"
+    return Verdict("same_scan", len(both), 0, _word(not both), detail)
 
 
 def reject_rate(config: GateConfig, evidence: Evidence) -> Verdict:

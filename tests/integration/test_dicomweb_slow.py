@@ -35,7 +35,7 @@ from tests.released import ROOT, free_port
 from tests.unit.phantom_plans import small
 from tests.unit.small_pacs import as_file, make_series
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("secret")]
 
 PLUGINS = Path("/usr/share/orthanc/plugins")
 USER, PASSWORD = "reader", "opensesame"

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from components.acquire.config import AcquireConfig, TransferConfig
+from components.acquire.sources.tree import tree_digest
 from components.acquire.stage import acquire_shard, jobs_of
 from components.cohort.config import CohortConfig
 from components.cohort.keys import patient_key
-from components.cohort.roots import tree_digest
 from components.cohort.stage import make_cohort
 from components.curate.config import CurateConfig
 from components.curate.stage import curate
@@ -21,6 +21,7 @@ from components.preprocess.stage import preprocess_shard
 from components.screen.config import ScreenConfig
 from components.screen.stage import screen_shard
 
+pytestmark = pytest.mark.usefixtures("secret")
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 TRANSFER = TransferConfig(attempts=1, backoff_s=0.0, stall_s=30.0, slowest_mb_s=0.5, connections=1)
 

@@ -54,7 +54,9 @@ def as_file(image: Dataset) -> bytes:
 
 @dataclass
 class Pacs:
-    """Series and habits. ``fault`` is what goes wrong with the body of WADO-RS or, as a status, with all."""
+    """Series and habits. ``fault`` is what goes wrong with the body of WADO-RS or, as a status, with all. ``total`` is
+    how many answers it gives in all, whatever the offset; ``warns`` of more with ``warning``; ``delay`` is how long it
+    thinks; ``preamble`` and ``epilogue`` stand round a multipart body (RFC 2046, 5.1.1)."""
 
     series: list[list[Dataset]]
     cap: int = 10**6
@@ -64,6 +66,14 @@ class Pacs:
     leaves_out: tuple[str, ...] = ()
     fault: str = ""
     busy: int = 0
+    total: int = 10**6
+    warns: bool = False
+    warning: str = '299 pacs: "The number of results exceeded the maximum; additional results can be requested."'
+    delay: float = 0.0
+    lower_case: bool = False
+    boundary: str = "edge"
+    preamble: bytes = b""
+    epilogue: bytes = b""
     token: str = ""
     url: str = ""
     asked: list[str] = field(default_factory=list)
@@ -81,12 +91,17 @@ class Pacs:
                 answer["00201209"] = {"vr": "IS", "Value": [count]}
         return answer
 
-    def page(self, rows: list[dict[str, Any]], query: dict[str, list[str]]) -> list[dict[str, Any]]:
+    def page(self, rows: list[dict[str, Any]], query: dict[str, list[str]]) -> tuple[list[dict[str, Any]], bool]:
+        """The answers asked for, and whether it says that there are more."""
         begin = int(query.get("offset", ["0"])[0]) if self.offset else 0
         if self.rotates and rows:  # a newer series at the top between two pages
             turn = len(self.asked) % len(rows)
             rows = rows[turn:] + rows[:turn]
-        return rows[begin : begin + min(self.cap, int(query.get("limit", ["1000000"])[0]))]
+        end = begin + min(self.cap, int(query.get("limit", ["1000000"])[0]))
+        given = rows[: self.total][begin:end]
+        if self.lower_case:
+            given = [{tag.lower(): element for tag, element in row.items()} for row in given]
+        return given, self.warns and end < len(rows) + (self.total < len(rows))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -95,6 +110,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         pacs, url = self.pacs, urlsplit(self.path)
         pacs.asked.append(self.path)
+        time.sleep(pacs.delay)
         allowed = (
             f"Bearer {pacs.token}" if pacs.token else "Basic " + base64.b64encode(f"ct:{PASSWORD}".encode()).decode()
         )
@@ -110,10 +126,10 @@ class Handler(BaseHTTPRequestHandler):
         parts, query = url.path.strip("/").split("/")[1:], parse_qs(url.query)
         if parts == ["series"]:
             found = [s for s in pacs.series if not pacs.heeds_filters or s[0].Modality in query.get("Modality", ["CT"])]
-            return self.send_json(pacs.page([pacs.answer(s[0], len(s)) for s in found], query))
+            return self.send_json(*pacs.page([pacs.answer(s[0], len(s)) for s in found], query))
         of = next((s for s in pacs.series if s[0].SeriesInstanceUID == parts[3]), [])
         if parts[-1] == "instances":
-            return self.send_json(pacs.page([pacs.answer(i, None) for i in of], query))
+            return self.send_json(*pacs.page([pacs.answer(i, None) for i in of], query))
         if parts[-1] == "metadata":
             known = next(i for i in of if i.SOPInstanceUID == parts[5])
             return self.send_json([known.to_json_dict() | {"7FE00010": {"vr": "OW"}}])
@@ -123,8 +139,10 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.pacs.fault
         files = {"missing": files[1:], "twice": [*files, files[0]], "no DICOM": [files[0], b"DICOM?"],
                  "extra": [*files, as_file(make_series(99, 1)[0])]}.get(fault, files)  # fmt: skip
-        body = b"".join(b"\r\n--edge\r\nContent-Type: application/dicom\r\n\r\n" + f for f in files) + b"\r\n--edge--"
-        kind = 'multipart/related; type="application/dicom"; boundary=edge'
+        edge = b"\r\n--" + self.pacs.boundary.encode()
+        parts = b"".join(edge + b"\r\nContent-Type: application/dicom\r\n\r\n" + f for f in files)
+        body = self.pacs.preamble + parts + edge + b"--" + self.pacs.epilogue
+        kind = f'multipart/related; type="application/dicom"; boundary="{self.pacs.boundary}"'
         if fault == "no length":  # as Orthanc does
             return self.send(200, body, kind, length=None)
         if fault in ("cut", "cut, no length"):
@@ -138,13 +156,16 @@ class Handler(BaseHTTPRequestHandler):
             return None
         return self.send(200, body, kind)
 
-    def send_json(self, answer: list[dict[str, Any]]) -> None:
-        return self.send(
-            200 if answer else 204, json.dumps(answer).encode() if answer else b"", "application/dicom+json"
-        )
+    def send_json(self, answer: list[dict[str, Any]], more: bool = False) -> None:
+        content = json.dumps(answer).encode() if answer else b""
+        return self.send(200 if answer else 204, content, "application/dicom+json", more=more and bool(answer))
 
-    def send(self, status: int, body: bytes = b"", kind: str = "text/plain", length: int | None = -1) -> None:
+    def send(
+        self, status: int, body: bytes = b"", kind: str = "text/plain", length: int | None = -1, more: bool = False
+    ) -> None:
         self.send_response(status)
+        if more:
+            self.send_header("Warning", self.pacs.warning)
         self.send_header("Content-Type", kind)
         if length is not None:
             self.send_header("Content-Length", str(len(body) if length < 0 else length))

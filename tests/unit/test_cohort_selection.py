@@ -132,3 +132,17 @@ def test_two_selections_are_compared_by_series_and_patient() -> None:
     assert difference.patients["removed"] == 1
     cohort = after.assign(role=["pretrain"] * (len(after) - 1) + ["evaluation"])
     assert len(of_cohort(cohort)) == len(after) - 1
+
+
+def test_one_reconstruction_leaves_a_series_a_study_the_one_of_most_images() -> None:
+    """Reconstructions of one scan often differ by an image or two: 14,415 studies of one collection kept several."""
+    changes = {"collections": ["nlst"], "idc_version": None, "licences": ["CC BY 4.0"]}
+    every = select(config(**changes)).series
+    one = select(config(**changes, one_reconstruction=True)).series
+    assert one["StudyInstanceUID"].is_unique
+    assert set(one["StudyInstanceUID"]) == set(every["StudyInstanceUID"])
+    most = every.groupby("StudyInstanceUID")["instanceCount"].max()
+    assert (one.set_index("StudyInstanceUID")["instanceCount"].sort_index() == most.sort_index()).all()
+    best = every[every["instanceCount"] == every["StudyInstanceUID"].map(most)]
+    smallest = best.groupby("StudyInstanceUID")["crdc_series_uuid"].min()
+    assert set(one["crdc_series_uuid"]) == set(smallest)

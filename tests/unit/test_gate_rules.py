@@ -40,6 +40,8 @@ def evidence(**changes: Any) -> Evidence:
                 "patient": ["p1", "p2", "p3"],
                 "role": ["pretrain", "evaluation", "pretrain"],
                 "status": ["accepted", "accepted", "rejected"],
+                "series": ["s1", "s2", "s3"],
+                "same_scan": ["", "", "s2"],
             }
         ),
         "tasks": pd.DataFrame({"patient": ["p2", "p9"]}),
@@ -57,14 +59,15 @@ def test_all_gates_pass_and_the_decision_lists_each() -> None:
     content = decision(judge(config(), evidence()))
     assert content["verdict"] == "pass"
     assert [gate["gate"] for gate in content["gates"]] == [
-        "leakage", "reject_rate", "better_than_random organs linear_auc", "floor organs linear_auc", "champion",
+        "leakage", "same_scan", "reject_rate", "better_than_random organs linear_auc", "floor organs linear_auc",
+        "champion",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("leaking", ["p2", "p9"])  # in the cohort's evaluation role, or in a task from outside
 def test_one_patient_in_pretraining_and_evaluation_fails(leaking: str) -> None:
     given = evidence()
-    row = pd.DataFrame({"patient": [leaking], "role": ["pretrain"], "status": ["accepted"]})
+    row = pd.DataFrame({"patient": [leaking], "role": ["pretrain"], "status": ["accepted"], "same_scan": [""]})
     verdict = named(judge(config(), evidence(curated=pd.concat([given.curated, row]))), "leakage")
     assert (verdict.figure, verdict.bound, verdict.verdict) == (1, 0, "fail")
     assert leaking in verdict.detail
@@ -72,6 +75,14 @@ def test_one_patient_in_pretraining_and_evaluation_fails(leaking: str) -> None:
 
 def test_a_rejected_pretraining_scan_is_no_leak() -> None:
     assert named(judge(config(), evidence(tasks=pd.DataFrame({"patient": ["p3"]}))), "leakage").passed
+
+
+def test_one_scan_under_two_names_fails() -> None:
+    row = pd.DataFrame({"patient": ["p4"], "role": ["pretrain"], "status": ["accepted"], "series": ["s4"],
+                        "same_scan": ["s2"]})  # fmt: skip
+    verdict = named(judge(config(), evidence(curated=pd.concat([evidence().curated, row]))), "same_scan")
+    assert (verdict.figure, verdict.bound, verdict.verdict) == (1, 0, "fail")
+    assert "s4" in verdict.detail
 
 
 def test_reject_rate_above_its_bound_fails() -> None:

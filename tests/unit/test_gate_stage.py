@@ -29,6 +29,7 @@ def project(tmp_path: Path) -> Path:
     write_table(data / "evaluate" / "tasks.parquet", pd.DataFrame({"patient": ["p2"]}))
     write_json(data / "curate" / "funnel.json", {"in": 3, "accepted": 3, "rejected": {}})
     curated = pd.DataFrame({"patient": ["p1", "p2"], "role": ["pretrain", "evaluation"], "status": "accepted"})
+    curated = curated.assign(series=["s1", "s2"], same_scan="")
     write_table(data / "curate" / "curated.parquet", curated)
     write_json(tmp_path / "infra" / "champions" / "wholebody.json", {"champion": None})
     set_floor(tmp_path, 0.85)
@@ -57,7 +58,7 @@ def test_pass_then_a_bound_out_of_reach(project: Path) -> None:
     assert (done.returncode, read_json(decision)["verdict"]) == (3, "fail")
     (line,) = done.stderr.splitlines()
     assert line.startswith("gate failed: floor organs linear_auc: figure 0.9, bound 0.99: ")
-    assert [gate["verdict"] for gate in read_json(decision)["gates"]] == ["pass", "pass", "fail", "pass"]
+    assert [gate["verdict"] for gate in read_json(decision)["gates"]] == ["pass", "pass", "pass", "fail", "pass"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import eq
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,17 +52,70 @@ class Listed:
     version: str = ""
 
 
+class Files(Sequence[dict[str, Any]]):
+    """Every file of a source, a column per attribute: of fifty million, a dictionary each would take 20 GB.
+
+    Attributes:
+        location, bytes, status: where it is, its size, and what it is.
+        series: pseudonym, '' where it is in none.
+    """
+
+    def __init__(
+        self,
+        location: Sequence[str] = (),
+        sizes: Iterable[int] = (),
+        status: Sequence[str] = (),
+        series: Sequence[str] = (),
+    ) -> None:
+        self.location, self.bytes, self.status, self.series = location, array("q", sizes), status, series
+
+    def __len__(self) -> int:
+        return len(self.location)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        return {
+            "location": self.location[number],
+            "bytes": self.bytes[number],
+            "status": self.status[number],
+            "series": self.series[number],
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Files) and len(self) == len(other) and all(map(eq, self, other))
+
+    def __repr__(self) -> str:
+        return f"Files({list(self)})"
+
+    def renamed(self, location: Sequence[str], order: Sequence[int]) -> Files:
+        """The same files under other locations, in another order."""
+        return Files(
+            [location[n] for n in order],
+            (self.bytes[n] for n in order),
+            [self.status[n] for n in order],
+            [self.series[n] for n in order],
+        )
+
+    def table(self) -> pd.DataFrame:
+        """As a table with these columns."""
+        columns = {"location": self.location, "bytes": self.bytes, "status": self.status, "series": self.series}
+        return pd.DataFrame(columns).astype({"location": str, "bytes": "int64", "status": str, "series": str})
+
+
 @dataclass(frozen=True)
 class Listing:
     """Attributes:
     series: all series of a source.
-    files: every file it holds: location, bytes, status, series ('' where in none).
+    files: every file it holds.
+    digest: of the tree that was read, where it is one; see ``sources/tree.py``.
     selection: how they were chosen from a larger index: funnel and receipt, where there is one.
     attribution: whose data they are, with citations, where the source knows more than the rows say.
     """
 
     series: list[Listed]
-    files: list[dict[str, Any]] = field(default_factory=list)
+    files: Files = field(default_factory=Files)
+    digest: str = ""
     selection: dict[str, Any] | None = None
     attribution: pd.DataFrame | None = None
 

@@ -5,39 +5,54 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
+import struct
 import tempfile
+import warnings
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import pandas as pd
 
-from components.acquire.archive import ArchiveError, copy_member, open_zip
+from components.acquire.archive import (
+    LOCAL_LIMITS,
+    OBSTACLES,
+    ArchiveError,
+    ArchiveLimitError,
+    copy_member,
+    obstacle,
+    open_zip,
+)
 from components.acquire.config import TransferConfig
-from components.acquire.headers import Instance, read_instance, series_identity
-from components.acquire.sources import Listed, Listing
+from components.acquire.headers import CT_CLASSES, CT_IMAGE_STORAGE, Instance, read_instance, series_identity
+from components.acquire.sources import Files, Listed, Listing
 from components.acquire.sources.tree import (
     INSIDE,
+    UNREADABLE,
     ZIP_MAGIC,
+    Archives,
     Name,
+    add_to_digest,
+    check_digest,
+    glance,
     has_map,
     keyed,
     names,
+    none_found,
+    pinned_root,
     reason_of,
     resolve,
     shown,
-    split_inside,
+    stop_if_machine,
     write_map,
     zip_members,
 )
 from components.cohort.config import CohortConfig
-from components.cohort.keys import patient_key, series_key, study_key
-from components.cohort.roots import check_pinned, root_of
+from components.cohort.keys import patient_key, require_secret, series_key, study_key
+from components.cohort.roots import root_of
 from components.params import UserError
 from components.progress import map_series, track
 
@@ -46,26 +61,43 @@ RESOURCE_FORK = "._"  # macOS writes these beside every file on foreign disks
 MEMORY_BYTES = 64 * 2**20  # larger zip members are unpacked on disk
 BLOCK = 256  # files that a worker reads at a time
 MANY = 200_000  # below, starting workers takes longer than they save
+GLANCE = struct.Struct("q32s")  # size of a file, and a glance at it
+CT_IMAGES = ("image", "truncated")
+INSTANCES = (*CT_IMAGES, "object", "other_image")
+DAMAGED = ("unreadable", *(reason for reason in OBSTACLES if reason != "link"))
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """The series that a file states: identity (see ``series_identity``), PatientID, StudyInstanceUID."""
+
+    identity: str
+    patient: str
+    study: str
+
+
+@dataclass(slots=True)
 class Found:
-    """One file of the tree, as far as a listing needs to know it.
+    """One file of the tree, as far as a listing needs to know it. Not frozen: what is a copy, and whose a damaged file
+    is, shows when all are read.
 
     Attributes:
         location, bytes: where it is, and its size.
         status: see :func:`list_tree`.
-        identity: of its series, '' where it tells none.
-        instance, patient, study: SOPInstanceUID, PatientID, StudyInstanceUID.
+        owner: its series, None where it tells none.
+        instance: SOPInstanceUID.
+        seen: what a glance at its bytes shows, as a number; of a zip's member its checksum.
     """
 
     location: str
     bytes: int
     status: str
-    identity: str = ""
+    owner: Owner | None = None
     instance: str = ""
-    patient: str = ""
-    study: str = ""
+    seen: int = 0
+
+
+Groups = dict[Owner, list[Found]]
 
 
 def list_tree(root: Path, config: CohortConfig, workers: int | None = None) -> Listing:
@@ -73,74 +105,107 @@ def list_tree(root: Path, config: CohortConfig, workers: int | None = None) -> L
 
     ``image`` and ``truncated`` (its pixel data end early) are instances of a series, as is ``object`` (DICOM without an
     image); ``conflicting`` is one of several with the same SOPInstanceUID and other bytes, all kept for screening;
-    ``duplicate`` has the very bytes of another instance, and is left out. ``dicomdir``, ``not_dicom``, ``archive`` (a
-    zip, its members follow) and ``nested_archive`` (a zip in a zip, not opened) hold no image; ``unreadable``,
-    ``empty``, ``damaged_archive``, ``vanished`` (between listing and reading) and those of :class:`tree.Name` could not
-    be read. An unreadable file counts to its own series where it still names it, else to the series of its folder where
-    that has only one, so that the damage is judged with the series and not lost.
+    ``duplicate`` has the very bytes of another instance, and is left out. ``other_image`` is one of a series that is no
+    CT (PET, MR, a dose page), which is no series of ours, nor are objects alone (structures, segmentations, reports).
+    ``dicomdir``, ``not_dicom``, ``archive`` (a zip, its members follow) and ``nested_archive`` (a zip in a zip, not
+    opened) hold no image; ``unreadable``, ``empty``, ``damaged_archive``, ``archive_over_limit``, ``vanished`` (between
+    listing and reading), members of a zip that are not unpacked (``archive.OBSTACLES``) and those of :class:`tree.Name`
+    could not be read. An unreadable file counts to its own series where it still names it, else to the series of its
+    folder where that has only one, so that the damage is judged with the series and not lost.
 
     Args:
         root: of the tree.
         config: attribution.
         workers: processes; None chooses by the number of files.
+
+    Raises:
+        UserError: this machine's disk is full, or it has too many open files.
     """
-    found = [file for files in _read(root, names(root), workers) for file in files]
-    groups: dict[str, list[Found]] = defaultdict(list)
+    found, digest = _read(root, list(names(root)), workers)
+    groups: Groups = defaultdict(list)
     for file in found:
-        if file.status in ("image", "truncated", "object"):
-            groups[file.identity].append(file)
-    status = {file.location: file.status for file in found}
-    status.update(_twins(root, groups))
-    owner = {f.location: i for i, files in groups.items() for f in files if status[f.location] != "duplicate"}
-    owner.update(_damaged(found, groups))
-    kept: dict[str, list[Found]] = defaultdict(list)
+        if file.owner and file.status in INSTANCES:
+            groups[file.owner].append(file)
+    near = _owners_by_folder(groups)
+    of_ct = {owner: files for owner, files in groups.items() if any(f.status in CT_IMAGES for f in files)}
+    _mark_twins(root, of_ct)
+    kept: Groups = defaultdict(list)
     for file in found:
-        if file.location in owner:
-            kept[owner[file.location]].append(file)
-    series = [_listed(identity, files, config) for identity, files in kept.items()]
-    keys = {"": "", **{identity: series_key(identity) for identity in kept}}
-    rows = [
-        {"location": f.location, "bytes": f.bytes, "status": status[f.location],
-         "series": keys[owner.get(f.location, "")]}
-        for f in found
-    ]  # fmt: skip
-    return Listing(sorted(series, key=lambda s: s.series), rows)
+        file.owner = _owner_of(file, groups, near)
+        if file.owner in of_ct:
+            kept[file.owner].append(file)
+    series = [_listed(owner, files, config) for owner, files in kept.items()]
+    keys = {owner: series_key(owner.identity) for owner in kept}
+    of = [keys.get(file.owner, "") if file.owner else "" for file in found]
+    files = Files([f.location for f in found], (f.bytes for f in found), [f.status for f in found], of)
+    return Listing(sorted(series, key=lambda s: s.series), files, digest)
 
 
-def _read(root: Path, found: list[Name], workers: int | None) -> list[list[Found]]:
+def _read(root: Path, found: list[Name], workers: int | None) -> tuple[list[Found], str]:
+    """Every file, and the digest of the tree (see ``tree.tree_digest``), in one pass."""
     blocks = [(root, found[start : start + BLOCK]) for start in range(0, len(found), BLOCK)]
     workers = workers or (None if len(found) >= MANY else 1)
-    return map_series(_read_block, blocks, f"headers of {len(found)} files", workers=workers)
+    read = map_series(_read_block, blocks, f"headers of {len(found)} files", workers=workers)
+    digest, files, owners = hashlib.sha256(), [], dict[Owner | None, Owner | None]()
+    for (_, block), (listed, seen) in zip(blocks, read, strict=True):
+        for name, (size, pieces) in zip([n for n in block if not n.status], GLANCE.iter_unpack(seen), strict=True):
+            add_to_digest(digest, name.location, size, pieces)
+        for file in listed:
+            file.owner = owners.setdefault(file.owner, file.owner)  # one object for the hundreds of files of a series
+        files += listed
+    return files, digest.hexdigest()
 
 
-def _read_block(block: tuple[Path, list[Name]]) -> list[Found]:
-    return [found for name in block[1] for found in read_file(block[0], name)]
+def _read_block(block: tuple[Path, list[Name]]) -> tuple[list[Found], bytes]:
+    """The files of a block, and of each that was opened size and glance."""
+    listed, seen, owners = [], [], dict[Owner | None, Owner | None]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's quote values; headers are judged by screening
+        for name in block[1]:
+            size, pieces, files = read_file(block[0], name)
+            for file in files:
+                file.owner = owners.setdefault(file.owner, file.owner)
+            listed += files
+            if not name.status:
+                seen.append(GLANCE.pack(size, pieces))
+    return listed, b"".join(seen)
 
 
-def read_file(root: Path, name: Name) -> Iterator[Found]:
-    """A file of the tree; a zip with all its members."""
+def read_file(root: Path, name: Name) -> tuple[int, bytes, list[Found]]:
+    """Size of a file of the tree, a glance at it (``UNREADABLE`` where there is none), and what it is; of a zip, with
+    all its members. Raises UserError where this machine's disk is full, or it has too many open files."""
     if name.status:
-        yield Found(name.location, 0, name.status)
-        return
-    path, size = f"{root}/{name.location}", 0
+        return 0, UNREADABLE, [Found(name.location, 0, name.status)]
+    path = f"{root}/{name.location}"
     try:
         with io.BufferedReader(io.FileIO(path)) as stream:
             size = os.fstat(stream.fileno()).st_size
-            instance = read_instance(stream, name.location, size, listing=True)
-            magic = b""
-            if instance.status == "not_dicom":
-                stream.seek(0)
-                magic = stream.read(4)
+            pieces = glance(stream, name.location, size)
+            found, magic = _told(stream, name.location, size)
     except FileNotFoundError:
-        yield Found(name.location, size, "vanished")
-        return
-    except OSError:
-        yield Found(name.location, size, "unreadable")
-        return
+        return 0, UNREADABLE, [Found(name.location, 0, "vanished")]
+    except OSError as error:
+        stop_if_machine(error)
+        return 0, UNREADABLE, [Found(name.location, 0, "unreadable")]
     if magic in ZIP_MAGIC:
-        yield from _read_zip(Path(path), name.location, size)
-    else:
-        yield _found(instance)
+        return size, pieces, _read_zip(Path(path), name.location, size)
+    found.seen = int.from_bytes(pieces[:8])
+    return size, pieces, [found]
+
+
+def _told(stream: IO[bytes], location: str, size: int) -> tuple[Found, bytes]:
+    """What a file is and, where it is no DICOM, its first bytes. Whatever an odd one does to the reader, it costs that
+    file only."""
+    stream.seek(0)
+    try:
+        instance = read_instance(stream, location, size, listing=True)
+        found = _found(instance)
+    except OSError:
+        raise
+    except Exception:
+        return Found(location, size, "unreadable"), b""
+    stream.seek(0)
+    return found, stream.read(4) if instance.status == "not_dicom" else b""
 
 
 def _found(instance: Instance) -> Found:
@@ -149,113 +214,127 @@ def _found(instance: Instance) -> Found:
         base = PurePosixPath(instance.location).name
         claims = base.lower().endswith(SUFFIXES) and not base.startswith(RESOURCE_FORK)
         status = "empty" if instance.bytes == 0 else "unreadable" if claims else status
-    if not instance.tags:
+    tags = instance.tags
+    if not tags:
         return Found(instance.location, instance.bytes, status)
-    uids = (str(instance.tags.get(tag, "")) for tag in ("SOPInstanceUID", "PatientID", "StudyInstanceUID"))
-    return Found(instance.location, instance.bytes, status, series_identity(instance), *uids)
+    if status in CT_IMAGES and not (tags.get("SOPClassUID", CT_IMAGE_STORAGE) in CT_CLASSES
+                                    and tags.get("Modality", "CT") == "CT"):  # fmt: skip
+        status = "other_image"
+    uid, patient, study = (str(tags.get(tag, "")) for tag in ("SOPInstanceUID", "PatientID", "StudyInstanceUID"))
+    return Found(instance.location, instance.bytes, status, Owner(series_identity(instance), patient, study), uid)
 
 
-def _read_zip(path: Path, location: str, size: int) -> Iterator[Found]:
-    """A zip's row and those of its members. A damaged or over-limit zip is one file, whatever is in it."""
+def _read_zip(path: Path, location: str, size: int) -> list[Found]:
+    """A zip's row and those of its members. A damaged or over-limit zip is one file, whatever is in it; a member that
+    is a link, encrypted or packed in another way costs itself."""
     try:
         with open_zip(path) as archive:
             within = zip_members(archive)
-            yield Found(location, size, "archive")
-            for name, info in within.items():
-                yield _read_member(archive, info, f"{location}{INSIDE}{name}")
-    except (ArchiveError, OSError, ValueError):
-        yield Found(location, size, "damaged_archive")
+            read = [_read_member(archive, info, f"{location}{INSIDE}{name}") for name, info in within.items()]
+            return [Found(location, size, "archive"), *read]
+    except ArchiveLimitError:
+        return [Found(location, size, "archive_over_limit")]
+    except ArchiveError:
+        return [Found(location, size, "damaged_archive")]
+    except OSError as error:
+        stop_if_machine(error)
+        return [Found(location, size, "damaged_archive")]
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, location: str) -> Found:
+    if reason := obstacle(info, LOCAL_LIMITS):
+        return Found(location, info.file_size, reason)
     with tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES) as content:
         try:
             copy_member(archive, info, content)
+            found, magic = _told(content, location, info.file_size)
         except ArchiveError:
             return Found(location, info.file_size, "unreadable")
-        content.seek(0)
-        instance = read_instance(content, location, info.file_size, listing=True)
-        content.seek(0)
-        nested = instance.status == "not_dicom" and content.read(4) in ZIP_MAGIC
-    return Found(location, info.file_size, "nested_archive") if nested else _found(instance)
+        except OSError as error:
+            stop_if_machine(error)
+            return Found(location, info.file_size, "unreadable")
+    found.seen = info.CRC
+    return Found(location, info.file_size, "nested_archive") if magic in ZIP_MAGIC else found
 
 
-def _twins(root: Path, groups: dict[str, list[Found]]) -> dict[str, str]:
-    """Location to ``duplicate`` or ``conflicting``, of instances that have a twin in their series."""
-    twins: dict[tuple[str, str, int], list[Found]] = defaultdict(list)
-    sizes: dict[tuple[str, str], set[int]] = defaultdict(set)
-    for identity, files in groups.items():
-        for file in files:
-            twins[identity, file.instance, file.bytes].append(file)
-            sizes[identity, file.instance].add(file.bytes)
-    compared = [file for alike in twins.values() if len(alike) > 1 for file in alike]
-    digests = _digests(root, compared)
-    status: dict[str, str] = {}
-    for identity, uid in sizes:
-        alike = [file for size in sorted(sizes[identity, uid]) for file in twins[identity, uid, size]]
-        first: dict[str, str] = {}
-        for file in sorted(alike, key=lambda f: f.location):
+def _mark_twins(root: Path, groups: Groups) -> None:
+    """Give instances that have a twin in their series the status ``duplicate`` (the very bytes of an earlier one; it
+    then belongs to no series) or ``conflicting``."""
+    compared = [file for files in groups.values() for file in _alike(files)]
+    digests = _digests(root, sorted(compared, key=lambda file: file.location))
+    for files in groups.values():
+        by_uid: dict[str, dict[bytes | str, Found]] = defaultdict(dict)
+        for file in sorted(files, key=lambda f: f.location):
             digest = digests.get(file.location, file.location)
-            if first.setdefault(digest, file.location) != file.location:
-                status[file.location] = "duplicate"
-        if uid and len(first) > 1:
-            status.update(dict.fromkeys(first.values(), "conflicting"))
-    return status
+            if by_uid[file.instance].setdefault(digest, file) is not file:
+                file.status, file.owner = "duplicate", None
+        for uid, alone in by_uid.items():
+            if uid and len(alone) > 1:
+                for file in alone.values():
+                    file.status = "conflicting"
 
 
-def _digests(root: Path, files: list[Found]) -> dict[str, str]:
+def _alike(files: list[Found]) -> Iterator[Found]:
+    """Files of a series that may be copies: the same SOPInstanceUID and size."""
+    alike: dict[tuple[str, int], list[Found]] = defaultdict(list)
+    for file in files:
+        alike[file.instance, file.bytes].append(file)
+    for several in alike.values():
+        if len(several) > 1:
+            yield from several
+
+
+def _digests(root: Path, files: list[Found]) -> dict[str, bytes | str]:
     """SHA-256 of files that may be copies of each other; a file that cannot be read is no copy."""
-    digests: dict[str, str] = {}
+    digests: dict[str, bytes | str] = {}
     if not files:
         return digests
-    with ExitStack() as stack:
-        archives = _Archives(root, stack)
+    with Archives(root) as archives:
         for file in track(files, [f.bytes for f in files], f"comparing {len(files)} files", in_bytes=True):
             try:
-                with tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES) as content:
-                    archives.copy(file.location, content)
-                    content.seek(0)
-                    digest = hashlib.sha256()
-                    for block in iter(lambda: content.read(1 << 20), b""):
-                        digest.update(block)
-                digests[file.location] = digest.hexdigest()
-            except (OSError, KeyError, ArchiveError):
+                digest = hashlib.sha256()
+                for block in archives.blocks(file.location):
+                    digest.update(block)
+                digests[file.location] = digest.digest()
+            except (KeyError, UserError):
                 continue
+            except OSError as error:
+                stop_if_machine(error)
     return digests
 
 
-def _damaged(found: Iterable[Found], groups: dict[str, list[Found]]) -> dict[str, str]:
-    """Location to identity of the series that a damaged file belongs to, where that can be told."""
-    folders: dict[str, set[str]] = defaultdict(set)
-    for identity, files in groups.items():
+def _owners_by_folder(groups: Groups) -> dict[str, set[Owner]]:
+    folders: dict[str, set[Owner]] = defaultdict(set)
+    for owner, files in groups.items():
         for file in files:
-            folders[_folder(file.location)].add(identity)
-    owner = {}
-    for file in found:
-        claims = file.status == "empty" and file.location.lower().endswith(SUFFIXES)
-        if file.status != "unreadable" and not claims:
-            continue
-        near = folders.get(_folder(file.location), set())
-        if file.identity in groups:
-            owner[file.location] = file.identity
-        elif len(near) == 1:
-            owner[file.location] = next(iter(near))
-    return owner
+            folders[_folder(file.location)].add(owner)
+    return folders
+
+
+def _owner_of(file: Found, groups: Groups, near: dict[str, set[Owner]]) -> Owner | None:
+    """The series that a file belongs to; of a damaged one the one that it names or that is alone in its folder."""
+    claims = file.status == "empty" and file.location.lower().endswith(SUFFIXES)
+    if file.status not in DAMAGED and not claims:
+        return file.owner
+    if file.owner in groups:
+        return file.owner
+    owners = near.get(_folder(file.location), set())
+    return next(iter(owners)) if len(owners) == 1 else None
 
 
 def _folder(location: str) -> str:
     return location.rpartition("/")[0]
 
 
-def _listed(identity: str, files: list[Found], config: CohortConfig) -> Listed:
-    patient_id = next((file.patient for file in files if file.patient), "")
-    study = next((file.study for file in files if file.study), "")
+def _listed(owner: Owner, files: list[Found], config: CohortConfig) -> Listed:
     folders = sorted({_folder(file.location) for file in files})
+    files = sorted(files, key=lambda file: file.location)
+    seen = "\n".join(f"{file.bytes} {file.seen}" for file in files)
     return Listed(
-        series=series_key(identity),
+        series=series_key(owner.identity),
         # Studies without a PatientID are nobody's: as one patient they would all fall into one split.
-        patient=patient_key(patient_id or f"no PatientID|{study or identity}"),
-        study=study_key(study),
+        patient=patient_key(owner.patient or f"no PatientID|{owner.study or owner.identity}"),
+        study=study_key(owner.study),
         name=_name(folders[0]),
         location=";".join(folders),
         files=len(files),
@@ -263,7 +342,8 @@ def _listed(identity: str, files: list[Found], config: CohortConfig) -> Listed:
         collection=config.collection,
         licence=config.licence,
         doi=config.doi,
-        members=tuple(sorted(file.location for file in files)),
+        members=tuple(file.location for file in files),
+        version=hashlib.sha256(seen.encode()).hexdigest()[:16],
     )
 
 
@@ -273,61 +353,47 @@ def _name(folder: str) -> str:
     return PurePosixPath(outer).name or "."
 
 
-class _Archives:
-    """Reads files of a tree by location; zips stay open until ``stack`` closes."""
-
-    def __init__(self, root: Path, stack: ExitStack) -> None:
-        self._root, self._stack = root, stack
-        self._open: dict[str, tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]] = {}
-
-    def copy(self, location: str, target: IO[bytes]) -> None:
-        """Raises OSError or KeyError where the file has gone, ArchiveError where a zip or its member is damaged."""
-        outer, inner = split_inside(self._root, location)
-        if not inner:
-            with (self._root / outer).open("rb") as source:
-                shutil.copyfileobj(source, target, 1 << 20)
-            return
-        if outer not in self._open:
-            archive = self._stack.enter_context(open_zip(self._root / outer))
-            self._open[outer] = archive, zip_members(archive)
-        archive, within = self._open[outer]
-        copy_member(archive, within[inner], target)
-
-
 class DicomSource:
-    """A tree of DICOM files under the root ``dicom``."""
+    """A tree of DICOM files under the line's root ``dicom``."""
 
     def __init__(self, config: CohortConfig, line: str) -> None:
-        self._config, self._key = config, f"{line}.cohort.source_digest"
+        self._config, self._line, self._key = config, line, f"{line}.cohort.source_digest"
         self.version = config.source_digest or ""
 
     def list_series(self, held_out: frozenset[str]) -> Listing:
-        listing = list_tree(check_pinned("dicom", self._config.source_digest, self._key), self._config)
+        require_secret("dicom")
+        pinned = self._config.source_digest
+        listing = list_tree(pinned_root("dicom", pinned, self._key, self._line), self._config)
+        check_digest("dicom", pinned, self._key, listing.digest)
         if not listing.series:
-            raise UserError("root 'dicom': no DICOM file below it; allowed: folders and zips of DICOM files")
-        return keyed(listing, "dicom") if self._config.paths == "keyed" else shown(listing, "dicom")
+            raise none_found("dicom", "CT image", listing.files.status)
+        if self._config.paths == "shown":
+            return shown(listing, "dicom")
+        return keyed(listing, "dicom", self._line)
 
     def check(self) -> None:
-        root_of("dicom")
-        if self._config.paths == "keyed" and not has_map("dicom"):
-            write_map("dicom")
+        require_secret("dicom")
+        root_of("dicom", self._line)
+        if self._config.paths == "keyed" and not has_map("dicom", self._line):
+            write_map("dicom", self._line)
 
     def fetch(
         self, row: dict[str, Any], members: list[str], folder: Path, transfer: TransferConfig
     ) -> pd.DataFrame | None:
         """Copy the members under numbered names: names from a zip are never used as paths."""
-        locations = resolve("dicom", members) if self._config.paths == "keyed" else members
-        with ExitStack() as stack:
-            archives = _Archives(root_of("dicom"), stack)
-            for index, (member, location) in enumerate(zip(members, locations, strict=True)):
-                target = folder / f"{index:06d}.dcm"
+        locations = resolve("dicom", self._line, members) if self._config.paths == "keyed" else members
+        in_order = sorted(enumerate(locations), key=lambda numbered: numbered[1])  # zip by zip
+        with Archives(root_of("dicom", self._line)) as archives:
+            for index, location in in_order:
                 try:
-                    with target.open("wb") as stream:
-                        archives.copy(location, stream)
+                    with (folder / f"{index:06d}.dcm").open("wb") as stream:
+                        for block in archives.blocks(location):
+                            stream.write(block)
                 except KeyError:
-                    raise UserError(f"file {member}: no longer in its zip; the source has changed") from None
+                    raise UserError(f"file {members[index]}: no longer in its zip; the source has changed") from None
                 except ArchiveError:
-                    target.write_bytes(b"")  # kept as an unreadable file of the series: screening names it
+                    # Kept as an unreadable file of the series: screening names it.
+                    (folder / f"{index:06d}.dcm").write_bytes(b"")
                 except OSError as error:
                     raise reason_of(error) from None
         return None

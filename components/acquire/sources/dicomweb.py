@@ -18,6 +18,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -25,14 +26,13 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
-from dicomweb_client.api import DICOMwebClient
 from pydicom.dataset import Dataset, FileDataset
 
 from components.acquire.config import TransferConfig
-from components.acquire.pacs import NO_JSON, asking
+from components.acquire.pacs import NO_JSON, Client, asking
 from components.acquire.sources import Listed, Listing
 from components.cohort.config import CohortConfig, DicomwebConfig
-from components.cohort.keys import patient_key, series_key, study_key
+from components.cohort.keys import patient_key, require_secret, series_key, study_key
 from components.files import write_table
 from components.params import UserError
 
@@ -43,6 +43,7 @@ CHECK_SECONDS = 20.0
 QUERY_SECONDS = 60.0
 QUERY_ATTEMPTS = 3  # of one page: a listing of hundreds must not end with one hiccup
 PASSES = 5
+QUESTIONS = 8  # at a time, where a PACS must be asked series by series: 150,000 of them take minutes and not hours
 SLICE_BYTES = 526_000  # QIDO tells no bytes: a slice of 512x512 pixels of 16 bit, with its header
 AS_STORED = (("application/dicom", "*"),)  # without the asterisk a PACS decompresses what it sends
 COUNT = "NumberOfSeriesRelatedInstances"
@@ -66,11 +67,12 @@ class DicomwebSource:
         self._config, self._asked, self._map = config, config.dicomweb, MAPS / f"{line}.parquet"
 
     def list_series(self, held_out: frozenset[str]) -> Listing:
+        require_secret("dicomweb")
         with asking(QUERY_SECONDS, attempts=QUERY_ATTEMPTS) as client:
             rows = _ct_series(client, self._asked)
-            _remember(rows, self._map)
-            chosen, funnel = _choose(client, rows, self._asked)
-            chosen = {key: _known(client, row, "PatientID", self._asked.page) for key, row in chosen.items()}
+        _remember(rows, self._map)
+        chosen, funnel = _choose(rows, self._asked)
+        chosen = _all_known(chosen, "PatientID", self._asked.page)
         if not chosen:
             left = ", ".join(f"{step['criterion']}: {step['series']}" for step in funnel)
             raise UserError(f"PACS: no CT series is left ({left}); see cohort.dicomweb in params.yaml")
@@ -96,6 +98,7 @@ class DicomwebSource:
 
     def check(self) -> None:
         """As the protocol says; also makes the map anew where it is missing, once, before the workers need it."""
+        require_secret("dicomweb")
         with asking(CHECK_SECONDS) as client:
             client.search_for_series(limit=1, search_filters={"Modality": "CT"})
         if not self._map.is_file():
@@ -179,7 +182,7 @@ def _ask_again(path: Path, config: DicomwebConfig) -> None:
 # QIDO-RS.
 
 
-def _ct_series(client: DICOMwebClient, config: DicomwebConfig) -> dict[str, Row]:
+def _ct_series(client: Client, config: DicomwebConfig) -> dict[str, Row]:
     """Pseudonym to row of every CT series, of the study dates asked for where the PACS heeds them."""
     filters = {"Modality": "CT"}
     if config.study_dates is not None:
@@ -188,22 +191,22 @@ def _ct_series(client: DICOMwebClient, config: DicomwebConfig) -> dict[str, Row]
     def search(offset: int) -> list[Any]:
         return client.search_for_series(limit=config.page, offset=offset, fields=ASKED, search_filters=filters)
 
-    rows = _all_pages(search, config.page, _identity, "series")
+    rows = _all_pages(client, search, config.page, _identity, "series")
     return {series_key(_identity(row)): row for row in rows if row.get("Modality", "CT") == "CT"}
 
 
-def _instances(client: DICOMwebClient, study: str, series: str, page: int) -> list[str]:
+def _instances(client: Client, study: str, series: str, page: int) -> list[str]:
     """SOPInstanceUIDs of a series, sorted."""
 
     def search(offset: int) -> list[Any]:
         return client.search_for_instances(study, series, limit=page, offset=offset)
 
-    rows = _all_pages(search, page, lambda row: row.get("SOPInstanceUID", ""), "instances")
+    rows = _all_pages(client, search, page, lambda row: row.get("SOPInstanceUID", ""), "instances")
     return sorted(row["SOPInstanceUID"] for row in rows if row.get("SOPInstanceUID"))
 
 
 def _all_pages(
-    search: Callable[[int], list[Any]], page: int, identity: Callable[[Row], str], what: str
+    client: Client, search: Callable[[int], list[Any]], page: int, identity: Callable[[Row], str], what: str
 ) -> Iterable[Row]:
     """Every answer to a query, in pages until one brings nothing new; a PACS may send fewer than it was asked for.
 
@@ -211,19 +214,22 @@ def _all_pages(
     pages are read again until they bring nothing new.
 
     Raises:
-        UserError: the PACS ignores ``offset``, so that the rest cannot be asked for; or its answers never settle.
+        UserError: the PACS ignores ``offset``, or says that it has more and does not give it, so that the rest cannot
+            be asked for; or its answers never settle.
     """
     found: dict[str, Row] = {}
     for _ in range(PASSES):
         known, received = len(found), 0
         first: set[str] = set()
         seen: set[str] = set()
+        more = False  # what is behind the last answer that held something
         while batch := _rows(search(received)):
+            more = client.more
             names = {identity(row) for row in batch}
             if received and names == first:
-                if len(batch) == page:
+                if len(batch) == page or more:
                     raise UserError(
-                        f"PACS: ignores the offset of a query and answers the same {page} {what} each time; set "
+                        f"PACS: ignores the offset of a query and answers the same {received} {what} each time; set "
                         "cohort.dicomweb.page to more than it holds, or narrow cohort.dicomweb.study_dates"
                     )
                 log.warning("PACS: ignores the offset of a query: the %d %s it lists are taken for all", received, what)
@@ -234,6 +240,12 @@ def _all_pages(
             if names <= seen:
                 break
             seen |= names
+        else:
+            if more:
+                raise UserError(
+                    f"PACS: says that it has more than {len(found)} {what}, and does not give them; raise its limit of "
+                    "a query's answers, or narrow cohort.dicomweb.study_dates"
+                )
         if received == len(seen) or (known and len(found) == known):
             return found.values()
     raise UserError(f"PACS: lists other {what} each time it is asked; try again when it is at rest")
@@ -247,9 +259,9 @@ def _rows(answers: list[Any]) -> list[Row]:
 
 def _row(answer: dict[str, Any]) -> Row:
     """An answer in the DICOM JSON model (PS3.18 annex F) as text; UIDs that it lacks are read from its RetrieveURL."""
-    row = {}
+    row, elements = {}, {tag.upper(): element for tag, element in answer.items()}  # some write them in lower case
     for keyword, tag in TAGS.items():
-        element = answer.get(tag)
+        element = elements.get(tag)
         if isinstance(element, dict):
             values = element.get("Value") or [""]
             row[keyword] = "" if values[0] is None else str(values[0]).strip()
@@ -265,10 +277,25 @@ def _fetchable(row: Row) -> bool:
     return all(UID.fullmatch(row.get(name, "")) for name in ("StudyInstanceUID", "SeriesInstanceUID"))
 
 
-def _known(client: DICOMwebClient, row: Row, keyword: str, page: int) -> Row:
-    """``row`` with ``keyword``: where the PACS left it out, its instances are counted and one's header is asked for."""
-    if keyword in row:
-        return row
+def _all_known(rows: dict[str, Row], keyword: str, page: int) -> dict[str, Row]:
+    """``rows`` with ``keyword``; what the PACS left out is asked for, several at a time."""
+    lacking = [key for key, row in rows.items() if keyword not in row]
+    if not lacking:
+        return rows
+    log.info("PACS: says no %s of %d of %d series; each is asked for", keyword, len(lacking), len(rows))
+
+    def ask(keys: list[str]) -> dict[str, Row]:
+        with asking(QUERY_SECONDS, attempts=QUERY_ATTEMPTS) as client:
+            return {key: _known(client, rows[key], keyword, page) for key in keys}
+
+    with ThreadPoolExecutor(QUESTIONS) as questions:
+        shares = questions.map(ask, [lacking[n::QUESTIONS] for n in range(min(QUESTIONS, len(lacking)))])
+        told = {key: row for share in shares for key, row in share.items()}
+    return {key: told.get(key, row) for key, row in rows.items()}
+
+
+def _known(client: Client, row: Row, keyword: str, page: int) -> Row:
+    """``row`` with ``keyword``, which the PACS left out: its instances are counted and one's header is asked for."""
     study, series = row["StudyInstanceUID"], row["SeriesInstanceUID"]
     instances = _instances(client, study, series, page)
     row = {keyword: "", **row, COUNT: str(len(instances))}
@@ -278,9 +305,7 @@ def _known(client: DICOMwebClient, row: Row, keyword: str, page: int) -> Row:
     return {**row, keyword: header.get(keyword, "")}
 
 
-def _choose(
-    client: DICOMwebClient, rows: dict[str, Row], config: DicomwebConfig
-) -> tuple[dict[str, Row], list[dict[str, Any]]]:
+def _choose(rows: dict[str, Row], config: DicomwebConfig) -> tuple[dict[str, Row], list[dict[str, Any]]]:
     """The series that fulfil the config, and the funnel: how many are left after each criterion."""
     criteria: list[tuple[str, str, Callable[[str], bool]]] = []
     if config.study_dates is not None:
@@ -297,7 +322,7 @@ def _choose(
     rows = {key: row for key, row in rows.items() if _fetchable(row)}
     funnel.append({"criterion": "with study and series UID", "series": len(rows)})
     for words, keyword, holds in criteria:
-        rows = {key: _known(client, row, keyword, config.page) for key, row in rows.items()}
+        rows = _all_known(rows, keyword, config.page)
         rows = {key: row for key, row in rows.items() if holds(row[keyword])}
         funnel.append({"criterion": words, "series": len(rows)})
     return rows, funnel
@@ -306,7 +331,7 @@ def _choose(
 # WADO-RS.
 
 
-def _datasets(client: DICOMwebClient, study: str, series: str) -> Iterator[Dataset]:
+def _datasets(client: Client, study: str, series: str) -> Iterator[Dataset]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's quote values; headers are judged by screening
