@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 READY := .venv/.ready
 export OMP_WAIT_POLICY := passive
+export SOURCE EVALUATION  # quoted by the shell: a folder's name may hold an apostrophe
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help release test test-slow check serve bench clean
@@ -24,7 +25,7 @@ $(READY): constraints.txt pyproject.toml
 	@touch $@
 
 release: $(READY) ## make a release of LINE from SOURCE: run the graph, judge the gates, build the Bento
-	@$(BIN)/ctfoundry release --line $(LINE) --source '$(SOURCE)' $(if $(EVALUATION),--evaluation '$(EVALUATION)') $(if $(PRIVACY),--privacy '$(PRIVACY)')
+	@$(BIN)/ctfoundry release --line $(LINE) --source "$$SOURCE" $(if $(EVALUATION),--evaluation "$$EVALUATION") $(if $(PRIVACY),--privacy '$(PRIVACY)')
 
 test: $(READY) ## fast unit tests and integration tests with the real tools
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit
