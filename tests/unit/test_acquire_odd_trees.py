@@ -136,10 +136,11 @@ def test_patients_folders_that_are_links_are_read_once_and_no_walk_goes_round(
                          "into itself": root / "own", "up": tmp_path}.items():  # fmt: skip
         (root / name).symlink_to(target, target_is_directory=True)
     (tmp_path / "store/p2/back").symlink_to(root, target_is_directory=True)
+    (tmp_path / "store/p2/deep").symlink_to(tmp_path / "store/p2/ct", target_is_directory=True)
     (tmp_path / "store/p2/round").symlink_to(tmp_path / "store/p2", target_is_directory=True)
     listing = list_tree(root, config)
     links = {row["location"] for row in listing.files if row["status"] == "link"}
-    assert links == {"p1 again", "into itself", "up", "p2/back", "p2/round"}
+    assert links == {"p1 again", "into itself", "up", "p2/back", "p2/deep", "p2/round"}
     assert [series.files for series in listing.series] == [3, 3, 3]
     assert sorted(series.location for series in listing.series) == ["own", "p1", "p2/ct"]
     before = tree_digest(root)
