@@ -156,14 +156,16 @@ def test_objects_and_other_images_are_accounted_for_and_no_series_of_ours(config
     magnet = make_series(4, Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
     structures = make_series(5, 1, Modality="RTSTRUCT", SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3")
     del structures[0].Rows, structures[0].Columns, structures[0].PixelData
-    for number, images in enumerate((pet, page, magnet, structures)):
+    other = make_series(7, 1, Modality="OT")  # of a class that is not stated
+    del other[0].SOPClassUID
+    for number, images in enumerate((pet, page, magnet, structures, other)):
         put(tmp_path / "p1" / str(number), images)
     nameless = make_series(6)  # an export that strips what says so may be CT
     for image in nameless:
         del image.Modality
     put(tmp_path / "p2", nameless)
     listing = list_tree(tmp_path, config)
-    assert counts(listing) == {"image": 6, "other_image": 7, "object": 1}
+    assert counts(listing) == {"image": 6, "other_image": 8, "object": 1}
     assert [series.files for series in listing.series] == [3, 3]
     others = {row["series"] for row in listing.files if row["status"] in ("other_image", "object")}
     assert others == {""}
