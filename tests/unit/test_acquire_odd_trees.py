@@ -366,3 +366,12 @@ def test_a_series_keeps_its_version_while_others_come_and_change(config: CohortC
     assert after["b.zip!"] == before["b.zip!"]
     assert after["a"] != before["a"]
     assert len(set(after.values())) == 3
+
+
+def test_studies_that_name_no_patient_are_not_one_patients(config: CohortConfig, tmp_path: Path) -> None:
+    """As one, all of them would fall into one split, or be held out together."""
+    for number, patient in enumerate(("", "", "MRN3", "MRN3 ")):
+        put(tmp_path / str(number), make_series(number, PatientID=patient))
+    patients = [series.patient for series in sorted(list_tree(tmp_path, config).series, key=lambda s: s.location)]
+    assert len(set(patients)) == 3
+    assert patients[2] == patients[3]
