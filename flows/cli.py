@@ -19,6 +19,9 @@ from flows.processes import Stopped, ending_with_us, leave
 if TYPE_CHECKING:
     from flows.run import Run
 
+if TYPE_CHECKING:
+    from serving.embedding import ServedBundle
+
 
 def main() -> None:
     """Entry point of the console script. Exits with 1 and one line on stderr for a mistake of the user."""
@@ -202,9 +205,26 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _embed(arguments: argparse.Namespace) -> int:
     import json
+    import tempfile
 
-    from serving.embedding import embed_file, open_release
+    from components.confined import Bounds, Result, isolated
 
-    answer = embed_file(arguments.file, open_release(Path("releases") / arguments.line))
-    print(json.dumps(answer.to_json(), indent=2))
+    # Imported in the child, so that this process has no threads when it forks.
+    def load() -> ServedBundle:
+        from serving.embedding import open_release
+
+        return open_release(Path("releases") / arguments.line)
+
+    def work(bundle: ServedBundle) -> Result:
+        from serving.embedding import embed_file
+        from serving.limits import Limits
+
+        tempfile.tempdir = scratch
+        return Result(embed_file(arguments.file, bundle, Limits.from_environment()).to_json())
+
+    if not arguments.file.is_file():
+        raise UserError(f"{arguments.file.name}: no such file")
+    with tempfile.TemporaryDirectory(prefix="ctfoundry-") as scratch:  # a child that is killed cleans nothing up
+        answer = isolated(load, work, Bounds.from_environment(), arguments.file.name)
+    print(json.dumps(answer.content, indent=2))
     return 0

@@ -10,7 +10,6 @@ from components.params import UserError
 from flows.repository import commit_labels, is_repository
 
 SERVER_VARIABLE = "PREFECT_API_URL"
-ANSWER_SECONDS = 10
 
 
 def require_repository() -> None:
@@ -38,9 +37,10 @@ def require_server() -> None:
     if not address:
         return
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+    once = {PREFECT_API_URL: address, PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(once), get_client(sync_client=True) as client:
         error = client.api_healthcheck()
     if error is not None:
         raise UserError(

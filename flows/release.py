@@ -141,7 +141,9 @@ def release(line: str = "wholebody") -> dict[str, Any]:
         with checkout_lock(f"release --line {line}"):
             run.begin(_fixed_workers)
             _submit_all(run)
+            _report(run, artifacts.publish_model)
     except Exception:
+        _report(run, artifacts.publish_model)  # that is when people look
         raise
     except BaseException:  # a signal: its stage ends with the flow, Prefect's server has still to hear of it
         run.stopped = True
@@ -155,23 +157,19 @@ def release(line: str = "wholebody") -> dict[str, Any]:
 
 def _submit_all(run: Run) -> None:
     done: dict[str, Any] = {}  # futures by name
-    try:
-        for step in run.steps:
-            one: Any = run_step.with_options(
-                name=step.name,
-                description=step.description,
-                task_run_name=step.name,
-                retries=step.retries,
-                retry_delay_seconds=RETRY_DELAY_SECONDS,
-                retry_condition_fn=_may_pass,
-            )
-            done[step.name] = one.submit(step.name, wait_for=[done[name] for name in step.upstream])
-            done[step.name].result()
-            if step.name == f"drift@{run.line}":
-                _report(run, artifacts.publish_data)
-    finally:
-        # Also after a failure: that is when people look.
-        _report(run, artifacts.publish_model)
+    for step in run.steps:
+        one: Any = run_step.with_options(
+            name=step.name,
+            description=step.description,
+            task_run_name=step.name,
+            retries=step.retries,
+            retry_delay_seconds=RETRY_DELAY_SECONDS,
+            retry_condition_fn=_may_pass,
+        )
+        done[step.name] = one.submit(step.name, wait_for=[done[name] for name in step.upstream])
+        done[step.name].result()
+        if step.name == f"drift@{run.line}":
+            _report(run, artifacts.publish_data)
 
 
 def _report(run: Run, publish: Callable[[Run], None]) -> None:

@@ -87,22 +87,26 @@ def _open(arguments: argparse.Namespace) -> Opened:
 
 
 def _read_labels(arguments: argparse.Namespace, path: Path, opened: Opened) -> Labels:
-    from components.labels.onto_grid import read_labels
+    from components.labels.onto_grid import NIFTI_SUFFIXES, read_labels
 
     scan = None if arguments.force else opened.origin
+    if scan is not None and not scan.frame and not path.name.endswith(NIFTI_SUFFIXES):
+        print("warning: the volume's frame of reference is not known, so that nothing tells whether the labels are of "
+              "the same scan", file=sys.stderr)  # fmt: skip
     return read_labels(path, opened.volume.affine, opened.volume.hu.shape, scan, arguments.segment)
 
 
 def _info(arguments: argparse.Namespace) -> int:
     from rich.table import Table
+    from rich.text import Text
 
     from components.looking.volume import facts
     from components.progress import wide_console
 
     opened = _open(arguments)
-    table = Table(title=opened.name, show_header=False)
+    table = Table(title=Text(opened.name), show_header=False)  # as Text: names may hold what Rich takes for markup
     for label, text in facts(opened).items():
-        table.add_row(label, text)
+        table.add_row(label, Text(text))
     wide_console().print(table)
     return 0
 
@@ -122,17 +126,18 @@ def _label(arguments: argparse.Namespace) -> int:
     from math import prod
 
     from rich.table import Table
+    from rich.text import Text
 
     from components.looking.volume import export_labels
     from components.progress import wide_console
 
     opened = _open(arguments)
     labels = _read_labels(arguments, arguments.labels, opened)
-    table = Table("segment", "code", "voxels", "ml", "within the volume", title=arguments.labels.name)
+    table = Table("segment", "code", "voxels", "ml", "within the volume", title=Text(arguments.labels.name))
     for segment in labels.segments:
         millilitres = segment.voxels * prod(opened.volume.spacing) / 1000
         covered = f"{segment.covered:.1%}"
-        table.add_row(segment.name, segment.code, f"{segment.voxels:,}", f"{millilitres:.2f}", covered)
+        table.add_row(Text(segment.name), Text(segment.code), f"{segment.voxels:,}", f"{millilitres:.2f}", covered)
     wide_console().print(table)
     target = arguments.output or Path(f"{opened.name}.labels.b2nd")
     for written in export_labels(labels, target):

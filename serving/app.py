@@ -1,12 +1,18 @@
-"""HTTP round :func:`serving.embedding.embed_file`: take the body, run in a thread, answer in JSON, never leak."""
+"""HTTP round :func:`serving.embedding.embed_file`: take the body, have it done apart, answer in JSON, never leak.
+
+What a request costs ends with it: its child process is killed and its files are gone when its client has left or its
+time is over, and only then does the next one get its turn.
+"""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import time
 import traceback
-from functools import partial
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +25,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from components.confined import NO_ROOM, Reply
 from components.params import UserError
 from serving.body import receive_file
-from serving.embedding import Answer, ServedBundle, embed_file
+from serving.forks import Forks
 from serving.limits import Limits
 from serving.metrics import Metrics
 from serving.sniff import InputError
@@ -30,6 +37,7 @@ log = logging.getLogger("bentoml.service.ctfoundry")
 
 # A client that is still sending sees the answer only if the connection stays open for a moment (RFC 9112, 9.6).
 LINGER_SECONDS = 0.5
+KILLED = ("memory", "deadline", "crash")
 
 
 class EmbedApp:
@@ -37,7 +45,8 @@ class EmbedApp:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._bundle: ServedBundle | None = None
+        self._forks: Forks | None = None
+        self._model: dict[str, Any] = {}
         self._metrics: Metrics | None = None
         self._turn: anyio.CapacityLimiter | None = None
         self.starlette = Starlette(
@@ -48,59 +57,119 @@ class EmbedApp:
             exception_handlers={HTTPException: _http_error},
         )
 
-    def start(self, bundle: ServedBundle) -> None:
-        """Serve this bundle from now on."""
-        self._metrics = Metrics(bundle.manifest.name, bundle.manifest.digest)
-        self._bundle = bundle
+    def start(self, forks: Forks) -> None:
+        """Serve this release from now on. Raises UserError where it does not load."""
+        self._model = forks.start()
+        self._metrics = Metrics(self._model["name"], self._model["digest"])
+        self._forks = forks
 
     async def model(self, request: Request) -> Response:
         """GET /model: name, line, digest and the hashes of what the model was made from."""
-        manifest = self._loaded()[0].manifest
-        content = {"name": manifest.name, "line": manifest.line, "digest": manifest.digest, "inputs": manifest.inputs}
-        return JSONResponse(content)
+        self._loaded()
+        return JSONResponse(self._model)
 
     async def embed(self, request: Request) -> Response:
         """POST /embed: one CT series as zip, or NIfTI, to its vector and what was found."""
-        bundle, metrics = self._loaded()
-        begin = time.perf_counter()
+        forks, metrics = self._loaded()
+        begin, outcome = time.perf_counter(), "failed"
         try:
-            answer = await self._answer(request, bundle)
+            reply = await self._reply(request, forks)
+            if reply.result is not None:
+                outcome = "embedded"
+                return JSONResponse(reply.result.content)
+            outcome, status = _refused(reply)
+            return _Refusal(reply.message, status)
         except ClientDisconnect:
-            metrics.count("disconnected", time.perf_counter() - begin)
+            outcome = "disconnected"
             return Response(status_code=400)  # nobody is left to read it
         except UserError as error:
             status = error.status if isinstance(error, InputError) else 422
-            metrics.count(f"refused_{status}", time.perf_counter() - begin)
-            return _Refusal(" ".join(str(error).split()), status)
+            outcome = f"refused_{status}"
+            return _Refusal(str(error), status)
+        except anyio.get_cancelled_exc_class():
+            outcome = "timed_out"  # BentoML answers it, with 504
+            raise
         except Exception as error:
-            # Where it failed, not what it said: messages of DICOM readers may quote a patient's header.
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                outcome = "no_room"
+                return _Refusal("no room is left on the disk for the file; send it again later", 503)
+            # Where it failed, not what it said: messages of readers may quote a patient's header.
             where = "".join(traceback.format_tb(error.__traceback__))
             log.error("embed failed with %s\n%s", type(error).__name__, where)
-            metrics.count("failed", time.perf_counter() - begin)
             return _Refusal("the service failed on this file; the failure is in its log", 500)
-        metrics.count("embedded", time.perf_counter() - begin)
-        return JSONResponse(answer.to_json())
+        finally:
+            metrics.count(outcome, time.perf_counter() - begin)
 
-    async def _answer(self, request: Request, bundle: ServedBundle) -> Answer:
-        if self._turn is None:
-            self._turn = anyio.CapacityLimiter(self.limits.at_once)
-        with tempfile.TemporaryDirectory(prefix="ctfoundry-") as folder:
-            path = Path(folder) / "upload"
+    async def _reply(self, request: Request, forks: Forks) -> Reply:
+        """What became of the request's file.
+
+        Raises:
+            ClientDisconnect: the client has left, before its turn or while its file was read.
+        """
+        self._turn = self._turn or anyio.CapacityLimiter(self.limits.at_once)
+        async with _temporary_folder() as folder:
+            path = folder / "upload"
             await receive_file(request, path, self.limits.body_bytes)
-            work = partial(embed_file, path, bundle, self.limits)
-            return await anyio.to_thread.run_sync(work, limiter=self._turn)
+            async with self._turn:
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+                reply = await _while_connected(request, forks, {"path": str(path), "scratch": str(folder)})
+                if reply is None:
+                    raise ClientDisconnect
+                return reply
 
-    def _loaded(self) -> tuple[ServedBundle, Metrics]:
-        if self._bundle is None or self._metrics is None:
+    def _loaded(self) -> tuple[Forks, Metrics]:
+        if self._forks is None or self._metrics is None:
             raise HTTPException(503, "the model is not loaded yet")
-        return self._bundle, self._metrics
+        return self._forks, self._metrics
+
+
+async def _while_connected(request: Request, forks: Forks, work: dict[str, Any]) -> Reply | None:
+    """Have ``work`` done; None, and its child is dead, where the client leaves before it ends."""
+    reply: Reply | None = None
+    async with anyio.create_task_group() as group:
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            group.cancel_scope.cancel()
+
+        group.start_soon(watch)
+        reply = await forks.run(work)
+        group.cancel_scope.cancel()
+    return reply
+
+
+@asynccontextmanager
+async def _temporary_folder() -> AsyncIterator[Path]:
+    """A folder that is gone afterwards, however the request ends; removing thousands of files blocks nobody."""
+    folder = Path(tempfile.mkdtemp(prefix="ctfoundry-"))
+    try:
+        yield folder
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def _refused(reply: Reply) -> tuple[str, int]:
+    """Outcome, as it is counted, and HTTP status of a reply without a result."""
+    if reply.outcome in KILLED:
+        log.warning("a file's reader was ended: %s", reply.message)
+        return f"killed_{reply.outcome}", 422
+    if reply.outcome == "no_room":
+        return "no_room", 503
+    if reply.outcome == "failed":
+        log.error("a file is not readable: %s\n%s", reply.message, reply.where)
+        return "unreadable", 422
+    status = reply.status or 422
+    return f"refused_{status}", status
 
 
 class _Refusal(JSONResponse):
     """``{"error": "one clear line"}``. Where the body was not read to its end, the connection closes afterwards."""
 
     def __init__(self, message: str, status: int) -> None:
-        super().__init__({"error": message}, status_code=status)
+        super().__init__({"error": " ".join(message.split())}, status_code=status)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [*self.raw_headers, (b"connection", b"close")]

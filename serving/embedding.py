@@ -113,7 +113,7 @@ def embed_file(path: Path, bundle: ServedBundle, limits: Limits = DEFAULT_LIMITS
     Args:
         path: a zip of one DICOM series, or a NIfTI volume; recognised by content, whatever its name.
         bundle: the release.
-        limits: of archive and volume.
+        limits: of archive and volume; memory and time are those of the process, see :mod:`components.confined`.
 
     Raises:
         InputError, UserError: the file holds no single readable CT volume, or is beyond the limits.

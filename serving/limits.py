@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from components.params import UserError
+from components.confined import number_from
+from components.isolation import GIB
 
-GIB = 1024**3
 BUNDLE_VARIABLE = "CTFOUNDRY_BUNDLE"  # the release folder to serve in development
 
 
@@ -33,18 +32,9 @@ class Limits:
     def from_environment(cls) -> Limits:
         """Limits with what the environment says. Raises UserError for a value that is no positive integer."""
         return cls(
-            body_bytes=_number("CTFOUNDRY_MAX_BODY_BYTES", cls.body_bytes),
-            unpacked_bytes=_number("CTFOUNDRY_MAX_UNPACKED_BYTES", cls.unpacked_bytes),
-            files=_number("CTFOUNDRY_MAX_FILES", cls.files),
-            voxels=_number("CTFOUNDRY_MAX_VOXELS", cls.voxels),
-            at_once=_number("CTFOUNDRY_CONCURRENCY", cls.at_once),
+            body_bytes=number_from("CTFOUNDRY_MAX_BODY_BYTES", cls.body_bytes),
+            unpacked_bytes=number_from("CTFOUNDRY_MAX_UNPACKED_BYTES", cls.unpacked_bytes),
+            files=number_from("CTFOUNDRY_MAX_FILES", cls.files),
+            voxels=number_from("CTFOUNDRY_MAX_VOXELS", cls.voxels),
+            at_once=number_from("CTFOUNDRY_CONCURRENCY", cls.at_once),
         )
-
-
-def _number(name: str, default: int) -> int:
-    text = os.environ.get(name, "").strip()
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise UserError(f"{name}: {text!r} is not allowed: a positive whole number")
-    return int(text)

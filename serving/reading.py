@@ -10,7 +10,8 @@ import re
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -68,7 +69,7 @@ def read_upload(path: Path, kind: Kind, limits: Limits, only_largest_stack: bool
     with tempfile.TemporaryDirectory(prefix="ctfoundry-") as scratch:
         if kind == "zip":
             return _read_zip(path, Path(scratch), limits, only_largest_stack)
-        check_nifti(path, kind, limits.voxels)
+        check_nifti(path, kind, limits)
         # nibabel goes by the name, so the file gets the one its content deserves.
         named = Path(scratch) / f"volume.{kind}"
         named.symlink_to(path.resolve())
@@ -104,21 +105,35 @@ def _read_zip(path: Path, scratch: Path, limits: Limits, only_largest_stack: boo
     if damaged is not None:
         name, why = _short(PurePosixPath(damaged.location).name), f" ({damaged.detail})" if damaged.detail else ""
         raise InputError(f"{name}: damaged or cut-short DICOM file{why}; send the series again")
-    left_out = copies(instances, files)
-    if left_out:
-        ignored["duplicate"] += len(left_out)
-    series = _only_series([i for i in instances if i.location not in left_out], ignored, only_largest_stack)
+    with _header_values():
+        left_out = copies(instances, files)
+        if left_out:
+            ignored["duplicate"] += len(left_out)
+        series = _only_series([i for i in instances if i.location not in left_out], ignored, only_largest_stack)
     for instance in series:
         if instance.truncated:
             name = PurePosixPath(instance.location).name
             raise InputError(f"{_short(name)}: the file ends before its pixel data do; send the series again")
-    _check_voxels(series, limits)
+    with _header_values():
+        _check_voxels(series, limits)
+        key = series_key(series_identity(series[0]))
+        measured = measure_series(series, only_largest_stack)
     volume = _decode([files[i.location] for i in series], only_largest_stack)
-    key = series_key(series_identity(series[0]))
-    measured = measure_series(series, only_largest_stack)
     if measured["left_out"]:
         ignored["outside_the_largest_stack"] += measured["left_out"]
     return Reading(volume, "dicom", key, measured["instances"], dict(sorted(ignored.items())), measured)
+
+
+@contextmanager
+def _header_values() -> Iterator[None]:
+    """The boundary of a series: a header value that no code foresaw is its sender's, not the service's."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        what = f"series: a header value is not what it must be ({type(error).__name__})"
+        raise InputError(f"{what}; see DICOM PS3.3 C.8.2.1") from None
 
 
 def _decode(paths: list[Path], only_largest_stack: bool) -> Volume:
@@ -126,8 +141,10 @@ def _decode(paths: list[Path], only_largest_stack: bool) -> Volume:
         return read_series(paths, only_largest_stack)
     except UserError as error:
         raise InputError(_MEMBER_NUMBER.sub("", str(error))) from None
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise InputError(f"series: a header value is not the number it must be ({type(error).__name__})") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise InputError(f"series: it cannot be read ({type(error).__name__}); send it again") from None
 
 
 def _unpack(path: Path, folder: Path, limits: Limits) -> tuple[list[Instance], dict[str, Path], Counter[str]]:

@@ -12,8 +12,10 @@ os.environ["BENTOML_DO_NOT_TRACK"] = "True"  # before BentoML is imported: it de
 
 import bentoml
 
+from components.confined import Bounds
+from serving import worker
 from serving.app import EmbedApp
-from serving.embedding import open_release
+from serving.forks import Forks
 from serving.limits import BUNDLE_VARIABLE, Limits
 
 REQUEST_SECONDS = 300
@@ -34,4 +36,4 @@ class CTEmbed:
     """CT embeddings: POST one DICOM series as zip, or a NIfTI volume, to /embed."""
 
     def __init__(self) -> None:
-        application.start(open_release(bundle_folder()))
+        application.start(Forks(worker.command(bundle_folder()), worker.environment(), Bounds.from_environment()))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import nibabel as nib
 
 from components.params import UserError
+from serving.limits import Limits
 
 Kind = Literal["zip", "nii", "nii.gz"]
 
@@ -18,6 +19,9 @@ MAX_NIFTI_OFFSET = 16 * 1024**2
 HEADER_BYTES = 544  # NIfTI-2, the longer of the two, with its extension flag
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 GZIP_MAGIC = b"\x1f\x8b"
+UNREADABLE: tuple[type[Exception], ...] = (
+    ValueError, KeyError, OverflowError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError,
+)  # fmt: skip
 
 
 class InputError(UserError):
@@ -46,11 +50,11 @@ def kind_of(path: Path) -> Kind:
     raise InputError(f"{_likeness(start)}: send one CT series as a zip, or a NIfTI volume (.nii, .nii.gz)", 415)
 
 
-def check_nifti(path: Path, kind: Kind, max_voxels: int) -> None:
+def check_nifti(path: Path, kind: Kind, limits: Limits) -> None:
     """Refuse a NIfTI by its header alone, before anything is inflated or allocated.
 
     Raises:
-        InputError: 413 where it holds more voxels than ``max_voxels``, 422 where the header makes no sense.
+        InputError: 413 where it holds more voxels or bytes than ``limits`` allow, 422 where the header makes no sense.
     """
     start = _start(path)
     head = _inflated(start) if kind == "nii.gz" else start
@@ -58,19 +62,28 @@ def check_nifti(path: Path, kind: Kind, max_voxels: int) -> None:
     try:
         header = header_class.from_fileobj(BytesIO(head), check=False)
         shape = tuple(int(n) for n in header.get_data_shape())
-        header.get_data_dtype()
-    except (ValueError, KeyError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError) as error:
+        item_bytes = int(header.get_data_dtype().itemsize)
+        offset = float(header["vox_offset"])
+    except (
+        ValueError,
+        KeyError,
+        OverflowError,
+        nib.spatialimages.HeaderDataError,
+        nib.wrapstruct.WrapStructError,
+    ) as error:
         raise InputError(f"NIfTI header not readable: {' '.join(str(error).split())[:120]}") from None
     voxels = 1
     for size in shape:
         if size < 1:
             raise InputError(f"NIfTI of shape {shape} is not allowed: every axis at least 1")
         voxels *= size
-    if voxels > max_voxels:
-        raise InputError(f"NIfTI of shape {shape}: {voxels} voxels are too many: at most {max_voxels}", 413)
-    offset = float(header["vox_offset"])
+    if voxels > limits.voxels:
+        raise InputError(f"NIfTI of shape {shape}: {voxels} voxels are too many: at most {limits.voxels}", 413)
     if not 0 <= offset <= MAX_NIFTI_OFFSET:
         raise InputError(f"NIfTI voxel offset {offset:g} is not allowed: 0 to {MAX_NIFTI_OFFSET} bytes")
+    size = int(offset) + voxels * item_bytes
+    if size > limits.unpacked_bytes:
+        raise InputError(f"NIfTI of {size} bytes unpacked is too large: at most {limits.unpacked_bytes}", 413)
 
 
 def _start(path: Path) -> bytes:

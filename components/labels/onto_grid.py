@@ -119,19 +119,24 @@ def read_labels(
             else:
                 labels = _packed(_from_dicom(path, affine, shape, scan, only), affine, shape)
     except LabelError as error:
-        raise UserError(f"labels {path.name}: {error}") from None
+        raise UserError(f"labels {path.name}: {_printable(str(error))}") from None
     except UserError:
         raise
     except MemoryError:
         raise UserError(f"labels {path.name}: they do not fit into the memory") from None
     except Exception as error:  # pydicom and highdicom raise many kinds on damaged files
-        said = _UID.sub("(UID)", " ".join(str(error).split()))[:120]
+        said = _UID.sub("(UID)", _printable(str(error)))[:120]
         raise UserError(f"labels {path.name}: {NEITHER} ({type(error).__name__}: {said})") from None
     _check_wanted(path, labels, only)
     outside = any(s.covered == 0 for s in labels.segments)  # an empty segment is no reason to complain
     if outside and not any(s.covered > 0 and s.voxels for s in labels.segments):
         raise UserError(f"labels {path.name}: nothing labelled lies within the volume; is it of the same scan?")
     return labels
+
+
+def _printable(text: str) -> str:
+    """In one line, without what would steer a terminal: some of it may stand in a damaged file."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def _check_wanted(path: Path, labels: Labels, only: Collection[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from components.acquire.copies import copies
 from components.acquire.headers import Instance, group_series, measure_series, read_instance, series_identity
 from components.cohort.keys import series_key
+from components.confined import volume_of
 from components.params import UserError
 from components.preprocess.dicom import read_series
 from components.preprocess.origin import Origin, shared_origin
@@ -45,10 +46,13 @@ def read_folder(folder: Path, only_largest_stack: bool) -> Series:
     left_out: Counter[str] = Counter()
     instances: list[Instance] = []
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        with path.open("rb") as stream:
-            instance = read_instance(stream, path.name, path.stat().st_size)
-        if path.name == DIRECTORY or instance.status in ("dicomdir", "not_dicom"):
-            left_out["dicomdir" if path.name == DIRECTORY else instance.status] += 1
+        try:
+            with path.open("rb") as stream:
+                instance = read_instance(stream, path.name, path.stat().st_size)
+        except OSError as error:
+            raise UserError(f"{path.name}: not readable ({error.strerror})") from None
+        if path.name.upper() == DIRECTORY or instance.status in ("dicomdir", "not_dicom"):
+            left_out["dicomdir" if path.name.upper() == DIRECTORY else instance.status] += 1
         elif instance.status == "unreadable" or instance.truncated:
             raise UserError(f"{path.name}: damaged or cut-short DICOM file; `ctfoundry volume` needs the whole series")
         else:
@@ -61,7 +65,8 @@ def read_folder(folder: Path, only_largest_stack: bool) -> Series:
     measured = measure_series(images, only_largest_stack)
     if measured["left_out"]:
         left_out["outside_the_largest_stack"] += measured["left_out"]
-    volume = read_series([folder / image.location for image in images], only_largest_stack)
+    paths = [folder / image.location for image in images]
+    volume = volume_of(lambda: read_series(paths, only_largest_stack), folder.name)
     key = series_key(series_identity(images[0]))
     origin = shared_origin([Origin.of(image.tags, key) for image in images])
     return Series(volume, origin, measured, dict(sorted(left_out.items())))

@@ -18,6 +18,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from components.acquire.headers import measure_series
+from components.confined import volume_of
 from components.files import replacing, write_json
 from components.labels.onto_grid import NIFTI_SUFFIXES, Labels, write_labels
 from components.looking.folder import read_folder
@@ -97,8 +98,9 @@ def open_volume(path: Path, only_largest_stack: bool = False) -> Opened:
             told["files left out"] = ", ".join(f"{count} {reason}" for reason, count in series.left_out.items())
         return _straight(Opened(name, series.volume, told, series.origin, series.measured))
     if path.name.endswith(NIFTI_SUFFIXES):
+        volume = volume_of(lambda: read_nifti(path), path.name)
         measured = {**measure_series([]), **measure_nifti(path)}
-        return _straight(Opened(name, read_nifti(path), {"kind": "NIfTI"}, measured=measured))
+        return _straight(Opened(name, volume, {"kind": "NIfTI"}, measured=measured))
     if path.suffix != ".b2nd":
         raise UserError(f"volume {path.name}: {path.suffix or 'no suffix'} is not allowed: {ALLOWED}")
     return _stored(path, name)

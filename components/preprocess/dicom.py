@@ -1,8 +1,8 @@
 """DICOM pixels to HU and geometry to an affine, for one screened CT series.
 
-Native pixels are read as they lie in the file; compressed ones are decoded by dicomsdl (11 times pydicom's speed,
-exact), RLE and what dicomsdl does not take by pydicom. Slices are ordered by position along the normal, never by name
-or number.
+Native pixels are read as they lie in the file; compressed ones, whose own size is held against the header first, are
+decoded by dicomsdl (11 times pydicom's speed, exact), RLE and what dicomsdl does not take by pydicom. Slices are
+ordered by position along the normal, never by name or number.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import hashlib
 import logging
 import math
 import os
+import re
+import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,17 +25,27 @@ import dicomsdl
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRBigEndian
 
 from components.acquire.dataset import DIRECTORY_STORAGE, InflateError, inflated, open_dataset
-from components.acquire.elements import DEFLATED, EXPLICIT, HEAD_BYTES, IMPLICIT, native_pixels, read_regular
+from components.acquire.elements import (
+    DEFLATED,
+    ELEMENT_BYTES,
+    EXPLICIT,
+    HEAD_BYTES,
+    IMPLICIT,
+    native_pixels,
+    read_regular,
+)
 from components.acquire.frames import PER_FRAME, SHARED, frame_values, is_multi_frame, is_object
 from components.acquire.stacks import TAGS as STACK_TAGS
 from components.acquire.stacks import largest_stack, no_grid
 from components.acquire.values import values_of
 from components.files import sha256_file
 from components.params import UserError
+from components.preprocess.samples import RLE, check_rle, codestream_of, values_in_words
 from components.preprocess.store import AIR_HU, FloatArray, Int16Array, Volume
 
 log = logging.getLogger(__name__)
@@ -45,6 +58,8 @@ GEOMETRY_TAGS = (
 # What dicomsdl is given: JPEG, JPEG-LS, JPEG 2000. Of damaged RLE it writes past its buffers, of native pixels whose
 # header contradicts itself it reads past them, and the process dies.
 JPEG = "1.2.840.10008.1.2.4."
+BIG_ENDIAN = str(ExplicitVRBigEndian)
+RLE_EXCESS = re.compile(r"RLE segment contains non-conformant padding - (\d+) vs\. (\d+) bytes")  # pydicom's words
 LARGEST_RESCALE = 1e6  # of slope and intercept; beyond it nothing is HU, and float32 overflows
 ONE_PLANE = 1e-3  # direction cosines, and mm of pixel spacing, that rounding may change from slice to slice
 NO_TISSUE_HU = (-1000, 3071)  # at or below the first is air at most; 12 bits end with the second
@@ -64,6 +79,7 @@ class _Slice:
         header: keyword to value, as ``components.acquire.values`` normalises it.
         syntax: transfer syntax UID.
         native: first byte and length of the file's pixel data, None where they are compressed.
+        pixels_at: where the pixel data element begins.
         frame: which of the file's frames, from 0; None where the file is one image.
     """
 
@@ -71,6 +87,7 @@ class _Slice:
     header: dict[str, Any]
     syntax: str
     native: tuple[int, int] | None
+    pixels_at: int = 0
     frame: int | None = None
 
     def number(self, keyword: str, default: float) -> float:
@@ -220,14 +237,15 @@ def _open(path: Path, keywords: tuple[str, ...]) -> list[_Slice]:
             regular = read_regular(stream, head, keywords, None) if head[128:132] == b"DICM" else None
             if regular is not None and "Rows" in regular.values and not is_multi_frame(regular.values):
                 pixels = native_pixels(regular.pixels, regular.pixels_at)
-                item = _Slice(path, regular.values, regular.syntax, pixels)
+                item = _Slice(path, regular.values, regular.syntax, pixels, regular.pixels_at)
                 _check_length(item, path.stat().st_size)
                 return [item]
             opened = open_dataset(stream, path.stat().st_size, (*keywords, SHARED, PER_FRAME))
             values = values_of(opened.dataset, keywords)
             if opened.media_class == DIRECTORY_STORAGE or ("Rows" not in values and is_object(values)):
                 return []
-            item = _Slice(path, values, opened.syntax, native_pixels(opened.pixels, opened.pixels_at))
+            pixels = native_pixels(opened.pixels, opened.pixels_at)
+            item = _Slice(path, values, opened.syntax, pixels, opened.pixels_at)
             _check_length(item, opened.size)
             groups = frame_values(opened.dataset, frozenset(keywords)) if is_multi_frame(values) else []
             return _frames(item, groups)
@@ -360,28 +378,76 @@ def _inflated(item: _Slice) -> tuple[bytearray, int]:
 
 
 def _stored_values(item: _Slice, files: _Files) -> npt.NDArray[Any]:
-    allocated, samples = item.number("BitsAllocated", 16), item.number("SamplesPerPixel", 1)
-    frames = item.number("NumberOfFrames", 1)
-    if item.syntax == DEFLATED:
-        return _native_values(item, *_inflated(item))
-    if item.native and item.syntax in (EXPLICIT, IMPLICIT) and (allocated, samples, frames) == (16, 1, 1):
-        return _native_values(item, files.read(item.path), item.native[0])
-    if item.syntax.startswith(JPEG):
+    """The pixels of a file that holds one image, as numbers of the header's BitsStored."""
+    word = (item.number("BitsAllocated", 16), item.number("SamplesPerPixel", 1), item.number("NumberOfFrames", 1))
+    try:
+        if item.syntax == DEFLATED:
+            return _native_values(item, *_inflated(item))
+        if item.native and item.syntax in (EXPLICIT, IMPLICIT, BIG_ENDIAN) and word == (16, 1, 1):
+            return _native_values(item, files.read(item.path), item.native[0])
+        return _as_stored(item, _decoded(item))
+    except (DecodeError, MemoryError):
+        raise
+    except InflateError as error:
+        raise DecodeError(f"{item.path.name}: {error}") from None
+    except Exception as error:  # decoders raise many kinds of their own
+        log.debug("decoding: %s", error)
+        raise DecodeError(f"{item.path.name}: pixels do not decode ({type(error).__name__})") from None
+
+
+def _decoded(item: _Slice) -> npt.NDArray[Any]:
+    """What the decoder of the transfer syntax gives. Raises DecodeError where the codestream is not the header's."""
+    frames = _frames_of(item)
+    (frame,) = frames if len(frames) == 1 else (None,)
+    same = all(_check_codestream(item, frame) for frame in frames)
+    # Words of bytes are not for dicomsdl either: it takes the header's word for them.
+    if item.syntax.startswith(JPEG) and same and frame is not None:
         try:
-            return np.asarray(dicomsdl.open(str(item.path)).pixelData(storedvalue=True))
+            data = dicomsdl.open(str(item.path))
+            if (data.Rows, data.Columns, data.BitsAllocated) == (*item.shape, item.number("BitsAllocated", 16)):
+                return np.asarray(data.pixelData(storedvalue=True))
         except MemoryError:
             raise
-        except Exception as error:  # dicomsdl raises RuntimeError subclasses of its own; pydicom has the last word
+        except Exception as error:  # RuntimeError subclasses of its own; pydicom has the last word
             log.debug("dicomsdl: %s", error)
-    try:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         dataset = pydicom.dcmread(item.path, force=True)
         dataset.file_meta.TransferSyntaxUID = UID(item.syntax)  # some files state none
-        return np.asarray(dataset.pixel_array)
-    except MemoryError:
-        raise
-    except Exception as error:
-        log.debug("pydicom: %s", error)
-        raise DecodeError(f"{item.path.name}: pixels do not decode ({type(error).__name__})") from None
+        words = np.asarray(dataset.pixel_array)
+    for found, wanted in RLE_EXCESS.findall("\n".join(str(warning.message) for warning in said)):
+        if int(found) - int(wanted) >= item.shape[1]:  # a byte or two is an old writer's padding
+            raise DecodeError(f"{item.path.name}: RLE of {found} bytes is not allowed: its matrix needs {wanted}")
+    return words
+
+
+def _frames_of(item: _Slice) -> list[bytes]:
+    """The compressed frames of a file; none where its pixels are native."""
+    if item.native or item.syntax == DEFLATED:
+        return []
+    with item.path.open("rb") as stream:
+        stream.seek(item.pixels_at + ELEMENT_BYTES)
+        return list(generate_frames(stream, number_of_frames=max(1, int(item.number("NumberOfFrames", 1)))))
+
+
+def _check_codestream(item: _Slice, frame: bytes) -> bool:
+    """Whether a frame's samples are of the header's own size. Raises DecodeError where the header says otherwise."""
+    samples, allocated = int(item.number("SamplesPerPixel", 1)), int(item.number("BitsAllocated", 16))
+    try:
+        if item.syntax == RLE:
+            check_rle(frame, samples * allocated // 8)
+        found = codestream_of(frame, item.syntax)
+    except ValueError as error:
+        raise DecodeError(f"{item.path.name}: pixels do not decode: {error}") from None
+    if found is None:
+        return True
+    if (found.rows, found.columns, found.components) != (*item.shape, samples) or found.bits > allocated:
+        raise DecodeError(
+            f"{item.path.name}: compressed pixels of {found.rows} x {found.columns} x {found.components} with "
+            f"{found.bits} bits are not allowed: the header says {item.shape[0]} x {item.shape[1]} x {samples} "
+            f"with {allocated} allocated"
+        )
+    return found.bits > allocated - 8
 
 
 def _stored_frames(items: list[_Slice]) -> Iterator[npt.NDArray[Any]]:
@@ -399,8 +465,11 @@ def _stored_frames(items: list[_Slice]) -> Iterator[npt.NDArray[Any]]:
             yield _native_values(item, np.fromfile(first.path, np.uint8, size, offset=start), 0)
         return
     try:
-        yield from iter_pixels(first.path, raw=True, indices=[int(item.frame or 0) for item in items])
-    except MemoryError:
+        for frame in _frames_of(first):
+            _check_codestream(first, frame)
+        decoded = iter_pixels(first.path, raw=True, indices=[int(item.frame or 0) for item in items])
+        yield from map(_as_stored, items, decoded)
+    except (DecodeError, MemoryError):
         raise
     except Exception as error:  # as of single slices
         log.debug("pydicom: %s", error)
@@ -408,21 +477,16 @@ def _stored_frames(items: list[_Slice]) -> Iterator[npt.NDArray[Any]]:
 
 
 def _native_values(item: _Slice, content: Any, first: int) -> npt.NDArray[Any]:
-    """Little-endian words of 16 bits, of which HighBit and BitsStored say where the value lies (PS3.5 8.1.1).
-
-    Args:
-        content: writable buffer; it is used up.
-        first: where the words begin in it.
-    """
+    """The words of 16 bits as they lie in ``content``, from byte ``first`` on. It is writable, and used up."""
     rows, columns = item.shape
-    kind = "<i2" if item.number("PixelRepresentation", 0) == 1 else "<u2"
-    stored = np.frombuffer(content, kind, rows * columns, first).reshape(rows, columns)
-    bits = int(item.number("BitsStored", 16))
-    high = int(item.number("HighBit", bits - 1))
-    if bits < 16 and bits - 1 <= high <= 15:  # other bits may hold an overlay
-        if stored.dtype.kind == "u" and high == bits - 1:
-            stored &= (1 << bits) - 1  # one pass, not two
-        else:  # the shifts also extend the sign
-            stored <<= 15 - high
-            stored >>= 16 - bits
-    return stored
+    stored = np.frombuffer(content, np.uint16, rows * columns, first).reshape(rows, columns)
+    if (item.syntax == BIG_ENDIAN) == (sys.byteorder == "little"):
+        stored.byteswap(inplace=True)
+    return _as_stored(item, stored)
+
+
+def _as_stored(item: _Slice, words: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    bits = int(item.number("BitsStored", words.dtype.itemsize * 8))
+    return values_in_words(
+        words, bits, int(item.number("HighBit", bits - 1)), item.number("PixelRepresentation", 0) == 1
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 from nibabel.openers import ImageOpener
 
 from components.params import UserError
-from components.preprocess.store import FloatArray, Volume
+from components.preprocess.store import FloatArray, Int16Array, Volume
 
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: not stated (read as mm by all), m, mm, um
 SQUARE = 0.02  # pixels whose sides differ by less count as square, as screening does
 RIGHT_ANGLE = 2e-3  # cosine between rows and columns that rounding may cause, as screening allows
+SLAB_VOXELS = 2**22
 
 
 @dataclass(frozen=True)
@@ -49,34 +51,56 @@ def read_nifti(path: Path) -> Volume:
         UserError: not NIfTI, not three-dimensional, no orientation, voxel size or known unit of length, rows and
             columns that are not at a right angle, or values that are no HU.
     """
-    data, affine = read_values(path)
-    hu = np.clip(np.rint(data) if np.issubdtype(data.dtype, np.floating) else data, -32768, 32767).astype(np.int16)
-    return Volume(hu=np.ascontiguousarray(hu), affine=affine)
+    image = _open(path)
+    grid = _placed(path, image)
+    hu: Int16Array = np.empty(grid.shape, dtype=np.int16)
+    in_file = hu.transpose(np.argsort(grid.order))  # the file's own axes, the last of which it stores in one piece
+    step = max(1, SLAB_VOXELS // (in_file.shape[0] * in_file.shape[1]))
+    for first in range(0, in_file.shape[2], step):
+        # Whole, as floats, they would take ten times the memory.
+        slab = _numbers(path, image, slice(first, first + step))
+        whole = np.rint(slab) if np.issubdtype(slab.dtype, np.floating) else slab
+        in_file[:, :, first : first + step] = np.clip(whole, -32768, 32767)
+    return Volume(hu=hu, affine=grid.affine)
 
 
 def read_values(path: Path) -> tuple[Any, FloatArray]:
     """The numbers of a 3D NIfTI, of HU or of labels, as the file holds them, slices first; and their affine. Raises as
     :func:`read_nifti`."""
     image = _open(path)
+    grid = _placed(path, image)
+    return _numbers(path, image, slice(None)).transpose(grid.order), grid.affine
+
+
+def _numbers(path: Path, image: Any, part: slice) -> Any:
+    """The voxels of ``part`` of the file's third axis."""
+    rest = (0,) * (len(image.shape) - 3)
     try:
-        data = np.asanyarray(image.dataobj)
+        found = np.asanyarray(image.dataobj[(slice(None), slice(None), part, *rest)])
     except MemoryError:
         raise
     except Exception as error:  # nibabel's own words quote the whole path
         raise UserError(f"{path.name}: not readable as NIfTI ({type(error).__name__})") from None
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim != 3 or min(data.shape) < 1:
-        raise UserError(f"{path.name}: NIfTI of shape {data.shape} is not allowed: one volume with three axes")
+    if not np.issubdtype(found.dtype, np.number) or np.iscomplexobj(found) or not np.isfinite(found).all():
+        raise UserError(f"{path.name}: voxels of type {found.dtype} or not finite are not allowed: HU as numbers")
+    return found
+
+
+def _placed(path: Path, image: Any) -> _Grid:
+    """The grid of a file that holds one volume, at a known place, and all of its voxels. Raises UserError otherwise."""
+    shape = tuple(int(n) for n in image.shape)
+    if len(shape) < 3 or min(shape) < 1 or any(n != 1 for n in shape[3:]):
+        raise UserError(f"{path.name}: NIfTI of shape {shape} is not allowed: one volume with three axes")
+    needed = image.dataobj.offset + prod(shape) * image.dataobj.dtype.itemsize
+    if not path.name.endswith(".gz") and (there := path.stat().st_size) < needed:  # before memory is taken for them
+        raise UserError(f"{path.name}: a NIfTI of {there} bytes is not allowed: its header needs {needed}")
     grid = _grid(path, image)
     if grid.missing:
         raise UserError(f"{path.name}: {_SAYS[grid.missing]}")
     if grid.skew > RIGHT_ANGLE:
         raise UserError(f"{path.name}: rows and columns stand at {np.degrees(np.arccos(grid.skew)):.1f} degrees; "
                         "allowed: a right angle; resample it onto such a grid")  # fmt: skip
-    if not np.issubdtype(data.dtype, np.number) or np.iscomplexobj(data) or not np.isfinite(data).all():
-        raise UserError(f"{path.name}: voxels of type {data.dtype} or not finite are not allowed: HU as numbers")
-    return data.transpose(grid.order), grid.affine
+    return grid
 
 
 _SAYS = {
@@ -91,7 +115,7 @@ _SAYS = {
 def _open(path: Path) -> Any:
     """nibabel raises many kinds on damaged headers; each is this file's rejection."""
     try:
-        return nib.load(path)
+        return nib.load(path, keep_file_open=True)  # or each slab would unpack all that lies before it
     except MemoryError:
         raise
     except Exception as error:

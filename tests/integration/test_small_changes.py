@@ -22,11 +22,13 @@ from components.acquire.stage import acquire_shard, jobs_of
 from components.cohort.config import CohortConfig
 from components.cohort.stage import FORGET_AFTER_DAYS, forget, shard_of, write_slices
 from components.files import read_table
+from components.isolation import Lost, guarded
 from components.params import UserError, load_stage, parse, read_yaml
 from components.phantom.config import PhantomConfig
 from components.phantom.plan import plan_scans
 from components.phantom.scanner import scan
 from components.preprocess import kept
+from components.preprocess import stage as preprocess_stage
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.stage import preprocess_shard
 from tests.released import ROOT
@@ -137,7 +139,10 @@ def test_twenty_series_and_one_more(s3: Bucket, scans: list[dict[str, bytes]]) -
     assert s3.given() == len(small), "a damaged receipt is none"
 
 
-def test_another_grid_is_made_from_raw_files_that_were_kept(s3: Bucket, scans: list[dict[str, bytes]]) -> None:
+def test_another_grid_is_made_from_raw_files_that_were_kept(
+    s3: Bucket, scans: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess_stage, "map_isolated", guarded_in_process)  # Ray has its own tests
     rows = [series(s3, number, scan) for number, scan in enumerate(scans)]
     keep = CONFIG.model_copy(update={"raw": "keep"})
     acquired(rows, keep)
@@ -301,10 +306,13 @@ def test_an_error_that_nobody_foresaw_costs_its_series(
     assert s3.given() == objects_in(rows)
 
 
+def guarded_in_process(function: Any, items: Any, label: str, *, max_memory: int, **_: Any) -> list[Any]:
+    """As ``map_isolated``."""
+    return [guarded(function, item, max_memory) for item in items]
+
+
 def in_process(function: Any, items: Any, label: str, *, max_memory: int, lost: Any, **_: Any) -> list[Any]:
     """As ``map_series``, where the test can reach."""
-    from components.isolation import Lost, guarded
-
     results = [(item, guarded(function, item, max_memory)) for item in items]
     return [lost(item, result) if isinstance(result, Lost) else result for item, result in results]
 
@@ -339,6 +347,7 @@ import numpy as np
 from pathlib import Path
 from components.command import run_stage
 from components.preprocess import kept
+from components.preprocess import stage as preprocess_stage
 from components.preprocess.store import Volume
 import sys
 hu = np.random.default_rng(0).integers(-999, 999, (200, 128, 128)).astype(np.int16)

@@ -303,6 +303,20 @@ def test_names_of_patients_stay_on_this_machine(
     assert received == {pydicom.dcmread(p).SOPInstanceUID for p in slices}
 
 
+def test_a_process_without_the_secret_leaves_the_map_alone(
+    site: tuple[Path, CohortConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a worker on another machine that was not told it: it would write other pseudonyms into the shared map."""
+    source = DicomSource(site[1], "wholebody")
+    (series,) = source.list_series(frozenset()).series
+    (before,) = [path.read_bytes() for path in MAPS.iterdir()]
+    monkeypatch.delenv("CTFOUNDRY_PSEUDONYM_KEY")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="CTFOUNDRY_PSEUDONYM_KEY: not set"):
+        source.fetch({}, [*series.members, "f0000000000000000"], tmp_path / "out", TRANSFER)
+    assert [path.read_bytes() for path in MAPS.iterdir()] == [before]
+
+
 def test_errors_show_no_name(site: tuple[Path, CohortConfig], tmp_path: Path) -> None:
     root, config = site
     source = DicomSource(config, "wholebody")

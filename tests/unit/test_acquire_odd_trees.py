@@ -136,10 +136,11 @@ def test_patients_folders_that_are_links_are_read_once_and_no_walk_goes_round(
                          "into itself": root / "own", "up": tmp_path}.items():  # fmt: skip
         (root / name).symlink_to(target, target_is_directory=True)
     (tmp_path / "store/p2/back").symlink_to(root, target_is_directory=True)
+    (tmp_path / "store/p2/deep").symlink_to(tmp_path / "store/p2/ct", target_is_directory=True)
     (tmp_path / "store/p2/round").symlink_to(tmp_path / "store/p2", target_is_directory=True)
     listing = list_tree(root, config)
     links = {row["location"] for row in listing.files if row["status"] == "link"}
-    assert links == {"p1 again", "into itself", "up", "p2/back", "p2/round"}
+    assert links == {"p1 again", "into itself", "up", "p2/back", "p2/deep", "p2/round"}
     assert [series.files for series in listing.series] == [3, 3, 3]
     assert sorted(series.location for series in listing.series) == ["own", "p1", "p2/ct"]
     before = tree_digest(root)
@@ -155,14 +156,16 @@ def test_objects_and_other_images_are_accounted_for_and_no_series_of_ours(config
     magnet = make_series(4, Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
     structures = make_series(5, 1, Modality="RTSTRUCT", SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3")
     del structures[0].Rows, structures[0].Columns, structures[0].PixelData
-    for number, images in enumerate((pet, page, magnet, structures)):
+    other = make_series(7, 1, Modality="OT")  # of a class that is not stated
+    del other[0].SOPClassUID
+    for number, images in enumerate((pet, page, magnet, structures, other)):
         put(tmp_path / "p1" / str(number), images)
     nameless = make_series(6)  # an export that strips what says so may be CT
     for image in nameless:
         del image.Modality
     put(tmp_path / "p2", nameless)
     listing = list_tree(tmp_path, config)
-    assert counts(listing) == {"image": 6, "other_image": 7, "object": 1}
+    assert counts(listing) == {"image": 6, "other_image": 8, "object": 1}
     assert [series.files for series in listing.series] == [3, 3]
     others = {row["series"] for row in listing.files if row["status"] in ("other_image", "object")}
     assert others == {""}
@@ -363,3 +366,12 @@ def test_a_series_keeps_its_version_while_others_come_and_change(config: CohortC
     assert after["b.zip!"] == before["b.zip!"]
     assert after["a"] != before["a"]
     assert len(set(after.values())) == 3
+
+
+def test_studies_that_name_no_patient_are_not_one_patients(config: CohortConfig, tmp_path: Path) -> None:
+    """As one, all of them would fall into one split, or be held out together."""
+    for number, patient in enumerate(("", "", "MRN3", "MRN3 ")):
+        put(tmp_path / str(number), make_series(number, PatientID=patient))
+    patients = [series.patient for series in sorted(list_tree(tmp_path, config).series, key=lambda s: s.location)]
+    assert len(set(patients)) == 3
+    assert patients[2] == patients[3]

@@ -10,8 +10,10 @@ import yaml
 from components.bundle.config import BundleConfig
 from components.bundle.manifest import verify_bundle
 from components.bundle.stage import Sources, make_bundle
+from components.champion import stage as champion_stage
 from components.files import read_json, write_json, write_table, write_text
 from components.params import UserError, parse
+from flows import champion as promoting
 
 WORDS: dict[str, Any] = {
     "name": "ctfoundry-wholebody",
@@ -68,7 +70,8 @@ def root(tmp_path: Path) -> Path:
     write_json(data / "curate" / "profile.json", {"series": 3})
     for name in ("encoder.safetensors", "encoder.json"):
         write_text(data / "evaluate" / "encoder" / name, "{}\n")
-    metrics = {"tasks": {"organs": {"linear_auc": NUMBERS}}, "not_evaluated": {"lidc_nodules": "not configured"}}
+    metrics = {"evaluation_data": "d1", "tasks": {"organs": {"linear_auc": NUMBERS}},
+               "not_evaluated": {"lidc_nodules": "not configured"}}  # fmt: skip
     write_json(data / "evaluate" / "metrics.json", metrics)
     rows = [("organs", "encoder", "linear_auc", 0.91, 0.85, 0.95, 30, 12),
             ("organs", "random_0", "linear_auc", 0.7, 0.6, 0.8, 30, 12),
@@ -134,6 +137,32 @@ def test_a_failed_gate_is_named_and_the_earlier_release_stays(root: Path) -> Non
         _make(root)
     assert _bytes(release) == before
     assert sorted(p.name for p in release.parent.iterdir()) == ["wholebody"]
+
+
+def test_a_promotion_changes_no_byte_of_the_release_that_it_promotes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Release, promote, and the stages again: the champion's name is that of the release, then as later."""
+    monkeypatch.chdir(root)
+    bound = {"task": "organs", "figure": "linear_auc", "tolerance": 0.02}
+    gates = {"max_reject_rate": 0.3, "better_than_random": [], "floors": [], "champion": [bound]}
+    (root / "params.yaml").write_text(yaml.safe_dump({"wholebody": {"gate": gates}}))
+    write_json(root / "infra" / "champions" / "wholebody.json", {"champion": None})
+    write_json(root / "data" / "wholebody" / "drift" / "drift.json", {"judged": False})
+    champion_stage.run("wholebody")
+    first = verify_bundle(_make(root))
+    attestation = root / promoting.attest("wholebody")
+    assert (read_json(attestation)["bundle"], read_json(attestation)["champion"]) == (first.digest, None)
+    before = _bytes(root / "releases" / "wholebody")
+
+    promoting.promote("wholebody")
+    champion_stage.run("wholebody")
+    assert verify_bundle(_make(root)) == first
+    assert _bytes(root / "releases" / "wholebody") == before
+    assert read_json(root / "infra" / "champions" / "wholebody.json")["champion"]["bundle"] == first.digest
+    promoting.attest("wholebody")
+    assert read_json(attestation)["champion"] == first.digest
+    assert [gate["bound"] for gate in read_json(attestation)["gates"]] == [0.89]
 
 
 def test_a_champion_that_is_better_leaves_the_earlier_release(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
@@ -18,7 +19,11 @@ def test_a_mistake_is_one_line_and_what_may_pass_has_a_code_of_its_own(
         raise error
 
     monkeypatch.setattr(sys, "argv", ["python", "--line", "head"])
-    with pytest.raises(SystemExit) as ended:
-        run_stage("cohort", "List the series.", fails)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_stage("cohort", "List the series.", fails)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert ended.value.code == code
     assert capsys.readouterr().err == f"cohort: {error}\n"

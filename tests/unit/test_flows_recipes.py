@@ -49,6 +49,18 @@ def test_as_coded_differs_where_the_authors_code_does(project: Path) -> None:
     assert load_recipe("fm_ct")["pretrain"]["objective"]["dino"]["ema_end"] == 1.0
 
 
+def test_what_is_ours_in_fm_ct_is_marked_and_left_out_as_coded(project: Path) -> None:
+    lines = (project_recipes := Path("components/pretrain/recipes")).joinpath("fm_ct.yaml").read_text().splitlines()
+    first = lines.index("as_coded:")
+    for setting in ("standardise: true", "position_waves: grid"):
+        (line,) = [line for line in lines[:first] if setting in line]
+        assert "# ours" in line
+    ours, as_coded = (load_recipe("fm_ct", on)["pretrain"] for on in (False, True))
+    assert (ours["objective"]["dino"]["standardise"], ours["encoder"]["position_waves"]) == (True, "grid")
+    assert (as_coded["objective"]["dino"]["standardise"], as_coded["encoder"]["position_waves"]) == (False, "customary")
+    assert all(load_recipe(path.stem)["pretrain"]["device"] == "cuda" for path in project_recipes.glob("*.yaml"))
+
+
 def test_a_mistake_in_a_recipe_is_named(project: Path) -> None:
     block = dict(load_recipe("ct_fm")["pretrain"]) | {"workers": 3}
     with pytest.raises(ParamsError, match="ct_fm: volumes_per_step 16 must be a multiple of workers x acc"):

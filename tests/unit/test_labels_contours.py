@@ -101,10 +101,9 @@ def test_what_has_no_inside_is_empty(axial: Scan, tmp_path: Path) -> None:
 
 
 def test_uneven_planes_leave_no_slice_out() -> None:
-    places = np.array([0.0, 4.0, 9.0, 13.0, 25.0])  # one gap a quarter longer, and one where planes are missing
-    assert nearest_planes(places, 4.0, 30).tolist() == [
-        0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3, -1, -1, -1, -1, -1, -1, -1, 4, 4, 4, 4, 4, -1, -1,
-    ]  # fmt: skip
+    places = np.array([0.0, 4.0, 10.0, 14.0, 26.0])  # one gap half as long again, and one where planes are missing
+    expected = [0] * 3 + [1] * 5 + [2] * 5 + [3] * 4 + [-1] * 7 + [4] * 5 + [-1]
+    assert nearest_planes(places, 4.0, 30).tolist() == expected
     assert nearest_planes(np.array([1.5, 3.5 - 1e-7]), 2.0, 5).tolist() == [-1, 0, 0, 1, 1], "halfway: the lower"
 
 
@@ -119,6 +118,7 @@ MALFORMED = {
     "four numbers": ([1.0, 2.0, 3.0, 4.0], "CLOSED_PLANAR", r"ROI 'odd': a contour of 4 numbers is not allowed"),
     "one number": ([1.0], "CLOSED_PLANAR", r"ROI 'odd': a contour of 1 numbers is not allowed"),
     "far away": ([1e30] * 9, "CLOSED_PLANAR", r"ROI 'odd': a contour 1e\+30 mm away is not allowed: 100000"),
+    "two lines": ([0.0] * 9, "A\rB\x1b[2J", r"ROI 'odd': a contour of type A B\?\[2J is not allowed: CLOSED_PLANAR, "),
     "no type": ([0.0] * 9, None, r"ROI 'odd': a contour of type \(none\) is not allowed: CLOSED_PLANAR, "),
     "odd type": ([0.0] * 9, "CIRCLE", r"ROI 'odd': a contour of type CIRCLE is not allowed: CLOSED_PLANAR, "),
 }

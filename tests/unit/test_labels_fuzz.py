@@ -1,6 +1,7 @@
 """Mutated RTSTRUCT and SEG files end in labels or in one line: no traceback, no hang, no memory filled.
 
-A few by default, the same each time. Many: ``CTFOUNDRY_FUZZ=5000 pytest tests/unit/test_labels_fuzz.py -k mutated``.
+A few by default, the same each time. Many: ``CTFOUNDRY_FUZZ=5000 pytest tests/unit/test_labels_fuzz.py``, from round
+``CTFOUNDRY_FUZZ_FROM`` on; what fails is kept in ``CTFOUNDRY_FUZZ_KEEP``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from components.params import UserError
 from components.preprocess.store import FloatArray, Volume
 
 ROUNDS = int(os.environ.get("CTFOUNDRY_FUZZ", "120"))
+FIRST = int(os.environ.get("CTFOUNDRY_FUZZ_FROM", "0"))
 LIMIT_S = 20
 MEMORY = 3 << 30  # more than before, at the most
 ODD: tuple[Any, ...] = (
@@ -186,7 +188,7 @@ def test_mutated_files_end_in_labels_or_in_one_line(sources: list[tuple[Volume, 
         path.write_bytes(content)
         assert outcome(path, volume.affine, volume.hu.shape) == "labels", "unchanged, each is sound"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(ROUNDS):
+    for number in range(FIRST, FIRST + ROUNDS):
         rng = random.Random(number)
         volume, content = originals[number % len(originals)]
         path.write_bytes(mutated(content, rng))

@@ -50,6 +50,16 @@ def test_labels_are_kept_apart_whatever_their_value(values: tuple[float, ...], k
     assert all(s.voxels == 24 and s.covered == 1.0 for s in labels.segments)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_share_within_the_volume_is_that_of_where_the_label_lies(axis: int, tmp_path: Path) -> None:
+    path, blocks = written(tmp_path / "a.nii.gz", (1,), np.uint8)  # 2 x 3 x 4 voxels
+    shifted = np.eye(4)
+    shifted[axis, 3] = 1 + np.argwhere(blocks)[:, axis].min()  # the grid begins one voxel into it
+    (segment,) = read_labels(path, shifted, SHAPE).segments
+    assert segment.covered == pytest.approx([1 / 2, 2 / 3, 3 / 4][axis], abs=1e-6)
+    assert segment.voxels == round(24 * segment.covered)
+
+
 def test_names_follow_the_label_not_the_number_it_is_stored_as(tmp_path: Path) -> None:
     path, blocks = written(tmp_path / "a.nii.gz", (100_001, 100_002, 7), np.int32)
     (tmp_path / "a.json").write_text('{"100002": "liver", "7": "spleen", "9": "none here", "100003": "nor here"}')

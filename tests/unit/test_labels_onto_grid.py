@@ -15,7 +15,8 @@ from phantom_plans import small
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from components.labels.onto_grid import Labels, nearest, read_labels, read_stored_labels
+from components.labels.onto_grid import Labels, read_labels, read_stored_labels
+from components.labels.placing import nearest
 from components.looking.volume import export_labels
 from components.params import UserError, load_stage
 from components.phantom.scanner import scan

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from label_files import LATER, Scan, bare, saved, scanned, segmentation
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from components.labels import onto_grid
 from components.labels.onto_grid import Labels, read_labels
 from components.params import UserError, load_stage
 from components.preprocess.config import PreprocessConfig
@@ -87,7 +89,7 @@ def test_frames_outside_of_the_volume_are_not_covered(scans: dict[str, Scan], tm
     labels = read_labels(path, upper, scan.volume.hu.shape)
     assert (labels.segments[0].voxels, labels.segments[0].covered) == (5 * 800, 0.5)
     turned = scan.volume.affine.copy()
-    turned[:3, :3] = [[1, 0, 0], [0, 0.9, -0.43], [0, 0.43, 0.9]] @ turned[:3, :3]
+    turned[:3, :3] = np.array([[1, 0, 0], [0, 0.9, -0.43], [0, 0.43, 0.9]]) @ turned[:3, :3]
     with pytest.raises(
         UserError, match=r"labels seg\.dcm: its planes leave the volume's by \d+\.\d\d mm; allowed: 0.1"
     ):
@@ -120,6 +122,19 @@ def test_what_is_missing_is_one_line_or_not_needed(
         np.testing.assert_array_equal(on(scan.volume, path).mask("segment 1"), boxes(scan)[..., 0] == 1)
         return
     with pytest.raises(UserError, match=r"^labels seg\.dcm: [^\n]*$"):
+        on(scan.volume, path)
+
+
+def test_a_deflated_file_is_inflated_within_limits(
+    scans: dict[str, Scan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, path = scans["even"], tmp_path / "seg.dcm"
+    seg = segmentation(scan.items, boxes(scan))
+    seg.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    saved(seg, path)
+    np.testing.assert_array_equal(on(scan.volume, path).mask("segment 1"), boxes(scan)[..., 0] == 1)
+    monkeypatch.setattr(onto_grid, "MAX_INFLATED", 10_000)
+    with pytest.raises(UserError, match=r"labels seg\.dcm: deflated data of more than 10000 bytes are not allowed"):
         on(scan.volume, path)
 
 

@@ -120,7 +120,9 @@ def test_what_training_would_reject_is_told(
     assert "warning: kvp: tube voltage at least" in capsys.readouterr().err
 
 
-def test_labels_of_another_scan_need_force(scan: Scan, tmp_path: Path, project: Path) -> None:
+def test_labels_of_another_scan_need_force(
+    scan: Scan, tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rois = {"a": [contour(rectangle(i, (20.5, 60.5), (20.5, 60.5))) for i in scan.items[5:9]]}
     path, target = saved(structures(scan.items[0], rois, "1.2.3.4.5"), tmp_path / "RS.dcm"), tmp_path / "out.nii.gz"
     words = ("label", str(scan.folder), str(path), "--output", str(target))
@@ -129,6 +131,10 @@ def test_labels_of_another_scan_need_force(scan: Scan, tmp_path: Path, project: 
     assert not target.exists()
     assert run(*words, "--force") == 0
     assert target.exists()
+    assert run("export", str(scan.folder), str(tmp_path / "ct.nii")) == 0
+    assert "frame of reference" not in capsys.readouterr().err
+    assert run("label", str(tmp_path / "ct.nii"), str(path), "--output", str(target)) == 0
+    assert "warning: the volume's frame of reference is not known" in capsys.readouterr().err
 
 
 def test_a_tilted_scan_is_straightened_and_said_to_be_tilted(tmp_path: Path) -> None:
@@ -151,11 +157,13 @@ def test_a_tilted_scan_is_straightened_and_said_to_be_tilted(tmp_path: Path) -> 
     assert "gantry tilt" not in facts(open_volume(scanned(tmp_path / "upright").folder))
 
 
-def test_overlapping_segments_can_be_chosen_or_written_each(scan: Scan, tmp_path: Path, project: Path) -> None:
+def test_overlapping_segments_can_be_chosen_or_written_each(
+    scan: Scan, tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As a planning system's structures are: the tumour lies in the lung."""
     lung = [contour(rectangle(i, (20.5, 60.5), (20.5, 60.5))) for i in scan.items[5:15]]
     tumour = [contour(rectangle(i, (30.5, 40.5), (30.5, 40.5))) for i in scan.items[7:10]]
-    path = saved(structures(scan.items[0], {"Lung (left)/1": lung, "GTV": tumour}), tmp_path / "RS.dcm")
+    path = saved(structures(scan.items[0], {"Lung [/left]/1": lung, "GTV": tumour}), tmp_path / "RS.dcm")
     words = ("label", str(scan.folder), str(path), "--output")
     with pytest.raises(UserError, match=r"labels to all\.nii\.gz: segments overlap, .* allowed: some of them \(--segm"):
         run(*words, str(tmp_path / "all.nii.gz"))
@@ -165,10 +173,11 @@ def test_overlapping_segments_can_be_chosen_or_written_each(scan: Scan, tmp_path
     one = read_labels(tmp_path / "tumour.nii.gz", affine, shape)
     assert [(s.name, s.code, s.voxels) for s in one.segments] == [("GTV", "ORGAN", 300)]
     assert run(*words, str(tmp_path / "each")) == 0
+    assert "Lung [/left]/1" in capsys.readouterr().out, "as it stands, not as markup"
     files = sorted((tmp_path / "each").glob("*.nii.gz"))
     assert [file.name for file in files] == ["01-Lung_left_1.nii.gz", "02-GTV.nii.gz"]
     both = read_labels(path, affine, shape)
-    for file, name in zip(files, ("Lung (left)/1", "GTV"), strict=True):
+    for file, name in zip(files, ("Lung [/left]/1", "GTV"), strict=True):
         np.testing.assert_array_equal(read_labels(file, affine, shape).mask(name), both.mask(name))
     with pytest.raises(UserError, match=r"labels to a\.png: allowed are names that end in .*, and folders"):
         export_labels(both, tmp_path / "a.png")

@@ -102,13 +102,14 @@ def test_rows_and_columns_keep_their_own_spacing(tmp_path: Path) -> None:
 
 def test_two_protocols_of_nearly_one_step_are_rejected(tmp_path: Path) -> None:
     """Every gap is within 1.2 times the median, yet slices would lie up to 12 mm from where the affine says."""
-    z = np.concatenate([2.5 * np.arange(50), 2.5 * 49 + 3.0 * np.arange(1, 51)])
+    z = np.concatenate([2.5 * np.arange(51), 2.5 * 50 + 3.0 * np.arange(1, 50)])
     items = [one(n, (0.0, 0.0, place)) for n, place in enumerate(z)]
     paths = written(items, tmp_path / "s")
     assert reasons(paths) == {"uneven_spacing"}
     read = [read_instance(io.BytesIO(p.read_bytes()), p.name, p.stat().st_size) for p in paths]
     measured = measure_series(read)
     assert measured["gap_ratio"] <= SCREEN.max_gap_ratio
+    assert measured["gap_min_ratio"] >= 1 / SCREEN.max_gap_ratio
     assert measured["off_grid_mm"] == pytest.approx(farthest(paths, items), abs=2e-3)
     assert measured["off_grid_mm"] > 12
 

@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from components.acquire.headers import measure_series
 from components.params import UserError, load_stage
+from components.preprocess import nifti
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.nifti import measure_nifti, read_nifti
 from components.preprocess.standardise import resample_only
@@ -72,6 +73,17 @@ def test_an_ordinary_volume_is_accepted_and_lies_where_it_says(tmp_path: Path) -
     assert volume.spacing == (4.0, 1.5, 1.5)
     bright = np.argwhere(volume.hu == 900).mean(0) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
     np.testing.assert_allclose(bright, [60 - 70, 55 - 40, -300 + 60], atol=0.5)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_slab_by_slab_is_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]) -> None:
+    monkeypatch.setattr(nifti, "SLAB_VOXELS", 5 * SHAPE[order[0]] * SHAPE[order[1]])
+    hu = np.random.default_rng(0).integers(-1024, 3000, SHAPE).astype(np.int16)
+    path = written(tmp_path / "ct.nii.gz", hu.transpose(order), AFFINE[:, [*order, 3]])
+    np.testing.assert_array_equal(read_nifti(path).hu, hu.transpose(2, 1, 0))
+    values, affine = nifti.read_values(path)
+    np.testing.assert_array_equal(values, hu.transpose(2, 1, 0))
+    np.testing.assert_array_equal(affine, read_nifti(path).affine)
 
 
 @pytest.mark.parametrize(

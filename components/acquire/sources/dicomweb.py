@@ -175,6 +175,7 @@ def _look_up(path: Path, key: str) -> tuple[str, str] | None:
 @cache
 def _ask_again(path: Path, config: DicomwebConfig) -> None:
     """Make the map anew; once per process, however many series it lacks."""
+    require_secret("dicomweb")  # without it every series would get another pseudonym
     with asking(QUERY_SECONDS, attempts=QUERY_ATTEMPTS) as client:
         _remember(_ct_series(client, config), path)
 

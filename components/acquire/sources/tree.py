@@ -26,7 +26,7 @@ from typing import IO
 
 from components.acquire.archive import LOCAL_LIMITS, OBSTACLES, ArchiveError, blocks, members, obstacle, open_zip
 from components.acquire.sources import Listing
-from components.cohort.keys import file_key
+from components.cohort.keys import file_key, require_secret
 from components.cohort.roots import root_of
 from components.files import replacing
 from components.params import UserError
@@ -324,7 +324,9 @@ def has_map(name: str, line: str) -> bool:
 
 
 def write_map(name: str, line: str) -> None:
-    """Make the map of the line's root ``name`` again, from names alone."""
+    """Make the map of the line's root ``name`` again, from names alone. Raises UserError without a secret: a process
+    that lacks it would give every file another pseudonym."""
+    require_secret(name)
     root = root_of(name, line)
     _write_map(name, line, ((file_key(location), location) for location in _locations(root)))
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,30 +25,37 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def url(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The service on a free port of 127.0.0.1."""
+@contextmanager
+def running(bundle: Path, home: Path, **variables: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The service on a free port of 127.0.0.1: its address and its process."""
     port = free_port()
-    home = tmp_path_factory.mktemp("bentoml")
     environment = {
         **os.environ,
         "BENTOML_HOME": str(home),
         "BENTOML_DO_NOT_TRACK": "True",
         "CTFOUNDRY_BUNDLE": str(bundle),
         "CTFOUNDRY_MAX_BODY_BYTES": str(MAX_BODY),
+        **variables,
     }
     command = [sys.executable, "-m", "bentoml", "serve", "serving.service:CTEmbed", "--host", "127.0.0.1"]
     log = (home / "log").open("w+b")
     server = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
         first_answer(server, f"http://127.0.0.1:{port}/readyz", home / "log")
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", server
         assert server.poll() is None, "the service has ended by itself"
         assert PATIENT.encode() not in (home / "log").read_bytes(), "the log names the patient"
     finally:
         server.terminate()
         server.wait(timeout=30)
         log.close()
+
+
+@pytest.fixture(scope="module")
+def url(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The service's address."""
+    with running(bundle, tmp_path_factory.mktemp("bentoml")) as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,60 @@
+"""The program that reads scans for the service: ``python -m serving.worker <release folder> <socket>``."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from components.confined import Bounds, Result
+from components.params import UserError
+from serving.forks import serve_forks
+from serving.limits import Limits
+
+
+def command(bundle: Path) -> list[str]:
+    """Starts this program, without the socket's number."""
+    return [sys.executable, "-m", "serving.worker", str(bundle)]
+
+
+def environment() -> dict[str, str]:
+    """This process's, in which the program finds the code that runs here, and no other."""
+    here = str(Path(__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def main() -> None:
+    """Load the release, say so, and fork a child for each request until the service is gone."""
+    control = socket.socket(fileno=int(sys.argv[2]))
+    warnings.simplefilter("ignore")  # readers quote header values in them
+    try:
+        import torch
+
+        torch.set_num_threads(1)  # a pool of threads would not survive the fork; embedding sets its own number
+        from serving.embedding import embed_file, open_release
+
+        bundle, limits, bounds = open_release(Path(sys.argv[1])), Limits.from_environment(), Bounds.from_environment()
+    except UserError as error:
+        control.send(json.dumps({"error": str(error)}).encode())
+        sys.exit(1)
+
+    def work(request: dict[str, Any]) -> Result:
+        tempfile.tempdir = request["scratch"]
+        return Result(embed_file(Path(request["path"]), bundle, limits).to_json())
+
+    manifest = bundle.manifest
+    said = {"name": manifest.name, "digest": manifest.digest, "line": manifest.line, "inputs": manifest.inputs}
+    gc.collect()
+    gc.freeze()  # or the collector would touch, and so copy, in each child what it shares with this process
+    control.send(json.dumps({"ready": said}).encode())
+    serve_forks(control, work, bounds)
+
+
+if __name__ == "__main__":
+    main()

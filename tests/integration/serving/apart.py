@@ -1,0 +1,50 @@
+"""A program as the service starts it, whose children do what the request says; each leaves a mark while it runs."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from components.confined import Bounds, Result
+from components.isolation import GIB
+from components.params import UserError
+from serving.forks import serve_forks
+
+MARKS, SECONDS = Path(sys.argv[1]), int(sys.argv[2])
+VALUE = "-".join(("SECRET", "PATIENT"))  # of a header; its source line may be logged
+
+
+def work(request: dict[str, Any]) -> Result:
+    task, scratch = Path(request["path"]).read_text(), Path(request["scratch"])
+    mark = MARKS / str(os.getpid())
+    mark.touch()
+    (scratch / "unpacked").write_text(task)
+    begin = time.monotonic()
+    while task == "wait" and time.monotonic() < begin + 60:
+        (scratch / "unpacked").read_text()  # fails where the folder goes before the work does
+        time.sleep(0.01)
+    if task == "crash":
+        ctypes.string_at(0)
+    if task == "sleep":
+        ctypes.PyDLL(None).sleep(60)  # C code that never lets go
+    if task == "memory":
+        bytearray(2 * GIB)
+    if task == "key":
+        raise KeyError(VALUE)
+    if task == "refuse":
+        raise UserError("not a CT")
+    mark.unlink()
+    return Result({"embedding": [1.0], "task": task})
+
+
+if __name__ == "__main__":
+    control = socket.socket(fileno=int(sys.argv[3]))
+    manifest = {"name": "ctfoundry-wholebody", "digest": "0" * 64}
+    control.send(json.dumps({"ready": {**manifest, "line": "wholebody", "inputs": {}}}).encode())
+    serve_forks(control, work, Bounds(memory_bytes=GIB, seconds=SECONDS))

@@ -1,0 +1,246 @@
+"""What a request costs ends with it: at most so many work at once, whoever leaves, whatever crashes, whoever waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx
+import pytest
+from bentoml._internal.server.http.traffic import TimeoutMiddleware
+from released import ROOT
+
+from components.confined import Bounds
+from components.isolation import GIB
+from components.params import UserError
+from serving.app import EmbedApp
+from serving.forks import Forks
+from serving.limits import Limits
+
+APART = Path(__file__).with_name("apart.py")
+
+
+class Counts:
+    """In place of Prometheus's, which one process can make only once."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+
+    def count(self, outcome: str, seconds: float) -> None:
+        self.outcomes.append(outcome)
+
+
+class Service:
+    """The service's application in this process, with the program of :mod:`apart` behind it."""
+
+    def __init__(self, folder: Path, seconds: int) -> None:
+        self.marks, self.scratch = folder / "marks", folder / "tmp"
+        self.marks.mkdir()
+        self.scratch.mkdir()
+        command = [sys.executable, str(APART), str(self.marks), str(seconds)]
+        self.forks = Forks(command, {**os.environ, "PYTHONPATH": str(ROOT)}, Bounds(GIB, seconds))
+        self.model = self.forks.start()
+        self.renew(at_once=1)
+
+    def renew(self, at_once: int) -> None:
+        """An application of its own for each test; the program goes on."""
+        self.app, self.counts = EmbedApp(Limits(at_once=at_once)), Counts()
+        self.app._model, self.app._forks = self.model, self.forks
+        self.app._metrics = self.counts  # type: ignore[assignment]
+
+    def client(self, timeout: float | None = None) -> httpx.AsyncClient:
+        app: Any = self.app.starlette if timeout is None else TimeoutMiddleware(self.app.starlette, timeout)
+        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service", timeout=60)
+
+    def working(self) -> list[str]:
+        """Process ids of children that are at work."""
+        return [mark.name for mark in self.marks.iterdir() if Path("/proc", mark.name).exists()]
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Its children have a minute; a test starts no program of its own."""
+    made = Service(tmp_path_factory.mktemp("service"), 60)
+    yield made
+    made.forks.close()
+
+
+@pytest.fixture
+def service(patient: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Service]]:
+    def make(at_once: int) -> Service:
+        patient.renew(at_once)
+        monkeypatch.setattr(tempfile, "tempdir", str(patient.scratch))
+        return patient
+
+    yield make
+    assert list(patient.scratch.iterdir()) == [], "temporary files are left"
+    assert patient.working() == [], "work goes on"
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    anyio.run(work)
+
+
+ENDS = {
+    "crash": ("killed_crash", "its reader crashed (SIGSEGV)"),
+    "memory": ("killed_memory", "needs more than 1 GiB of memory"),
+    "sleep": ("killed_deadline", "took longer than 3 s"),
+    "key": ("unreadable", "not readable (KeyError)"),
+    "refuse": ("refused_422", "not a CT"),
+}
+
+
+def test_what_a_file_does_to_its_reader_is_422_and_the_next_is_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = Service(tmp_path, seconds=3)
+
+    async def work() -> None:
+        async with one.client() as client:
+            for task, (_, says) in ENDS.items():
+                answer = await client.post("/embed", content=task)
+                assert (answer.status_code, list(answer.json())) == (422, ["error"]), task
+                assert says in answer.json()["error"]
+                assert (await client.post("/embed", content="ok")).json()["task"] == "ok"
+
+    run(work)
+    one.forks.close()
+    assert one.counts.outcomes[::2] == [outcome for outcome, _ in ENDS.values()]
+    assert set(one.counts.outcomes[1::2]) == {"embedded"}
+    assert "SECRET-PATIENT" not in caplog.text
+    assert one.working() == []
+
+
+def test_a_request_whose_time_is_over_stops_its_work_and_only_then_gives_its_turn_away(
+    service: Callable[[int], Service],
+) -> None:
+    one, most, statuses = service(1), 0, []
+
+    async def work() -> None:
+        nonlocal most
+        async with one.client(timeout=1.0) as client, anyio.create_task_group() as group:
+
+            async def send() -> None:
+                statuses.append((await client.post("/embed", content="wait")).status_code)
+
+            for _ in range(3):
+                group.start_soon(send)
+            while len(statuses) < 3:
+                most = max(most, len(one.working()))
+                await anyio.sleep(0.02)
+        async with one.client() as client:
+            assert (await client.post("/embed", content="ok")).status_code == 200
+
+    run(work)
+    assert statuses == [504, 504, 504]
+    assert most == 1
+    assert one.counts.outcomes == ["timed_out"] * 3 + ["embedded"]
+
+
+def test_at_most_so_many_work_at_once(service: Callable[[int], Service]) -> None:
+    one, most = service(2), 0
+
+    async def work() -> None:
+        nonlocal most
+        async with one.client(timeout=2.5) as client, anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(lambda: client.post("/embed", content="wait"))
+            deadline = time.monotonic() + 60
+            while len(one.counts.outcomes) < 5 and time.monotonic() < deadline:
+                most = max(most, len(one.working()))
+                await anyio.sleep(0.02)
+
+    run(work)
+    assert most == 2
+
+
+@pytest.mark.parametrize("working", [True, False], ids=["while it is worked on", "while it waits"])
+def test_work_for_a_client_that_has_left_is_not_done(service: Callable[[int], Service], working: bool) -> None:
+    """Of two clients, one leaves; what it asked for ends, or never begins."""
+    one, gone = service(1), anyio.Event()
+    sent: list[dict[str, Any]] = []
+
+    async def leaver() -> None:
+        body = [{"type": "http.request", "body": b"wait", "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if body:
+                return body.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/embed", "headers": [], "query_string": b""}
+        await one.app.starlette(scope, receive, send)  # type: ignore[arg-type]
+
+    async def work() -> None:
+        async with one.client(timeout=None if working else 2.0) as client, anyio.create_task_group() as group:
+            if not working:
+                group.start_soon(lambda: client.post("/embed", content="wait"))
+                await until(lambda: len(one.working()) == 1)
+            group.start_soon(leaver)
+            if working:
+                await until(lambda: len(one.working()) == 1)
+            else:
+                await anyio.sleep(0.2)
+            before = len(list(one.marks.iterdir()))
+            gone.set()
+            await until(lambda: "disconnected" in one.counts.outcomes)
+            assert len(list(one.marks.iterdir())) == before, "its work was begun"
+            assert one.working() == []
+
+    run(work)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    with anyio.fail_after(60):
+        while not holds():
+            await anyio.sleep(0.02)
+
+
+def test_the_program_that_reads_is_started_anew_where_it_was_killed(service: Callable[[int], Service]) -> None:
+    one = service(1)
+    assert one.forks._process is not None
+    os.kill(one.forks._process.pid, signal.SIGKILL)
+    one.forks._process.wait()
+
+    async def work() -> None:
+        async with one.client() as client:
+            assert (await client.post("/embed", content="ok")).status_code == 200
+
+    run(work)
+
+
+def test_a_program_that_does_not_start_is_one_line(tmp_path: Path) -> None:
+    from serving import worker
+
+    forks = Forks(worker.command(tmp_path), worker.environment(), Bounds())
+    with pytest.raises(UserError, match="this is no release folder"):
+        forks.start()
+
+
+def test_children_end_with_the_service(service: Callable[[int], Service]) -> None:
+    one = service(1)
+    task = one.marks.parent / "task"
+    task.write_text("sleep")
+
+    async def work() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.forks.run, {"path": str(task), "scratch": str(one.scratch)})
+            await until(lambda: len(one.working()) == 1)
+            await anyio.to_thread.run_sync(one.forks.close)
+            assert one.working() == []
+
+    run(work)
+    (one.scratch / "unpacked").unlink()
+    one.forks.start()
