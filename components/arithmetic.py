@@ -59,6 +59,11 @@ def kind() -> str:
     return " ".join(filter(None, (platform.machine(), vendor, level)))
 
 
+def promised(mode: str) -> str:
+    """Where outputs made here in ``mode`` are the same bytes."""
+    return f"{PORTABLE}: any x86_64 with avx2" if mode == PORTABLE else f"{MACHINE}: {kind()}"
+
+
 def variables(mode: str) -> dict[str, str]:
     """What the environment of a process holds that computes in ``mode``; nothing on a processor without AVX2."""
     if not _holds_avx2():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -9,12 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from components import arithmetic
 from components.champion.stage import COMPARISON
 from components.command import EXIT_PASSING
 from components.files import read_json
+from components.params import reproducible
 from flows.champion import attest
 from flows.graph import Node, stages_for
 from flows.processes import started
+from flows.verify import note_machine
 
 # Worth another try where the failure may pass: transfers fail, and a killed training resumes from its checkpoint.
 RETRIES = {"acquire": 2, "preprocess": 1, "pretrain": 1}
@@ -66,6 +70,7 @@ class Run:
         failure: what ended it, where something did.
         page_is_lost: Prefect's server does not answer any more.
         stopped: a signal has asked us to end; nothing is begun or tried again.
+        arithmetic: the environment of the line's mode, so that no stage need begin a second time in it.
     """
 
     line: str
@@ -74,12 +79,14 @@ class Run:
     page_is_lost: bool = False
     stopped: bool = False
     steps: list[Step] = field(default_factory=list)
+    arithmetic: dict[str, str] = field(default_factory=dict)
     _decided: set[str] = field(default_factory=set)
 
     def begin(self, check: Callable[[str], None]) -> None:
         """Make the list of steps. What ``check`` raises is the run's failure."""
         try:
             check(self.line)
+            self.arithmetic = arithmetic.variables(reproducible(self.line))
             self.steps = self._steps()
         except Exception as error:
             self.failure = error
@@ -162,7 +169,8 @@ class Run:
         before = _identity(self._decision(stage)) if stage in DECISIONS else None
         tail: list[str] = []
         outcome, broken = "ran", False
-        with started(["dvc", "repro", "--single-item", name]) as (process, lines):
+        environment = {**os.environ, **self.arithmetic}
+        with started(["dvc", "repro", "--single-item", name], environment=environment) as (process, lines):
             for text in lines:
                 if text.strip().startswith(DVC_HINTS):
                     continue
@@ -171,6 +179,8 @@ class Run:
                 broken = broken or text.startswith("Traceback (most recent call last)")
                 tell(text)
         if process.returncode == 0:
+            if stage == "pretrain" and outcome == "ran":
+                note_machine(self.line)
             return outcome
         if stage in DECISIONS and _identity(self._decision(stage)) != before:
             self._decided.add(stage)

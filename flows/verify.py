@@ -13,14 +13,17 @@ from typing import Any
 
 import yaml
 
+from components import arithmetic
 from components.cohort.roots import ROOTS_FILE
-from components.params import UserError
+from components.files import read_json, write_json
+from components.params import UserError, reproducible
 from flows.graph import stages_for
 from flows.processes import started
 from flows.repository import changed_files, clone, is_repository
 
-# A release run writes these two; they carry over into the clone, all code comes from the commit.
-CARRIED = ("params.yaml", "dvc.lock")
+# A release run writes these; they carry over into the clone, all code comes from the commit.
+MADE_ON = Path("infra/made_on.json")
+CARRIED = ("params.yaml", "dvc.lock", MADE_ON.as_posix())
 # Judged beside the champion of the day: recomputed, because the bundle waits for the verdict, and no part of a release.
 BESIDE_CHAMPION = ("drift@", "champion@")
 
@@ -37,6 +40,28 @@ class Compared:
     @property
     def identical(self) -> bool:
         return self.recorded == self.recomputed != ""
+
+
+def note_machine(line: str) -> None:
+    """Write where the line's outputs, as this machine makes them, are the same bytes."""
+    noted = read_json(MADE_ON) if MADE_ON.is_file() else {}
+    here = arithmetic.promised(reproducible(line))
+    if noted.get(line) != here:
+        write_json(MADE_ON, {**noted, line: here})
+
+
+def expectation(line: str) -> str:
+    """Where the recorded release was made, and what a recomputation here can therefore show."""
+    made = read_json(MADE_ON).get(line) if MADE_ON.is_file() else None
+    here = arithmetic.promised(reproducible(line))
+    if made is None:
+        return f"{MADE_ON} does not say on which processor the release was made; this one is {arithmetic.kind()}"
+    if made == here:
+        return f"made on {made}; this is {arithmetic.kind()}: every output is to be identical"
+    return (
+        f"made on {made}; this is {arithmetic.kind()}: weights, and the figures and the bundle that follow from them, "
+        "may differ in their last digits; tables and volumes are to be identical"
+    )
 
 
 def verify(line: str, keep: Path | None = None) -> list[Compared]:

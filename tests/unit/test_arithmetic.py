@@ -12,6 +12,7 @@ import yaml
 
 from components import arithmetic
 from components.params import ParamsError, UserError, reproducible
+from flows.verify import MADE_ON, expectation, note_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = frozenset({"avx2", "fma"})
@@ -98,3 +99,27 @@ def test_a_line_says_on_which_machines_it_is_the_same_bytes(tmp_path: Path) -> N
     write("everywhere")
     with pytest.raises(ParamsError, match=r"wholebody.reproducible: 'everywhere' is not allowed: machine .* portable"):
         reproducible("wholebody", path)
+
+
+def test_a_release_says_where_it_is_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _has(monkeypatch, FLAGS, "AuthenticAMD")
+
+    def line(mode: str) -> None:
+        Path("params.yaml").write_text(yaml.safe_dump({"wholebody": {"reproducible": mode}}))
+
+    line("machine")
+    assert "does not say on which processor" in expectation("wholebody")
+    note_machine("wholebody")
+    assert "every output is to be identical" in expectation("wholebody")
+    _has(monkeypatch, FLAGS | {"avx512f"})
+    said = expectation("wholebody")
+    assert "made on machine: x86_64 AuthenticAMD avx2; this is x86_64 GenuineIntel avx512f" in said
+    assert "may differ in their last digits" in said
+    line("portable")
+    note_machine("wholebody")
+    noted = MADE_ON.read_bytes()
+    _has(monkeypatch, FLAGS, "AuthenticAMD")
+    note_machine("wholebody")
+    assert MADE_ON.read_bytes() == noted, "a release on another machine leaves no difference"
+    assert "every output is to be identical" in expectation("wholebody")

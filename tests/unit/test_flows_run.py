@@ -137,7 +137,7 @@ def test_a_failed_run_prints_nothing_of_an_earlier_one(
 
     monkeypatch.chdir(tmp_path)
     gate = {"gate": "leakage", "figure": 0, "bound": 0, "verdict": "pass", "detail": ""}
-    funnel = {"in": 124, "accepted": 96, "rejected": {}, "accepted_by_role": {}, "series": []}
+    funnel = {"in": 124, "accepted": 96, "not_ct": 0, "rejected": {}, "accepted_by_role": {}, "series": []}
     write_json(tmp_path / "data" / "head" / "curate" / "funnel.json", funnel)
     write_json(tmp_path / "data" / "head" / "gate" / "decision.json", {"verdict": "pass", "gates": [gate]})
     write_json(tmp_path / "releases" / "head" / "manifest.json", {"digest": "ab" * 32})
