@@ -30,7 +30,7 @@ from components.preprocess.store import FloatArray, Volume
 
 ROUNDS = int(os.environ.get("CTFOUNDRY_FUZZ", "120"))
 FIRST = int(os.environ.get("CTFOUNDRY_FUZZ_FROM", "0"))
-LIMIT_S = 20
+LIMIT_S = 20  # of computing: the machine may be busy with other things
 MEMORY = 3 << 30  # more than before, at the most
 ODD: tuple[Any, ...] = (
     None, "", "0", "-1", "1e308", "nan", "inf", "x" * 70, "1\\2\\3", "a\\b", "\\", "2147483648", "99999",
@@ -165,8 +165,8 @@ def outcome(path: Path, affine: FloatArray, shape: tuple[int, ...]) -> str:
     def hang(number: int, frame: Any) -> None:
         raise Hang(path.name)
 
-    before = signal.signal(signal.SIGALRM, hang)
-    signal.alarm(LIMIT_S)
+    before = signal.signal(signal.SIGPROF, hang)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     try:
         labels = read_labels(path, affine, shape)
         assert labels.layers.shape[1:] == tuple(shape)
@@ -175,8 +175,8 @@ def outcome(path: Path, affine: FloatArray, shape: tuple[int, ...]) -> str:
     except UserError as error:
         said = str(error)
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
     assert not said or (said.startswith(f"labels {path.name}: ") and len(said.splitlines()) == 1)
     return "refused" if said else "labels"
 
