@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import pydicom
 
+from components.acquire.dataset import open_dataset
+from components.acquire.values import values_of
 from components.cohort.keys import frame_key, patient_key
 
 TAGS = ("PatientID", "FrameOfReferenceUID", "Rows")
@@ -40,19 +41,18 @@ def origin_of(paths: Iterable[Path]) -> Origin:
     """Of a series' raw files, by the headers of its first two images; nothing of a NIfTI. Some de-identification (that
     of LIDC-IDRI) gives every image a frame of its own: then none is known."""
     found: list[Origin] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's quote values
-        for path in paths:
-            if path.name.endswith((".nii", ".nii.gz")):
-                continue
-            try:
-                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS), force=True)
-                if header.get("Rows") is not None:
-                    found.append(Origin.of(header))
-            except Exception:  # what is no readable image tells nothing
-                continue
-            if len(found) == 2:
-                break
+    for path in paths:
+        if path.name.endswith((".nii", ".nii.gz")):
+            continue
+        try:
+            with path.open("rb") as stream:
+                values = values_of(open_dataset(stream, path.stat().st_size, TAGS).dataset, TAGS)
+        except Exception:  # what is no readable image tells nothing
+            continue
+        if "Rows" in values:
+            found.append(Origin.of(values))
+        if len(found) == 2:
+            break
     return shared_origin(found)
 
 
