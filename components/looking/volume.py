@@ -25,7 +25,7 @@ from components.looking.folder import read_folder
 from components.params import UserError
 from components.preprocess.nifti import measure_nifti, read_nifti
 from components.preprocess.origin import Origin
-from components.preprocess.standardise import straighten
+from components.preprocess.standardise import straighten, tilt_degrees
 from components.preprocess.store import FloatArray, Int16Array, StoredVolume, Volume, voxel_of
 
 # Level and width in HU, as radiologists name them.
@@ -128,10 +128,7 @@ def _straight(opened: Opened) -> Opened:
     straight = straighten(opened.volume)
     if straight is opened.volume:
         return opened
-    slices, rows, columns = (opened.volume.affine[:3, axis] for axis in range(3))
-    normal = np.cross(rows, columns)
-    upright = abs(float(normal @ slices)) / float(np.linalg.norm(normal) * np.linalg.norm(slices))
-    tilt = f"{np.degrees(np.arccos(min(1.0, upright))):.1f} degrees, undone: slices moved within their planes"
+    tilt = f"{tilt_degrees(opened.volume.affine):.1f} degrees, undone: slices moved within their planes"
     return replace(opened, volume=straight, facts={**opened.facts, "gantry tilt": tilt})
 
 
