@@ -178,7 +178,7 @@ def driver(nodes: TwoNodes, folder: Path, script: str, **variables: str) -> subp
     search = os.pathsep.join([str(folder), str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "integration")])
     environment = {**kept, **known, "PYTHONPATH": search, **variables}
     return subprocess.run(
-        [sys.executable, str(path)], cwd=folder, env=environment, capture_output=True, text=True, timeout=400
+        [sys.executable, str(path)], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
     )
 
 
