@@ -70,6 +70,9 @@ class Pacs:
     warns: bool = False
     warning: str = '299 pacs: "The number of results exceeded the maximum; additional results can be requested."'
     delay: float = 0.0
+    at_once: int = 0
+    most_at_once: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
     lower_case: bool = False
     boundary: str = "edge"
     preamble: bytes = b""
@@ -109,8 +112,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         pacs, url = self.pacs, urlsplit(self.path)
-        pacs.asked.append(self.path)
+        with pacs.lock:
+            pacs.asked.append(self.path)
+            pacs.at_once += 1
+            pacs.most_at_once = max(pacs.most_at_once, pacs.at_once)
         time.sleep(pacs.delay)
+        with pacs.lock:
+            pacs.at_once -= 1
         allowed = (
             f"Bearer {pacs.token}" if pacs.token else "Basic " + base64.b64encode(f"ct:{PASSWORD}".encode()).decode()
         )

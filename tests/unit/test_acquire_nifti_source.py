@@ -99,14 +99,14 @@ def test_without_a_statement_every_volume_is_a_patient_of_its_own(root: Path) ->
 def test_a_volume_whose_patient_nothing_tells_is_left_out_and_counted(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    put(root, "p1/ct.nii.gz", "stray.nii.gz", "p2/ct.nii.gz")
+    put(root, "p1/ct.nii.gz", "stray.nii.gz", "p2/ct.nii.gz", "study/p3/ct.nii.gz")
     with caplog.at_level(logging.WARNING):
         listing = listed(root, "{patient}/*")
-    assert sorted(listing.files.status) == ["image", "image", "no_patient"]
+    assert sorted(listing.files.status) == ["image", "image", "no_patient", "no_patient"]
     assert len(listing.series) == 2
-    assert "1 of 3 volumes are left out" in caplog.text
+    assert "2 of 4 volumes are left out" in caplog.text
     assert "stray" not in caplog.text
-    with pytest.raises(UserError, match=r"file of a patient by 'x/\{patient\}' below it; its files: no_patient 3"):
+    with pytest.raises(UserError, match=r"file of a patient by 'x/\{patient\}' below it; its files: no_patient 4"):
         listed(root, "x/{patient}")
 
 
