@@ -182,7 +182,7 @@ class Run:
             if stage == "pretrain" and outcome == "ran":
                 note_machine(self.line)
             return outcome
-        if stage in DECISIONS and _identity(self._decision(stage)) != before:
+        if stage in DECISIONS and _identity(self._decision(stage)) not in (None, before):
             self._decided.add(stage)
             raise_if_not_met(self._decision(stage))
         raise failure(name, process.returncode, tail, broken)

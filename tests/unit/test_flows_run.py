@@ -87,6 +87,11 @@ def test_gates_are_shown_of_this_run_only(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(StageFailed, match="not found"):
         run._run_stage("gate@head", print)
     assert run.decisions() == []
+    dvc(f"mv {decision} {decision}.old; echo 'gate: data/x: not found'; exit 255")  # DVC clears a stage's outputs first
+    with pytest.raises(StageFailed, match="not found"):
+        run._run_stage("gate@head", print)
+    assert run.decisions() == []
+    decision.with_name("decision.json.old").rename(decision)
     dvc(f"cp {decision} {decision}.new; mv {decision}.new {decision}; echo 'exited with 3'; exit 255")
     with pytest.raises(GateFailed, match=r"gate not met: floor \(0.5, bound 0.6\)"):
         run._run_stage("gate@head", print)

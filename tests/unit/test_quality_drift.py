@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,8 @@ import pandas as pd
 import pytest
 
 from components.curate.config import CurateConfig, DriftConfig, FeatureName
-from components.files import write_json
+from components.drift import __main__ as stage
+from components.files import read_json, write_json
 from components.params import ParamsError, UserError, parse
 from components.quality import drift
 
@@ -168,6 +170,23 @@ def test_the_champion_is_read_from_the_tracked_file(tmp_path: Path) -> None:
     assert drift.champion_of(data) is None
     write_json(tmp_path / "infra" / "champions" / "wholebody.json", {"champion": champion(None)})
     assert drift.champion_of(data) == champion(None)
+
+
+def test_the_stage_writes_what_it_found_apart_from_what_a_release_is_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(Path(__file__).resolve().parents[2] / "params.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "data" / "head" / "curate" / "profile.json", training_set(200))
+    tracked = tmp_path / "infra" / "champions" / "head.json"
+    write_json(tracked, {"champion": None})
+    stage.main("head")
+    written = tmp_path / "data" / "head" / "drift" / "drift.json"
+    assert read_json(written)["judged"] is False
+    write_json(tracked, {"champion": champion(training_set(200, vendor="Canon"))})
+    stage.main("head")
+    found = {feature["feature"]: feature["verdict"] for feature in read_json(written)["features"]}
+    assert (found["vendor"], found["slices"]) == ("strongly shifted", "stable")
 
 
 def test_parameters_name_known_features_in_order() -> None:
