@@ -251,3 +251,8 @@ def test_no_intercept_is_zero(good: list[File], value: bytes | None, tmp_path: P
     np.testing.assert_array_equal(read_series([tmp_path / "a.dcm"]).hu, read_series([tmp_path / "b.dcm"]).hu)
     assert measure_series([instance_of(written(file))])["rescale_missing"] == 1
     assert measure_series([instance_of(written(zero))])["rescale_missing"] == 0
+
+
+def test_one_series_uid_of_two_patients_is_two_series(good: list[File]) -> None:
+    other = header_fuzz.with_element(good[0], Element(0x00100020, b"LO", b"another "))
+    assert len(group_series([instance_of(written(good[0])), instance_of(written(other))])) == 2

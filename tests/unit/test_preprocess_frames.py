@@ -136,7 +136,7 @@ def test_legacy_converted_ct(slices: list[Path], tmp_path: Path) -> None:
 def test_the_second_tube_is_not_the_first(slices: list[Path], tmp_path: Path) -> None:
     """Dual-source CT: other macros state a KVP, a spacing, an orientation, too (PS3.3 C.8.15.3.12)."""
     image = enhanced(slices)
-    more = group(CTAdditionalXRaySource={"KVP": "140"}, CTTableDynamics={"SliceThickness": "99"})
+    more = group(CTAdditionalXRaySource={"KVP": "70"}, CTTableDynamics={"SliceThickness": "99"})
     image.SharedFunctionalGroupsSequence[0].update(more)
     second = Dataset()
     second.KVP = "80"
