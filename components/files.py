@@ -33,8 +33,9 @@ class DiskFullError(StopStageError):
 
 
 def disk_full(error: OSError, where: Path) -> DiskFullError | None:
-    """What to raise for ``error`` where it says that a disk, or a quota on it, is full; None for any other."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    """What to raise for ``error`` where it says that a disk is full, or a quota on it or on a file's size; None for any
+    other."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return None
     return DiskFullError(f"disk: full while writing below {where}; free some and run again: what is finished is kept")
 
