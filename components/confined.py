@@ -8,7 +8,6 @@ never pickles: a reader that was taken over must not choose what its parent runs
 from __future__ import annotations
 
 import contextlib
-import errno
 import faulthandler
 import json
 import os
@@ -24,13 +23,13 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 
+from components.files import NO_ROOM
 from components.isolation import GIB, data_bytes
 from components.params import UserError
 from components.preprocess.store import Volume
 
 MAX_HEAD = 16 * 2**20  # of the line that a child sends
 OUT_OF_MEMORY = ("can't allocate memory", "Insufficient memory", "bad_alloc")  # as torch, OpenCV and C++ put it
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 PreparedT = TypeVar("PreparedT")
 Outcome = Literal["done", "refused", "failed", "no_room", "memory", "deadline", "crash"]
 

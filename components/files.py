@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from components.params import UserError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota on it, a limit on a file
 
 
 class StopStageError(UserError):
@@ -35,7 +36,7 @@ class DiskFullError(StopStageError):
 def disk_full(error: OSError, where: Path) -> DiskFullError | None:
     """What to raise for ``error`` where it says that a disk is full, or a quota on it or on a file's size; None for any
     other."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno not in NO_ROOM:
         return None
     return DiskFullError(f"disk: full while writing below {where}; free some and run again: what is finished is kept")
 

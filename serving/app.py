@@ -25,7 +25,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from components.confined import NO_ROOM, Reply
+from components.confined import Reply
+from components.files import NO_ROOM
 from components.params import UserError
 from serving.body import receive_file
 from serving.forks import Forks

@@ -28,7 +28,7 @@ from components.acquire.archive import LOCAL_LIMITS, OBSTACLES, ArchiveError, bl
 from components.acquire.sources import Listing
 from components.cohort.keys import file_key, require_secret
 from components.cohort.roots import root_of
-from components.files import replacing
+from components.files import NO_ROOM, replacing
 from components.params import UserError
 
 PIECE_BYTES = 4096
@@ -107,7 +107,7 @@ def _status(entry: os.DirEntry[str]) -> str:
 
 def stop_if_machine(error: OSError) -> None:
     """Raise UserError where an error is this machine's and not a file's: no file may be thought damaged for it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in NO_ROOM:
         raise UserError(f"disk: full at {tempfile.gettempdir()} while the source was read; free some, or set TMPDIR")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         raise UserError("this machine: too many open files; raise their number (`ulimit -n`)")
