@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from components import arithmetic
 from components.isolation import Lost, guarded
 from components.params import UserError
 from components.progress import track
@@ -49,7 +50,7 @@ def ray_cluster(workers: int) -> Iterator[None]:
 
     search = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
     address = os.environ.get("RAY_ADDRESS")
-    variables = {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
+    variables = {"PYTHONPATH": search, "OMP_NUM_THREADS": "1", **arithmetic.variables(arithmetic.mode())}
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "" if address else "lo")
     if interface:
         variables["GLOO_SOCKET_IFNAME"] = interface

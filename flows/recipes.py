@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from components.params import PARAMS_FILE
+from components.arithmetic import MACHINE
+from components.params import PARAMS_FILE, REPRODUCIBLE
 from flows.lock import checkout_lock
 from flows.sources import pin, yaml_editor
 
@@ -60,5 +61,7 @@ def _recipe(arguments: argparse.Namespace) -> int:
     with checkout_lock(f"recipe {arguments.name} --write"):
         for stage in ("preprocess", "pretrain"):
             pin(line, stage, recipe[stage])
+        if recipe["pretrain"]["precision"] != "float32":
+            pin(line, None, {REPRODUCIBLE: MACHINE})  # narrow arithmetic differs between processors
     print(f"{PARAMS_FILE}: {line} follows {arguments.name}; `git diff {PARAMS_FILE}` shows what changed")
     return 0

@@ -77,14 +77,15 @@ def _nodules(line: str, folder: str, evaluation: str | None) -> str | None:
     return sha256_file(Path(root) / "labels.csv")
 
 
-def pin(line: str, stage: str, values: dict[str, Any]) -> None:
-    """Change a block of ``params.yaml`` and nothing else in the file: comments, order and layout stay."""
-    current = read_yaml()[line][stage]
+def pin(line: str, stage: str | None, values: dict[str, Any]) -> None:
+    """Change a stage's block of ``params.yaml``, or what belongs to no stage, and nothing else in the file: comments,
+    order and layout stay."""
+    current = read_yaml()[line] if stage is None else read_yaml()[line][stage]
     if all(current.get(key) == value for key, value in values.items()):
         return
     editor = yaml_editor()
     content = editor.load(PARAMS_FILE.read_text())
-    content[line][stage].update(values)
+    (content[line] if stage is None else content[line][stage]).update(values)
     text = io.StringIO()
     editor.dump(content, text)
     write_text(PARAMS_FILE, text.getvalue())

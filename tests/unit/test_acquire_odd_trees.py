@@ -27,6 +27,7 @@ from components.acquire.sources import Listing, dicom
 from components.acquire.sources.dicom import DicomSource, list_tree
 from components.acquire.sources.tree import Archives, names, tree_digest
 from components.cohort.config import CohortConfig
+from components.files import DiskFullError
 from components.params import UserError, load_stage
 from tests.unit.small_pacs import as_file, make_series
 from tests.unit.test_acquire_archive import DEFLATE64, add_link, declare
@@ -254,7 +255,7 @@ def test_a_full_disk_stops_the_stage_and_makes_no_empty_slices(
     (series,) = source.list_series(frozenset()).series
     row = {**vars(series), "source": "dicom"}
     with small_disk(tmp_path / "small", "1m") as small:
-        with pytest.raises(raw.DiskFullError, match="disk: full"):
+        with pytest.raises(DiskFullError, match="disk: full"):
             raw.fetch(source, row, list(series.members), small / "raw", TRANSFER)
         assert list(small.iterdir()) == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +14,13 @@ from components.params import PassingError, UserError
 
 @pytest.mark.parametrize(("error", "code"), [(UserError("the value 3"), 1), (PassingError("no answer"), EXIT_PASSING)])
 def test_a_mistake_is_one_line_and_what_may_pass_has_a_code_of_its_own(
-    error: UserError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: UserError, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(line: str) -> None:
         raise error
 
+    (tmp_path / "params.yaml").write_text("head: {reproducible: machine}\n")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["python", "--line", "head"])
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pretrain_project import write_project
+from pretrain_project import HEAD, write_project
 
 from components.files import sha256_tree
 from components.params import UserError
@@ -55,7 +55,8 @@ def test_what_is_missing_or_not_allowed_is_named(tmp_path: Path, monkeypatch: py
     for option, value in (("--steps", "0"), ("--volumes-per-step", "0"), ("--loaders", "-1"), ("--peak-tflops", "0")):
         with pytest.raises(UserError, match=f"{option} {value} is not allowed: "):
             run("--line", "head", option, value)
-    monkeypatch.chdir(write_project(tmp_path / "parts", "head", accumulate=2))
+    objective = HEAD["objective"] | {"dino": HEAD["objective"]["dino"] | {"standardise": False}}
+    monkeypatch.chdir(write_project(tmp_path / "parts", "head", accumulate=2, objective=objective))
     with pytest.raises(UserError, match="volumes_per_step 3 must be a multiple of workers x accumulate, 1 x 2"):
         run("--line", "head", "--volumes-per-step", "3")
     Path("data/head/curate/curated.parquet").unlink()

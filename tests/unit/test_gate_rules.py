@@ -142,7 +142,7 @@ def beside(champion: dict[str, Any] | None) -> list[Verdict]:
 
 
 def test_without_a_champion_there_is_nothing_to_compare_with() -> None:
-    assert named(beside(None), "champion").passed
+    assert named(beside(None), "champion").verdict == "pass"
 
 
 @pytest.mark.parametrize(("before", "verdict"), [(0.92, "pass"), (0.93, "fail"), (0.5, "pass")])
@@ -163,10 +163,10 @@ def test_a_mistyped_bound_is_one_line() -> None:
 
 
 def test_what_no_gate_asks_is_not_judged_and_does_not_count_as_passed() -> None:
-    verdicts = judge(config(better_than_random=[], floors=[], champion=[]), evidence(champion=champion(0.9)))
+    verdicts = judge(config(better_than_random=[], floors=[]), evidence())
     assert {gate.gate: gate.verdict for gate in verdicts} == {
         "leakage": "pass", "same_scan": "pass", "reject_rate": "pass",
-        "better_than_random": "not judged", "floors": "not judged", "champion": "not judged",
+        "better_than_random": "not judged", "floors": "not judged",
     }  # fmt: skip
     assert decision(verdicts)["verdict"] == "pass"
     assert "gate.floors is empty" in named(verdicts, "floors").detail
@@ -199,7 +199,6 @@ def test_the_shipped_gates_refuse_what_they_are_there_for(line: str, project: Pa
         "reject_rate": "pass",
         "better_than_random": "pass",
         "floor": "pass",
-        "champion": "pass",
     }
     assert judged(line, 0.98, 0.9, 0.02) == good
     assert judged(line, 0.98, 0.98, 0.02) == good | {"better_than_random": "fail"}, "as good as untrained ones"
