@@ -38,6 +38,14 @@ def _merge(block: Any, changes: Any) -> None:
             block[key] = value
 
 
+def pin_recipe(recipe: Any) -> None:
+    """Put a recipe in the place of its line's parameters."""
+    for stage in ("preprocess", "pretrain"):
+        pin(recipe["line"], stage, recipe[stage])
+    if recipe["pretrain"]["precision"] != "float32":
+        pin(recipe["line"], None, {REPRODUCIBLE: MACHINE})  # narrow arithmetic differs between processors
+
+
 def add_parser(commands: Any) -> None:
     """The command ``ctfoundry recipe``."""
     text = "Show a published recipe, or write it into params.yaml."
@@ -59,9 +67,6 @@ def _recipe(arguments: argparse.Namespace) -> int:
         yaml_editor().dump({line: {key: recipe[key] for key in ("preprocess", "pretrain")}}, sys.stdout)
         return 0
     with checkout_lock(f"recipe {arguments.name} --write"):
-        for stage in ("preprocess", "pretrain"):
-            pin(line, stage, recipe[stage])
-        if recipe["pretrain"]["precision"] != "float32":
-            pin(line, None, {REPRODUCIBLE: MACHINE})  # narrow arithmetic differs between processors
+        pin_recipe(recipe)
     print(f"{PARAMS_FILE}: {line} follows {arguments.name}; `git diff {PARAMS_FILE}` shows what changed")
     return 0

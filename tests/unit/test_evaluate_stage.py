@@ -159,7 +159,8 @@ def test_the_gate_reads_what_evaluation_writes(evaluated: tuple[Inputs, Path]) -
     funnel = {"in": 15, "accepted": 15, "not_ct": 0, "rejected": {}}
     tasks = read_table(out / "tasks.parquet")
     verdicts = judge(
-        parse(GateConfig, block, "t"), Evidence("wholebody", metrics_of(out), funnel, inputs.curated.assign(same_scan=""), tasks)
+        parse(GateConfig, block, "t"),
+        Evidence("wholebody", metrics_of(out), funnel, inputs.curated.assign(same_scan=""), tasks),
     )
     assert [verdict.failed for verdict in verdicts] == [False, False, False, False, True]
     assert "was not evaluated: no lesions among" in verdicts[4].detail

@@ -12,8 +12,7 @@ from components.params import ParamsError, check_file, load_stage, parse, read_y
 from components.preprocess.config import PreprocessConfig
 from components.pretrain.config import PretrainConfig
 from components.pretrain.models import build_encoder, parameter_count
-from flows.recipes import load_recipe, names
-from flows.sources import pin
+from flows.recipes import load_recipe, names, pin_recipe
 
 MILLIONS = {"ct_fm": 77.760992, "fm_ct": 89.4}
 
@@ -28,8 +27,7 @@ def test_a_recipe_takes_the_place_of_the_lines_parameters(
     shutil.copy("params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     before = read_yaml()
-    for stage in ("preprocess", "pretrain"):
-        pin(recipe["line"], stage, recipe[stage])
+    pin_recipe(recipe)
     check_file()
     config = load_stage(PretrainConfig, recipe["line"], "pretrain")
     with torch.device("meta"):
