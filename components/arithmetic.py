@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -33,18 +34,23 @@ HELD_TO_AVX2 = {
     "ARROW_USER_SIMD_LEVEL": "AVX2",
 }
 # Named only where they exist: OpenCV warns of others.
+OPENCV_VARIABLE = "OPENCV_CPU_DISABLE"
 OPENCV_BEYOND = {"avx512f": "AVX512F", "avx512dq": "AVX512-SKX"}
 LEVELS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 
 @cache
+def _cpuinfo() -> str:
+    try:
+        return CPUINFO.read_text()
+    except OSError:
+        return ""
+
+
+@cache
 def _processor() -> tuple[str, frozenset[str]]:
     """Vendor and flags of the processor; empty where the system does not tell."""
-    try:
-        lines = CPUINFO.read_text().splitlines()
-    except OSError:
-        return "", frozenset()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in _cpuinfo().splitlines())}
     return facts.get("vendor_id", ""), frozenset(facts.get("flags", "").split())
 
 
@@ -52,10 +58,16 @@ def _holds_avx2() -> bool:
     return platform.machine() == "x86_64" and _processor()[1] >= NEEDED
 
 
+def _arm_part() -> str:
+    """What tells ARM's processors apart: numbers of the implementer and of the part."""
+    found = dict(re.findall(r"^CPU (implementer|part)\s*: (\S+)$", _cpuinfo(), flags=re.MULTILINE))
+    return " ".join(found.values())
+
+
 def kind() -> str:
     """The kind of processor on which ``machine`` promises equal bytes, such as ``x86_64 AuthenticAMD avx2``."""
     vendor, flags = _processor()
-    level = next((level for level in LEVELS if level in flags), "")
+    level = next((level for level in LEVELS if level in flags), "") or _arm_part()
     return " ".join(filter(None, (platform.machine(), vendor, level)))
 
 
@@ -71,7 +83,7 @@ def variables(mode: str) -> dict[str, str]:
     if mode != PORTABLE:
         return dict(ALWAYS)
     beyond = [name for flag, name in OPENCV_BEYOND.items() if flag in _processor()[1]]
-    disabled = {"OPENCV_CPU_DISABLE": ",".join(beyond)} if beyond else {}
+    disabled = {OPENCV_VARIABLE: ",".join(beyond)} if beyond else {}
     return {**ALWAYS, **HELD_TO_AVX2, **disabled, VARIABLE: PORTABLE}
 
 
@@ -91,8 +103,6 @@ def enter(wanted: str) -> None:
     Raises:
         UserError: ``portable`` on a processor without AVX2, or not an x86-64 one.
     """
-    if wanted == mode():
-        return
     if wanted == PORTABLE and not _holds_avx2():
         from components.params import UserError
 
@@ -100,7 +110,9 @@ def enter(wanted: str) -> None:
             f"reproducible: portable is not possible on this processor ({kind()}): it needs x86-64 with AVX2 and FMA; "
             "use machine"
         )
-    for name in (VARIABLE, *HELD_TO_AVX2):
+    if wanted == mode():
+        return
+    for name in (VARIABLE, OPENCV_VARIABLE, *HELD_TO_AVX2):
         os.environ.pop(name, None)
     os.environ.update(variables(wanted))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -6,6 +6,7 @@ import argparse
 import logging
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,10 +53,10 @@ def run_stage(
         parser.add_argument("--shard", required=True, type=int, help="shard number, one of params.yaml's `shards`")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # temporary files and clusters go with it
-    short_socket_paths()
     logging.basicConfig(level=logging.INFO, format=f"{stage}: %(message)s", stream=sys.stderr)
     try:
         arithmetic.enter(reproducible(arguments.line))
+        short_socket_paths()
         if sharded is not None:
             sharded(arguments.line, arguments.shard)
         elif function is not None:
@@ -64,7 +65,7 @@ def run_stage(
         print(f"{stage}: {error}", file=sys.stderr)
         sys.exit(EXIT_PASSING if isinstance(error, PassingError) else 1)
     except OSError as error:
-        full = disk_full(error, Path(error.filename) if isinstance(error.filename, str) else Path())
+        full = disk_full(error, Path(error.filename if isinstance(error.filename, str) else tempfile.gettempdir()))
         if full is None:
             raise
         print(f"{stage}: {full}", file=sys.stderr)

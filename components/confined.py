@@ -24,7 +24,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import numpy as np
 
 from components.files import NO_ROOM
-from components.isolation import GIB, data_bytes
+from components.isolation import GIB, capped, data_bytes
 from components.params import UserError
 from components.preprocess.store import Volume
 
@@ -215,7 +215,7 @@ def _said(error: BaseException, bounds: Bounds) -> dict[str, Any]:
 
 def _restrict(bounds: Bounds) -> None:
     """Hold this process to ``bounds``, from now on and in any code: the alarm's default action ends it."""
-    most = data_bytes() + bounds.memory_bytes
+    most = capped(data_bytes() + bounds.memory_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1])
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold a patient's scan
     with contextlib.suppress(OSError):

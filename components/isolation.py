@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def guarded(function: Callable[[ItemT], ResultT], item: ItemT, max_memory: int) 
             return Lost(f"needs more than {max_memory / GIB:g} GiB of memory")
         return _lost(error)
     except Exception as error:
-        full = disk_full(error, Path()) if isinstance(error, OSError) else None
+        full = disk_full(error, Path(error.filename or tempfile.gettempdir())) if isinstance(error, OSError) else None
         if full is not None:
             raise full from None
         return _lost(error)
@@ -66,11 +67,16 @@ def _lost(error: Exception) -> Lost:
 def memory_limit(max_memory: int) -> Iterator[None]:
     """At most ``max_memory`` bytes more than this process has now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + max_memory, hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (capped(data_bytes() + max_memory, hard), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def capped(most: int, hard: int) -> int:
+    """``most``, or the machine's own hard limit where that is lower."""
+    return most if hard == resource.RLIM_INFINITY else min(most, hard)
 
 
 def data_bytes() -> int:

@@ -21,6 +21,12 @@ LINES = ("wholebody", "head")
 Line = Literal["wholebody", "head"]
 PARAMS_FILE = Path("params.yaml")
 REPRODUCIBLE = "reproducible"  # the one setting of a line that belongs to no stage
+# What computes otherwise on other machines, whatever the libraries are held to.
+BREAKS_PORTABLE = (
+    ("pretrain", "precision", "bfloat16"),
+    ("pretrain", "device", "cuda"),
+    ("evaluate", "device", "cuda"),
+)
 
 
 class StageConfig(BaseModel):
@@ -202,12 +208,13 @@ def reproducible(line: str, path: Path = PARAMS_FILE) -> str:
             f"params.yaml: {line}.reproducible: {value!r} is not allowed: {MACHINE} (equal bytes on one kind of "
             f"processor) or {PORTABLE} (on every x86-64 one with AVX2)"
         )
-    pretrain = block.get("pretrain")
-    precision = pretrain.get("precision") if isinstance(pretrain, dict) else None
-    if value == PORTABLE and precision == "bfloat16":
-        raise ParamsError(
-            f"params.yaml: {line}.pretrain.precision: 'bfloat16' is not allowed with reproducible: portable: float32"
-        )
+    for stage, key, wrong in BREAKS_PORTABLE if value == PORTABLE else ():
+        settings = block.get(stage)
+        if isinstance(settings, dict) and settings.get(key) == wrong:
+            raise ParamsError(
+                f"params.yaml: {line}.{stage}.{key}: {wrong!r} is not allowed with reproducible: {PORTABLE}; "
+                f"change it, or set {line}.reproducible to {MACHINE}"
+            )
     return str(value)
 
 

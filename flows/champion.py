@@ -9,11 +9,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from components import arithmetic
 from components.bundle.manifest import read_manifest, verify_bundle
 from components.champion.stage import CHAMPIONS, COMPARISON
 from components.command import data_dir
 from components.files import read_json, read_table, sha256_file, write_json
-from components.params import UserError, load_stage, parse
+from components.params import UserError, load_stage, parse, reproducible
 from flows.environment import STATE
 from flows.lock import checkout_lock
 from flows.recipes import load_recipe, names
@@ -68,14 +69,13 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
     Raises:
         UserError: no such file or repository, weights that do not fit, a recipe of another line, no data.
     """
-    import torch
 
     from components.evaluate.config import EvaluateConfig
     from components.evaluate.stage import build_tasks, evaluate
     from components.evaluate.tasks import Inputs
     from components.preprocess.config import PreprocessConfig
     from components.pretrain.config import PretrainConfig
-    from components.pretrain.embed import EmbedConfig, imported
+    from components.pretrain.embed import EmbedConfig, device_of, imported
 
     curated = data_dir(line, "curate") / "curated.parquet"
     if not curated.is_file():
@@ -85,7 +85,7 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
     embedder = imported(
         weights,
         EmbedConfig(line=line, encoder=config.encoder, input=config.input),  # type: ignore[arg-type]
-        "cuda" if torch.cuda.is_available() else "cpu",
+        device_of(load_stage(EvaluateConfig, line, "evaluate").device),
     )
     inputs = Inputs(
         line,
@@ -145,6 +145,7 @@ def add_parser(commands: Any, lines: tuple[str, ...]) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    arithmetic.enter(reproducible(arguments.line))
     with checkout_lock(f"import-weights --line {arguments.line}"):
         print(import_weights(arguments.line, arguments.source, arguments.recipe))
     return 0

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.params import LINES, UserError
+from components import arithmetic
+from components.params import LINES, UserError, reproducible
 from flows import champion, cohorts, recipes, volumes
 from flows.environment import prepare
 from flows.lock import checkout_lock
@@ -18,8 +19,6 @@ from flows.processes import Stopped, ending_with_us, leave
 
 if TYPE_CHECKING:
     from flows.run import Run
-
-if TYPE_CHECKING:
     from serving.embedding import ServedBundle
 
 
@@ -167,6 +166,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _profile(arguments: argparse.Namespace) -> int:
+    arithmetic.enter(reproducible(arguments.line))
     from flows.profile import run  # torch takes seconds to import: only where it is used
 
     return run(arguments)

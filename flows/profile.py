@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from components.params import UserError, load_stage, parse
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import Trainer, set_up_process
-from components.pretrain.workers import World
+from components.pretrain.workers import World, on_gpus
 
 TRACED_STEPS = 3
 ENDLESS = 10**9
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not curated.is_file():
         raise UserError(f"{curated}: not found; make the line's data first, `dvc repro curate@{arguments.line}`")
     set_up_process()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if on_gpus(config.device, 1, torch.cuda.device_count()) else "cpu")
     trainer = Trainer(config, training_volumes(read_table(curated)), World(0, 1, device))
     if arguments.trace:
         _step(trainer)

@@ -1,8 +1,8 @@
 """The release flow: one Prefect task per DVC stage, read from the graph, then the Bento and the reports.
 
 DVC decides what has to run and does all caching; Prefect adds order, retries, artifacts and a page to watch. Stages run
-one after another because DVC holds one lock per checkout. Prefect reports a release and never decides it: where its
-server goes away, the rest is made without.
+one after another because they share this checkout's disk and cores. Prefect reports a release and never decides it:
+where its server goes away, the rest is made without.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class Run:
         stage = name.partition("@")[0]
         before = _identity(self._decision(stage)) if stage in DECISIONS else None
         tail: list[str] = []
-        outcome, broken = "ran", False
+        outcome, broken, restored = "ran", False, False
         environment = {**os.environ, **self.arithmetic}
         with started(["dvc", "repro", "--single-item", name], environment=environment) as (process, lines):
             for text in lines:
@@ -176,10 +176,11 @@ class Run:
                     continue
                 tail = [*tail[-TAIL_LINES + 1 :], text]
                 outcome = "unchanged" if "didn't change, skipping" in text else outcome
+                restored = restored or "is cached - skipping run" in text
                 broken = broken or text.startswith("Traceback (most recent call last)")
                 tell(text)
         if process.returncode == 0:
-            if stage == "pretrain" and outcome == "ran":
+            if stage == "pretrain" and outcome == "ran" and not restored:
                 note_machine(self.line)
             return outcome
         if stage in DECISIONS and _identity(self._decision(stage)) not in (None, before):

@@ -33,13 +33,13 @@ def build_bento(bundle: Path, labels: dict[str, str], root: Path = Path()) -> st
     Args:
         bundle: the release folder.
         labels: put on the Bento, such as the git commit.
-        root: the project, whose code and lock file go into the Bento.
+        root: the project, whose code and pinned versions go into the Bento.
 
     Returns:
         The Bento's tag.
 
     Raises:
-        UserError: the bundle does not verify, code or lock file are not those it was made from, or BentoML fails.
+        UserError: the bundle does not verify, code or pinned versions are not those it was made from, or BentoML fails.
     """
     manifest = verify_bundle(bundle)
     tag = bento_tag(manifest)

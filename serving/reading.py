@@ -24,6 +24,7 @@ from components.acquire.copies import copies
 from components.acquire.dataset import INFLATED_BYTES
 from components.acquire.headers import Instance, group_series, is_ct, measure_series, read_instance, series_identity
 from components.cohort.keys import series_key
+from components.files import NO_ROOM
 from components.params import UserError
 from components.preprocess.dicom import read_series
 from components.preprocess.nifti import measure_nifti, read_nifti
@@ -132,6 +133,8 @@ def _header_values() -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         what = f"series: a header value is not what it must be ({type(error).__name__})"
         raise InputError(f"{what}; see DICOM PS3.3 C.8.2.1") from None
 
@@ -144,6 +147,8 @@ def _decode(paths: list[Path], only_largest_stack: bool) -> Volume:
     except MemoryError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         raise InputError(f"series: it cannot be read ({type(error).__name__}); send it again") from None
 
 
@@ -176,6 +181,8 @@ def _unpack(path: Path, folder: Path, limits: Limits) -> tuple[list[Instance], d
     except ArchiveError as error:
         raise InputError(str(error), 413 if "not allowed: at most" in str(error) else 422) from None
     except OSError as error:  # a member's name that no file system takes
+        if error.errno in NO_ROOM:
+            raise
         raise InputError(f"zip: a member cannot be unpacked: {error.strerror}") from None
     return instances, files, ignored
 

@@ -64,13 +64,7 @@ def check_nifti(path: Path, kind: Kind, limits: Limits) -> None:
         shape = tuple(int(n) for n in header.get_data_shape())
         item_bytes = int(header.get_data_dtype().itemsize)
         offset = float(header["vox_offset"])
-    except (
-        ValueError,
-        KeyError,
-        OverflowError,
-        nib.spatialimages.HeaderDataError,
-        nib.wrapstruct.WrapStructError,
-    ) as error:
+    except UNREADABLE as error:
         raise InputError(f"NIfTI header not readable: {' '.join(str(error).split())[:120]}") from None
     voxels = 1
     for size in shape:

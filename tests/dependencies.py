@@ -19,13 +19,13 @@ GRAPH = ROOT / "dvc.yaml"
 # Modules that a stage imports, and that decide nothing of its output.
 WITHOUT_PART = {
     "": {
-        "components/progress.py": "shows how far the work is",
+        "components/progress.py": "runs the work and shows how far it is",
         "components/quality/offline.py": "draws the pages of a report",
     },
     # Days of training must not follow from the form of a table or a picture; an old picture is as good.
     "pretrain": {
         "components/cluster.py": "starts Ray",
-        "components/command.py": "names the folders",
+        "components/command.py": "names the folders; the arithmetic that it enters is part of a run's name",
         "components/files.py": "writes tables",
         "components/isolation.py": "not used in training",
         "components/params.py": "reads parameters",
@@ -33,6 +33,7 @@ WITHOUT_PART = {
         "components/pretrain/plots.py": "draws",
     },
 }
+PINS_ARITHMETIC = "components/__init__.py"  # of the packages' own files, the one that does something
 WHOLE = ("bundle",)  # its manifest hashes the code itself
 
 
@@ -47,7 +48,8 @@ def needed(stage: str) -> set[str]:
     module = str(re.search(r"python -m (\S+)", stages()[stage]["cmd"])[1])  # type: ignore[index]
     start = f"{module.replace('.', '/')}/__main__.py"
     without = {**WITHOUT_PART[""], **WITHOUT_PART.get(stage, {})}
-    return {path for path in closure([start]) if path not in without and not path.endswith("/__init__.py")}
+    reached = {path for path in closure([start]) if path not in without and not path.endswith("/__init__.py")}
+    return reached | {PINS_ARITHMETIC}
 
 
 def listed(stage: str) -> set[str]:
@@ -56,6 +58,7 @@ def listed(stage: str) -> set[str]:
     for path in (ROOT / dep for dep in stages()[stage]["deps"] if dep.startswith("components")):
         modules = path.rglob("*.py") if path.is_dir() else [path] if path.suffix == ".py" else []
         found |= {m.relative_to(ROOT).as_posix() for m in modules if m.name != "__init__.py"}
+        found |= {PINS_ARITHMETIC} if path == ROOT / PINS_ARITHMETIC else set()
     return found
 
 

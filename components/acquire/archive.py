@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import stat
@@ -97,7 +98,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 def _damage(error: Exception, what: str) -> Exception:
     """``error`` as an ArchiveError, in words that hold no member's name, for it may be a patient's; as it is where it
     is this machine's, such as a full disk: that must not pass for damage."""
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a place before the file
         return error
     why = "its checksum is wrong" if "CRC" in str(error) else type(error).__name__
     return ArchiveError(f"zip: {what} ({why})")

@@ -143,7 +143,11 @@ def _used_by_others() -> dict[Path, int]:
 def _make_room(ours: dict[Path, int], others: dict[Path, int], volumes: int) -> None:
     """``volumes``: bytes that will be made of them."""
     _drop_left_overs(ours, others)
-    held = {folder: _size(folder) for folder in RAW.glob("*/*") if folder.is_dir() and folder.parent.name[0] != "."}
+    held = {
+        folder: _size(folder)
+        for folder in RAW.glob("*/*")
+        if folder.is_dir() and "." not in (folder.name[0], folder.parent.name[0])
+    }
     planned = held | {folder: max(size, held.get(folder, 0)) for folder, size in (others | ours).items()}
     to_come = {folder: size - held.get(folder, 0) for folder, size in planned.items()}
     free = [f for f in held if f not in ours and f not in others and (f / PREPROCESSED).is_file()]
@@ -205,8 +209,11 @@ def _budget() -> int | None:
     if text is None:
         return None
     try:
-        return int(float(text) * 1e9)
-    except ValueError:
+        budget = int(float(text) * 1e9)
+        if budget < 0:
+            raise ValueError
+        return budget
+    except (ValueError, OverflowError):
         raise UserError(f"{BUDGET_VARIABLE}: {text!r} is not allowed: a number of gigabytes") from None
 
 

@@ -19,7 +19,8 @@ from components.files import write_text
 
 KEPT = Path(".ctfoundry/receipts")
 # What the measurements of headers depend on.
-DICOM_READER, NIFTI_READER = ("components/acquire/headers.py",), ("components/preprocess/nifti.py",)
+DICOM_READER = ("components/acquire/headers.py",)
+NIFTI_READER = (*DICOM_READER, "components/preprocess/nifti.py")  # its rows have all columns of the other
 LIBRARIES = ("nibabel", "numpy", "pydicom")
 
 

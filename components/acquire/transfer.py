@@ -29,6 +29,8 @@ POLL_SECONDS = 0.2
 # What s5cmd says, and what that means to a person; the first that is found counts.
 MEANINGS = (
     ("no space left on device", "the disk is full"),
+    ("disk quota exceeded", "the disk is full"),
+    ("file too large", "the disk is full"),
     ("no object found", "no such object in the bucket"),
     ("nosuchkey", "no such object in the bucket"),
     ("nosuchbucket", "no such bucket"),

@@ -28,7 +28,7 @@ class CardFacts:
         figures: ``figures.csv`` of evaluation: task, method, figure, value, low, high, n_cases, n_patients.
         decision: ``decision.json`` of the gate.
         licences: see :func:`components.bundle.licences.licence_table`.
-        inputs: hashes of code, parameters, lock file and data.
+        inputs: hashes of code, parameters, pinned versions and data.
     """
 
     line: str

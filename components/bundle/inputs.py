@@ -1,4 +1,4 @@
-"""Hashes of what a release was made from: code, parameters, lock file, data."""
+"""Hashes of what a release was made from: code, parameters, pinned versions, data."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The manifest of a release folder: the SHA-256 of every file, the hashes of what it was made from, one digest.
 
-No git commit, no clock and no path of the machine is in it: equal code, parameters, lock file and data give an
+No git commit, no clock and no path of the machine is in it: equal code, parameters, pinned versions and data give an
 equal digest. The commit is a label of the Bento instead.
 """
 

@@ -100,7 +100,7 @@ def make_bundle(
         parameters: the line's block of ``params.yaml``, as far as outputs depend on it.
         sources: what the bundle is made from.
         folder: ``releases/<line>``; an earlier release there stays untouched until the new one is complete.
-        root: the project, for the hashes of code and lock file.
+        root: the project, for the hashes of code and pinned versions.
 
     Returns:
         The manifest written into it.

@@ -40,7 +40,7 @@ def _by_bytes(role: dict[str, str], tables: list[Path]) -> dict[str, str]:
     known: dict[str, str] = {}
     for path in tables:
         files = read_table(path)
-        kept_out = files[files["series"].map(role) != PRETRAIN]
+        kept_out = files[(files["series"].map(role) != PRETRAIN) & (files["bytes"] > 0)]  # all empty files are alike
         known.update(zip(kept_out["sha256"], kept_out["series"], strict=True))
     found: dict[str, str] = {}
     for path in tables if known else []:

@@ -22,7 +22,7 @@ def check_same_scan(scan: Origin, labels: pydicom.Dataset, frames: Collection[st
     Raises:
         LabelError: they are of another frame of reference or patient, or, where no frame is known, of another series.
     """
-    other = "other labels, or --force where you know better"
+    other = "other labels, the CTFOUNDRY_PSEUDONYM_KEY that the volume was made with, or --force where you know better"
     stated = {frame_key(frame) for frame in frames}
     if scan.frame and stated - {"", scan.frame}:
         raise LabelError(f"they are drawn in another frame of reference than the volume's; allowed: {other}")

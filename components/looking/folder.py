@@ -69,7 +69,7 @@ def read_folder(folder: Path, only_largest_stack: bool) -> Series:
     volume = volume_of(lambda: read_series(paths, only_largest_stack), folder.name)
     key = series_key(series_identity(images[0]))
     origin = shared_origin([Origin.of(image.tags, key) for image in images])
-    return Series(volume, origin, measured, dict(sorted(left_out.items())))
+    return Series(volume, origin, measured, dict(sorted((+left_out).items())))
 
 
 def _only_ct(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -25,13 +25,15 @@ class PreprocessConfig(StageConfig):
             on it.
     """
 
+    of_the_machine: ClassVar[tuple[str, ...]] = ("max_memory_gib",)
+
     orientation: str
     spacing_mm: tuple[Millimetres, Millimetres, Millimetres]
     enlarging: Literal["linear", "cubic"]
     foreground_hu: Annotated[int, Field(ge=-1000, le=1000)]
     foreground_margin_mm: Annotated[float, Field(ge=0, le=100)]
     clip_hu: tuple[int, int]
-    max_memory_gib: Annotated[float, Field(ge=0.1)] = 4.0
+    max_memory_gib: Annotated[float, Field(ge=0.1)]
 
     @property
     def grid(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from components import arithmetic
 from components.acquire.stage import SeriesJob
-from components.code import code_digest, imports
+from components.code import ROOT, code_digest, imports
 from components.files import replacing, sha256_file
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.store import Volume, write_volume
@@ -33,7 +33,8 @@ LIBRARIES = ("blosc2", "dicomsdl", "nibabel", "numpy", "opencv-python-headless",
 def code_version() -> str:
     """Digest of the code and the libraries' versions that turn raw files into a stored volume."""
     makers = (m for m in imports(f"{ROOM}/stage.py") if m.startswith(f"{ROOM}/") and m != f"{ROOM}/kept.py")
-    return code_digest(tuple(sorted(makers)), LIBRARIES)
+    # Its own order of steps counts; what else it imports moves files and starts workers.
+    return code_digest(tuple(sorted(makers)), LIBRARIES) + sha256_file(ROOT / ROOM / "stage.py")
 
 
 def entry(job: SeriesJob, receipt: pd.DataFrame, config: PreprocessConfig) -> Path:

@@ -81,8 +81,13 @@ def read_received(job: VolumeJob) -> Volume:
         if found == expected:
             return volume
     try:
-        raw.check(job.series.row["series"], job.series.fetch(), job.receipt)
+        found = job.series.fetch()
     except UserError as error:
+        raise StopStageError(str(error)) from None
+    try:
+        raw.check(job.series.row["series"], found, job.receipt)
+    except UserError as error:
+        job.series.receipt.unlink(missing_ok=True)  # or `acquire` would take it for known for ever
         raise StopStageError(str(error)) from None
     return read_raw(raw.data_files(folder), only_largest)
 
@@ -164,7 +169,7 @@ def preprocess_shard(
 
 
 def _new_rows(todo: list[VolumeJob], results: list[Lost | None]) -> dict[Path, dict[str, Any]]:
-    """Entry to what was measured. What was lost is not kept: it may have come from outside, and the next run tries it
+    """Entry to what was measured. What was lost is not kept: it may have come from outside, and a forced run tries it
     again.
 
     Raises:

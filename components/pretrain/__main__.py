@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from components import arithmetic
 from components.command import data_dir, run_stage
 from components.files import read_table, replacing, sha256_file, write_json, write_text
 from components.params import UserError, load_stage
@@ -55,7 +56,7 @@ def _training_rows(curated: pd.DataFrame) -> pd.DataFrame:
 
 def run_name(line: str, config: PretrainConfig, curated: pd.DataFrame) -> str:
     """A name that changes with what decides the weights, and with that alone: parameters, the volumes' digests as the
-    catalogue has them, code that a step runs, and the libraries that compute. Only equal runs resume."""
+    catalogue has them, code that a step runs, and the arithmetic and libraries that compute. Only equal runs resume."""
     digest = hashlib.sha256(json.dumps(config.model_dump(mode="json", exclude=UNFELT), sort_keys=True).encode())
     for series, sha256 in _training_rows(curated)[["series", "sha256"]].itertuples(index=False):
         digest.update(f"{series}\0{sha256}\n".encode())
@@ -63,7 +64,7 @@ def run_name(line: str, config: PretrainConfig, curated: pd.DataFrame) -> str:
     for path in sorted({STORE, *here.rglob("*.py")}):
         if path.parent != here or path.name not in LOOKS_ON:
             digest.update(f"{path.relative_to(here.parent).as_posix()}\0{sha256_file(path)}\n".encode())
-    digest.update(f"torch {torch.__version__} numpy {np.__version__}".encode())
+    digest.update(f"{arithmetic.mode()} torch {torch.__version__} numpy {np.__version__}".encode())
     return f"{line}-{digest.hexdigest()[:16]}"
 
 

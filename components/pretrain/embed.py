@@ -12,6 +12,7 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
+from components import arithmetic
 from components.files import read_json, replacing, write_json
 from components.params import Line, StageConfig, UserError, parse
 from components.preprocess.store import StoredVolume, Volume, crop_box, voxel_of
@@ -161,6 +162,8 @@ def device_of(wanted: str) -> str:
     """The device behind ``auto``, ``cuda`` or ``cpu``. Raises UserError where a GPU is asked for and there is none."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda': there is no GPU here; allow device auto or cpu")
+    if wanted == "auto" and arithmetic.mode() == arithmetic.PORTABLE:
+        return "cpu"  # a GPU keeps no promise of equal bytes
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 

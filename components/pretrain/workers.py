@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
+from components import arithmetic
 from components.params import UserError
 
 WIDE = 64  # channels, of which a CPU's kernels make good use
@@ -44,6 +45,8 @@ def on_gpus(device: str, wanted: int, found: int) -> bool:
             f"pretrain.device 'cuda': {found} GPUs found, {wanted} wanted, one for each worker; lower "
             "pretrain.workers, or allow device auto or cpu"
         )
+    if device == "auto" and arithmetic.mode() == arithmetic.PORTABLE:
+        return False  # a GPU keeps no promise of equal bytes
     return device != "cpu" and found >= wanted
 
 

@@ -86,8 +86,9 @@ def test_the_kind_of_a_processor_names_vendor_and_widest_instructions(monkeypatc
 def test_a_line_says_on_which_machines_it_is_the_same_bytes(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
 
-    def write(mode: object, precision: str = "float32") -> None:
-        path.write_text(yaml.safe_dump({"wholebody": {"reproducible": mode, "pretrain": {"precision": precision}}}))
+    def write(mode: object, precision: str = "float32", device: str = "auto") -> None:
+        block = {"reproducible": mode, "pretrain": {"precision": precision}, "evaluate": {"device": device}}
+        path.write_text(yaml.safe_dump({"wholebody": block}))
 
     write("portable")
     assert reproducible("wholebody", path) == "portable"
@@ -95,6 +96,9 @@ def test_a_line_says_on_which_machines_it_is_the_same_bytes(tmp_path: Path) -> N
     assert reproducible("wholebody", path) == "machine"
     write("portable", "bfloat16")
     with pytest.raises(ParamsError, match="'bfloat16' is not allowed with reproducible: portable"):
+        reproducible("wholebody", path)
+    write("portable", device="cuda")
+    with pytest.raises(ParamsError, match=r"evaluate.device: 'cuda' is not allowed with reproducible: portable"):
         reproducible("wholebody", path)
     write("everywhere")
     with pytest.raises(ParamsError, match=r"wholebody.reproducible: 'everywhere' is not allowed: machine .* portable"):
@@ -115,7 +119,7 @@ def test_a_release_says_where_it_is_the_same_bytes(tmp_path: Path, monkeypatch: 
     _has(monkeypatch, FLAGS | {"avx512f"})
     said = expectation("wholebody")
     assert "made on machine: x86_64 AuthenticAMD avx2; this is x86_64 GenuineIntel avx512f" in said
-    assert "may differ in their last digits" in said
+    assert "outputs may differ in their last digits" in said
     line("portable")
     note_machine("wholebody")
     noted = MADE_ON.read_bytes()

@@ -50,7 +50,12 @@ class Graph:
         return {n for s, found in stages.items() for n in ({s} if found == every[s] else found)}
 
 
-TRAINING = ("components/pretrain/", "components/preprocess/store.py", "components/arithmetic.py")
+TRAINING = (
+    "components/pretrain/",
+    "components/preprocess/store.py",
+    "components/arithmetic.py",
+    "components/__init__.py",
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +112,11 @@ def test_a_touched_parameter(graph: Graph) -> None:
     kept = {key for stage in decisive(block) for key in leaves(decisive(block)[stage], stage)}
     assert {key for key, stages in table.items() if not stages} == table.keys() - kept, "settings of the machine, only"
     assert {key for key, stages in table.items() if "bundle" in stages} == kept
-    machine = {"acquire.workers", "acquire.raw", "acquire.max_memory_gib"}
+    machine = {"acquire.workers", "acquire.raw", "acquire.max_memory_gib", "preprocess.max_memory_gib"}
     assert machine | {k for k in table if k.startswith("acquire.transfer.")} <= table.keys() - kept
     assert table["cohort.quality.max_patient_share"] == {"cohort", "bundle"}, "nothing is transferred for a bound"
     assert table["screen.min_instances"] == {"screen", "bundle"}
+    assert table["reproducible"] >= {"cohort", "acquire", "preprocess", "curate", "pretrain", "evaluate", "bundle"}
     assert table["preprocess.spacing_mm"] == {"preprocess", "evaluate", "bundle"}, "and no series is brought in again"
     assert table["acquire.mixed_series"] == {"acquire", "preprocess", "bundle"}
     other = read_yaml(ROOT / PARAMS_FILE)["head"]

@@ -47,6 +47,7 @@ from components.acquire.sources.tree import (
     resolve,
     shown,
     stop_if_machine,
+    stop_if_too_many_open,
     write_map,
     zip_members,
 )
@@ -316,6 +317,8 @@ def _owner_of(file: Found, groups: Groups, near: dict[str, set[Owner]]) -> Owner
     claims = file.status == "empty" and file.location.lower().endswith(SUFFIXES)
     if file.status not in DAMAGED and not claims:
         return file.owner
+    if file.status in OBSTACLES and PurePosixPath(file.location).suffix.lower() not in ("", *SUFFIXES):
+        return None  # a log or a table in the zip, by its name
     if file.owner in groups:
         return file.owner
     owners = near.get(_folder(file.location), set())
@@ -395,5 +398,6 @@ class DicomSource:
                     # Kept as an unreadable file of the series: screening names it.
                     (folder / f"{index:06d}.dcm").write_bytes(b"")
                 except OSError as error:
+                    stop_if_too_many_open(error)
                     raise reason_of(error) from None
         return None

@@ -28,6 +28,7 @@ from components.acquire.sources.tree import (
     resolve,
     shown,
     stop_if_machine,
+    stop_if_too_many_open,
     write_map,
 )
 from components.cohort.config import CohortConfig, patient_pattern
@@ -95,6 +96,7 @@ class NiftiSource:
             try:
                 shutil.copyfile(root_of("nifti", self._line) / location, folder / f"volume{suffix}")
             except OSError as error:
+                stop_if_too_many_open(error)
                 raise reason_of(error) from None
         return None
 

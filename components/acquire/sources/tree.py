@@ -28,7 +28,7 @@ from components.acquire.archive import LOCAL_LIMITS, OBSTACLES, ArchiveError, bl
 from components.acquire.sources import Listing
 from components.cohort.keys import file_key, require_secret
 from components.cohort.roots import root_of
-from components.files import NO_ROOM, replacing
+from components.files import NO_ROOM, DiskFullError, StopStageError, replacing
 from components.params import UserError
 
 PIECE_BYTES = 4096
@@ -106,11 +106,18 @@ def _status(entry: os.DirEntry[str]) -> str:
 
 
 def stop_if_machine(error: OSError) -> None:
-    """Raise UserError where an error is this machine's and not a file's: no file may be thought damaged for it."""
+    """Raise StopStageError where an error is this machine's and not a file's: no file may be thought damaged for it."""
     if error.errno in NO_ROOM:
-        raise UserError(f"disk: full at {tempfile.gettempdir()} while the source was read; free some, or set TMPDIR")
+        raise DiskFullError(
+            f"disk: full at {tempfile.gettempdir()} while the source was read; free some, or set TMPDIR"
+        )
+    stop_if_too_many_open(error)
+
+
+def stop_if_too_many_open(error: OSError) -> None:
+    """Raise StopStageError where this process or machine has too many files open: no other series will fare better."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        raise UserError("this machine: too many open files; raise their number (`ulimit -n`)")
+        raise StopStageError("this machine: too many open files; raise their number (`ulimit -n`)")
 
 
 def glance(stream: IO[bytes], location: str, size: int) -> bytes:
