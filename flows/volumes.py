@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 WINDOW_NAMES = ("soft", "lung", "bone", "brain")
 # Reasons of the suite *headers* for which slices are no grid: voxels then do not lie where the affine says.
 NO_GRID = ("repeated_positions", "uneven_spacing", "mixed_geometry", "orientation", "missing_tags", "mixed_series")
-FORCE = "go on where slices are no even grid, or labels name another scan, and you know better"
+FORCE = "go on where slices are slightly uneven, or labels name another scan, and you know better"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], lines: tuple[str, ...]) -> None:
