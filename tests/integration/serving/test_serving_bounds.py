@@ -184,7 +184,7 @@ def test_work_for_a_client_that_has_left_is_not_done(service: Callable[[int], Se
         await one.app.starlette(scope, receive, send)  # type: ignore[arg-type]
 
     async def work() -> None:
-        async with one.client(timeout=None if working else 2.0) as client, anyio.create_task_group() as group:
+        async with one.client(timeout=None if working else 6.0) as client, anyio.create_task_group() as group:
             if not working:
                 group.start_soon(lambda: client.post("/embed", content="wait"))
                 await until(lambda: len(one.working()) == 1)
