@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ import pytest
 from components.acquire import raw
 from components.acquire.config import AcquireConfig, TransferConfig
 from components.acquire.stage import acquire_shard, jobs_of
-from components.acquire.transfer import Bucket, download
+from components.acquire.transfer import Bucket, _meaning, download
 from components.cohort.config import CohortConfig
 from components.cohort.stage import write_slices
 from components.files import StopStageError, read_table
@@ -181,3 +182,10 @@ def test_idc_index_is_silent_where_we_are_not(s3: S3, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match="no such object in the bucket"):
         download(Bucket.configured(), f"{row['aws_bucket']}/{row['crdc_series_uuid']}", ours, 1, 1, TRANSFER)
     assert httpx.get(s3.url).status_code == 200, "the server is well"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_what_s5cmd_says_of_a_full_disk_means_one(number: int) -> None:
+    """It is a program in Go, which puts these as the system does, in small letters."""
+    text = f'ERROR "cp s3://b/u/a.dcm a.dcm": write raw/.s1.partial/a.dcm: {os.strerror(number).lower()}\n'
+    assert _meaning(text) == "the disk is full"

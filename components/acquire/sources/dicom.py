@@ -317,12 +317,21 @@ def _owner_of(file: Found, groups: Groups, near: dict[str, set[Owner]]) -> Owner
     claims = file.status == "empty" and file.location.lower().endswith(SUFFIXES)
     if file.status not in DAMAGED and not claims:
         return file.owner
-    if file.status in OBSTACLES and PurePosixPath(file.location).suffix.lower() not in ("", *SUFFIXES):
-        return None  # a log or a table in the zip, by its name
     if file.owner in groups:
         return file.owner
     owners = near.get(_folder(file.location), set())
-    return next(iter(owners)) if len(owners) == 1 else None
+    if len(owners) != 1:
+        return None
+    (owner,) = owners
+    kind = _kind(file.location)
+    named_so = kind in ("", *SUFFIXES) or any(_kind(other.location) == kind for other in groups[owner])
+    return owner if named_so or file.status not in OBSTACLES else None  # a log or a table in the zip, by its name
+
+
+def _kind(location: str) -> str:
+    """How a name ends; '' where it says nothing, as a UID's last number does."""
+    suffix = PurePosixPath(location).suffix.lower()
+    return "" if suffix[1:].isdigit() else suffix
 
 
 def _folder(location: str) -> str:
