@@ -128,6 +128,15 @@ def test_a_log_that_is_packed_too_well_is_no_slice(config: CohortConfig, tmp_pat
     assert [series.files for series in listing.series] == [files]
 
 
+def test_a_member_named_as_the_slices_are_is_one_of_them(config: CohortConfig, tmp_path: Path) -> None:
+    path = zipped(
+        tmp_path / "a.zip", {name.replace(".dcm", ".IMG"): content for name, content in members_of(1).items()}
+    )
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0009.img", bytes(6 << 20))
+    assert [series.files for series in list_tree(tmp_path, config).series] == [4]
+
+
 def test_a_zip_beyond_the_limits_is_not_called_damaged(
     config: CohortConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
