@@ -158,6 +158,17 @@ def used() -> int:
     return total
 
 
+@pytest.mark.parametrize("value", ["inf", "-5", "nan", "1e400", "ten", ""])
+def test_a_budget_that_is_no_number_of_gigabytes_is_one_line(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(raw.BUDGET_VARIABLE, value)
+    with pytest.raises(UserError) as told, raw.reserved({raw.RAW / "head" / "s3-a": 10}):
+        pass
+    assert str(told.value) == f"{raw.BUDGET_VARIABLE}: {value!r} is not allowed: a number of gigabytes"
+
+
 def test_a_shard_larger_than_the_budget_is_told(s3: S3, cohort: CohortConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(raw.BUDGET_VARIABLE, "0.000001")
     folder = write_cohort([s3.store("big", {"a.dcm": bytes(5000)})])
