@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ import pytest
 from components.acquire import raw
 from components.acquire.config import AcquireConfig, TransferConfig
 from components.acquire.stage import acquire_shard, jobs_of
-from components.acquire.transfer import Bucket, download
+from components.acquire.transfer import Bucket, _meaning, download
 from components.cohort.config import CohortConfig
 from components.cohort.stage import write_slices
 from components.files import StopStageError, read_table
@@ -157,6 +158,17 @@ def used() -> int:
     return total
 
 
+@pytest.mark.parametrize("value", ["inf", "-5", "nan", "1e400", "ten", ""])
+def test_a_budget_that_is_no_number_of_gigabytes_is_one_line(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(raw.BUDGET_VARIABLE, value)
+    with pytest.raises(UserError) as told, raw.reserved({raw.RAW / "head" / "s3-a": 10}):
+        pass
+    assert str(told.value) == f"{raw.BUDGET_VARIABLE}: {value!r} is not allowed: a number of gigabytes"
+
+
 def test_a_shard_larger_than_the_budget_is_told(s3: S3, cohort: CohortConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(raw.BUDGET_VARIABLE, "0.000001")
     folder = write_cohort([s3.store("big", {"a.dcm": bytes(5000)})])
@@ -181,3 +193,10 @@ def test_idc_index_is_silent_where_we_are_not(s3: S3, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match="no such object in the bucket"):
         download(Bucket.configured(), f"{row['aws_bucket']}/{row['crdc_series_uuid']}", ours, 1, 1, TRANSFER)
     assert httpx.get(s3.url).status_code == 200, "the server is well"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_what_s5cmd_says_of_a_full_disk_means_one(number: int) -> None:
+    """It is a program in Go, which puts these as the system does, in small letters."""
+    text = f'ERROR "cp s3://b/u/a.dcm a.dcm": write raw/.s1.partial/a.dcm: {os.strerror(number).lower()}\n'
+    assert _meaning(text) == "the disk is full"

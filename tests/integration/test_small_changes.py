@@ -3,6 +3,7 @@ in nobody's way; a disk that is full, or a series that is odd, is told."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from components.acquire.config import AcquireConfig
 from components.acquire.stage import acquire_shard, jobs_of
 from components.cohort.config import CohortConfig
 from components.cohort.stage import FORGET_AFTER_DAYS, forget, shard_of, write_slices
-from components.files import read_table
+from components.files import StopStageError, read_table
 from components.isolation import Lost, guarded
 from components.params import UserError, load_stage, parse, read_yaml
 from components.phantom.config import PhantomConfig
@@ -156,6 +157,28 @@ def test_another_grid_is_made_from_raw_files_that_were_kept(
     assert s3.given() == objects_in(rows)
 
 
+def test_a_source_that_changed_is_told_once_and_taken_as_it_is_now(
+    s3: Bucket, scans: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found when the raw files are fetched again: a receipt kept for ever would make a dead end of it."""
+    monkeypatch.setattr(preprocess_stage, "map_isolated", guarded_in_process)
+    rows = [series(s3, number, scan) for number, scan in enumerate(scans[:2])]
+    first = acquired(rows)
+    jobs = jobs_of(LINE, Path("cohort"), 0, idc(), CONFIG)
+    for job in jobs:  # as another line's need for room leaves it
+        raw.evict(job.folder)
+    name = min(scans[0])
+    changed = scans[0][name][:-2] + b"\1\0"
+    assert series(s3, 0, {**scans[0], name: changed}) == rows[0], "the index says nothing of it"
+    with pytest.raises(StopStageError, match=r"1 of 9 files differ from the receipt.*source has changed since"):
+        preprocessed(CONFIG)
+    assert [job.receipt.exists() for job in jobs] == [False, True]
+    pd.testing.assert_frame_equal(acquired(rows), first)
+    digests = set(read_table(Path("acquire/0/files.parquet"))["sha256"])
+    assert hashlib.sha256(changed).hexdigest() in digests
+    assert preprocessed(CONFIG)["decoded"].all()
+
+
 def test_one_series_more_moves_no_other() -> None:
     keys = [f"s{number * 0x9E3779B97F4A7C15 % 2**64:016x}" for number in range(1, 2001)]
     before = {key: shard_of(key, 7) for key in keys[:-1]}
@@ -257,6 +280,19 @@ def test_two_runs_count_each_others_bytes_to_come(tmp_path: Path, monkeypatch: p
         with pytest.raises(UserError, match="in use by another run"), raw.reserved({raw.RAW / LINE / "s3-a": 1000}):
             pass
         with raw.reserved({raw.RAW / LINE / "s3-a": 400}):
+            pass
+
+
+def test_what_another_run_has_of_a_series_is_not_counted_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(raw.BUDGET_VARIABLE, str(1500 / 1e9))
+    with raw.reserved({raw.RAW / "head" / "s1-a": 1000}):
+        put("head/.s1-a.otherhost.0123.partial", 900, done=False)
+        with raw.reserved({raw.RAW / LINE / "s3-a": 100}):
+            pass
+        with pytest.raises(UserError, match="in use by another run"), raw.reserved({raw.RAW / LINE / "s3-a": 501}):
             pass
 
 

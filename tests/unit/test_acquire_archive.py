@@ -151,6 +151,17 @@ def test_damaged(tmp_path: Path, content: bytes) -> None:
         list(unpack(tmp_path / "a.zip", tmp_path / "out", LIMITS))
 
 
+def test_an_end_record_that_points_too_far_is_damage(tmp_path: Path) -> None:
+    """Members then seem to begin before the file does, which the system calls an invalid argument."""
+    path = make(tmp_path / "a.zip", {"a": b"1" * 100, "b": b"2" * 100})
+    content = bytearray(path.read_bytes())
+    at = content.rfind(b"PK\x05\x06") + 16  # where the directory begins (APPNOTE 4.3.16)
+    content[at : at + 4] = struct.pack("<I", struct.unpack("<I", content[at : at + 4])[0] + 50)
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match="a member is damaged"):
+        list(unpack(path, tmp_path / "out", LIMITS))
+
+
 def test_a_file_that_this_machine_cannot_open_is_no_damage(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_zip(tmp_path / "gone.zip")

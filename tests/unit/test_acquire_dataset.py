@@ -3,7 +3,10 @@ their bytes are; what is no image is no slice."""
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import resource
 import shutil
 import struct
 import tracemalloc
@@ -14,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pydicom
@@ -31,9 +35,11 @@ from pydicom.uid import (
 from components.acquire.copies import copies
 from components.acquire.dataset import InflateLimitError, inflated_dataset
 from components.acquire.headers import Instance, measure_series, read_instance, read_with_pydicom
+from components.files import NO_ROOM
 from components.phantom.scanner import scan
 from components.preprocess.dicom import DecodeError, read_series
 from components.preprocess.store import Volume
+from serving import reading
 from serving.limits import Limits
 from serving.reading import Reading, read_upload
 from serving.sniff import InputError
@@ -288,3 +294,29 @@ def test_a_dose_page_is_named_for_what_it_is(slices: list[Path], tmp_path: Path)
         served([*slices, tmp_path / "page.dcm"], tmp_path)
     with pytest.raises(InputError, match=r"no CT series in it \(1 not_ct\)"):
         served([tmp_path / "page.dcm"], tmp_path)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_full_disk_of_the_services_is_no_fault_of_the_file(slices: list[Path], tmp_path: Path, packing: int) -> None:
+    """Its sender would be told to send it again, and the service's owner nothing."""
+    with zipfile.ZipFile(tmp_path / "upload.zip", "w", packing) as archive:
+        for path in slices:
+            archive.write(path, path.name)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as a disk without room, for this process alone
+    try:
+        with pytest.raises(OSError) as told:
+            read_upload(tmp_path / "upload.zip", "zip", Limits())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert told.value.errno in NO_ROOM
+
+
+def test_a_disk_that_is_full_while_pixels_are_decoded_is_no_fault_of_the_file(
+    slices: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, kept in ((errno.ENOSPC, True), (errno.EIO, False)):
+        error = OSError(number, os.strerror(number))
+        monkeypatch.setattr(reading, "read_series", Mock(side_effect=error))
+        with pytest.raises(OSError if kept else InputError):
+            served(slices, tmp_path)

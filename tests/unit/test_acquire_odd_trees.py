@@ -116,6 +116,27 @@ def test_a_member_that_is_not_unpacked_is_judged_with_its_series(config: CohortC
     assert [series.files for series in listing.series] == [4]
 
 
+@pytest.mark.parametrize(("name", "files"), [("export.log", 3), ("patients.csv", 3), ("IM_0009", 4), ("9.dcm", 4),
+                                            ("CT.1.2.840.113619.2.55.9", 4)])  # fmt: skip
+def test_a_log_that_is_packed_too_well_is_no_slice(config: CohortConfig, tmp_path: Path, name: str, files: int) -> None:
+    """What is not unpacked is a slice perhaps, and costs its series; unless its name says that it is something else."""
+    path = zipped(tmp_path / "a.zip", members_of(1))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, b"exported a slice\n" * 400_000)
+    listing = list_tree(tmp_path, config)
+    assert counts(listing) == {"archive": 1, "image": 3, "over_limit": 1}
+    assert [series.files for series in listing.series] == [files]
+
+
+def test_a_member_named_as_the_slices_are_is_one_of_them(config: CohortConfig, tmp_path: Path) -> None:
+    path = zipped(
+        tmp_path / "a.zip", {name.replace(".dcm", ".IMG"): content for name, content in members_of(1).items()}
+    )
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0009.img", bytes(6 << 20))
+    assert [series.files for series in list_tree(tmp_path, config).series] == [4]
+
+
 def test_a_zip_beyond_the_limits_is_not_called_damaged(
     config: CohortConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

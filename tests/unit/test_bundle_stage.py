@@ -27,6 +27,7 @@ WORDS: dict[str, Any] = {
     "references": [],
 }
 PARAMETERS: dict[str, Any] = {
+    "reproducible": "machine",
     "acquire": {"mixed_series": "whole"},
     "preprocess": {"orientation": "SPL", "spacing_mm": [3.0, 1.0, 1.0]},
     "screen": {"min_instances": 20},
@@ -202,6 +203,14 @@ def test_the_card_says_what_the_release_is_worth(root: Path) -> None:
         "It was never trained.", "encoder.safetensors", "5 series were looked at, 4 accepted",
     ):  # fmt: skip
         assert said in card, said
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"), [("machine", "on one kind of processor"), ("portable", "on every x86-64 processor with AVX2")]
+)
+def test_the_card_says_where_the_release_can_be_made_again(root: Path, mode: str, said: str) -> None:
+    card = (_make(root, parameters={**PARAMETERS, "reproducible": mode}) / "MODEL_CARD.md").read_text()
+    assert f"| Equal bytes when made again | {said} |" in card.splitlines()
 
 
 def test_no_path_name_or_clock_of_the_machine_leaves_with_a_release(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from components.preprocess.measure import measure_volume
 from components.preprocess.store import Volume, write_volume
 
 ROLES = {"s1": "pretrain", "s2": "pretrain", "s3": "evaluation", "s4": "held_out", "s5": "pretrain"}
+EMPTY = hashlib.sha256(b"").hexdigest()
 SHARD = {"s1": 0, "s2": 1, "s3": 0, "s4": 1, "s5": -1}
 
 
@@ -30,7 +32,7 @@ class Data:
         self.catalogue = pd.DataFrame(rows)
         for shard in (0, 1):
             own = {s: shas for s, shas in (files or {}).items() if SHARD[s] == shard}
-            table = [(s, f"{n}.dcm", 1, sha) for s, shas in own.items() for n, sha in enumerate(shas)]
+            table = [(s, f"{n}.dcm", int(sha != EMPTY), sha) for s, shas in own.items() for n, sha in enumerate(shas)]
             columns = ["series", "file", "bytes", "sha256"]
             write_table(folder / "acquire" / str(shard) / "files.parquet", pd.DataFrame(table, columns=columns))
 
@@ -68,6 +70,12 @@ def test_one_file_in_both_is_enough(tmp_path: Path) -> None:
     """A part of the scan, such as every second slice, gives another volume."""
     files = {"s1": ["a", "b"], "s2": ["x", "y"], "s3": ["b", "c", "d"], "s4": ["e"]}
     assert Data(tmp_path, {"s1": 1, "s2": 2, "s3": 3, "s4": 4}, files).found() == {"s1": "s3"}
+
+
+def test_an_empty_file_in_both_is_no_scan_in_both(tmp_path: Path) -> None:
+    """A transfer that broke off leaves one in any series."""
+    files = {"s1": ["a", EMPTY], "s2": ["d", EMPTY], "s3": ["c", EMPTY], "s4": ["d", EMPTY]}
+    assert Data(tmp_path, {"s1": 1, "s2": 2, "s3": 3, "s4": 4}, files).found() == {"s2": "s4"}
 
 
 def test_twins_that_are_both_pretrained_on_are_no_leak(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -46,3 +48,18 @@ def test_a_package_that_the_lock_file_does_not_pin_is_named(project: Path, monke
     monkeypatch.setattr(pins, "pins_of", lambda _: {})
     with pytest.raises(UserError, match=r"constraints.txt: does not pin .*torch"):
         pins.stage_pins("pretrain")
+
+
+def test_on_a_newer_python_the_services_pins_stay_those_of_the_oldest(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer Python needs fewer packages, so that developers on two of them would undo each other's file."""
+    path = pins.PINS / f"{pins.SERVING}.txt"
+    fewer = path.read_text().splitlines()[:-1]
+    monkeypatch.setattr(pins, "stages", lambda: ())
+    monkeypatch.setattr(pins, "pinned_requirements", lambda lock_file: fewer)
+    newer = SimpleNamespace(version_info=(3, 12, 1), stdlib_module_names=sys.stdlib_module_names)
+    monkeypatch.setattr(pins, "sys", newer)
+    assert pins.expected()[path] == path.read_text()
+    newer.version_info = (3, 11, 9)
+    assert pins.expected()[path] == "\n".join(fewer) + "\n"

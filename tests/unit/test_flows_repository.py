@@ -10,7 +10,7 @@ import pytest
 from components.params import UserError
 from flows import repository
 from flows.places import require_repository
-from flows.verify import verify
+from flows.verify import MADE_ON, verify
 
 
 @pytest.fixture
@@ -60,3 +60,24 @@ def test_without_a_repository_both_commands_say_so_before_they_begin(
     (tmp_path / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     require_repository()
     assert repository.commit_labels() == {}
+
+
+def test_verify_takes_along_what_a_release_wrote_and_misses_nothing_that_it_did_not(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first release writes made_on.json only where pretraining ran; one from an older commit has none."""
+    Path("params.yaml").write_text("head: {}\n")
+    Path("dvc.lock").write_text("stages: {}\n")
+    Path("infra").mkdir()
+    Path("infra/other.json").write_text("{}\n")
+    for command in (["add", "."], ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "second"]):
+        subprocess.run(["git", *command], check=True)
+    monkeypatch.setattr("flows.verify.stages_for", lambda target: [])  # the graph is no part of this
+    Path("params.yaml").write_text("head: {reproducible: machine}\n")
+    assert verify("head", tmp_path / "without") == []
+    assert (tmp_path / "without/params.yaml").read_bytes() == Path("params.yaml").read_bytes()
+    assert not (tmp_path / "without" / MADE_ON).exists()
+    assert capsys.readouterr().err == "verify: params.yaml as in this checkout, not as committed\n"
+    MADE_ON.write_text("{}\n")
+    verify("head", tmp_path / "with")
+    assert (tmp_path / "with" / MADE_ON).read_bytes() == MADE_ON.read_bytes()

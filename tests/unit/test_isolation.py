@@ -6,6 +6,8 @@ import errno
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -16,6 +18,8 @@ from components.files import DiskFullError
 from components.isolation import GIB, Lost, check_unexpected, guarded
 from components.params import UserError
 from components.progress import map_series
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def work(item: str) -> str:
@@ -91,3 +95,22 @@ def test_too_many_are_told_and_counted() -> None:
     said = "acquire: 4 series of the shard gave no result (3 x an error that nobody foresaw (TypeError), 1 x its worker"
     with pytest.raises(UserError, match=re.escape(said)):
         check_unexpected("acquire", details, 3)
+
+
+UNDER_A_HARD_LIMIT = """
+import resource
+import cv2
+from components.confined import Bounds, Result, isolated
+from components.isolation import GIB, data_bytes, guarded
+hard = data_bytes() + GIB
+resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+limits = lambda _: resource.getrlimit(resource.RLIMIT_DATA)
+told = isolated(lambda: None, lambda _: Result({"limits": limits(_)}), Bounds(memory_bytes=8 * GIB), "a.zip")
+before = limits(None)
+print(guarded(limits, "item", 8 * GIB) == before == (hard, hard), max(told.content["limits"]) <= hard)
+"""
+
+
+def test_a_machine_that_allows_less_memory_than_we_do_is_worked_on_within_its_limit() -> None:
+    ran = subprocess.run([sys.executable, "-c", UNDER_A_HARD_LIMIT], capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout == "True True\n", ran.stderr

@@ -15,6 +15,7 @@ from label_files import Scan, contour, rectangle, saved, scanned, segmentation, 
 from pydicom.uid import generate_uid
 
 from components.labels.onto_grid import read_labels
+from components.looking.folder import read_folder
 from components.looking.volume import export, export_labels, facts, open_volume, picture
 from components.params import UserError
 from components.preprocess.store import Volume
@@ -62,6 +63,11 @@ def test_what_is_no_image_of_the_series_is_left_out(scan: Scan) -> None:
     assert facts(opened)["files left out"] == "1 copies, 1 dicomdir, 1 no_image, 3 not_ct, 3 not_dicom"
     mask = read_labels(folder / "RS.dcm", opened.volume.affine, opened.volume.hu.shape, opened.origin)
     assert mask.segments[0].name == "a"
+
+
+def test_a_clean_folder_leaves_nothing_out(scan: Scan) -> None:
+    assert read_folder(scan.folder, only_largest_stack=False).left_out == {}
+    assert "files left out" not in facts(open_volume(scan.folder))
 
 
 def test_other_folders_are_one_line(scan: Scan, tmp_path: Path) -> None:

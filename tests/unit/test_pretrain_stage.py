@@ -14,11 +14,12 @@ import ray
 import torch
 from pretrain_project import HERE, InMemory, block, config_of, volumes_of, write_project
 
+from components import arithmetic
 from components.files import read_json, read_table
 from components.params import UserError
 from components.pretrain import __main__ as stage
 from components.pretrain import ray_driver
-from components.pretrain.embed import candidate_file
+from components.pretrain.embed import candidate_file, device_of
 from components.pretrain.local_driver import read_state, write_candidate
 from components.pretrain.loop import train
 from components.pretrain.workers import on_gpus
@@ -64,6 +65,27 @@ def test_the_runs_name_changes_with_the_code_of_a_step(
     path = components / "pretrain" / module
     path.write_text(path.read_text() + "\n")
     assert (stage.run_name("wholebody", config_of("wholebody"), curated) != before) is decides
+
+
+def test_the_runs_name_changes_with_the_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of a run on this processor's own kernels must not go on as one that is the same anywhere."""
+    curated, config = curated_of(write_project(tmp_path, "wholebody")), config_of("wholebody")
+    monkeypatch.delenv(arithmetic.VARIABLE, raising=False)
+    unset = stage.run_name("wholebody", config, curated)
+    monkeypatch.setenv(arithmetic.VARIABLE, arithmetic.PORTABLE)
+    portable = stage.run_name("wholebody", config, curated)
+    monkeypatch.setenv(arithmetic.VARIABLE, arithmetic.MACHINE)
+    assert stage.run_name("wholebody", config, curated) == unset != portable
+
+
+def test_portable_stays_off_gpus_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for mode, used in ((arithmetic.MACHINE, True), (arithmetic.PORTABLE, False)):
+        monkeypatch.setenv(arithmetic.VARIABLE, mode)
+        assert on_gpus("auto", 2, 2) is used
+        assert device_of("auto") == ("cuda" if used else "cpu")
+        assert not on_gpus("cpu", 2, 2)
+        assert device_of("cpu") == "cpu"
 
 
 def test_encoders_on_the_way_are_files_beside_the_checkpoints_and_in_none_of_them(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ from components.acquire.sources.tree import (
     Name,
     add_to_digest,
     check_digest,
+    ending,
+    folder_of,
     glance,
     has_map,
     keyed,
@@ -308,7 +310,7 @@ def _owners_by_folder(groups: Groups) -> dict[str, set[Owner]]:
     folders: dict[str, set[Owner]] = defaultdict(set)
     for owner, files in groups.items():
         for file in files:
-            folders[_folder(file.location)].add(owner)
+            folders[folder_of(file.location)].add(owner)
     return folders
 
 
@@ -317,20 +319,19 @@ def _owner_of(file: Found, groups: Groups, near: dict[str, set[Owner]]) -> Owner
     claims = file.status == "empty" and file.location.lower().endswith(SUFFIXES)
     if file.status not in DAMAGED and not claims:
         return file.owner
-    if file.status in OBSTACLES and PurePosixPath(file.location).suffix.lower() not in ("", *SUFFIXES):
-        return None  # a log or a table in the zip, by its name
     if file.owner in groups:
         return file.owner
-    owners = near.get(_folder(file.location), set())
-    return next(iter(owners)) if len(owners) == 1 else None
-
-
-def _folder(location: str) -> str:
-    return location.rpartition("/")[0]
+    owners = near.get(folder_of(file.location), set())
+    if len(owners) != 1:
+        return None
+    (owner,) = owners
+    kind = ending(file.location)
+    named_so = kind in ("", *SUFFIXES) or any(ending(other.location) == kind for other in groups[owner])
+    return owner if named_so or file.status not in OBSTACLES else None  # a log or a table in the zip, by its name
 
 
 def _listed(owner: Owner, files: list[Found], config: CohortConfig) -> Listed:
-    folders = sorted({_folder(file.location) for file in files})
+    folders = sorted({folder_of(file.location) for file in files})
     files = sorted(files, key=lambda file: file.location)
     seen = "\n".join(f"{file.bytes} {file.seen}" for file in files)
     return Listed(

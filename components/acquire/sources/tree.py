@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from components.acquire.archive import LOCAL_LIMITS, OBSTACLES, ArchiveError, blocks, members, obstacle, open_zip
@@ -103,6 +103,16 @@ def _status(entry: os.DirEntry[str]) -> str:
         return "link" if entry.is_dir() else "special" if Path(entry.path).exists() else "broken_link"
     except OSError:  # a link to itself
         return "broken_link"
+
+
+def folder_of(location: str) -> str:
+    return location.rpartition("/")[0]
+
+
+def ending(location: str) -> str:
+    """What a name's ending says of the file; '' where it says nothing, as a UID's last number does."""
+    suffix = PurePosixPath(location).suffix.lower()
+    return "" if suffix[1:].isdigit() else suffix
 
 
 def stop_if_machine(error: OSError) -> None:
