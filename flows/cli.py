@@ -149,10 +149,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from components.progress import wide_console
-    from flows.verify import expectation, verify
+    from flows.verify import verify
 
     with checkout_lock(f"verify --line {arguments.line}"), ending_with_us():
-        print(f"verify: {expectation(arguments.line)}", file=sys.stderr, flush=True)
         compared = verify(arguments.line, arguments.keep)
     table = Table("stage", "output", "recorded", "recomputed", "identical")
     for row in compared:

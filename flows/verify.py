@@ -88,6 +88,7 @@ def verify(line: str, keep: Path | None = None) -> list[Compared]:
     missing = [node.name for node in nodes if node.name not in recorded]
     if missing:
         raise UserError(f"verify: {missing[0]} is not recorded in dvc.lock; run `make release LINE={line}` first")
+    print(f"verify: {expectation(line)}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="ctfoundry-verify-") as temporary:
         copy = keep or Path(temporary) / "clone"
         clone(copy)

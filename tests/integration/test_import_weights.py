@@ -37,7 +37,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(folder / "data/wholebody/curate/curated.parquet", inputs.curated)
     write_table(folder / "data/wholebody/curate/annotations.parquet", inputs.annotations)
     pretrain = WHOLEBODY | {"encoder": EMBED["encoder"], "input": EMBED["input"]}
-    content = {"wholebody": {"pretrain": pretrain, "evaluate": EVALUATE, "preprocess": PREPROCESS}}
+    blocks = {"pretrain": pretrain, "evaluate": EVALUATE, "preprocess": PREPROCESS}
+    content = {"wholebody": {"reproducible": "machine", **blocks}}
     (folder / "params.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(content))))
     (folder / "dvc.yaml").touch()
     (folder / "infra" / "champions").mkdir(parents=True)

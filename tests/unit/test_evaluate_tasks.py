@@ -21,7 +21,7 @@ EVALUATE: dict[str, Any] = {
 }  # fmt: skip
 PREPROCESS = {
     "orientation": "SPL", "spacing_mm": [3.0, 1.0, 1.0], "enlarging": "linear", "foreground_hu": -500,
-    "foreground_margin_mm": 5.0, "clip_hu": [-1024, 3071],
+    "foreground_margin_mm": 5.0, "clip_hu": [-1024, 3071], "max_memory_gib": 4.0,
 }  # fmt: skip
 
 

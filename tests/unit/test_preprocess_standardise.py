@@ -33,6 +33,7 @@ def grid(orientation: str, spacing: tuple[float, float, float]) -> PreprocessCon
         enlarging="linear",
         foreground_hu=-500,
         foreground_margin_mm=5.0,
+        max_memory_gib=4.0,
         clip_hu=(-1024, 3071),
     )
 
