@@ -15,14 +15,15 @@ import yaml
 from checkout import Checkout
 
 ORDER = ("cohort", "acquire", "curate", "drift", "pretrain", "gate", "champion", "bundle")
-PAGE = {"in": 3, "accepted": 2, "rejected": {"gantry_tilt": 1}, "accepted_by_role": {"pretrain": 2}, "series": []}
+PAGE = {"in": 3, "accepted": 2, "not_ct": 0, "rejected": {"gantry_tilt": 1}, "accepted_by_role": {"pretrain": 2},
+        "series": []}  # fmt: skip
 
 STAGE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
 from components.bundle.inputs import code_hash
 from components.bundle.manifest import write_manifest
-from components.files import sha256_file, write_json, write_text
+from components.files import sha256_tree, write_json, write_text
 
 name = sys.argv[1]
 if os.environ.get("SLOW") == name:
@@ -59,7 +60,7 @@ if name == "bundle":
     folder = Path("releases/wholebody")
     write_text(folder / "encoder.json", "{}")
     write_text(folder / "MODEL_CARD.md", "# A card")
-    inputs = {"code": code_hash(Path()), "lock": sha256_file(Path("constraints.txt"))}
+    inputs = {"code": code_hash(Path()), "lock": sha256_tree(Path("infra/pins"))}
     write_manifest(folder, "wholebody", "ctfoundry-wholebody", inputs)
 """
 
