@@ -11,6 +11,10 @@ from flows.environment import prepare
 
 prepare()
 
+# What `make test`, or a git hook that runs it, has set for itself is not for the make and the git that tests start.
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"):
+    os.environ.pop(name, None)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
