@@ -39,6 +39,7 @@ def mapped(
     """What the stage's map says in ``folder``."""
     script = folder / "probe.py"
     script.write_text(MAP)
+    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "TMPDIR"}
     environment = {**kept, "PYTHONPATH": str(ROOT), **variables}
     command = [*before, interpreter, str(script)]

@@ -86,9 +86,10 @@ def copies(number: int) -> Iterator[SimpleQueue[Path]]:
 
 
 def run_tests(copy: Path, tests: tuple[str, ...]) -> tuple[int, str]:
-    """pytest's exit code, FAILED where it takes too long, and its last lines."""
+    """pytest's exit code for what `make test` runs of them, FAILED where it takes too long, and its last lines."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
+    options = ["-m", "not slow", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
     try:
         done = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
