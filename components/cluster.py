@@ -253,6 +253,22 @@ def _check_nodes() -> None:
         )
 
 
+def check_arithmetic() -> None:
+    """On the node that computes: can it keep the promise of the line's mode? The driver knows its own processor only,
+    and nodes may join a cluster later.
+
+    Raises:
+        UserError: ``reproducible: portable``, and this node is no x86-64 with AVX2.
+    """
+    from ray.util import get_node_ip_address
+
+    try:
+        arithmetic.enter(arithmetic.mode())  # this process is in the mode: it is only asked whether that is possible
+    except UserError as error:
+        node = f"{socket.gethostname()} ({get_node_ip_address()})"
+        raise UserError(f"RAY_ADDRESS: node {node}: {error}, or keep this node out of the run") from None
+
+
 def _room_of_a_node() -> int:
     """Bytes that a task may ask for: the memory of the largest node, for a task runs on one."""
     import ray
@@ -332,5 +348,6 @@ def _limited(
     for name in [name for name in os.environ if name.startswith(OURS)]:
         del os.environ[name]
     os.environ.update(settings)
+    check_arithmetic()
     cv2.setNumThreads(1)  # one process per core: more threads would only contend
     return guarded(function, item, max_memory)
