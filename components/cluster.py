@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shlex
 import shutil
 import socket
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from components import arithmetic
 from components.isolation import Lost, guarded
-from components.params import UserError
+from components.params import PassingError, UserError
 from components.progress import track
 
 IN_FLIGHT_PER_CORE = 2  # tasks that Ray holds at a time: one computed, one ready to be
@@ -31,8 +35,15 @@ OURS = "CTFOUNDRY_"  # settings of this machine, secrets among them
 ADDRESS_SECONDS = 5.0
 SOCKET_PATH = 107  # bytes, of the kernel
 IN_SESSION = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store") + 2
+LOGS = Path(".ctfoundry/ray-logs")  # of the last start that failed
+ITS_LOGS = "Its logs are in /tmp/ray/session_latest/logs of its head node, where its owner set no other folder"
+# Before what a part of Ray that ended says itself, such as that a port is taken.
+ASKS_FOR_A_REPORT = re.compile(r"Last \d+ lines of error files:.*?Check failed: \S+ ", re.DOTALL)
+REASON_LENGTH = 240  # characters; Ray's own text may hold a traceback
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -43,7 +54,8 @@ def ray_cluster(workers: int) -> Iterator[None]:
         workers: processes that must run at the same time on a local one, whatever this machine's cores.
 
     Raises:
-        UserError: no Ray answers at RAY_ADDRESS, or with another token; or a node of it does not see this checkout.
+        UserError: Ray does not start here; none answers at RAY_ADDRESS, or with another token; or a node of it does not
+            see this checkout.
     """
     os.environ |= SETTINGS
     import ray
@@ -66,21 +78,88 @@ def ray_cluster(workers: int) -> Iterator[None]:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into HOME
     temporary = _short_folder()
     try:
-        ray.init(
-            address="local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            # Ray does not quote the interpreter's path itself
-            runtime_env={"env_vars": variables, "py_executable": shlex.quote(sys.executable)},
-            num_cpus=max(workers, os.cpu_count() or 1),
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=temporary,
-        )
+        _start(temporary, max(workers, os.cpu_count() or 1), variables)
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _start(temporary: str, cores: int, variables: dict[str, str]) -> None:
+    """Start a Ray of our own in the folder ``temporary``: on a busy machine its parts may miss each other's deadlines,
+    so it is tried twice.
+
+    Raises:
+        UserError: Ray refuses what it finds here, such as a small /dev/shm.
+        PassingError: it does not come up.
+    """
+    import ray
+
+    for again in (False, True):
+        started = False
+        try:
+            ray.init(
+                address="local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                # Ray does not quote the interpreter's path itself
+                runtime_env={"env_vars": variables, "py_executable": shlex.quote(sys.executable)},
+                num_cpus=cores,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=temporary,
+            )
+            started = True
+            return
+        except Exception as error:  # Ray's own time-out at the start is a bare Exception
+            refused, reason = isinstance(error, ValueError), _reason(error)
+            if refused or again:
+                kind = UserError if refused else PassingError
+                raise kind(
+                    f"Ray did not start on this machine{', tried twice' if again else ''}: {reason}; "
+                    f"{_keep_logs(temporary)}free memory, processors and /dev/shm and try again, or set "
+                    "RAY_ADDRESS=<a cluster>"
+                ) from None
+            log.warning("Ray did not start on this machine (%s); trying once more", reason)
+        finally:
+            if not started:  # also where it was interrupted
+                _clear_away(temporary)
+
+
+def _clear_away(temporary: str) -> None:
+    """End what there is of a Ray in the folder ``temporary`` that did not start. Ray itself forgets the processes of
+    such a start; they would hold their memory until we end, and a second start needs it."""
+    import ray
+
+    with suppress(Exception):  # what is half started may fail to stop
+        ray.shutdown()
+    left: list[psutil.Process] = []
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any(temporary in word for word in process.cmdline()):
+                left += [process, *process.children(recursive=True)]
+    for process in left:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=10)
+
+
+def _keep_logs(temporary: str) -> str:
+    """Copy the logs that Ray wrote below ``temporary``, which goes; returns where they lie, for a message."""
+    logs = [path for path in Path(temporary).glob("session_2*/logs") if path.is_dir()]
+    shutil.rmtree(LOGS, ignore_errors=True)
+    try:
+        for path in logs:
+            shutil.copytree(path, LOGS / path.parent.name, ignore_dangling_symlinks=True)
+    except OSError:  # shutil.Error among them: a full disk must not hide why Ray did not start
+        return ""
+    return f"its logs are in {LOGS}; " if logs else ""
+
+
+def _reason(error: Exception) -> str:
+    """What Ray says, with the cause that it names, short and on one line."""
+    said = ": ".join(str(e) or type(e).__name__ for e in (error, error.__cause__) if e is not None)
+    return textwrap.shorten(ASKS_FOR_A_REPORT.sub("", said), REASON_LENGTH, placeholder=" ...").rstrip(".")
 
 
 def _short_folder() -> str:
@@ -103,7 +182,8 @@ def _join(address: str, variables: dict[str, str]) -> None:
     """Connect to a cluster that is there. Its nodes use their own interpreter.
 
     Raises:
-        UserError: nothing answers, or it wants another token.
+        UserError: nothing answers, or it wants another token, or does not take this address.
+        PassingError: it answers, but not in time or with an error of its own.
     """
     import ray
 
@@ -116,11 +196,17 @@ def _join(address: str, variables: dict[str, str]) -> None:
             raise UserError(f"RAY_ADDRESS {address!r}: no Ray answers there: {said}") from None
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": variables})
-    except (ray.exceptions.AuthenticationError, ConnectionError) as error:
-        raise UserError(
-            f"RAY_ADDRESS {address!r}: {' '.join(str(error).split('.')[0].split())}; has it a token? Then set "
-            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=<file with that cluster's token>; else RAY_AUTH_MODE=disabled"
-        ) from None
+    except Exception as error:  # of many types, among them a bare Exception
+        with suppress(Exception):
+            ray.shutdown()  # of a connection half made
+        said = f"RAY_ADDRESS {address!r}: {_reason(error)}"
+        if isinstance(error, (ray.exceptions.AuthenticationError, ConnectionError)):
+            raise UserError(
+                f"{said}; has it a token? Then set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=<file with that "
+                f"cluster's token>; else RAY_AUTH_MODE=disabled. {ITS_LOGS}"
+            ) from None
+        kind = UserError if isinstance(error, ValueError) else PassingError
+        raise kind(f"{said}; try again when it is less busy. {ITS_LOGS}") from None
 
 
 def _check_nodes() -> None:
@@ -128,6 +214,7 @@ def _check_nodes() -> None:
 
     Raises:
         UserError: one does not; or none of them has a core to lend.
+        PassingError: one did not answer.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -152,6 +239,11 @@ def _check_nodes() -> None:
             for node in nodes
         ]
         seen = ray.get(asked)
+    except ray.exceptions.RayError as error:
+        raise PassingError(
+            f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')!r}: a node did not answer: {_reason(error)}; try again when "
+            f"all its nodes are there. {ITS_LOGS}"
+        ) from None
     finally:
         marker.unlink(missing_ok=True)
     blind = sorted(node["NodeManagerAddress"] for node, sees_it in zip(nodes, seen, strict=True) if not sees_it)
@@ -159,6 +251,22 @@ def _check_nodes() -> None:
         raise UserError(
             f"RAY_ADDRESS: node {', '.join(blind)} does not see this checkout: share {here} under that path"
         )
+
+
+def check_arithmetic() -> None:
+    """On the node that computes: can it keep the promise of the line's mode? The driver knows its own processor only,
+    and nodes may join a cluster later.
+
+    Raises:
+        UserError: ``reproducible: portable``, and this node is no x86-64 with AVX2.
+    """
+    from ray.util import get_node_ip_address
+
+    try:
+        arithmetic.enter(arithmetic.mode())  # this process is in the mode: it is only asked whether that is possible
+    except UserError as error:
+        node = f"{socket.gethostname()} ({get_node_ip_address()})"
+        raise UserError(f"RAY_ADDRESS: node {node}: {error}, or keep this node out of the run") from None
 
 
 def _room_of_a_node() -> int:
@@ -240,5 +348,6 @@ def _limited(
     for name in [name for name in os.environ if name.startswith(OURS)]:
         del os.environ[name]
     os.environ.update(settings)
+    check_arithmetic()
     cv2.setNumThreads(1)  # one process per core: more threads would only contend
     return guarded(function, item, max_memory)

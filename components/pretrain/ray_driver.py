@@ -32,7 +32,7 @@ import ray.train
 import ray.train.torch
 from ray.train import CheckpointUploadMode
 
-from components.cluster import ray_cluster
+from components.cluster import check_arithmetic, ray_cluster
 from components.params import UserError
 from components.pretrain.config import PretrainConfig
 from components.pretrain.local_driver import read_state, write_candidate, write_state
@@ -124,6 +124,7 @@ def _work(job: dict[str, Any]) -> str:
                     stream.write(line + "\n")
 
     try:
+        _agree_on_arithmetic(world)
         train(
             PretrainConfig.model_validate(job["config"]),
             tuple(Path(path) for path in job["volumes"]),
@@ -134,6 +135,16 @@ def _work(job: dict[str, Any]) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def _agree_on_arithmetic(world: World) -> None:
+    """End on every worker where one's node computes otherwise: the others would wait for it for ever."""
+    mistake = None
+    try:
+        check_arithmetic()
+    except UserError as error:
+        mistake = error
+    agree(world, mistake)
 
 
 def train_with_ray(

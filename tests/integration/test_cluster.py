@@ -18,8 +18,12 @@ import pytest
 from components import cluster
 from components.isolation import GIB
 from components.params import UserError
+from components.pretrain.ray_driver import START_S
 from tests.released import ROOT, free_port
 
+# Seconds, on two busy cores. A local Ray that misses its deadlines is started twice; a cluster's workers may take
+# START_S to import torch, before the first step.
+LOCAL_S, HEAD_S, CLUSTER_S = 600, 300, int(START_S) + 1200
 SECRET = "a site's own secret, which nobody logs"
 MAP = """
 import sys
@@ -43,7 +47,7 @@ def mapped(
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "TMPDIR"}
     environment = {**kept, "PYTHONPATH": str(ROOT), **variables}
     command = [*before, interpreter, str(script)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LOCAL_S)
 
 
 @pytest.mark.slow
@@ -141,8 +145,8 @@ class TwoNodes:
         self._nodes.append(
             subprocess.Popen(command, env=self._environment, cwd="/", stdout=said, stderr=said, start_new_session=True)
         )
-        deadline = time.monotonic() + 90
-        while len(self._nodes) == 1 and time.monotonic() < deadline:
+        deadline = time.monotonic() + HEAD_S
+        while len(self._nodes) == 1 and self._nodes[0].poll() is None and time.monotonic() < deadline:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
                 return
@@ -179,7 +183,7 @@ def driver(nodes: TwoNodes, folder: Path, script: str, **variables: str) -> subp
     search = os.pathsep.join([str(folder), str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "integration")])
     environment = {**kept, **known, "PYTHONPATH": search, **variables}
     return subprocess.run(
-        [sys.executable, str(path)], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+        [sys.executable, str(path)], cwd=folder, env=environment, capture_output=True, text=True, timeout=CLUSTER_S
     )
 
 

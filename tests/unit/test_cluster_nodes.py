@@ -1,0 +1,95 @@
+"""Nodes of a cluster whose processors differ: one that cannot compute as the line promises is named, and idle."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from pretrain_project import block
+
+from components import arithmetic, cluster
+from components.isolation import GIB
+from components.params import UserError
+from components.pretrain import ray_driver
+from components.pretrain.workers import World
+
+OLD = ("x86_64", ("GenuineIntel", frozenset({"sse4_2", "avx"})))
+ARM = ("aarch64", ("", frozenset()))
+ARM_PART = "CPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
+NEW = ("x86_64", ("AuthenticAMD", frozenset({"avx2", "fma"})))
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """This process as a worker on a node with such a processor, in such a mode."""
+    monkeypatch.chdir(Path.cwd())  # a worker enters the driver's folder
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+    def become(processor: tuple[str, tuple[str, frozenset[str]]], mode: str) -> None:
+        monkeypatch.setattr(platform, "machine", lambda: processor[0])
+        monkeypatch.setattr(arithmetic, "_processor", lambda: processor[1])
+        monkeypatch.setattr(arithmetic, "_cpuinfo", lambda: ARM_PART if processor is ARM else "")
+        monkeypatch.setattr(socket, "gethostname", lambda: "gpu7")
+        monkeypatch.setenv(arithmetic.VARIABLE, mode)
+
+    return become
+
+
+@pytest.mark.parametrize(("processor", "has"), [(OLD, "x86_64 GenuineIntel"), (ARM, "aarch64 0x41 0xd0c")])
+def test_a_node_that_cannot_be_portable_is_named(
+    node: Callable[..., None], processor: Any, has: str, tmp_path: Path
+) -> None:
+    node(processor, "machine")  # the mode comes with the item
+    with pytest.raises(UserError) as caught:
+        cluster._limited(abs, -3, str(tmp_path), {arithmetic.VARIABLE: arithmetic.PORTABLE}, GIB)
+    assert str(caught.value).startswith("RAY_ADDRESS: node gpu7 (")
+    assert f"portable is not possible on this processor ({has}): it needs x86-64 with AVX2 and FMA" in str(caught.value)
+    assert cluster._limited(abs, -3, str(tmp_path), {}, GIB) == 3, "nobody promised anything"
+
+
+def test_a_node_that_can_be_portable_works(node: Callable[..., None], tmp_path: Path) -> None:
+    node(NEW, "portable")
+    assert cluster._limited(abs, -3, str(tmp_path), {arithmetic.VARIABLE: arithmetic.PORTABLE}, GIB) == 3
+
+
+class Context:
+    def get_world_rank(self) -> int:
+        return 1
+
+    def get_world_size(self) -> int:
+        return 2
+
+
+def test_training_ends_where_one_node_cannot_be_portable(
+    monkeypatch: pytest.MonkeyPatch, node: Callable[..., None], tmp_path: Path
+) -> None:
+    """Every worker hears of it before the first step: else the others wait for ever."""
+    heard: list[tuple[World, UserError | None]] = []
+    trained: list[World] = []
+
+    def agree(world: World, mistake: UserError | None) -> None:
+        heard.append((world, mistake))
+        if mistake is not None:
+            raise mistake
+
+    monkeypatch.setattr(ray.train, "get_context", Context)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray_driver, "agree", agree)
+    monkeypatch.setattr(ray_driver, "train", lambda config, volumes, world, *_: trained.append(world))
+    job = {"folder": str(tmp_path), "config": block("wholebody", workers=2), "volumes": []}
+    node(OLD, "portable")
+    assert ray_driver._work(job).startswith("RAY_ADDRESS: node gpu7 (")
+    assert [str(mistake) for _, mistake in heard] == [ray_driver._work(job)]
+    assert not trained
+    heard.clear()
+    node(NEW, "portable")
+    assert ray_driver._work(job) == ""
+    assert heard == [(World(1, 2, torch.device("cpu")), None)], "one that can asks the others"
+    assert len(trained) == 1
