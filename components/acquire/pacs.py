@@ -7,6 +7,9 @@ How the PACS is reached stands in the environment, never in parameters or tables
   none of them where the PACS asks for none.
 - ``CTFOUNDRY_DICOMWEB_CA``: PEM file of the authorities that may vouch for its certificate, where they are a site's
   own.
+
+What it sends is not to be trusted: HTTP bodies may be compressed, and a megabyte inflate to gigabytes. So bytes are
+counted as they come out of that, and an answer that passes what any honest one has is given up.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ from urllib.parse import urlsplit
 import requests
 import urllib3.exceptions
 from dicomweb_client.api import DICOMwebClient
+from dicomweb_client.web import _Transaction
 from requests.auth import HTTPBasicAuth
 from requests.utils import get_environ_proxies
 from retrying import RetryError
 
 from components.acquire.config import TransferConfig
+from components.acquire.dataset import INFLATED_BYTES
 from components.params import UserError
 
 for _name in ("dicomweb_client", "retrying", "urllib3.connection", "urllib3.connectionpool"):
@@ -36,6 +41,10 @@ for _name in ("dicomweb_client", "retrying", "urllib3.connection", "urllib3.conn
 
 PREFIX = "CTFOUNDRY_DICOMWEB_"
 CONNECT_SECONDS = 10.0
+LISTING_BYTES = 2**28  # of one answer in JSON: 150,000 series at once, of a PACS that knows no pages, fit
+SERIES_BYTES = 2**34  # of one series: 5,000 slices of 1024 x 1024 fit; an instance of it may have INFLATED_BYTES
+# Without the asterisk a PACS decompresses what it sends.
+AS_STORED = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
 NO_JSON = f"its answer is no DICOM JSON; is {PREFIX}URL the root of a DICOMweb service?"
 MORE = re.compile(r"299\b.*(additional results|exceeded)", re.IGNORECASE | re.DOTALL)  # others warn of other things
 STATUSES = {
@@ -59,11 +68,13 @@ class Parts:
 
     Attributes:
         closed: the delimiter that ends the message has come.
+        size: bytes of the part that is coming, so far.
     """
 
     def __init__(self, boundary: str) -> None:
         self._delimiter, self._closing = f"\r\n--{boundary}".encode(), f"\r\n--{boundary}--".encode()
         self._held, self._begun, self.closed = b"\r\n", False, False  # a message may begin with its first delimiter
+        self.size = 0
 
     def keep(self, piece: bytes) -> bytes:
         """What of a piece, and of what was held back before, belongs to the parts."""
@@ -76,6 +87,8 @@ class Parts:
                 self._held = data[1 - len(self._delimiter) :]
                 return b""
             self._begun, data = True, data[begin:]
+        last = data.rfind(self._delimiter)  # one that began in the piece before is whole in this: it was held back
+        self.size = self.size + len(piece) if last < 0 else len(data) - last
         end = data.find(self._closing)
         self.closed = end >= 0
         cut = end + len(self._closing) if self.closed else max(0, len(data) - len(self._closing) + 1)
@@ -84,15 +97,20 @@ class Parts:
 
 
 class _Body:
-    """A response's body that is given up where it comes too slowly, and that knows its end.
+    """A response's body that is given up where it comes too slowly or grows too large, and that knows its end.
 
     Orthanc, for one, sends WADO-RS without a length: a server that dies looks like one that is done, but for the
     delimiter that closes a multipart message.
     """
 
-    def __init__(self, response: requests.Response, transfer: TransferConfig) -> None:
+    def __init__(self, response: requests.Response, transfer: TransferConfig | None) -> None:
         boundary = re.search(r'boundary="?([^";]+)', response.headers.get("Content-Type", ""), re.IGNORECASE)
-        self._parts = Parts(boundary[1].strip()) if boundary else None
+        # By what was asked for: to what was not, a PACS may give any content type.
+        listing = response.request.headers.get("Accept") != AS_STORED["Accept"]
+        self._parts = Parts(boundary[1].strip()) if boundary and not listing else None
+        self._allowed = LISTING_BYTES if listing else SERIES_BYTES if self._parts else INFLATED_BYTES
+        self._what = "answers a query with" if listing else "sends a series of" if self._parts else "sends"
+        self._advice = f"; is {PREFIX}URL right? Then lower cohort.dicomweb.page" if listing else ""
         self._raw, self._transfer, self._begin = response.raw, transfer, time.monotonic()
 
     def stream(self, amount: int, decode_content: bool) -> Iterator[bytes]:
@@ -100,16 +118,28 @@ class _Body:
         arrived = 0
         while piece := self._raw.read1(amount, decode_content=decode_content):
             arrived += len(piece)
-            passed = time.monotonic() - self._begin
-            if passed > self._transfer.deadline_s(arrived):
-                raise UserError(
-                    f"transfer too slow: {arrived} bytes in {passed:.0f} s; "
-                    f"at least {self._transfer.slowest_mb_s:g} MB/s is expected"
-                )
-            if kept := self._parts.keep(piece) if self._parts else piece:
+            self._check_time(arrived)
+            kept = self._parts.keep(piece) if self._parts else piece
+            self._check_size(arrived)
+            if kept:
                 yield kept
         if self._parts and not self._parts.closed:
             raise UserError(f"PACS: the connection broke off after {arrived} bytes")
+
+    def _check_time(self, arrived: int) -> None:
+        passed = time.monotonic() - self._begin
+        if self._transfer is not None and passed > self._transfer.deadline_s(arrived):
+            raise UserError(
+                f"transfer too slow: {arrived} bytes in {passed:.0f} s; "
+                f"at least {self._transfer.slowest_mb_s:g} MB/s is expected"
+            )
+
+    def _check_size(self, arrived: int) -> None:
+        """Of bytes as they are when inflated: those on the wire say nothing."""
+        if arrived > self._allowed:
+            raise UserError(f"PACS: {self._what} more than {self._allowed} bytes, which is not allowed{self._advice}")
+        if self._parts and self._parts.size > INFLATED_BYTES:
+            raise UserError(f"PACS: sends an instance of more than {INFLATED_BYTES} bytes, which is not allowed")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw, name)
@@ -162,6 +192,16 @@ class Client(DICOMwebClient):
 
     more = False
 
+    def iter_files(self, study: str, series: str) -> Iterator[bytes]:
+        """The files of a series, as they are stored there. Unlike ``iter_series``, it leaves them unread: pydicom
+        inflates a deflated one in one go, whatever that takes."""
+        url = self._get_series_url(_Transaction.RETRIEVE, study, series)
+        response = self._http_get(url, headers=dict(AS_STORED), stream=True)
+        if response.headers.get("Content-Type", "").startswith("application/dicom"):
+            yield response.content  # against the standard, some send a single instance bare
+            return
+        yield from self._decode_multipart_message(response, stream=True)
+
 
 @contextmanager
 def asking(answer_s: float, transfer: TransferConfig | None = None, attempts: int = 1) -> Iterator[Client]:
@@ -169,15 +209,14 @@ def asking(answer_s: float, transfer: TransferConfig | None = None, attempts: in
 
     Args:
         answer_s: seconds without a byte after which the PACS is given up.
-        transfer: limits of each answer, where there are any.
+        transfer: how slowly an answer may come; None sets no limit.
         attempts: of each request, where the PACS cannot be reached or is too busy.
     """
     url = _url()
 
     def watch(response: requests.Response, *_: Any, **__: Any) -> None:
         client.more = bool(MORE.search(response.headers.get("Warning", "")))
-        if transfer is not None:
-            response.raw = _Body(response, transfer)
+        response.raw = _Body(response, transfer)
 
     with _open_session(url) as session:
         client = Client(url, session, callback=watch, permissive_uid=True, timeout=(CONNECT_SECONDS, answer_s))

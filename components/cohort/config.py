@@ -120,6 +120,8 @@ class CohortQuality(StageConfig):
         max_shard_load: series or bytes of a shard over its even share (warning).
         max_collection_share, max_patient_share: of the series to pretrain on, where there are several (warning).
         min_accepted_rate: below this share of accepted series the suite warns.
+        max_unreadable_share: of a tree's DICOM or NIfTI files; with more that cannot be read, and more than ten, the
+            run stops. What is plainly something else does not count.
     """
 
     licences: tuple[Name, ...]
@@ -130,6 +132,7 @@ class CohortQuality(StageConfig):
     max_collection_share: Annotated[float, Field(gt=0, le=1)]
     max_patient_share: Annotated[float, Field(gt=0, le=1)]
     min_accepted_rate: Annotated[float, Field(ge=0, le=1)]
+    max_unreadable_share: Annotated[float, Field(ge=0, le=1)]
 
 
 class CohortConfig(StageConfig):

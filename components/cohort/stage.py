@@ -12,6 +12,7 @@ import pandas as pd
 from components.acquire.sources import Listed, source_of
 from components.cohort.config import CohortConfig
 from components.cohort.keys import patient_key
+from components.cohort.readable import check_readable
 from components.cohort.roots import root_of
 from components.command import cohort_slice
 from components.evaluate.nodules import read_labels
@@ -44,13 +45,14 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
         The cohort, sorted by series.
 
     Raises:
-        UserError: a critical expectation failed.
+        UserError: a critical expectation failed, or too much of the source cannot be read.
     """
     names = [config.source] if config.source == "phantom" else [config.source, "phantom"]
     rows, files, cited = [], [], []
     for name in names:
         source = source_of(name, line, config)
         listing = source.list_series(held_out)
+        check_readable(name, listing.files, len(listing.series), config.quality.max_unreadable_share)
         rows += [_row(series, name, source.version, held_out) for series in listing.series]
         if len(listing.files):
             files.append(listing.files.table())

@@ -8,6 +8,7 @@ import json
 import ssl
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,11 +53,27 @@ def as_file(image: Dataset) -> bytes:
     return stream.getvalue()
 
 
+def packed(body: bytes, encoding: str, blanks_at: int | None) -> bytes:
+    """``body`` compressed, with 64 MiB of blanks at a place of it. They are never in memory."""
+    engine = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+    at, blanks = (len(body), 0) if blanks_at is None else (blanks_at, 64)
+    begin = engine.compress(body[:at])
+    return (
+        begin
+        + b"".join(engine.compress(b" " * 2**20) for _ in range(blanks))
+        + engine.compress(body[at:])
+        + engine.flush()
+    )
+
+
 @dataclass
 class Pacs:
     """Series and habits. ``fault`` is what goes wrong with the body of WADO-RS or, as a status, with all. ``total`` is
     how many answers it gives in all, whatever the offset; ``warns`` of more with ``warning``; ``delay`` is how long it
-    thinks; ``preamble`` and ``epilogue`` stand round a multipart body (RFC 2046, 5.1.1)."""
+    thinks; ``preamble`` and ``epilogue`` stand round a multipart body (RFC 2046, 5.1.1). ``encoding`` is the
+    Content-Encoding of all bodies, and ``bomb`` says which then inflates to 64 MiB of blanks more: a ``listing``; a
+    series, ``before`` its parts or in the last of its ``parts``; or an instance that is sent ``bare``. ``files`` are
+    sent in place of a series."""
 
     series: list[list[Dataset]]
     cap: int = 10**6
@@ -77,6 +94,9 @@ class Pacs:
     boundary: str = "edge"
     preamble: bytes = b""
     epilogue: bytes = b""
+    encoding: str = ""
+    bomb: str = ""
+    files: list[bytes] = field(default_factory=list)
     token: str = ""
     url: str = ""
     asked: list[str] = field(default_factory=list)
@@ -141,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         if parts[-1] == "metadata":
             known = next(i for i in of if i.SOPInstanceUID == parts[5])
             return self.send_json([known.to_json_dict() | {"7FE00010": {"vr": "OW"}}])
-        return self.send_series([as_file(image) for image in of])
+        return self.send_series(pacs.files or [as_file(image) for image in of])
 
     def send_series(self, files: list[bytes]) -> None:
         fault = self.pacs.fault
@@ -151,6 +171,10 @@ class Handler(BaseHTTPRequestHandler):
         parts = b"".join(edge + b"\r\nContent-Type: application/dicom\r\n\r\n" + f for f in files)
         body = self.pacs.preamble + parts + edge + b"--" + self.pacs.epilogue
         kind = f'multipart/related; type="application/dicom"; boundary="{self.pacs.boundary}"'
+        if self.pacs.bomb == "bare":
+            return self.send(200, files[0], "application/dicom", blanks_at=len(files[0]))
+        if self.pacs.bomb in ("before", "parts"):
+            return self.send(200, body, kind, blanks_at=0 if self.pacs.bomb == "before" else len(parts))
         if fault == "no length":  # as Orthanc does
             return self.send(200, body, kind, length=None)
         if fault in ("cut", "cut, no length"):
@@ -166,12 +190,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_json(self, answer: list[dict[str, Any]], more: bool = False) -> None:
         content = json.dumps(answer).encode() if answer else b""
-        return self.send(200 if answer else 204, content, "application/dicom+json", more=more and bool(answer))
+        at = 0 if self.pacs.bomb == "listing" else None
+        return self.send(200 if answer else 204, content, "application/dicom+json", more=more and bool(answer),
+                         blanks_at=at)  # fmt: skip
 
     def send(
-        self, status: int, body: bytes = b"", kind: str = "text/plain", length: int | None = -1, more: bool = False
-    ) -> None:
+        self, status: int, body: bytes = b"", kind: str = "text/plain", length: int | None = -1, more: bool = False,
+        blanks_at: int | None = None,
+    ) -> None:  # fmt: skip
         self.send_response(status)
+        if self.pacs.encoding:
+            body = packed(body, self.pacs.encoding, blanks_at)
+            self.send_header("Content-Encoding", self.pacs.encoding)
         if more:
             self.send_header("Warning", self.pacs.warning)
         self.send_header("Content-Type", kind)

@@ -9,7 +9,8 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from components.acquire import raw
 from components.acquire.config import TransferConfig
@@ -27,6 +29,7 @@ from components.params import ParamsError, UserError, load_stage, parse, read_ya
 from tests.unit.small_pacs import PASSWORD, Pacs, as_file, make_series, serve
 
 ROOT = Path(__file__).resolve().parents[2]
+MIB = 2**20
 QUICK = TransferConfig(attempts=1, backoff_s=0.0, stall_s=1.0, slowest_mb_s=0.1, connections=1)
 
 
@@ -190,6 +193,70 @@ def test_a_fault_is_one_line_and_nothing_half_done_stays(
         assert "1.2.826" not in text
         assert PASSWORD not in text
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_compressed_answers_are_taken(pacs: Pacs, encoding: str) -> None:
+    expected = source().list_series(frozenset())
+    pacs.encoding = encoding
+    assert source().list_series(frozenset()) == expected
+    assert fetch(row_of(pacs, 7)) == [as_file(image) for image in pacs.series[6]]
+
+
+def peak(said: str, function: Callable[[], Any]) -> int:
+    """Bytes that a call takes at most, which is refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=said) as caught:
+            function()
+        assert "\n" not in str(caught.value)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_listing_that_inflates_without_end_is_given_up(
+    pacs: Pacs, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setattr("components.acquire.pacs.LISTING_BYTES", 4 * MIB, raising=False)
+    row = row_of(pacs, 7)
+    pacs.encoding, pacs.bomb = encoding, "listing"
+    said = "PACS: answers a query with more than 4194304 bytes, which is not allowed"
+    for asks in (lambda: source().list_series(frozenset()), source().check, lambda: fetch(row)):
+        assert peak(said, asks) < 32 * MIB
+
+
+@pytest.mark.parametrize(("bomb", "of_series", "said"), [
+    ("before", 16, "sends a series of more than 16777216 bytes"),
+    ("parts", 16, "sends an instance of more than 4194304 bytes"),
+    ("parts", 2, "sends a series of more than 2097152 bytes"),
+    ("bare", 16, "sends more than 4194304 bytes"),
+])  # fmt: skip
+def test_a_series_that_inflates_without_end_is_given_up(
+    pacs: Pacs, monkeypatch: pytest.MonkeyPatch, bomb: str, of_series: int, said: str
+) -> None:
+    monkeypatch.setattr("components.acquire.pacs.INFLATED_BYTES", 4 * MIB, raising=False)
+    monkeypatch.setattr("components.acquire.pacs.SERIES_BYTES", of_series * MIB, raising=False)
+    row = row_of(pacs, 7)
+    pacs.encoding, pacs.bomb = "gzip", bomb
+    assert peak(f"PACS: {said}, which is not allowed", lambda: fetch(row)) < 32 * MIB
+    assert not Path("raw").exists()
+
+
+def test_a_deflated_instance_is_kept_as_it_is_and_never_inflates_without_end(
+    pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.acquire.sources.dicomweb.INFLATED_BYTES", 4 * MIB, raising=False)
+    row = row_of(pacs, 1)
+    (image,) = pacs.series[0]
+    image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    pacs.files = [as_file(image)]
+    assert fetch(row) == pacs.files
+    image.add_new(0xFFFCFFFC, "OB", bytes(64 * MIB))
+    pacs.files = [as_file(image)]
+    said = "PACS: of an instance that it sends, deflated data of more than 4194304 bytes are not allowed"
+    assert peak(said, lambda: fetch(row, Path("bomb"))) < 32 * MIB
 
 
 def test_a_series_that_shrank_since_the_cohort_is_told(pacs: Pacs) -> None:

@@ -26,9 +26,10 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.errors import InvalidDicomError
 
 from components.acquire.config import TransferConfig
+from components.acquire.dataset import INFLATED_BYTES, InflateError, open_dataset
 from components.acquire.pacs import NO_JSON, Client, asking
 from components.acquire.sources import Listed, Listing
 from components.cohort.config import CohortConfig, DicomwebConfig
@@ -45,7 +46,6 @@ QUERY_ATTEMPTS = 3  # of one page: a listing of hundreds must not end with one h
 PASSES = 5
 QUESTIONS = 8  # at a time, where a PACS must be asked series by series: 150,000 of them take minutes and not hours
 SLICE_BYTES = 526_000  # QIDO tells no bytes: a slice of 512x512 pixels of 16 bit, with its header
-AS_STORED = (("application/dicom", "*"),)  # without the asterisk a PACS decompresses what it sends
 COUNT = "NumberOfSeriesRelatedInstances"
 TAGS = {
     "StudyDate": "00080020", "Modality": "00080060", "RetrieveURL": "00081190", "PatientID": "00100020",
@@ -118,10 +118,9 @@ class DicomwebSource:
                 )
             names = {uid: f"{number:06d}.dcm" for number, uid in enumerate(listed)}
             received: Counter[str] = Counter()
-            for dataset in _datasets(client, study, series):
-                uid = _sop_instance_uid(dataset)
+            for uid, content in _instances_sent(client, study, series):
                 if uid in names and uid not in received:
-                    _write(folder / names[uid], dataset)
+                    (folder / names[uid]).write_bytes(content)
                 received[uid] += 1
         missing, extra = len(names.keys() - received.keys()), len(received.keys() - names.keys())
         twice = received.total() - len(received)
@@ -332,25 +331,25 @@ def _choose(rows: dict[str, Row], config: DicomwebConfig) -> tuple[dict[str, Row
 # WADO-RS.
 
 
-def _datasets(client: Client, study: str, series: str) -> Iterator[Dataset]:
+def _instances_sent(client: Client, study: str, series: str) -> Iterator[tuple[str, bytes]]:
+    """SOPInstanceUID and bytes of each instance."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's quote values; headers are judged by screening
-            yield from client.iter_series(study, series, media_types=AS_STORED)
+            for content in client.iter_files(study, series):
+                yield _sop_instance_uid(content), content
     except (UserError, OSError):
         raise
+    except InflateError as error:
+        raise UserError(f"PACS: of an instance that it sends, {error}") from None
     except Exception as error:  # pydicom raises many kinds on damaged files, and their texts hold values
         raise UserError(f"PACS: its answer is not multipart DICOM ({type(error).__name__})") from None
 
 
-def _sop_instance_uid(dataset: Dataset) -> str:
+def _sop_instance_uid(content: bytes) -> str:
     """'' where there is none. Read raw: pydicom quotes a value that it thinks wrong in a warning."""
+    if content[128:132] != b"DICM":
+        raise InvalidDicomError
+    dataset = open_dataset(BytesIO(content), len(content), ("SOPInstanceUID",), INFLATED_BYTES).dataset
     value = dataset.get_item("SOPInstanceUID").value if "SOPInstanceUID" in dataset else b""
     return (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)).strip("\0 ")
-
-
-def _write(path: Path, dataset: Dataset) -> None:
-    """The very bytes that the PACS sent, not what pydicom would make of them."""
-    if not isinstance(dataset, FileDataset) or not isinstance(dataset.buffer, BytesIO):
-        raise TypeError("dicomweb-client: a part that was not read from a buffer")
-    path.write_bytes(dataset.buffer.getbuffer())
