@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import psutil
 
 from components import arithmetic
-from components.isolation import Lost, guarded
+from components.isolation import MAX_SECONDS, Deadline, Lost, guarded
 from components.params import PassingError, UserError
 from components.progress import track
 
@@ -31,6 +31,7 @@ SETTINGS = {
     "RAY_worker_niceness": "0",  # Ray's 15 lets any other process starve the work
     "RAY_task_oom_retries": "1",  # Ray's own monitor of the memory tries for ever
 }
+MARKS = Path(".ctfoundry")  # where every node sees the marks of missed deadlines
 OURS = "CTFOUNDRY_"  # settings of this machine, secrets among them
 ADDRESS_SECONDS = 5.0
 SOCKET_PATH = 107  # bytes, of the kernel
@@ -283,23 +284,26 @@ def map_isolated(
     *,
     memory: Callable[[ItemT], int],
     max_memory: int,
+    max_seconds: float = MAX_SECONDS,
 ) -> list[ResultT | Lost]:
     """``function`` over ``items`` as Ray tasks, results in the order of ``items``, with progress.
 
     So many run at a time as there are cores, and as the memory that they announce allows. A worker that crashes is
-    tried once more; then, and where an item needs more memory than it may or ends in an error, the item is
-    :class:`Lost` and the rest goes on. Only a UserError ends the run. Workers have this process' settings: they travel
-    with each item, where nothing logs them.
+    tried once more; then, and where an item needs more memory or time than it may or ends in an error, the item
+    is :class:`Lost` and the rest goes on. Only a UserError ends the run. Workers have this process' settings: they
+    travel with each item, where nothing logs them.
 
     Args:
         function, items: what to do; picklable.
         label: shown with the progress.
         memory: bytes that an item is expected to need.
         max_memory: bytes that a worker may take for an item.
+        max_seconds: that a worker may work on an item; one that takes longer is ended, and another takes its place.
     """
     if not items:
         return []
-    with ray_cluster(1):
+    MARKS.mkdir(parents=True, exist_ok=True)
+    with ray_cluster(1), tempfile.TemporaryDirectory(prefix="deadlines-", dir=MARKS) as marks:
         import ray
 
         whole, settings = _room_of_a_node(), {k: v for k, v in os.environ.items() if k.startswith(OURS)}
@@ -311,7 +315,10 @@ def map_isolated(
             running: dict[Any, int] = {}
             for index, item in enumerate(items):
                 wanted = min(whole, max_memory, memory(item))
-                running[task.options(memory=wanted).remote(function, item, here, settings, max_memory)] = index
+                deadline = Deadline(Path(here, marks, str(index)), max_seconds)
+                running[task.options(memory=wanted).remote(function, item, here, settings, max_memory, deadline)] = (
+                    index
+                )
                 if len(running) >= limit:
                     yield _next(running)
             while running:
@@ -336,7 +343,12 @@ def _next(running: dict[Any, int]) -> tuple[int, Any]:
 
 
 def _limited(
-    function: Callable[[ItemT], ResultT], item: ItemT, here: str, settings: dict[str, str], max_memory: int
+    function: Callable[[ItemT], ResultT],
+    item: ItemT,
+    here: str,
+    settings: dict[str, str],
+    max_memory: int,
+    deadline: Deadline,
 ) -> ResultT | Lost:
     """What a task runs: ``function`` in the driver's folder, within ``max_memory`` bytes more than the worker has."""
     import cv2
@@ -350,4 +362,4 @@ def _limited(
     os.environ.update(settings)
     check_arithmetic()
     cv2.setNumThreads(1)  # one process per core: more threads would only contend
-    return guarded(function, item, max_memory)
+    return guarded(function, item, max_memory, deadline)

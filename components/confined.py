@@ -24,12 +24,11 @@ from typing import Any, Literal, NoReturn, TypeVar
 import numpy as np
 
 from components.files import NO_ROOM
-from components.isolation import GIB, capped, data_bytes
+from components.isolation import GIB, capped, data_bytes, out_of_memory
 from components.params import UserError
 from components.preprocess.store import Volume
 
 MAX_HEAD = 16 * 2**20  # of the line that a child sends
-OUT_OF_MEMORY = ("can't allocate memory", "Insufficient memory", "bad_alloc")  # as torch, OpenCV and C++ put it
 PreparedT = TypeVar("PreparedT")
 Outcome = Literal["done", "refused", "failed", "no_room", "memory", "deadline", "crash"]
 
@@ -202,7 +201,7 @@ def _announced(head: bytes, most: int) -> int:
 
 def _said(error: BaseException, bounds: Bounds) -> dict[str, Any]:
     """An exception as a child sends it."""
-    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+    if out_of_memory(error):
         most = f"{bounds.memory_bytes / GIB:.3g} GiB"
         return {"outcome": "memory", "message": f"needs more than {most} of memory (CTFOUNDRY_MAX_MEMORY_BYTES)"}
     if isinstance(error, UserError):

@@ -1,13 +1,14 @@
-"""One item in a process that it may lose: memory limited, and any error of its own turned into :class:`Lost`."""
+"""One item in a process that it may lose: memory and time limited, any error of its own turned into :class:`Lost`."""
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import resource
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,9 @@ from components.params import UserError
 log = logging.getLogger(__name__)
 
 GIB = 2**30
+MAX_SECONDS = 900.0  # of one item, transfers not counted; the largest series takes a minute or two
+OUT_OF_MEMORY = ("can't allocate memory", "Insufficient memory", "bad_alloc")  # as torch, OpenCV and C++ put it
+OPENCV_NO_MEMORY = -4  # cv2.Error.StsNoMem, for those who have not loaded OpenCV
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -29,28 +33,86 @@ class Lost:
     detail: str
 
 
-def guarded(function: Callable[[ItemT], ResultT], item: ItemT, max_memory: int) -> ResultT | Lost:
+@dataclass(frozen=True)
+class Deadline:
+    """How long this process works on one item.
+
+    A decoder that never lets go runs no Python, not even a signal's handler. So a thread of faulthandler's, which needs
+    no interpreter, writes where the work was into ``mark`` and ends the process. To whoever waits for it, that is a
+    worker that died; whoever tries the item once more sees the mark, and does not wait as long again.
+
+    Attributes:
+        mark: a file of this item alone, seen by every process that may work on it.
+        seconds: by the clock on the wall.
+    """
+
+    mark: Path
+    seconds: float
+
+    @property
+    def missed(self) -> bool:
+        """At an earlier attempt."""
+        return self.mark.exists() and self.mark.stat().st_size > 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The block, which ends in time or takes this process along."""
+        with self.mark.open("w") as stream:
+
+            def start() -> None:
+                faulthandler.dump_traceback_later(self.seconds, exit=True, file=stream)
+
+            start()
+            _restart.append(start)
+            try:
+                yield
+            finally:
+                _restart.pop()
+                faulthandler.cancel_dump_traceback_later()
+
+
+_restart: list[Callable[[], None]] = []  # of the deadline that this process is under
+
+
+@contextmanager
+def untimed() -> Iterator[None]:
+    """A block that has time limits of its own, as a transfer has. Behind it, the item has all its seconds again."""
+    if not _restart:
+        yield
+        return
+    faulthandler.cancel_dump_traceback_later()
+    try:
+        yield
+    finally:
+        _restart[-1]()
+
+
+def guarded(
+    function: Callable[[ItemT], ResultT], item: ItemT, max_memory: int, deadline: Deadline | None = None
+) -> ResultT | Lost:
     """``function(item)`` within ``max_memory`` bytes more than this process has; an error is the item's own loss.
 
     The log says where an error came from, without its text, which may quote what a header holds.
 
+    Args:
+        function, item: what to do.
+        max_memory: bytes.
+        deadline: this process does not outlive it; an item that missed it at an earlier attempt is lost at once. None:
+            the item may take as long as it likes.
+
     Raises:
         UserError: as ``function`` does; a full disk is one.
     """
-    import cv2
-
+    if deadline is not None and deadline.missed:
+        return Lost(f"took longer than {deadline.seconds:g} s")
     try:
-        with memory_limit(max_memory):
+        with deadline.held() if deadline else nullcontext(), memory_limit(max_memory):
             return function(item)
     except UserError:
         raise
-    except MemoryError:
-        return Lost(f"needs more than {max_memory / GIB:g} GiB of memory")
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            return Lost(f"needs more than {max_memory / GIB:g} GiB of memory")
-        return _lost(error)
     except Exception as error:
+        if out_of_memory(error):
+            return Lost(f"needs more than {max_memory / GIB:g} GiB of memory")
         full = disk_full(error, Path(error.filename or tempfile.gettempdir())) if isinstance(error, OSError) else None
         if full is not None:
             raise full from None
@@ -61,6 +123,12 @@ def _lost(error: Exception) -> Lost:
     at = traceback.extract_tb(error.__traceback__)[-1]
     log.warning("an error that nobody foresaw: %s in %s, line %s", type(error).__name__, at.filename, at.lineno)
     return Lost(f"an error that nobody foresaw ({type(error).__name__})")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory was refused, in the words of any library that is used here."""
+    opencv = type(error).__module__ == "cv2" and getattr(error, "code", None) == OPENCV_NO_MEMORY
+    return opencv or isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from rich.console import Console
@@ -27,7 +28,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from components.isolation import Lost, guarded
+from components.isolation import MAX_SECONDS, Deadline, Lost, guarded
 from components.params import UserError
 
 LOG_SECONDS = 15.0
@@ -106,6 +107,7 @@ def map_series(
     workers: int | None = None,
     size: Callable[[ItemT], int] | None = None,
     max_memory: int | None = None,
+    max_seconds: float = MAX_SECONDS,
     lost: Callable[[ItemT, Lost], ResultT] | None = None,
 ) -> list[ResultT]:
     """``function`` over ``items`` in several processes, results in the order of ``items``, with progress.
@@ -119,6 +121,7 @@ def map_series(
         workers: processes; None takes one per core.
         size: bytes of an item, for the rate and the time left; None counts every item alike.
         max_memory: bytes that a process may take for an item; only with ``lost``.
+        max_seconds: that a process may work on an item, where ``max_memory`` is given.
         lost: makes the result of an item that gave none.
     """
     workers = min(len(items), workers or os.cpu_count() or 1)
@@ -127,7 +130,7 @@ def map_series(
     sizes = sizes if in_bytes else [1] * len(items)
     if not items or (workers <= 1 and lost is None):
         return list(track(map(function, items), sizes, label, in_bytes))
-    found = _in_order(_in_processes(_Work(function, max_memory), items, workers), len(items))
+    found = _in_order(_in_processes(_Work(function, max_memory, max_seconds), items, workers), len(items))
     results = []
     for item, result in zip(items, track(found, sizes, label, in_bytes), strict=True):
         if isinstance(result, Lost):
@@ -144,9 +147,13 @@ class _Work(Generic[ItemT, ResultT]):
 
     function: Callable[[ItemT], ResultT]
     max_memory: int | None
+    max_seconds: float
 
-    def __call__(self, item: ItemT) -> ResultT | Lost:
-        return self.function(item) if self.max_memory is None else guarded(self.function, item, self.max_memory)
+    def __call__(self, item: ItemT, mark: Path) -> ResultT | Lost:
+        """``mark``: of this item's deadline, the same at every attempt."""
+        if self.max_memory is None:
+            return self.function(item)
+        return guarded(self.function, item, self.max_memory, Deadline(mark, self.max_seconds))
 
 
 def _in_processes(
@@ -155,25 +162,30 @@ def _in_processes(
     """Numbers and results, as they come. A process that dies takes the whole pool along: then each item that was on its
     way is tried in a process of its own, which tells the one that kills from those that were near."""
     waiting = list(range(len(items) - 1, -1, -1))
-    while waiting:
-        on_its_way: dict[Future[ResultT | Lost], int] = {}
-        with _pool(workers) as pool:
-            try:
-                while waiting or on_its_way:
-                    while waiting and len(on_its_way) < IN_FLIGHT * workers:
-                        on_its_way[pool.submit(work, items[waiting[-1]])] = waiting[-1]
-                        waiting.pop()
-                    for future in wait(on_its_way, return_when=FIRST_COMPLETED).done:
-                        result = future.result()
-                        yield on_its_way.pop(future), result
-            except BrokenProcessPool:
-                pass
-        for index in sorted(on_its_way.values()):
-            try:
-                with _pool(1) as pool:
-                    yield index, pool.submit(work, items[index]).result()
-            except BrokenProcessPool:
-                yield index, Lost("its worker process died, twice")
+    with tempfile.TemporaryDirectory(prefix="ctfoundry-") as marks:
+
+        def submit(pool: ProcessPoolExecutor, index: int) -> Future[ResultT | Lost]:
+            return pool.submit(work, items[index], Path(marks, str(index)))
+
+        while waiting:
+            on_its_way: dict[Future[ResultT | Lost], int] = {}
+            with _pool(workers) as pool:
+                try:
+                    while waiting or on_its_way:
+                        while waiting and len(on_its_way) < IN_FLIGHT * workers:
+                            on_its_way[submit(pool, waiting[-1])] = waiting[-1]
+                            waiting.pop()
+                        for future in wait(on_its_way, return_when=FIRST_COMPLETED).done:
+                            result = future.result()
+                            yield on_its_way.pop(future), result
+                except BrokenProcessPool:
+                    pass
+            for index in sorted(on_its_way.values()):
+                try:
+                    with _pool(1) as pool:
+                        yield index, submit(pool, index).result()
+                except BrokenProcessPool:
+                    yield index, Lost("its worker process died, twice")
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

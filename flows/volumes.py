@@ -87,13 +87,14 @@ def _open(arguments: argparse.Namespace) -> Opened:
 
 
 def _read_labels(arguments: argparse.Namespace, path: Path, opened: Opened) -> Labels:
-    from components.labels.onto_grid import NIFTI_SUFFIXES, read_labels
+    from components.labels.apart import read_labels_apart
+    from components.labels.onto_grid import NIFTI_SUFFIXES
 
     scan = None if arguments.force else opened.origin
     if scan is not None and not scan.frame and not path.name.endswith(NIFTI_SUFFIXES):
         print("warning: the volume's frame of reference is not known, so that nothing tells whether the labels are of "
               "the same scan", file=sys.stderr)  # fmt: skip
-    return read_labels(path, opened.volume.affine, opened.volume.hu.shape, scan, arguments.segment)
+    return read_labels_apart(path, opened.volume.affine, opened.volume.hu.shape, scan, arguments.segment)
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from components.acquire.sources import Source, source_of
 from components.cohort.config import CohortConfig
 from components.command import cohort_slice
 from components.files import StopStageError, read_table, write_table
-from components.isolation import GIB, Lost, check_unexpected
+from components.isolation import GIB, Lost, check_unexpected, untimed
 from components.params import UserError
 from components.preprocess.nifti import measure_nifti
 from components.progress import map_series
@@ -69,7 +69,8 @@ class SeriesJob:
         while True:
             attempt += 1
             try:
-                return raw.fetch(self.source, self.row, self.members, self.folder, self.config.transfer)
+                with untimed():  # the transfer has its own deadline, by the bytes that are to come
+                    return raw.fetch(self.source, self.row, self.members, self.folder, self.config.transfer)
             except StopStageError:
                 raise
             except (UserError, OSError) as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from components import cluster
-from components.isolation import GIB
+from components.isolation import GIB, Deadline
 from components.params import UserError
 from components.pretrain.ray_driver import START_S
 from tests.released import ROOT, free_port
@@ -100,12 +100,15 @@ def test_a_worker_has_the_drivers_settings_and_no_other(monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "environ", {**os.environ, "CTFOUNDRY_ROOT_DICOM": "the node's own"})
     settings = {"CTFOUNDRY_PSEUDONYM_KEY": SECRET}
-    assert cluster._limited(settings_of, "CTFOUNDRY_", str(tmp_path), settings, GIB) == settings
+    assert (
+        cluster._limited(settings_of, "CTFOUNDRY_", str(tmp_path), settings, GIB, Deadline(tmp_path / "mark", 60))
+        == settings
+    )
 
 
 def test_a_node_without_the_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not see this checkout"):
-        cluster._limited(settings_of, "", str(tmp_path / "elsewhere"), {}, GIB)
+        cluster._limited(settings_of, "", str(tmp_path / "elsewhere"), {}, GIB, Deadline(tmp_path / "mark", 60))
 
 
 def test_a_task_asks_for_no_more_than_a_node_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ dies no more than the series that killed it."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from ray import cloudpickle
 
 from components.acquire.config import AcquireConfig
 from components.acquire.stage import acquire_shard, jobs_of
+from components.cluster import map_isolated
 from components.cohort.config import CohortConfig
 from components.cohort.stage import write_slices
 from components.files import read_table, sha256_tree
@@ -165,6 +168,27 @@ def test_a_worker_that_dies_costs_its_series_only(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(stage, "preprocess_series", preprocess_series)
     again = preprocessed()
     assert again["decoded"].all(), "the loss is not kept: the next run tries again"
+
+
+def endless(job: VolumeJob) -> None:
+    """As the stage's own function, with one series whose decoder never lets go."""
+    if job.series.row["series"] == f"s{1:016x}":
+        ctypes.PyDLL(None).sleep(600)  # holds the interpreter's lock
+    preprocess_series(job)
+
+
+def test_a_series_that_never_ends_costs_itself_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    acquired(4)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(stage, "preprocess_series", endless)
+    monkeypatch.setattr(stage, "map_isolated", partial(map_isolated, max_seconds=20))
+    begin = time.monotonic()
+    catalogue = preprocessed().set_index("series")
+    assert time.monotonic() - begin < 300
+    assert catalogue["decoded"].tolist() == [True, False, True, True]
+    assert catalogue.loc[f"s{1:016x}", "detail"] == "took longer than 20 s"
+    assert not list(Path(".ctfoundry").glob("deadlines-*"))
 
 
 def test_a_file_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from components.confined import Bounds, Result, isolated
 from components.files import DiskFullError
-from components.isolation import GIB, Lost, check_unexpected, guarded
+from components.isolation import GIB, Deadline, Lost, check_unexpected, guarded, out_of_memory, untimed
 from components.params import UserError
 from components.progress import map_series
 
@@ -26,6 +29,11 @@ def work(item: str) -> str:
     """Does what its name says."""
     if item == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if item == "endless":
+        ctypes.PyDLL(None).sleep(600)  # C code that holds the interpreter's lock, as a decoder may
+    if item == "slow transfer":
+        with untimed():
+            time.sleep(5)
     if item == "too large":
         return str(np.ones(2 << 30).sum())  # 16 GiB
     if item == "odd":
@@ -40,7 +48,7 @@ def work(item: str) -> str:
 
 
 def cv2_error(code: int) -> Exception:
-    error = cv2.error("OpenCV: Failed to allocate 10 bytes")
+    error = cv2.error("OpenCV: Failed in a function")
     error.code = code
     return error
 
@@ -78,8 +86,64 @@ def test_without_a_word_for_what_is_lost_a_dead_worker_is_one_line() -> None:
         map_series(work, ["a", "killed"], "try", workers=2)
 
 
+def test_an_item_that_never_ends_is_ended_and_the_others_go_on() -> None:
+    items = ["a", "endless", "b", "slow transfer", "c", "killed", "endless", "d"]
+    begin = time.monotonic()
+    found = map_series(work, items, "try", workers=2, max_memory=GIB, max_seconds=3, lost=told)
+    assert found == [
+        "A",
+        "endless: took longer than 3 s",
+        "B",
+        "SLOW TRANSFER",
+        "C",
+        "killed: its worker process died, twice",
+        "endless: took longer than 3 s",
+        "D",
+    ]
+    assert time.monotonic() - begin < 120
+
+
+def test_behind_a_transfer_the_deadline_holds_again(tmp_path: Path) -> None:
+    deadline = Deadline(tmp_path / "mark", 1)
+    child = os.fork()
+    if child == 0:
+
+        def endless(_: str) -> None:
+            with untimed():
+                time.sleep(2)
+            time.sleep(30)
+
+        guarded(endless, "item", GIB, deadline)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert "in endless" in deadline.mark.read_text(), "where it was"
+    assert guarded(work, "a", GIB, deadline) == Lost("took longer than 1 s"), "not tried for as long again"
+
+
+def test_an_item_in_time_leaves_no_deadline_behind(tmp_path: Path) -> None:
+    deadline = Deadline(tmp_path / "mark", 0.5)
+    for item, expected in (("a", "A"), ("odd", Lost("an error that nobody foresaw (TypeError)")), ("b", "B")):
+        assert guarded(work, item, GIB, deadline) == expected
+    time.sleep(1)  # this process is still there
+    assert not deadline.missed
+
+
 def test_memory_that_opencv_does_not_get_is_the_items_loss() -> None:
     assert guarded(work, "opencv", GIB) == Lost("needs more than 1 GiB of memory")
+
+
+def test_memory_is_refused_in_many_words() -> None:
+    torch = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    for error in (MemoryError(), cv2_error(-4), torch, RuntimeError("std::bad_alloc")):
+        assert out_of_memory(error)
+
+        def refused(_: object, error: BaseException = error) -> Result:
+            raise error
+
+        assert guarded(refused, "item", GIB) == Lost("needs more than 1 GiB of memory")
+        with pytest.raises(UserError, match=r"^a\.zip: needs more than 1 GiB of memory"):
+            isolated(lambda: None, refused, Bounds(memory_bytes=GIB), "a.zip")
+    assert not out_of_memory(cv2_error(-2))
 
 
 def test_the_log_says_where_and_not_what(caplog: pytest.LogCaptureFixture) -> None:
