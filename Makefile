@@ -31,7 +31,7 @@ release: $(READY) ## make a release of LINE from SOURCE: run the graph, judge th
 
 test: $(READY) ## fast unit tests and integration tests with the real tools
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit
-	$(BIN)/python -m pytest -m "not slow" tests/integration
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile tests/integration
 
 test-slow: $(READY) ## proof that takes minutes: whole releases, killed and resumed, served and verified
 	$(BIN)/python -m pytest -m slow

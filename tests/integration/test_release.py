@@ -16,7 +16,7 @@ from components.files import sha256_tree
 from components.phantom.faults import fault_named
 
 
-@pytest.fixture(scope="module", params=["wholebody", "head"])
+@pytest.fixture(scope="module", params=["wholebody", pytest.param("head", marks=pytest.mark.slow)])
 def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, str, str]:
     """A checkout after ``ctfoundry release``, its line, and what the command printed. Two shards, and one."""
     line = str(request.param)
