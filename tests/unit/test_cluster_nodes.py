@@ -15,7 +15,7 @@ import torch
 from pretrain_project import block
 
 from components import arithmetic, cluster
-from components.isolation import GIB
+from components.isolation import GIB, Deadline
 from components.params import UserError
 from components.pretrain import ray_driver
 from components.pretrain.workers import World
@@ -48,15 +48,24 @@ def test_a_node_that_cannot_be_portable_is_named(
 ) -> None:
     node(processor, "machine")  # the mode comes with the item
     with pytest.raises(UserError) as caught:
-        cluster._limited(abs, -3, str(tmp_path), {arithmetic.VARIABLE: arithmetic.PORTABLE}, GIB)
+        cluster._limited(
+            abs, -3, str(tmp_path), {arithmetic.VARIABLE: arithmetic.PORTABLE}, GIB, Deadline(tmp_path / "mark", 60)
+        )
     assert str(caught.value).startswith("RAY_ADDRESS: node gpu7 (")
     assert f"portable is not possible on this processor ({has}): it needs x86-64 with AVX2 and FMA" in str(caught.value)
-    assert cluster._limited(abs, -3, str(tmp_path), {}, GIB) == 3, "nobody promised anything"
+    assert cluster._limited(abs, -3, str(tmp_path), {}, GIB, Deadline(tmp_path / "mark", 60)) == 3, (
+        "nobody promised anything"
+    )
 
 
 def test_a_node_that_can_be_portable_works(node: Callable[..., None], tmp_path: Path) -> None:
     node(NEW, "portable")
-    assert cluster._limited(abs, -3, str(tmp_path), {arithmetic.VARIABLE: arithmetic.PORTABLE}, GIB) == 3
+    assert (
+        cluster._limited(
+            abs, -3, str(tmp_path), {arithmetic.VARIABLE: arithmetic.PORTABLE}, GIB, Deadline(tmp_path / "mark", 60)
+        )
+        == 3
+    )
 
 
 class Context:
