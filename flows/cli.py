@@ -120,11 +120,12 @@ def _release(arguments: argparse.Namespace) -> int:
 
 def _release_alone(arguments: argparse.Namespace, run: Run) -> int:
     from components.params import check_file
-    from flows.places import require_repository, require_server
+    from flows.places import require_pins, require_repository, require_server
     from flows.sources import pin, pin_source
 
     check_file()
     require_repository()
+    require_pins()
     require_server()
     if arguments.source:
         pin_source(arguments.line, arguments.source, arguments.evaluation)
@@ -149,8 +150,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from components.progress import wide_console
+    from flows.places import require_pins
     from flows.verify import verify
 
+    require_pins()
     with checkout_lock(f"verify --line {arguments.line}"), ending_with_us():
         compared = verify(arguments.line, arguments.keep)
     table = Table("stage", "output", "recorded", "recomputed", "identical")

@@ -5,11 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import urllib.request
+from importlib import metadata
+
+from packaging.version import Version
 
 from components.params import UserError
+from flows.pins import PINS, SERVING
 from flows.repository import commit_labels, is_repository
 
 SERVER_VARIABLE = "PREFECT_API_URL"
+NAMED = 3  # packages that an error names
 
 
 def require_repository() -> None:
@@ -22,6 +27,30 @@ def require_repository() -> None:
         raise UserError(
             "this folder is no git repository: clone it, make it one (git init && git add -A && git commit -m import), "
             "or release without a commit's name on the Bento (dvc config --local core.no_scm true)"
+        )
+
+
+def require_pins() -> None:
+    """What decides the outputs is installed as the lock file says. Raises UserError.
+
+    A build's own mark, such as ``+cpu`` or ``+cu130``, is no other version. The Bento installs its own.
+    """
+    pinned = {
+        line for path in PINS.glob("*.txt") if path.stem != SERVING for line in path.read_text("utf-8").splitlines()
+    }
+    other = []
+    for name, _, version in sorted(line.partition("==") for line in pinned):
+        try:
+            installed = Version(metadata.version(name)).public
+        except metadata.PackageNotFoundError:
+            installed = "missing"
+        if installed != version:
+            other.append(f"{name} {installed} (pinned: {version})")
+    if other:
+        more = f" and {len(other) - NAMED} more" if len(other) > NAMED else ""
+        raise UserError(
+            f"installed is {', '.join(other[:NAMED])}{more}: a release is made with what constraints.txt pins; run "
+            "`pip install -c constraints.txt -e .`, or pin your versions there and run `python -m flows.pins --write`"
         )
 
 

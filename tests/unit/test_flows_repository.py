@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from components.params import UserError
 from flows import repository
-from flows.places import require_repository
+from flows.places import require_pins, require_repository
 from flows.verify import MADE_ON, verify
 
 
@@ -81,3 +83,20 @@ def test_verify_takes_along_what_a_release_wrote_and_misses_nothing_that_it_did_
     MADE_ON.write_text("{}\n")
     verify("head", tmp_path / "with")
     assert (tmp_path / "with" / MADE_ON).read_bytes() == MADE_ON.read_bytes()
+
+
+def test_what_is_not_installed_as_pinned_is_named_before_a_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_pins()  # this environment is the lock file's
+    monkeypatch.chdir(tmp_path)
+    pins = tmp_path / "infra" / "pins"
+    pins.mkdir(parents=True)
+    (pins / "evaluate.txt").write_text(f"numpy=={metadata.version('numpy')}\nscipy==1.0.1\n")
+    (pins / "serving.txt").write_text("bentoml==0.0.1\n")  # of the Bento, which brings its own
+    scipy = re.escape(metadata.version("scipy"))
+    with pytest.raises(UserError, match=rf"^installed is scipy {scipy} \(pinned: 1\.0\.1\): a release is made with"):
+        require_pins()
+    (pins / "pretrain.txt").write_text("no-such-package==2\nmonai==0.1\nnumpy==0.1\n")
+    with pytest.raises(UserError, match=r"no-such-package missing \(pinned: 2\).* and 1 more: "):
+        require_pins()
