@@ -126,6 +126,8 @@ def test_what_is_missing_of_the_rescaling_is_its_neutral_value_and_told(
     plain = read_upload(archive(stated, tmp_path / "stated.zip"), "zip", Limits())
     np.testing.assert_array_equal(odd.volume.hu, plain.volume.hu)
     np.testing.assert_array_equal(odd.volume.hu, read_series(paths).hu)
+    stored = read_series(changed(slices, tmp_path / "stored", rescale("1", "0"))).hu
+    np.testing.assert_array_equal(odd.volume.hu, stored * int(read_as[0]) + int(read_as[1]))
     assert (odd.measurements["rescale_missing"], plain.measurements["rescale_missing"]) == (6, 0)
     assert "rescale" in told(odd)
     assert "rescale" not in told(plain)
