@@ -18,13 +18,16 @@ from components.pretrain.models import build_encoder
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def write_release(folder: Path) -> None:
-    """An untrained encoder, the whole-body line's own preprocessing and thresholds; the manifest is the caller's."""
-    parameters = read_yaml(ROOT / "params.yaml")["wholebody"]
-    view = InputConfig(orientation="SPL", spacing_mm=(3.0, 1.0, 1.0), size_vox=(16, 64, 64), windows=((0.0, 2000.0),))
+def write_release(folder: Path, line: str = "wholebody") -> None:
+    """An untrained encoder, the line's own preprocessing and thresholds; the manifest is the caller's."""
+    parameters = read_yaml(ROOT / "params.yaml")[line]
+    orientation, spacing = (parameters["preprocess"][name] for name in ("orientation", "spacing_mm"))
+    view = InputConfig(
+        orientation=orientation, spacing_mm=tuple(spacing), size_vox=(16, 64, 64), windows=((0.0, 2000.0),)
+    )
     config = SegResConfig(kind="segres", init_filters=4, blocks_down=(1, 1, 1))
     encoder = build_encoder(config, view, seed=1)
-    Embedder.from_encoder(encoder, EmbedConfig(line="wholebody", encoder=config, input=view)).save(folder)
+    Embedder.from_encoder(encoder, EmbedConfig(line=line, encoder=config, input=view)).save(folder)
     write_json(folder / "preprocess.json", parameters["preprocess"])
     judged = {"headers": parameters["screen"], "volumes": parameters["curate"]}
     write_json(folder / "quality.json", {**judged, "mixed_series": parameters["acquire"]["mixed_series"]})

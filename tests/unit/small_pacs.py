@@ -177,6 +177,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(200, body, kind, blanks_at=0 if self.pacs.bomb == "before" else len(parts))
         if fault == "no length":  # as Orthanc does
             return self.send(200, body, kind, length=None)
+        if fault in ("chunked", "cut, chunked"):
+            return self.send_chunked(body, kind, whole=fault == "chunked")
         if fault in ("cut", "cut, no length"):
             return self.send(200, body[:-40], kind, length=len(body) if fault == "cut" else None)
         if fault in ("stalls", "drips"):
@@ -209,6 +211,22 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body) if length < 0 else length))
         self.end_headers()
         self.wfile.write(body)
+        self.wfile.flush()
+
+    def send_chunked(self, body: bytes, kind: str, whole: bool) -> None:
+        """In chunks (RFC 9112, 7.1) of 1 byte and more, one with an extension; without the last where not ``whole``."""
+        self.protocol_version = "HTTP/1.1"  # HTTP/1.0 knows no chunks
+        self.send_response(200)
+        for name, value in (("Content-Type", kind), ("Transfer-Encoding", "chunked"), ("Connection", "close")):
+            self.send_header(name, value)
+        self.end_headers()
+        begin, size = 0, 1
+        while begin < len(body) - (0 if whole else 500):
+            chunk = body[begin : begin + size]
+            self.wfile.write(f"{len(chunk):X}{';note=1' if begin == 0 else ''}\r\n".encode() + chunk + b"\r\n")
+            begin, size = begin + size, size % 4000 + 37
+        if whole:
+            self.wfile.write(b"0\r\n\r\n")
         self.wfile.flush()
 
     def log_message(self, *_: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 import socket
@@ -15,7 +16,7 @@ import torch
 from pretrain_project import block
 
 from components import arithmetic, cluster
-from components.isolation import GIB, Deadline
+from components.isolation import GIB, Deadline, Lost
 from components.params import UserError
 from components.pretrain import ray_driver
 from components.pretrain.workers import World
@@ -102,3 +103,50 @@ def test_training_ends_where_one_node_cannot_be_portable(
     assert ray_driver._work(job) == ""
     assert heard == [(World(1, 2, torch.device("cpu")), None)], "one that can asks the others"
     assert len(trained) == 1
+
+
+class Ended:
+    """In the place of ``ray.wait`` and ``ray.get``: tasks are their own references, and end as is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ends: dict[str, Any]) -> None:
+        self.ends = ends
+        monkeypatch.setattr(ray, "wait", lambda tasks, num_returns: (tasks[-num_returns:], tasks[:-num_returns]))
+        monkeypatch.setattr(ray, "get", self.get)
+
+    def get(self, task: str) -> Any:
+        if isinstance(self.ends[task], Exception):
+            raise self.ends[task]
+        return self.ends[task]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nLots of advice"),
+        ray.exceptions.WorkerCrashedError(),
+        ray.exceptions.NodeDiedError("node 1234 is dead"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_worker_that_died_twice_costs_its_item_only(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    Ended(monkeypatch, {"first": 11, "second": error, "third": 33})
+    running: dict[Any, int] = {"first": 0, "second": 1, "third": 2}
+    found = [cluster._next(running) for _ in range(3)]
+    assert found == [(2, 33), (1, Lost(f"its worker process died, twice ({type(error).__name__})")), (0, 11)]
+    assert running == {}
+
+
+def test_what_a_task_raises_itself_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    mistake = UserError("RAY_ADDRESS: node gpu7 does not see this checkout")
+    Ended(monkeypatch, {"first": ray.exceptions.RayTaskError("_limited", "a traceback", mistake)})
+    with pytest.raises(UserError) as raised:
+        cluster._next({"first": 0})
+    assert raised.value is mistake
+
+
+def test_a_task_that_ray_kills_for_its_memory_is_tried_once_more() -> None:
+    """Ray's own number is without end, and a setting that Ray does not know would say nothing."""
+    assert cluster.SETTINGS["RAY_task_oom_retries"] == "1"
+    binary = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
+    with binary.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        assert content.find(b"task_oom_retries") >= 0

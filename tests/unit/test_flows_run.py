@@ -158,6 +158,26 @@ def test_a_failed_run_prints_nothing_of_an_earlier_one(
         assert word in printed
 
 
+def test_the_page_shows_plots_of_this_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failure, those of the stages that it did not come to are an earlier run's."""
+    from flows import artifacts
+
+    monkeypatch.chdir(tmp_path)
+    for place in ("head/pretrain/curves", "head/evaluate/figures/scores", "wholebody/evaluate/others"):
+        (tmp_path / "data" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / f"{place}.png").write_bytes(b"PNG of " + place.encode())
+    shown: dict[str, str] = {}
+    monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda key, markdown, **_: shown.update({key: markdown}))
+    run = Run("head", outcomes={"cohort@head": "ran", "pretrain@wholebody": "ran", "evaluate@wholebody": "ran"})
+    artifacts.publish_model(run)
+    assert shown == {}, "nothing made, nothing shown"
+    for made, names in (("pretrain", ["curves"]), ("evaluate", ["curves", "scores"])):
+        run.outcomes[f"{made}@head"] = "ran" if made == "pretrain" else "unchanged"
+        artifacts.publish_model(run)
+        assert list(shown) == ["head-plots"]
+        assert [line for line in shown["head-plots"].splitlines() if "#" in line] == [f"### {name}" for name in names]
+
+
 @pytest.mark.parametrize("passing", [True, False])
 def test_prefect_tries_again_what_may_pass(passing: bool) -> None:
     from prefect.states import Failed

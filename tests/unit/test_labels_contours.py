@@ -136,6 +136,21 @@ def test_a_broken_roi_is_named_and_the_sound_ones_can_be_had(axial: Scan, tmp_pa
         on(axial, path, "liver")
 
 
+@pytest.mark.parametrize("broken", [b"x234.5", b"1,34.5", b"1.2.34", b"12 4.5", b"nan   ", b"-1e999"])
+def test_a_broken_number_of_a_contour_is_told(axial: Scan, tmp_path: Path, broken: bytes) -> None:
+    """As no library would write it."""
+    sound = [contour(rectangle(axial.items[2], (20.5, 60.5), (20.5, 60.5)))]
+    odd = contour([1234.5, *rectangle(axial.items[2], (1, 9), (1, 9))[1:]])
+    path = saved(structures(axial.items[0], {"sound": sound, "odd": [odd]}), tmp_path / "RS.dcm")
+    content = path.read_bytes()
+    assert content.count(b"1234.5") == 1
+    path.write_bytes(content.replace(b"1234.5", broken))
+    with pytest.raises(UserError, match=r"^labels RS\.dcm: ROI 'odd': a contour") as told:
+        on(axial, path)
+    assert len(str(told.value).splitlines()) == 1
+    assert [(s.name, s.voxels) for s in on(axial, path, "sound").segments] == [("sound", 1600)]
+
+
 @pytest.mark.parametrize(
     ("sequence", "keyword", "says"),
     [

@@ -108,3 +108,18 @@ def test_thousands_of_labels_take_seconds(tmp_path: Path) -> None:
     assert len(labels.segments) == 9_999
     assert labels.segments[0].covered == 0.0
     assert labels.segments[-1].covered == 1.0
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_labels_that_do_not_say_where_they_lie_are_refused(name: str, tmp_path: Path) -> None:
+    """Readers differ in where they would put them: they would name the wrong voxels."""
+    path, blocks = written(tmp_path / name, (1, 2), np.uint8)
+    image = nib.Nifti1Image(blocks.astype(np.uint8), np.eye(4))
+    image.set_sform(np.eye(4), 0)
+    image.set_qform(np.eye(4), 1)
+    nib.save(image, path)
+    np.testing.assert_array_equal(on(path).mask("label 2"), blocks == 2)
+    image.set_qform(np.eye(4), 0)
+    nib.save(image, path)
+    with pytest.raises(UserError, match=rf"^{name}: the header states no orientation"):
+        on(path)

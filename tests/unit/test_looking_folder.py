@@ -4,6 +4,9 @@ even stack is not shown as one."""
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from components.looking.volume import export, export_labels, facts, open_volume,
 from components.params import UserError
 from components.preprocess.store import Volume
 from flows.volumes import add_parser
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -124,6 +129,33 @@ def test_what_training_would_reject_is_told(
         item.save_as(path)
     assert run("export", str(scan.folder), str(tmp_path / "out.nii.gz")) == 0
     assert "warning: kvp: tube voltage at least" in capsys.readouterr().err
+
+
+CRASHING = """
+import ctypes
+import components.looking.{module} as module
+module.{reader} = lambda *_: ctypes.string_at(0)
+from flows.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("module", "reader"), [("folder", "read_series"), ("volume", "read_nifti")])
+def test_a_scan_that_kills_its_reader_is_one_line_and_nothing_is_written(
+    scan: Scan, tmp_path: Path, module: str, reader: str
+) -> None:
+    """Its reader, and not the command: a decoder is C code."""
+    path = scan.folder if module == "folder" else tmp_path / "ct.nii.gz"
+    if module == "volume":
+        export(open_volume(scan.folder), path)
+    before = sorted(tmp_path.iterdir())
+    code = CRASHING.format(module=module, reader=reader)
+    command = [sys.executable, "-W", "ignore", "-c", code, "volume", "export", str(path), str(tmp_path / "out.nii.gz")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    said = f"ctfoundry: {path.name}: its reader crashed (SIGSEGV): the file is damaged, or not what its header says\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_labels_of_another_scan_need_force(
