@@ -181,6 +181,7 @@ def driver(nodes: TwoNodes, folder: Path, script: str, **variables: str) -> subp
     """A script run beside the cluster, with settings in its own environment only."""
     path = folder / "driver.py"
     path.write_text(script)
+    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     known = {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     search = os.pathsep.join([str(folder), str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "integration")])
