@@ -130,10 +130,13 @@ def _is_dvc(process: psutil.Process) -> bool:
 def started(
     command: list[str], cwd: str | None = None, environment: dict[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], Iterator[str]]]:
-    """A child process and the lines that it prints, its errors among them. It has ended on the way out."""
+    """A child process and the lines that it prints, its errors among them. It has ended on the way out.
+
+    It has a process group of its own: Ctrl-C is ours to hear. A stage that hears it, too, would log a traceback.
+    """
     process = subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
-        errors="replace",
+        errors="replace", process_group=0,
     )  # fmt: skip
     assert process.stdout is not None
     try:
