@@ -95,7 +95,9 @@ def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
         UserError: a file is missing, differs from the manifest or is not in it.
     """
     manifest = verify_bundle(folder)
-    preprocess = parse(PreprocessConfig, read_json(folder / "preprocess.json"), "preprocess.json")
+    # Settings of the machine that made it are no part of a release; here the service's own bounds hold.
+    elsewhere = dict.fromkeys(PreprocessConfig.of_the_machine, 1.0)
+    preprocess = parse(PreprocessConfig, elsewhere | read_json(folder / "preprocess.json"), "preprocess.json")
     quality = read_json(folder / "quality.json")
     return ServedBundle(
         manifest,

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from components.files import write_json
-from components.params import read_yaml
+from components.params import decisive, read_yaml
 from components.pretrain.config import InputConfig, SegResConfig
 from components.pretrain.embed import EmbedConfig, Embedder
 from components.pretrain.models import build_encoder
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def write_release(folder: Path, line: str = "wholebody") -> None:
     """An untrained encoder, the line's own preprocessing and thresholds; the manifest is the caller's."""
-    parameters = read_yaml(ROOT / "params.yaml")[line]
+    parameters = decisive(read_yaml(ROOT / "params.yaml")[line])  # as stage ``bundle`` writes them
     orientation, spacing = (parameters["preprocess"][name] for name in ("orientation", "spacing_mm"))
     view = InputConfig(
         orientation=orientation, spacing_mm=tuple(spacing), size_vox=(16, 64, 64), windows=((0.0, 2000.0),)
