@@ -38,8 +38,11 @@ SOCKET_PATH = 107  # bytes, of the kernel
 IN_SESSION = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store") + 2
 LOGS = Path(".ctfoundry/ray-logs")  # of the last start that failed
 ITS_LOGS = "Its logs are in /tmp/ray/session_latest/logs of its head node, where its owner set no other folder"
-# Before what a part of Ray that ended says itself, such as that a port is taken.
-ASKS_FOR_A_REPORT = re.compile(r"Last \d+ lines of error files:.*?Check failed: \S+ ", re.DOTALL)
+# Before what a part of Ray that ended says itself, such as that a port is taken; and Ray's own traceback, of which the
+# last line says why.
+NOT_FOR_PEOPLE = re.compile(
+    r"Last \d+ lines of error files:(?s:.*?)Check failed: \S+ |Traceback \(most recent call last\):\n(?:[ \t].*\n)+"
+)
 REASON_LENGTH = 240  # characters; Ray's own text may hold a traceback
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -160,7 +163,7 @@ def _keep_logs(temporary: str) -> str:
 def _reason(error: Exception) -> str:
     """What Ray says, with the cause that it names, short and on one line."""
     said = ": ".join(str(e) or type(e).__name__ for e in (error, error.__cause__) if e is not None)
-    return textwrap.shorten(ASKS_FOR_A_REPORT.sub("", said), REASON_LENGTH, placeholder=" ...").rstrip(".")
+    return textwrap.shorten(NOT_FOR_PEOPLE.sub("", said), REASON_LENGTH, placeholder=" ...").rstrip(".")
 
 
 def _short_folder() -> str:

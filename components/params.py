@@ -52,13 +52,14 @@ class ParamsError(UserError):
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def parse(config_class: type[ConfigT], block: Any, prefix: str) -> ConfigT:
+def parse(config_class: type[ConfigT], block: Any, prefix: str, file: str = str(PARAMS_FILE)) -> ConfigT:
     """Parse one block of parameters.
 
     Args:
         config_class: the block's class.
-        block: the mapping read from YAML.
-        prefix: dotted path of the block in ``params.yaml``, for messages.
+        block: the mapping read from YAML or JSON.
+        prefix: dotted path of the block in ``file``, for messages; empty for the whole file.
+        file: where it was read.
 
     Raises:
         ParamsError: one line per mistake: key, value, what is allowed, nearest known key.
@@ -72,7 +73,7 @@ def parse(config_class: type[ConfigT], block: Any, prefix: str) -> ConfigT:
             for problem in error.errors()
             if not any(place != problem["loc"] and place[: len(problem["loc"])] == problem["loc"] for place in places)
         ]
-        raise ParamsError("\n".join(_line(config_class, problem, prefix, block) for problem in told)) from None
+        raise ParamsError("\n".join(_line(config_class, problem, prefix, block, file) for problem in told)) from None
 
 
 def _tuples(value: Any) -> Any:
@@ -114,19 +115,19 @@ def _written(path: tuple[Any, ...], block: Any) -> tuple[Any, ...]:
     return tuple(kept)
 
 
-def _line(config_class: type[BaseModel], problem: Any, prefix: str, block: Any) -> str:
+def _line(config_class: type[BaseModel], problem: Any, prefix: str, block: Any, file: str) -> str:
     path = _written(tuple(problem["loc"]), block)
-    key = ".".join([prefix, *map(str, path)])
+    key = f"{file}: " + ".".join([*filter(None, [prefix]), *map(str, path)])
     if problem["type"] == "extra_forbidden":
         known = _known_keys(config_class, path[:-1])
         hint = nearest(path[-1], known)
-        return f"params.yaml: {key}: unknown key (value {problem['input']!r}); allowed here: {', '.join(known)}{hint}"
+        return f"{key}: unknown key (value {problem['input']!r}); allowed here: {', '.join(known)}{hint}"
     if problem["type"] == "missing":
-        return f"params.yaml: {key}: missing; add it ({problem['msg'].lower()})"
+        return f"{key}: missing; add it ({problem['msg'].lower()})"
     text = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem["input"], dict):  # the block's parts do not go together; its text names them
-        return f"params.yaml: {key}: {text}"
-    return f"params.yaml: {key}: {problem['input']!r} is not allowed: {text}"
+        return f"{key}: {text}"
+    return f"{key}: {problem['input']!r} is not allowed: {text}"
 
 
 def read_yaml(path: Path = PARAMS_FILE) -> dict[str, Any]:

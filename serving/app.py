@@ -44,8 +44,8 @@ KILLED = ("memory", "deadline", "crash")
 class EmbedApp:
     """The ASGI application of the service; ``start`` gives it a model before the first request."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self) -> None:
+        self.limits = Limits()
         self._forks: Forks | None = None
         self._model: dict[str, Any] = {}
         self._metrics: Metrics | None = None
@@ -58,8 +58,9 @@ class EmbedApp:
             exception_handlers={HTTPException: _http_error},
         )
 
-    def start(self, forks: Forks) -> None:
+    def start(self, forks: Forks, limits: Limits) -> None:
         """Serve this release from now on. Raises UserError where it does not load."""
+        self.limits = limits
         self._model = forks.start()
         self._metrics = Metrics(self._model["name"], self._model["digest"])
         self._forks = forks

@@ -92,19 +92,20 @@ def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
     """Verify a release folder and load its encoder.
 
     Raises:
-        UserError: a file is missing, differs from the manifest or is not in it.
+        UserError: a file is missing, differs from the manifest or is not in it; or this code cannot read it.
     """
     manifest = verify_bundle(folder)
+    grid_file, quality_file = folder / "preprocess.json", folder / "quality.json"
     # Settings of the machine that made it are no part of a release; here the service's own bounds hold.
     elsewhere = dict.fromkeys(PreprocessConfig.of_the_machine, 1.0)
-    preprocess = parse(PreprocessConfig, elsewhere | read_json(folder / "preprocess.json"), "preprocess.json")
-    quality = read_json(folder / "quality.json")
+    preprocess = parse(PreprocessConfig, elsewhere | read_json(grid_file), "", str(grid_file))
+    quality = read_json(quality_file)
     return ServedBundle(
         manifest,
         Embedder.load(folder, device=device),
         preprocess,
-        headers=suites.headers(parse(ScreenConfig, quality["headers"], "quality.json: headers"), rows=1),
-        volumes=suites.volumes(parse(CurateConfig, quality["volumes"], "quality.json: volumes"), rows=1),
+        headers=suites.headers(parse(ScreenConfig, quality["headers"], "headers", str(quality_file)), rows=1),
+        volumes=suites.volumes(parse(CurateConfig, quality["volumes"], "volumes", str(quality_file)), rows=1),
         only_largest_stack=quality.get("mixed_series") == "largest_stack",
     )
 

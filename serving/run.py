@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from components.bundle.manifest import read_manifest
+from components.bundle.manifest import read_manifest, verify_bundle
+from components.confined import Bounds
 from components.params import LINES, UserError
 from serving.build import bento_environment, bento_path, bento_tag
-from serving.limits import BUNDLE_VARIABLE
+from serving.limits import BUNDLE_VARIABLE, Limits
 
 LOCALHOST = "127.0.0.1"
 PORT = 3000
@@ -27,7 +28,7 @@ def serve_command(target: str, host: str = LOCALHOST, port: int = PORT) -> list[
         port: TCP port.
 
     Raises:
-        UserError: there is no such release or Bento, or host or port are not allowed.
+        UserError: there is no such release or Bento, or it is damaged; or host, port or a limit is not allowed.
     """
     try:
         ipaddress.ip_address(host)
@@ -36,8 +37,11 @@ def serve_command(target: str, host: str = LOCALHOST, port: int = PORT) -> list[
     if not 0 < port < 65536:
         raise UserError(f"port {port} is not allowed: 1 to 65535")
     tag = bento_tag(read_manifest(Path("releases") / target)) if target in LINES else target
-    if bento_path(tag) is None:
+    bento = bento_path(tag)
+    if bento is None:
         raise UserError(f"bento {tag}: not in the local store; run `make release` first")
+    verify_bundle(bento / "src" / "bundle")
+    Limits.from_environment(), Bounds.from_environment()
     return [sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port)]
 
 

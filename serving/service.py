@@ -5,7 +5,9 @@ The routes are a plain ASGI application: BentoML's own file inputs would spool w
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 from pathlib import Path
 
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"  # before BentoML is imported: it decides once
@@ -13,6 +15,7 @@ os.environ["BENTOML_DO_NOT_TRACK"] = "True"  # before BentoML is imported: it de
 import bentoml
 
 from components.confined import Bounds
+from components.params import UserError
 from serving import worker
 from serving.app import EmbedApp
 from serving.forks import Forks
@@ -21,7 +24,8 @@ from serving.limits import BUNDLE_VARIABLE, Limits
 REQUEST_SECONDS = 300
 OPEN_REQUESTS = 16  # uploads and waiting requests; beyond it the answer is 429
 
-application = EmbedApp(Limits.from_environment())
+application = EmbedApp()
+log = logging.getLogger("bentoml.service.ctfoundry")
 
 
 def bundle_folder() -> Path:
@@ -36,4 +40,10 @@ class CTEmbed:
     """CT embeddings: POST one DICOM series as zip, or a NIfTI volume, to /embed."""
 
     def __init__(self) -> None:
-        application.start(Forks(worker.command(bundle_folder()), worker.environment(), Bounds.from_environment()))
+        try:
+            forks = Forks(worker.command(bundle_folder()), worker.environment(), Bounds.from_environment())
+            application.start(forks, Limits.from_environment())
+        except UserError as error:
+            log.critical("not served: %s", error)
+            os.kill(os.getppid(), signal.SIGTERM)  # BentoML would start this process again, for ever
+            os._exit(1)  # an exception, SystemExit too, would be logged with its traceback

@@ -73,7 +73,7 @@ class Embedder:
         for name in (weights, DESCRIPTION):
             if not (folder / name).is_file():
                 raise UserError(f"encoder {folder}: {name} is missing; run the pretrain stage first")
-        config = parse(EmbedConfig, read_json(folder / DESCRIPTION), DESCRIPTION)
+        config = parse(EmbedConfig, read_json(folder / DESCRIPTION), "", str(folder / DESCRIPTION))
         encoder = build_encoder(config.encoder, config.input, seed=0)
         try:
             encoder.load_state_dict(safetensors.torch.load_file(folder / weights))

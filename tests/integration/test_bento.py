@@ -137,6 +137,20 @@ def test_what_cannot_be_served_is_one_clear_line(
         serve_command(target, host, port)
 
 
+def test_a_bento_that_was_damaged_is_not_served(tag: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = bento_path(tag)
+    assert path is not None
+    monkeypatch.setenv("CTFOUNDRY_CONCURRENCY", "many")
+    with pytest.raises(UserError, match="CTFOUNDRY_CONCURRENCY: 'many' is not allowed"):
+        serve_command(tag)
+    (path / "src" / "bundle" / "note.txt").write_text("not the release's\n")
+    try:
+        with pytest.raises(UserError, match=r"note\.txt: not in the manifest"):
+            serve_command(tag)
+    finally:
+        (path / "src" / "bundle" / "note.txt").unlink()
+
+
 def test_a_port_that_is_taken_is_one_clear_line(tag: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     with socket.socket() as taken:

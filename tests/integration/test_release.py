@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -32,6 +34,19 @@ def test_the_run_ends_in_a_table_of_what_was_made(released: tuple[Checkout, str,
     for said in ("series in", "no CT", "leakage", f"ctfoundry-{line}:", manifest.digest, "report.html"):
         assert said in printed
     assert next((checkout.folder / "reports" / line / "data_docs").rglob("data_docs/*/index.html")).is_file()
+
+
+def test_a_scan_is_embedded_with_the_release_as_it_was_made(released: tuple[Checkout, str, str]) -> None:
+    checkout, line, _ = released
+    z, y, x = np.mgrid[:40, :100, :100] - np.array([20, 50, 50])[:, None, None, None]
+    hu = np.where((y / 40) ** 2 + (x / 45) ** 2 + (z / 30) ** 2 < 1, 40, -1000).astype(np.int16)
+    nib.save(nib.Nifti1Image(hu.T, np.diag([2.0, 2.0, 4.0, 1.0])), checkout.folder / "scan.nii.gz")
+    done = checkout.run("ctfoundry", "embed", "--line", line, "scan.nii.gz")
+    (checkout.folder / "scan.nii.gz").unlink()
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["model"]["digest"] == verify_bundle(checkout.folder / "releases" / line).digest
+    assert answer["dim"] == len(answer["embedding"]) > 0
 
 
 def test_every_planted_fault_is_caught_and_no_clean_series(released: tuple[Checkout, str, str]) -> None:

@@ -25,10 +25,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def running(bundle: Path, home: Path, **variables: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The service on a free port of 127.0.0.1: its address and its process."""
-    port = free_port()
+def started(bundle: Path, home: Path, port: int, **variables: str) -> subprocess.Popen[bytes]:
+    """The service's process; what it says goes to ``home / "log"``."""
     environment = {
         **os.environ,
         "BENTOML_HOME": str(home),
@@ -38,8 +36,15 @@ def running(bundle: Path, home: Path, **variables: str) -> Iterator[tuple[str, s
         **variables,
     }
     command = [sys.executable, "-m", "bentoml", "serve", "serving.service:CTEmbed", "--host", "127.0.0.1"]
-    log = (home / "log").open("w+b")
-    server = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    with (home / "log").open("wb") as log:
+        return subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+@contextmanager
+def running(bundle: Path, home: Path, **variables: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The service on a free port of 127.0.0.1: its address and its process."""
+    port = free_port()
+    server = started(bundle, home, port, **variables)
     try:
         first_answer(server, f"http://127.0.0.1:{port}/readyz", home / "log")
         yield f"http://127.0.0.1:{port}", server
@@ -48,7 +53,6 @@ def running(bundle: Path, home: Path, **variables: str) -> Iterator[tuple[str, s
     finally:
         server.terminate()
         server.wait(timeout=30)
-        log.close()
 
 
 @pytest.fixture(scope="module")

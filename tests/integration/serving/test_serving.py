@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -10,8 +11,11 @@ import httpx
 import numpy as np
 import pytest
 from client import PATIENT, ct_series, ct_slice, nifti, post, zipped
-from released import ROOT
+from conftest import started
+from released import ROOT, free_port
 
+from components.bundle.manifest import write_manifest
+from components.files import read_json, write_json
 from components.params import read_yaml
 from components.pretrain.embed import Embedder
 from serving.embedding import embed_file, open_release
@@ -52,6 +56,22 @@ def test_the_offline_vector_is_that_of_the_training_code(bundle: Path, tmp_path:
     (tmp_path / "scan.zip").write_bytes(zipped(ct_series()))
     served = embed_file(tmp_path / "scan.zip", open_release(bundle), Limits()).embedding
     np.testing.assert_array_equal(served, trained)
+
+
+def test_a_release_that_does_not_load_ends_the_service_with_one_line(bundle: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(bundle, tmp_path / "releases" / "wholebody")
+    write_json(other / "preprocess.json", {**read_json(other / "preprocess.json"), "orientaton": "SPL"})
+    write_manifest(other, "wholebody", "ctfoundry-wholebody", {"code": "0" * 64})
+    server = started(other, tmp_path, free_port())
+    try:
+        server.wait(timeout=120)
+    finally:
+        server.kill()
+    log = (tmp_path / "log").read_text()
+    assert log.count("not served: ") == 1, log
+    assert f"{other / 'preprocess.json'}: orientaton: unknown key" in log
+    assert "params.yaml" not in log
+    assert "Traceback" not in log
 
 
 def test_a_form_with_one_file_is_the_same_as_the_raw_body_whatever_type_it_declares(url: str, good: bytes) -> None:

@@ -55,7 +55,8 @@ class Service:
     def renew(self, at_once: int) -> None:
         """An application of its own for each test; the program goes on."""
         self.go_on.unlink(missing_ok=True)
-        self.app, self.counts = EmbedApp(Limits(at_once=at_once)), Counts()
+        self.app, self.counts = EmbedApp(), Counts()
+        self.app.limits = Limits(at_once=at_once)
         self.app._model, self.app._forks = self.model, self.forks
         self.app._metrics = self.counts  # type: ignore[assignment]
 
