@@ -134,14 +134,15 @@ def test_a_run_with_more_failures_than_are_tolerated_at_a_time_goes_on(undisturb
     project = write_project(tmp_path, "wholebody", **CHANGES)
     process = start(project)
     assert process.stderr is not None
+    said = ""
     for death in range(4):
-        at_step(process.stderr, (2 * death + 2) * EVERY + 3)
+        said += at_step(process.stderr, (2 * death + 2) * EVERY + 3)
         wait_for_checkpoint(project / ".ctfoundry/runs", process)
         workers = [pid for pid in descendants(process.pid) if "TrainWorker" in names(pid)]
         kill(workers[-1:])
     _, log = process.communicate(timeout=600)
     assert process.returncode == 0, log
-    assert "there are new checkpoints: going on" in log
+    assert "there are new checkpoints: going on" in said + log
     assert sha256_tree(project / "data/wholebody/pretrain") == undisturbed
 
 
@@ -193,7 +194,9 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(undisturbed: str, tmp_
     result = subprocess.run([*own_mounts, script], cwd=project, env=environment, capture_output=True, text=True)
     first, second = ((project / f"{name}.log").read_text() for name in ("first", "second"))
     assert result.returncode == 0, first + second + result.stdout + result.stderr
-    assert "No space left on device; make room and start again" in first.splitlines()[-1]
+    last = first.splitlines()[-1]
+    assert last.startswith("pretrain: disk: full while writing below ")
+    assert last.endswith("free some and run again: what is finished is kept")
     assert "Traceback" not in first
     resumed_at(second)
     assert sha256_tree(project / "data/wholebody/pretrain") == undisturbed
@@ -212,11 +215,13 @@ def two_nodes() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def at_step(lines: Iterator[str], step: int) -> None:
-    """Read on until the run is at ``step`` or later."""
+def at_step(lines: Iterator[str], step: int) -> str:
+    """Read on until the run is at ``step`` or later; what was read."""
+    read = ""
     for line in lines:
+        read += line
         if "step " in line and "/" in line and int(line.split("step ")[1].split("/")[0].split()[0]) >= step:
-            return
+            return read
     pytest.fail(f"the run ended before step {step}")
 
 

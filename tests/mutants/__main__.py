@@ -78,6 +78,7 @@ def copies(number: int) -> Iterator[SimpleQueue[Path]]:
                 if (ROOT / name).is_file():
                     (copy / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(ROOT / name, copy / name)
+            subprocess.run(["git", "init", "--quiet", str(copy)], check=True)  # DVC's graph is that of a checkout
             shared = ROOT.parent / "shared"
             if shared.is_dir():
                 (copy.parent / "shared").symlink_to(shared)
