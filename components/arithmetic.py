@@ -19,6 +19,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from components.errors import UserError
+
 VARIABLE = "CTFOUNDRY_REPRODUCIBLE"
 MACHINE, PORTABLE = "machine", "portable"
 CPUINFO = Path("/proc/cpuinfo")
@@ -104,8 +106,6 @@ def enter(wanted: str) -> None:
         UserError: ``portable`` on a processor without AVX2, or not an x86-64 one.
     """
     if wanted == PORTABLE and not _holds_avx2():
-        from components.params import UserError
-
         raise UserError(
             f"reproducible: portable is not possible on this processor ({kind()}): it needs x86-64 with AVX2 and FMA; "
             "use machine"

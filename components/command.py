@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components import arithmetic
+from components.errors import PassingError, UserError
 from components.files import disk_full
-from components.params import LINES, PassingError, UserError, reproducible
 from components.progress import short_socket_paths
+from components.settings import LINES, reproducible
 
 EXIT_PASSING = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from components import arithmetic
 from components.bundle.manifest import read_manifest, verify_bundle
-from components.champion.stage import CHAMPIONS, COMPARISON
 from components.command import data_dir
+from components.errors import UserError
 from components.files import read_json, read_table, sha256_file, write_json
-from components.params import UserError, load_stage, parse, reproducible
+from components.gate.champion import CHAMPIONS, COMPARISON
+from components.settings import load_stage, parse, reproducible
 from flows.environment import STATE
 from flows.lock import checkout_lock
 from flows.recipes import load_recipe, names
@@ -73,9 +74,9 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
     from components.evaluate.config import EvaluateConfig
     from components.evaluate.stage import build_tasks, evaluate
     from components.evaluate.tasks import Inputs
+    from components.models.embed import EmbedConfig, device_of, imported
     from components.preprocess.config import PreprocessConfig
     from components.pretrain.config import PretrainConfig
-    from components.pretrain.embed import EmbedConfig, device_of, imported
 
     curated = data_dir(line, "curate") / "curated.parquet"
     if not curated.is_file():

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components import arithmetic
-from components.params import LINES, UserError, reproducible
+from components.errors import UserError
+from components.settings import LINES, reproducible
 from flows import champion, cohorts, recipes, volumes
 from flows.environment import prepare
 from flows.lock import checkout_lock
@@ -119,7 +120,7 @@ def _release(arguments: argparse.Namespace) -> int:
 
 
 def _release_alone(arguments: argparse.Namespace, run: Run) -> int:
-    from components.params import check_file
+    from components.registry import check_file
     from flows.places import require_pins, require_repository, require_server
     from flows.sources import pin, pin_source
 
@@ -175,7 +176,7 @@ def _profile(arguments: argparse.Namespace) -> int:
 
 
 def _params(arguments: argparse.Namespace) -> int:
-    from components.params import check_file
+    from components.registry import check_file
 
     check_file()
     print("params.yaml: every block is valid")
@@ -183,11 +184,11 @@ def _params(arguments: argparse.Namespace) -> int:
 
 
 def _docs(arguments: argparse.Namespace) -> int:
-    return subprocess.run([sys.executable, "-m", "components.quality", "--line", arguments.line]).returncode
+    return subprocess.run([sys.executable, "-m", "components.summary", "--line", arguments.line]).returncode
 
 
 def _locate(arguments: argparse.Namespace) -> int:
-    from components.acquire.locate import locate
+    from components.sources.locate import locate
 
     print("\n".join(locate(arguments.line, arguments.key)))
     return 0

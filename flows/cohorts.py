@@ -8,12 +8,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.params import UserError
+from components.errors import UserError
 
 if TYPE_CHECKING:  # what takes long to import is imported where it is used
     import pandas as pd
 
-    from components.cohort.config import IdcConfig
+    from components.sources.config import IdcConfig
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], lines: tuple[str, ...]) -> None:
@@ -50,9 +50,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], li
 
 
 def _preview(arguments: argparse.Namespace) -> int:
-    from components.cohort.preview import print_preview, write_selection
-    from components.cohort.selection import select
     from components.progress import wide_console
+    from components.sources.idc_index import select
+    from components.sources.idc_preview import print_preview, write_selection
 
     changes = {
         "query": arguments.query,
@@ -70,8 +70,8 @@ def _preview(arguments: argparse.Namespace) -> int:
 
 
 def _config(line: str, changes: dict[str, object]) -> IdcConfig:
-    from components.cohort.config import IdcConfig
-    from components.params import parse, read_yaml
+    from components.settings import parse, read_yaml
+    from components.sources.config import IdcConfig
 
     return parse(IdcConfig, {**read_yaml()[line]["cohort"]["idc"], **changes}, f"{line}.cohort.idc")
 
@@ -88,8 +88,8 @@ def _diff(arguments: argparse.Namespace) -> int:
 def _table(text: str, line: str) -> pd.DataFrame:
     """A selection as a table with columns series, patient, collection, licence, bytes."""
     from components.cohort.diff import of_cohort, of_selection
-    from components.cohort.selection import select
     from components.files import read_table
+    from components.sources.idc_index import select
 
     if text[:1] == "v" and text[1:].isdigit():
         return of_selection(select(_config(line, {"idc_version": int(text[1:])})).series)
@@ -113,7 +113,7 @@ def _table(text: str, line: str) -> pd.DataFrame:
 
 
 def _fetch_index(arguments: argparse.Namespace) -> int:
-    from components.cohort.selection import FETCHED, table_path
+    from components.sources.idc_index import FETCHED, table_path
 
     for name in FETCHED:
         if table_path(name) is None:

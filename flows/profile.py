@@ -13,10 +13,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.params import UserError, load_stage, parse
+from components.errors import UserError
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import Trainer, set_up_process
 from components.pretrain.workers import World, on_gpus
+from components.settings import load_stage, parse
 
 TRACED_STEPS = 3
 ENDLESS = 10**9

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.arithmetic import MACHINE
-from components.params import PARAMS_FILE, REPRODUCIBLE
+from components.settings import PARAMS_FILE, REPRODUCIBLE
 from flows.lock import checkout_lock
 from flows.sources import pin, yaml_editor
 

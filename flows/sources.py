@@ -13,12 +13,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from components.acquire.sources.nifti import patient_missing
-from components.acquire.sources.tree import tree_digest
-from components.cohort.keys import require_secret
-from components.cohort.roots import record_root
+from components.ct.keys import require_secret
+from components.errors import UserError
 from components.files import sha256_file, write_text
-from components.params import PARAMS_FILE, UserError, read_yaml
+from components.settings import PARAMS_FILE, read_yaml
+from components.sources.nifti import patient_missing
+from components.sources.roots import record_root
+from components.sources.tree import tree_digest
 
 SITES = ("dicom", "nifti", "dicomweb")  # their data are nobody else's to know
 FOLDERS = ("dicom", "nifti")

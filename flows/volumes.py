@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from components.labels.onto_grid import Labels
+    from components.ct.labels.onto_grid import Labels
     from components.looking.volume import Opened
 
 WINDOW_NAMES = ("soft", "lung", "bone", "brain")
@@ -64,11 +64,12 @@ def _open(arguments: argparse.Namespace) -> Opened:
     Raises:
         UserError: its slices form no even grid, and that is not allowed by ``--force`` or wanted by ``info``.
     """
-    from components.acquire.config import AcquireConfig
+    from components.errors import UserError
     from components.looking.volume import find, open_volume
-    from components.params import UserError, load_stage
-    from components.quality import suites
     from components.screen.config import ScreenConfig
+    from components.screen.suite import headers_suite
+    from components.settings import load_stage
+    from components.sources.config import AcquireConfig
     from serving.judging import warnings_of
 
     path = find(arguments.volume, arguments.line)
@@ -76,7 +77,7 @@ def _open(arguments: argparse.Namespace) -> Opened:
     opened = open_volume(path, largest)
     if not opened.measured:
         return opened
-    told = warnings_of(opened.measured, suites.headers(load_stage(ScreenConfig, arguments.line, "screen"), rows=1))
+    told = warnings_of(opened.measured, headers_suite(load_stage(ScreenConfig, arguments.line, "screen"), rows=1))
     no_grid = [text for text in told if text.partition(":")[0] in NO_GRID]
     if no_grid and not getattr(arguments, "force", True):
         raise UserError(f"volume {opened.name}: {no_grid[0]}; voxels would not lie where they are said to; allowed: "
@@ -87,8 +88,8 @@ def _open(arguments: argparse.Namespace) -> Opened:
 
 
 def _read_labels(arguments: argparse.Namespace, path: Path, opened: Opened) -> Labels:
-    from components.labels.apart import read_labels_apart
-    from components.labels.onto_grid import NIFTI_SUFFIXES
+    from components.ct.labels.apart import read_labels_apart
+    from components.ct.labels.onto_grid import NIFTI_SUFFIXES
 
     scan = None if arguments.force else opened.origin
     if scan is not None and not scan.frame and not path.name.endswith(NIFTI_SUFFIXES):

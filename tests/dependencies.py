@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from components.code import ROOT, closure
+from components.code import ROOT, closure, entry_point
 
 GRAPH = ROOT / "dvc.yaml"
 # Modules that a stage imports, and that decide nothing of its output.
@@ -26,10 +26,11 @@ WITHOUT_PART = {
     "pretrain": {
         "components/cluster.py": "starts Ray",
         "components/command.py": "names the folders; the arithmetic that it enters is part of a run's name",
+        "components/errors.py": "ends a run, and changes none",
         "components/files.py": "writes tables",
         "components/isolation.py": "not used in training",
-        "components/params.py": "reads parameters",
-        "components/pretrain/embed.py": "writes the encoder; evaluate reads it",
+        "components/settings.py": "reads parameters",
+        "components/models/embed.py": "writes the encoder; evaluate reads it",
         "components/pretrain/plots.py": "draws",
     },
 }
@@ -45,8 +46,7 @@ def stages() -> dict[str, dict[str, Any]]:
 
 def needed(stage: str) -> set[str]:
     """The modules that decide what a stage makes."""
-    module = str(re.search(r"python -m (\S+)", stages()[stage]["cmd"])[1])  # type: ignore[index]
-    start = f"{module.replace('.', '/')}/__main__.py"
+    start = entry_point(stages()[stage]["cmd"])
     without = {**WITHOUT_PART[""], **WITHOUT_PART.get(stage, {})}
     reached = {path for path in closure([start]) if path not in without and not path.endswith("/__init__.py")}
     return reached | {PINS_ARITHMETIC}

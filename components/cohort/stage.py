@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from components.acquire.sources import Listed, source_of
 from components.cohort.config import CohortConfig
-from components.cohort.keys import patient_key
 from components.cohort.readable import check_readable
-from components.cohort.roots import root_of
+from components.cohort.suite import cohort_suite
 from components.command import cohort_slice
-from components.evaluate.nodules import read_labels
+from components.ct.keys import patient_key
 from components.files import write_json, write_table
-from components.quality import judge, suites
+from components.quality import judge
+from components.sources.build import source_of
+from components.sources.interface import Listed
+from components.sources.lidc import read_labels
+from components.sources.roots import root_of
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ def judged(
     Raises:
         UserError: a critical expectation failed.
     """
-    suite = suites.cohort(config, shards, listed)
+    suite = cohort_suite(config, shards, listed)
     judgement = judge.judge(cohort.assign(kept_out=cohort["patient"].isin(held_out)), suite)
     out = cohort.assign(reason=[";".join(judgement.reasons.get(series, [])) for series in cohort["series"]])
     out["shard"] = out["shard"].where(out["reason"] == "", NO_SHARD)

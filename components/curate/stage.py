@@ -10,9 +10,10 @@ import pandas as pd
 
 from components.curate import scans
 from components.curate.config import CurateConfig
+from components.curate.suite import volumes_suite
+from components.errors import UserError
 from components.files import read_table, write_json, write_table
-from components.params import UserError
-from components.quality import drift, judge, suites
+from components.quality import drift, judge
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     cohort = read_table(data / "cohort" / "cohort.parquet")
     screened = _concat([data / "screen" / str(s) / "screened.parquet" for s in shards])
     catalogue = _concat([data / "preprocess" / str(s) / "catalogue.parquet" for s in shards])
-    suite = suites.volumes(config, rows=int(screened["accepted"].sum()))
+    suite = volumes_suite(config, rows=int(screened["accepted"].sum()))
     judgement = judge.judge(catalogue, suite)
     catalogue["accepted"] = ~catalogue["series"].isin(list(judgement.reasons))
     catalogue["reason"] = [";".join(judgement.reasons.get(s, [])) for s in catalogue["series"]]

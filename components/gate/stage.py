@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 
 from components.command import data_dir
+from components.errors import UserError
 from components.files import read_json, read_table, write_json
 from components.gate.config import GateConfig
 from components.gate.rules import Evidence, Verdict, decision, judge
-from components.params import UserError, load_stage
+from components.settings import load_stage
 
 EXIT_FAILED = 3
 

@@ -16,11 +16,11 @@ from typing import Any
 import pandas as pd
 
 from components import arithmetic
-from components.acquire.stage import SeriesJob
 from components.code import ROOT, code_digest, imports
+from components.ct.store import Volume, write_volume
 from components.files import replacing, sha256_file
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.store import Volume, write_volume
+from components.sources.series import SeriesJob
 
 KEPT = Path(".ctfoundry/volumes")
 ROOM = "components/preprocess"

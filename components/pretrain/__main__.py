@@ -15,17 +15,18 @@ import torch
 
 from components import arithmetic
 from components.command import data_dir, run_stage
+from components.errors import UserError
 from components.files import read_table, replacing, sha256_file, write_json, write_text
-from components.params import UserError, load_stage
+from components.models.build import parameter_count
+from components.models.embed import EmbedConfig, Embedder, candidate_file, write_weights
 from components.pretrain.config import PretrainConfig
-from components.pretrain.embed import EmbedConfig, Embedder, candidate_file, write_weights
 from components.pretrain.loading import load_batch
 from components.pretrain.local_driver import train_here
 from components.pretrain.loop import State
-from components.pretrain.models import parameter_count
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.plots import plot_history, plot_views
 from components.pretrain.views import build_views
+from components.settings import load_stage
 
 SHOWN = 4  # volumes whose views are in the picture
 RUNS = Path(".ctfoundry") / "runs"
@@ -119,7 +120,7 @@ def pretrain(line: str) -> None:
     if config.workers == 0:
         state = train_here(config, volumes, run, progress)
     else:
-        from components.pretrain.ray_driver import train_with_ray  # Ray takes seconds to import: only where it is used
+        from components.pretrain.ray_driver import train_with_ray
 
         state = train_with_ray(config, volumes, run, progress)
     with replacing(data_dir(line, "pretrain")) as folder:

@@ -2,9 +2,9 @@
 
 from components.command import cohort_slice, data_dir, run_stage
 from components.files import read_table
-from components.params import load_stage
 from components.screen.config import ScreenConfig
 from components.screen.stage import screen_shard
+from components.settings import load_stage
 
 
 def main(line: str, shard: int) -> None:

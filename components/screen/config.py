@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from components.params import StageConfig
 from components.quality.derived import REGIONS
+from components.settings import StageConfig
 
 Positive = Annotated[float, Field(gt=0)]
 Ratio = Annotated[float, Field(ge=1, le=10)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from components.acquire.archive import (
+from components.ct.archive import (
     LOCAL_LIMITS,
     ArchiveError,
     ArchiveLimitError,

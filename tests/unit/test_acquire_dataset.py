@@ -32,13 +32,14 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from components.acquire.copies import copies
-from components.acquire.dataset import InflateLimitError, inflated_dataset
-from components.acquire.headers import Instance, measure_series, read_instance, read_with_pydicom
+from components.ct.copies import copies
+from components.ct.dataset import InflateLimitError, inflated_dataset
+from components.ct.dicom import DecodeError, read_series
+from components.ct.headers import measure_series, read_instance, read_with_pydicom
+from components.ct.instance import Instance
+from components.ct.store import Volume
 from components.files import NO_ROOM
-from components.phantom.scanner import scan
-from components.preprocess.dicom import DecodeError, read_series
-from components.preprocess.store import Volume
+from components.sources.phantom.scanner import scan
 from serving import reading
 from serving.limits import Limits
 from serving.reading import Reading, read_upload

@@ -18,17 +18,18 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.fileset import FileSet
 
-from components.acquire.config import TransferConfig
-from components.acquire.locate import locate
-from components.acquire.sources import Listing
-from components.acquire.sources.dicom import BLOCK, DicomSource, list_tree, read_file
-from components.acquire.sources.nifti import NiftiSource
-from components.acquire.sources.tree import MAPS, Name, keyed, names, resolve, shown, tree_digest
 from components.cohort.config import CohortConfig
+from components.errors import UserError
 from components.files import write_table
-from components.params import UserError, load_stage
-from components.phantom.plan import plan_scans
-from components.phantom.scanner import scan
+from components.settings import load_stage
+from components.sources.config import TransferConfig
+from components.sources.dicom import BLOCK, DicomSource, list_tree, read_file
+from components.sources.interface import Listing
+from components.sources.locate import locate
+from components.sources.nifti import NiftiSource
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.scanner import scan
+from components.sources.tree import MAPS, Name, keyed, names, resolve, shown, tree_digest
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 TRANSFER = TransferConfig(attempts=1, backoff_s=0.0, stall_s=1.0, slowest_mb_s=0.1, connections=1)

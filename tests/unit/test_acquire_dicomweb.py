@@ -20,12 +20,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from components.acquire import raw
-from components.acquire.config import TransferConfig
-from components.acquire.sources.dicomweb import DicomwebSource
 from components.cohort.config import CohortConfig
+from components.errors import UserError
 from components.files import DiskFullError
-from components.params import ParamsError, UserError, load_stage, parse, read_yaml
+from components.settings import ParamsError, load_stage, parse, read_yaml
+from components.sources import raw
+from components.sources.config import TransferConfig
+from components.sources.dicomweb import DicomwebSource
 from tests.unit.small_pacs import PASSWORD, Pacs, as_file, make_series, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,7 +221,7 @@ def peak(said: str, function: Callable[[], Any]) -> int:
 def test_a_listing_that_inflates_without_end_is_given_up(
     pacs: Pacs, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
-    monkeypatch.setattr("components.acquire.pacs.LISTING_BYTES", 4 * MIB, raising=False)
+    monkeypatch.setattr("components.sources.pacs.LISTING_BYTES", 4 * MIB, raising=False)
     row = row_of(pacs, 7)
     pacs.encoding, pacs.bomb = encoding, "listing"
     said = "PACS: answers a query with more than 4194304 bytes, which is not allowed"
@@ -237,8 +238,8 @@ def test_a_listing_that_inflates_without_end_is_given_up(
 def test_a_series_that_inflates_without_end_is_given_up(
     pacs: Pacs, monkeypatch: pytest.MonkeyPatch, bomb: str, of_series: int, said: str
 ) -> None:
-    monkeypatch.setattr("components.acquire.pacs.INFLATED_BYTES", 4 * MIB, raising=False)
-    monkeypatch.setattr("components.acquire.pacs.SERIES_BYTES", of_series * MIB, raising=False)
+    monkeypatch.setattr("components.sources.pacs.INFLATED_BYTES", 4 * MIB, raising=False)
+    monkeypatch.setattr("components.sources.pacs.SERIES_BYTES", of_series * MIB, raising=False)
     row = row_of(pacs, 7)
     pacs.encoding, pacs.bomb = "gzip", bomb
     assert peak(f"PACS: {said}, which is not allowed", lambda: fetch(row)) < 32 * MIB
@@ -248,7 +249,7 @@ def test_a_series_that_inflates_without_end_is_given_up(
 def test_a_deflated_instance_is_kept_as_it_is_and_never_inflates_without_end(
     pacs: Pacs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.acquire.sources.dicomweb.INFLATED_BYTES", 4 * MIB, raising=False)
+    monkeypatch.setattr("components.sources.dicomweb.INFLATED_BYTES", 4 * MIB, raising=False)
     row = row_of(pacs, 1)
     (image,) = pacs.series[0]
     image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian

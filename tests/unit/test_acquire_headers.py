@@ -15,20 +15,13 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from components.acquire.elements import read_header
-from components.acquire.headers import (
-    LISTED_TAGS,
-    TAGS,
-    Instance,
-    group_series,
-    measure_series,
-    read_instance,
-    read_with_pydicom,
-)
-from components.acquire.privacy import Findings
-from components.phantom.config import PhantomConfig
-from components.phantom.plan import plan_scans
-from components.phantom.scanner import scan
+from components.ct.elements import read_header
+from components.ct.headers import LISTED_TAGS, TAGS, group_series, measure_series, read_instance, read_with_pydicom
+from components.ct.instance import Instance
+from components.ct.privacy import Findings
+from components.sources.config import PhantomConfig
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.scanner import scan
 
 
 def in_memory(content: bytes, location: str) -> Instance:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from components.acquire.sources import Listing
-from components.acquire.sources.nifti import NiftiSource
-from components.acquire.sources.tree import tree_digest
-from components.cohort.config import CohortConfig, NiftiConfig
-from components.cohort.keys import patient_key
-from components.params import ParamsError, UserError, load_stage, parse
+from components.cohort.config import CohortConfig
+from components.ct.keys import patient_key
+from components.errors import UserError
+from components.settings import ParamsError, load_stage, parse
+from components.sources.config import NiftiConfig
+from components.sources.interface import Listing
+from components.sources.nifti import NiftiSource
+from components.sources.tree import tree_digest
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 HELD = "LIDC-IDRI-0314"

@@ -22,23 +22,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas import DataFrame
 
-from components.acquire.elements import LARGEST, LONG, SHORT
-from components.acquire.headers import (
-    LISTED_TAGS,
-    TAGS,
-    Instance,
-    group_series,
-    measure_series,
-    read_instance,
-    read_with_pydicom,
-)
-from components.acquire.sources.dicom import list_tree
-from components.acquire.values import is_several, normalised
 from components.cohort.config import CohortConfig
+from components.ct.dicom import DecodeError, read_series
+from components.ct.elements import LARGEST, LONG, SHORT
+from components.ct.headers import LISTED_TAGS, TAGS, group_series, measure_series, read_instance, read_with_pydicom
+from components.ct.instance import Instance
+from components.ct.values import is_several, normalised
 from components.files import write_table
-from components.params import load_stage
-from components.preprocess.dicom import DecodeError, read_series
 from components.preprocess.stage import findable
+from components.settings import load_stage
+from components.sources.dicom import list_tree
 from tests import header_fuzz
 from tests.header_fuzz import EXPLICIT, IMPLICIT, Element, File, written
 

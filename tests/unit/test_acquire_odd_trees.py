@@ -20,15 +20,16 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 
-from components.acquire import raw
-from components.acquire.archive import ArchiveLimits
-from components.acquire.config import TransferConfig
-from components.acquire.sources import Listing, dicom
-from components.acquire.sources.dicom import DicomSource, list_tree
-from components.acquire.sources.tree import Archives, names, tree_digest
 from components.cohort.config import CohortConfig
+from components.ct.archive import ArchiveLimits
+from components.errors import UserError
 from components.files import DiskFullError
-from components.params import UserError, load_stage
+from components.settings import load_stage
+from components.sources import dicom, raw
+from components.sources.config import TransferConfig
+from components.sources.dicom import DicomSource, list_tree
+from components.sources.interface import Listing
+from components.sources.tree import Archives, names, tree_digest
 from tests.unit.small_pacs import as_file, make_series
 from tests.unit.test_acquire_archive import DEFLATE64, add_link, declare
 
@@ -142,7 +143,7 @@ def test_a_zip_beyond_the_limits_is_not_called_damaged(
 ) -> None:
     zipped(tmp_path / "a.zip", members_of(1))
     few = ArchiveLimits(members=2, unpacked_bytes=2**30, ratio=200.0)
-    monkeypatch.setattr("components.acquire.sources.tree.LOCAL_LIMITS", few)
+    monkeypatch.setattr("components.sources.tree.LOCAL_LIMITS", few)
     assert counts(list_tree(tmp_path, config)) == {"archive_over_limit": 1}
 
 
@@ -296,9 +297,9 @@ MANY_ZIPS = """
 import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
-from components.acquire.sources.dicom import list_tree
+from components.sources.dicom import list_tree
 from components.cohort.config import CohortConfig
-from components.params import load_stage
+from components.settings import load_stage
 listing = list_tree(Path(sys.argv[1]), load_stage(CohortConfig, "wholebody", "cohort", Path(sys.argv[2])), workers=1)
 print(sorted((status, listing.files.status.count(status)) for status in set(listing.files.status)))
 """

@@ -11,11 +11,12 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from components.acquire.headers import Instance, measure_series, read_instance, read_with_pydicom
-from components.acquire.privacy import DIRECT_IDENTIFIERS, IDENTIFYING, is_dummy
-from components.phantom.config import PhantomConfig
-from components.phantom.plan import plan_scans
-from components.phantom.scanner import scan
+from components.ct.headers import measure_series, read_instance, read_with_pydicom
+from components.ct.instance import Instance
+from components.ct.privacy import DIRECT_IDENTIFIERS, IDENTIFYING, is_dummy
+from components.sources.config import PhantomConfig
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.scanner import scan
 
 CLEAN = {"identifiers": "", "private_unknown": 0, "identity_removed": True, "burned_in": False}
 

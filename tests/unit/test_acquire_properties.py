@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.acquire.archive import ArchiveError, ArchiveLimits, unpack
-from components.acquire.pacs import Parts
-from components.acquire.sources.tree import Archives, zip_members
+from components.ct.archive import ArchiveError, ArchiveLimits, unpack
+from components.sources.pacs import Parts
+from components.sources.tree import Archives, zip_members
 
 LIMITS = ArchiveLimits(members=50, unpacked_bytes=1 << 20, ratio=100.0)
 # Bytes in which delimiters, their beginnings and line ends are likely; a part may not hold the delimiter itself.

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.acquire.sources import source_of
-from components.cohort import roots
 from components.cohort.config import CohortConfig
-from components.cohort.keys import PUBLIC_KEY, patient_key
-from components.cohort.roots import record_root, root_of
-from components.params import UserError, load_stage
+from components.ct.keys import PUBLIC_KEY, patient_key
+from components.errors import UserError
+from components.settings import load_stage
+from components.sources import roots
+from components.sources.build import source_of
+from components.sources.roots import record_root, root_of
 from flows.sources import pin_source
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"

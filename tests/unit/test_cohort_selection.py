@@ -8,12 +8,13 @@ import duckdb
 import pandas as pd
 import pytest
 
-from components.cohort import selection
-from components.cohort.config import IdcConfig
 from components.cohort.diff import compare, of_cohort, of_selection
-from components.cohort.preview import write_selection
-from components.cohort.selection import queries, select
-from components.params import UserError, parse, read_yaml
+from components.errors import UserError
+from components.settings import parse, read_yaml
+from components.sources import idc_index as selection
+from components.sources.config import IdcConfig
+from components.sources.idc_index import queries, select
+from components.sources.idc_preview import write_selection
 
 ROOT = Path(__file__).resolve().parents[2]
 OPEN = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from components.command import EXIT_PASSING, run_stage
-from components.params import PassingError, UserError
+from components.errors import PassingError, UserError
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError("the value 3"), 1), (PassingError("no answer"), EXIT_PASSING)])

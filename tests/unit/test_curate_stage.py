@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from components.acquire.headers import CT_IMAGE_STORAGE, Instance, measure_series
+from components.ct.headers import CT_IMAGE_STORAGE, measure_series
+from components.ct.instance import Instance
 from components.curate.stage import ACCOUNT, _account, funnel
 
 RTSTRUCT, PET = "1.2.840.10008.5.1.4.1.1.481.3", "1.2.840.10008.5.1.4.1.1.128"

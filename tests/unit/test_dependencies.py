@@ -13,7 +13,8 @@ import pytest
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from components.params import PARAMS_FILE, StageConfig, decisive, read_yaml, stage_classes
+from components.registry import stage_classes
+from components.settings import PARAMS_FILE, StageConfig, decisive, read_yaml
 from tests import dependencies
 from tests.released import ROOT
 
@@ -52,7 +53,7 @@ class Graph:
 
 TRAINING = (
     "components/pretrain/",
-    "components/preprocess/store.py",
+    "components/ct/store.py",
     "components/arithmetic.py",
     "components/__init__.py",
 )
@@ -83,7 +84,7 @@ def test_what_has_no_part_in_an_output_is_still_there() -> None:
 
 
 def test_late_imports_count() -> None:
-    assert "components/acquire/sources/idc.py" in dependencies.needed("acquire")
+    assert "components/sources/idc.py" in dependencies.needed("acquire")
     assert "components/pretrain/ray_driver.py" in dependencies.needed("pretrain")
 
 
@@ -93,8 +94,8 @@ def test_a_touched_module(graph: Graph) -> None:
         print(f"{path:<45} {', '.join(sorted(stages))}")
     assert table["components/progress.py"] == {"bundle"}
     assert table["components/pretrain/plots.py"] == {"bundle"}
-    assert table["components/pretrain/embed.py"] == {"evaluate", "bundle"}
-    assert table["components/phantom/body.py"] == {"cohort", "acquire", "preprocess", "bundle"}
+    assert table["components/models/embed.py"] == {"evaluate", "bundle"}
+    assert table["components/sources/phantom/body.py"] == {"cohort", "acquire", "preprocess", "bundle"}
     assert table["components/files.py"] >= {"cohort", "acquire", "screen", "preprocess", "curate", "evaluate", "gate"}
     assert "acquire" not in table["components/cluster.py"]
     for path, stages in table.items():

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from components.errors import UserError
 from components.evaluate.config import EvaluateConfig
-from components.evaluate.nodules import RATINGS, half_of, mirrored, nodules, read_labels, read_nodule
+from components.evaluate.nodules import RATINGS, half_of, mirrored, nodules, read_nodule
 from components.files import sha256_file
-from components.params import UserError, parse
 from components.preprocess.config import PreprocessConfig
+from components.settings import parse
+from components.sources.lidc import read_labels
 from tests.unit.test_evaluate_tasks import EVALUATE, FOUR, PREPROCESS, inputs
 
 WINDOW = (6.0, 20.0, 20.0)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from components.ct.store import StoredVolume, Volume, write_volume
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.features import Crops, Volumes, crop_at, encoder_method, histogram, hu_statistics, middle
 from components.evaluate.nodules import RATINGS
@@ -17,11 +18,10 @@ from components.evaluate.tasks import Inputs
 from components.files import read_table, sha256_tree
 from components.gate.config import GateConfig
 from components.gate.rules import Evidence, judge
-from components.params import parse
+from components.models.build import build_encoder
+from components.models.embed import EmbedConfig, Embedder
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.store import StoredVolume, Volume, write_volume
-from components.pretrain.embed import EmbedConfig, Embedder
-from components.pretrain.models import build_encoder
+from components.settings import parse
 from tests.unit.test_evaluate_tasks import EVALUATE, PREPROCESS
 
 AFFINE = np.array([[0, 0, -1.0, 20], [0, -1.0, 0, 20], [3.0, 0, 0, 0], [0, 0, 0, 1]])

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pretrain_project import HEAD, write_project
 
+from components.errors import UserError
 from components.files import sha256_tree
-from components.params import UserError
 from flows.cli import _parser
 from flows.profile import Speed, rows
 

@@ -10,7 +10,7 @@ from components.evaluate.scores import FIGURES
 from components.gate.config import GateConfig
 from components.gate.rules import Evidence, Verdict, against_champion, decision, judge
 from components.gate.stage import failure_line
-from components.params import ParamsError, parse, read_yaml
+from components.settings import ParamsError, parse, read_yaml
 
 NUMBERS = {
     "value": 0.9, "low": 0.8, "high": 0.95, "random": 0.7,

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from label_files import Scan, contour, rectangle, saved, scanned, segmentation, structures
 
-from components.labels import onto_grid
-from components.labels.apart import read_labels_apart
-from components.labels.onto_grid import read_labels
-from components.params import UserError
+from components.ct.labels import onto_grid
+from components.ct.labels.apart import read_labels_apart
+from components.ct.labels.onto_grid import read_labels
+from components.errors import UserError
 from flows.volumes import add_parser
 
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from label_files import Scan, bare, contour, rectangle, saved, scanned, structures
 
-from components.labels.contours import even_odd
-from components.labels.onto_grid import Labels, read_labels
-from components.labels.placing import nearest_planes
-from components.params import UserError
-from components.preprocess.store import voxel_of
+from components.ct.labels.contours import even_odd
+from components.ct.labels.onto_grid import Labels, read_labels
+from components.ct.labels.placing import nearest_planes
+from components.ct.store import voxel_of
+from components.errors import UserError
 
 
 @pytest.fixture(scope="module")

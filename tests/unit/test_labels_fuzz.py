@@ -24,9 +24,9 @@ from pydicom import DataElement, Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import RLELossless
 
-from components.labels.onto_grid import read_labels
-from components.params import UserError
-from components.preprocess.store import FloatArray, Volume
+from components.ct.labels.onto_grid import read_labels
+from components.ct.store import FloatArray, Volume
+from components.errors import UserError
 
 ROUNDS = int(os.environ.get("CTFOUNDRY_FUZZ", "120"))
 FIRST = int(os.environ.get("CTFOUNDRY_FUZZ_FROM", "0"))

@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from components.labels.onto_grid import Labels, read_labels
-from components.params import UserError
+from components.ct.labels.onto_grid import Labels, read_labels
+from components.errors import UserError
 
 SHAPE = (12, 10, 8)
 

@@ -15,15 +15,16 @@ from phantom_plans import small
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from components.labels.onto_grid import Labels, read_labels, read_stored_labels
-from components.labels.placing import nearest
+from components.ct.dicom import read_series
+from components.ct.labels.onto_grid import Labels, read_labels, read_stored_labels
+from components.ct.labels.placing import nearest
+from components.ct.standardise import resample_only
+from components.ct.store import Volume
+from components.errors import UserError
 from components.looking.volume import export_labels
-from components.params import UserError, load_stage
-from components.phantom.scanner import scan
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.dicom import read_series
-from components.preprocess.standardise import resample_only
-from components.preprocess.store import Volume
+from components.settings import load_stage
+from components.sources.phantom.scanner import scan
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 SARCOMAS = [f"sts_{number:03d}" for number in range(1, 13)]
@@ -173,7 +174,7 @@ def test_written_segmentation_on_an_oblique_scan(tmp_path: Path) -> None:
 
 
 def test_holes_and_the_order_of_points() -> None:
-    from components.labels.contours import even_odd as _even_odd
+    from components.ct.labels.contours import even_odd as _even_odd
 
     outer = np.array([[2.0, 2.0], [2.0, 12.0], [12.0, 12.0], [12.0, 2.0]]) + 0.5
     inner = np.array([[5.0, 5.0], [9.0, 5.0], [9.0, 9.0], [5.0, 9.0]]) + 0.5  # the other way round

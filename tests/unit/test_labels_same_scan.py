@@ -10,13 +10,13 @@ import pytest
 from label_files import Scan, contour, rectangle, saved, scanned, segmentation, structures
 from pydicom.uid import generate_uid
 
-from components.acquire.headers import read_instance, series_identity
-from components.cohort.keys import frame_key, patient_key, series_key
-from components.labels.onto_grid import read_labels
+from components.ct.headers import read_instance, series_identity
+from components.ct.keys import frame_key, patient_key, series_key
+from components.ct.labels.onto_grid import read_labels
+from components.ct.origin import Origin, origin_of
+from components.ct.store import write_volume
+from components.errors import UserError
 from components.looking.volume import open_volume
-from components.params import UserError
-from components.preprocess.origin import Origin, origin_of
-from components.preprocess.store import write_volume
 
 FRAME, PATIENT, SERIES = "another frame of reference", "another patient", "another series"
 

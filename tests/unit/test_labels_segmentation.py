@@ -10,11 +10,12 @@ import pytest
 from label_files import LATER, Scan, bare, saved, scanned, segmentation
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from components.labels.onto_grid import Labels, read_labels
-from components.params import UserError, load_stage
+from components.ct.labels.onto_grid import Labels, read_labels
+from components.ct.standardise import resample_only, straighten
+from components.ct.store import Volume
+from components.errors import UserError
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.standardise import resample_only, straighten
-from components.preprocess.store import Volume
+from components.settings import load_stage
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 BOX = (slice(5, 15), slice(20, 60), slice(30, 50))

@@ -17,11 +17,11 @@ import SimpleITK
 from label_files import Scan, contour, rectangle, saved, scanned, segmentation, structures
 from pydicom.uid import generate_uid
 
-from components.labels.onto_grid import read_labels
+from components.ct.labels.onto_grid import read_labels
+from components.ct.store import Volume
+from components.errors import UserError
 from components.looking.folder import read_folder
 from components.looking.volume import export, export_labels, facts, open_volume, picture
-from components.params import UserError
-from components.preprocess.store import Volume
 from flows.volumes import add_parser
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.params import LINES, ParamsError, check_file, load_stage, shards
+from components.registry import check_file
 from components.screen.config import ScreenConfig
+from components.settings import LINES, ParamsError, load_stage, shards
 
 ROOT = Path(__file__).resolve().parents[2]
 

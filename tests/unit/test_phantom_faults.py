@@ -11,8 +11,8 @@ import pytest
 from phantom_plans import small
 from pydicom.errors import InvalidDicomError
 
-from components.phantom.faults import FAULTS
-from components.phantom.scanner import scan
+from components.sources.phantom.faults import FAULTS
+from components.sources.phantom.scanner import scan
 
 
 def items_of(fault: str, folder: Path, line: str = "wholebody") -> list[pydicom.FileDataset]:

@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 
-from components.phantom.config import PhantomConfig
-from components.phantom.faults import FAULTS, fault_named, faults_of
-from components.phantom.plan import FINDINGS, ICH_KINDS, ScanPlan, plan_scans
+from components.sources.config import PhantomConfig
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.faults import FAULTS, fault_named, faults_of
+from components.sources.phantom.plan import FINDINGS, ICH_KINDS, ScanPlan
 
 LINES = ("wholebody", "head")
 

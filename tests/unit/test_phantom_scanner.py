@@ -18,10 +18,10 @@ import pytest
 import SimpleITK
 from phantom_plans import small, with_vendor
 
-from components.phantom.dicom import decimal
-from components.phantom.equipment import VENDORS
-from components.phantom.plan import FINDINGS
-from components.phantom.scanner import labels_of, scan
+from components.sources.phantom.dicom import decimal
+from components.sources.phantom.equipment import VENDORS
+from components.sources.phantom.plan import FINDINGS
+from components.sources.phantom.scanner import labels_of, scan
 
 LINES = ("wholebody", "head")
 POSITIONS = ("HFS", "FFS", "HFP", "FFP")

@@ -15,13 +15,13 @@ import pytest
 import SimpleITK
 from phantom_plans import small, with_vendor
 
-from components.params import load_stage
-from components.phantom.equipment import VENDORS
-from components.phantom.scanner import scan
+from components.ct.dicom import DecodeError, read_series
+from components.ct.standardise import resample_only
+from components.ct.store import AIR_HU, Volume
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.dicom import DecodeError, read_series
-from components.preprocess.standardise import resample_only
-from components.preprocess.store import AIR_HU, Volume
+from components.settings import load_stage
+from components.sources.phantom.equipment import VENDORS
+from components.sources.phantom.scanner import scan
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 SLAB = 80  # slices compared after resampling: SimpleITK takes half a minute for a whole chest

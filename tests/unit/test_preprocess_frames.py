@@ -24,9 +24,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from components.acquire.headers import TAGS, measure_series, read_instance
-from components.phantom.scanner import scan
-from components.preprocess.dicom import DecodeError, read_series
+from components.ct.dicom import DecodeError, read_series
+from components.ct.headers import TAGS, measure_series, read_instance
+from components.sources.phantom.scanner import scan
 
 # What only single files state, or only multi-frame files: the same scan otherwise.
 OF_FILES = {"sop_class", "transfer_syntax", "series_uids", "photometric", "identifiers", "private_unknown"}

@@ -15,12 +15,12 @@ from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from components.acquire.headers import measure_series, read_instance
-from components.params import load_stage
-from components.preprocess.dicom import DecodeError, read_series
-from components.preprocess.store import AIR_HU
-from components.quality import suites
+from components.ct.dicom import DecodeError, read_series
+from components.ct.headers import measure_series, read_instance
+from components.ct.store import AIR_HU
 from components.screen.config import ScreenConfig
+from components.screen.suite import headers_suite
+from components.settings import load_stage
 from serving.judging import warnings_of
 
 SCREEN = load_stage(ScreenConfig, "wholebody", "screen", Path(__file__).resolve().parents[2] / "params.yaml")
@@ -72,7 +72,7 @@ def reasons(paths: list[Path]) -> set[str]:
     """What screening holds against the stack; the service's verdicts are Great Expectations'."""
     read = [read_instance(io.BytesIO(path.read_bytes()), path.name, path.stat().st_size) for path in paths]
     measured = {"status": "acquired", **measure_series(read)}
-    return {w.partition(":")[0] for w in warnings_of(measured, suites.headers(SCREEN, 1))} & STACK
+    return {w.partition(":")[0] for w in warnings_of(measured, headers_suite(SCREEN, 1))} & STACK
 
 
 def places(items: list[Dataset]) -> dict[int, np.ndarray]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from components.preprocess.measure import measure_volume
-from components.preprocess.store import Volume
+from components.ct.measure import measure_volume
+from components.ct.store import Volume
 
 
 def volume(hu: np.ndarray) -> Volume:

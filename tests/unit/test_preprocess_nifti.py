@@ -15,15 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from components.acquire.headers import measure_series
-from components.params import UserError, load_stage
-from components.preprocess import nifti
+from components.ct import nifti
+from components.ct.headers import measure_series
+from components.ct.nifti import measure_nifti, read_nifti
+from components.ct.standardise import resample_only
+from components.ct.store import voxel_of
+from components.errors import UserError
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.nifti import measure_nifti, read_nifti
-from components.preprocess.standardise import resample_only
-from components.preprocess.store import voxel_of
-from components.quality import suites
 from components.screen.config import ScreenConfig
+from components.screen.suite import headers_suite
+from components.settings import load_stage
 from serving.judging import warnings_of
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
@@ -63,7 +64,7 @@ def reasons(path: Path, **changes: Any) -> list[str]:
         update={"privacy": "warning", **changes}
     )
     measured = {"status": "acquired", **measure_series([]), **measure_nifti(path)}
-    return list(dict.fromkeys(w.partition(":")[0] for w in warnings_of(measured, suites.headers(config, 1))))
+    return list(dict.fromkeys(w.partition(":")[0] for w in warnings_of(measured, headers_suite(config, 1))))
 
 
 def test_an_ordinary_volume_is_accepted_and_lies_where_it_says(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.params import UserError
-from components.preprocess import nifti
-from components.preprocess.nifti import measure_nifti, read_nifti
+from components.ct import nifti
+from components.ct.nifti import measure_nifti, read_nifti
+from components.errors import UserError
 
 KINDS: dict[int, Any] = {1: nib.Nifti1Image, 2: nib.Nifti2Image}
 FIELDS = {

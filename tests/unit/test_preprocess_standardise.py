@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from components.preprocess.config import PreprocessConfig
-from components.preprocess.standardise import (
+from components.ct.standardise import (
     PIECE_SHARE,
     _opened,
     _weights,
@@ -23,7 +22,8 @@ from components.preprocess.standardise import (
     straighten,
     tilt_degrees,
 )
-from components.preprocess.store import StoredVolume, Volume, voxel_of, write_volume
+from components.ct.store import StoredVolume, Volume, voxel_of, write_volume
+from components.preprocess.config import PreprocessConfig
 
 
 def grid(orientation: str, spacing: tuple[float, float, float]) -> PreprocessConfig:

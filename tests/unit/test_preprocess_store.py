@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.params import UserError
-from components.preprocess.store import StoredVolume, Volume, write_volume
+from components.ct.store import StoredVolume, Volume, write_volume
+from components.errors import UserError
 
 
 @contextmanager

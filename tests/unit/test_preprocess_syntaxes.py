@@ -29,8 +29,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from components.phantom.scanner import scan
-from components.preprocess.dicom import DecodeError, read_series
+from components.ct.dicom import DecodeError, read_series
+from components.sources.phantom.scanner import scan
 
 # One slice of `phantom_plans.small("head")` at 64 x 64, as OpenJPH wrote it: nothing here can encode it.
 HTJ2K = Path(__file__).parent / "data" / "phantom_htj2k.dcm"

@@ -7,10 +7,11 @@ import pytest
 import torch
 from pretrain_project import AFFINES, block, volume
 
-from components.params import UserError, parse
-from components.preprocess.store import StoredVolume, Volume, write_volume
-from components.pretrain import embed
-from components.pretrain.embed import (
+from components.ct.store import StoredVolume, Volume, write_volume
+from components.errors import UserError
+from components.models import embed
+from components.models.build import build_encoder
+from components.models.embed import (
     EmbedConfig,
     Embedder,
     batch_of,
@@ -19,7 +20,7 @@ from components.pretrain.embed import (
     orientation_of,
     random_embedder,
 )
-from components.pretrain.models import build_encoder
+from components.settings import parse
 
 
 def embedder_of(line: str) -> Embedder:

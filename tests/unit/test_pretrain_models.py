@@ -7,10 +7,10 @@ import torch
 from monai.networks.nets.segresnet_ds import SegResEncoder
 from torch import nn
 
-from components.pretrain.config import InputConfig, SegResConfig, VitConfig
-from components.pretrain.models import build_encoder, parameter_count
-from components.pretrain.segres import Conv3x3x3, SegRes
-from components.pretrain.vit import Vit, sincos_positions
+from components.models.build import build_encoder, parameter_count
+from components.models.config import InputConfig, SegResConfig, VitConfig
+from components.models.segres import Conv3x3x3, SegRes
+from components.models.vit import Vit, sincos_positions
 
 BODY = InputConfig(orientation="SPL", spacing_mm=(3.0, 1.0, 1.0), size_vox=(8, 16, 16), windows=((512.0, 3072.0),))
 HEAD = InputConfig(

@@ -15,11 +15,11 @@ import torch
 from pretrain_project import HERE, InMemory, block, config_of, volumes_of, write_project
 
 from components import arithmetic
+from components.errors import UserError
 from components.files import read_json, read_table
-from components.params import UserError
+from components.models.embed import candidate_file, device_of
 from components.pretrain import __main__ as stage
 from components.pretrain import ray_driver
-from components.pretrain.embed import candidate_file, device_of
 from components.pretrain.local_driver import read_state, write_candidate
 from components.pretrain.loop import train
 from components.pretrain.workers import on_gpus

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 from pydicom.uid import AllTransferSyntaxes
 
-from components.acquire.headers import measure_series
-from components.params import ParamsError, UserError, load_stage, parse
+from components.ct.headers import measure_series
+from components.errors import UserError
 from components.quality.derived import prepare
 from components.quality.geometry import even_stack, orthonormal
 from components.quality.judge import judge, write_data_docs
-from components.quality.suites import headers
+from components.quality.rules import headers
 from components.screen.config import ScreenConfig
+from components.settings import ParamsError, load_stage, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 CLEAN = {

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.curate.config import DriftConfig
 from components.curate.stage import funnel
 from components.files import write_json, write_table
-from components.quality import drift, summary
+from components.quality import drift
+from components.quality.drift import DriftConfig
 from components.quality.judge import write_data_docs
 from components.quality.offline import write_index
-from components.quality.suites import Rule, Suite
+from components.quality.rules import Rule, Suite
+from components.summary import page as summary
 
 CONFIG = DriftConfig(warn_psi=0.1, critical_psi=0.25, confidence=0.99, critical_features=())
 FROM_AFAR = re.compile(r"""(?:https?:)?//|@import|<script|<link|<iframe|url\(""")
