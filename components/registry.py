@@ -18,8 +18,8 @@ from components.settings import (
     REPRODUCIBLE,
     ParamsError,
     StageConfig,
+    did_you_mean,
     load_stage,
-    nearest,
     read_yaml,
     reproducible,
     shards,
@@ -50,7 +50,7 @@ def check_file(path: Path = PARAMS_FILE) -> None:
     mistakes: list[str] = []
     for key in content:
         if key not in known:
-            hint = nearest(key, sorted(known))
+            hint = did_you_mean(key, sorted(known))
             mistakes.append(f"params.yaml: {key}: unknown key; allowed here: {', '.join(sorted(known))}{hint}")
     shards(path)
     for line in LINES:
@@ -64,7 +64,7 @@ def check_file(path: Path = PARAMS_FILE) -> None:
             mistakes.append(str(error))
         for stage in block:
             if stage not in (*BLOCKS, REPRODUCIBLE):
-                hint = nearest(stage, list(BLOCKS))
+                hint = did_you_mean(stage, list(BLOCKS))
                 mistakes.append(f"params.yaml: {line}.{stage}: unknown key; allowed here: {', '.join(BLOCKS)}{hint}")
         for stage, config_class in BLOCKS.items():
             try:

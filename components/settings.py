@@ -1,7 +1,7 @@
 """Typed, frozen view of ``params.yaml``: the only place where a run's settings come from.
 
 Every value lives in ``params.yaml``; the classes hold types and bounds, never defaults. A mistake ends in one line
-that names the key, its value, what is allowed and, for an unknown key, the nearest known one.
+that names the key, its value, what is allowed and, for an unknown key, the did_you_mean known one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def parse(config_class: type[ConfigT], block: Any, prefix: str, file: str = str(
         file: where it was read.
 
     Raises:
-        ParamsError: one line per mistake: key, value, what is allowed, nearest known key.
+        ParamsError: one line per mistake: key, value, what is allowed, did_you_mean known key.
     """
     try:
         return config_class.model_validate(_tuples(block))
@@ -80,7 +80,7 @@ def _tuples(value: Any) -> Any:
     return value
 
 
-def nearest(name: object, known: Sequence[str]) -> str:
+def did_you_mean(name: object, known: Sequence[str]) -> str:
     """The end of an error line: the known name that ``name`` was probably meant to be, or nothing."""
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
@@ -115,7 +115,7 @@ def _line(config_class: type[BaseModel], problem: Any, prefix: str, block: Any, 
     key = f"{file}: " + ".".join([*filter(None, [prefix]), *map(str, path)])
     if problem["type"] == "extra_forbidden":
         known = _known_keys(config_class, path[:-1])
-        hint = nearest(path[-1], known)
+        hint = did_you_mean(path[-1], known)
         return f"{key}: unknown key (value {problem['input']!r}); allowed here: {', '.join(known)}{hint}"
     if problem["type"] == "missing":
         return f"{key}: missing; add it ({problem['msg'].lower()})"

@@ -234,18 +234,7 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
         "mixed": ", ".join(stack.left_out_for),
         "no_image": sum(i.status == "object" for i in instances),
         "unreadable_files": sum(i.truncated or i.status not in ("image", "object") for i in instances),
-        "modality": "|".join(sorted({i.tags.get("Modality", "") for i in instances})),
-        "sop_class": "|".join(sorted({i.tags.get("SOPClassUID", "") for i in instances})),
-        "is_ct_image": bool(images) and all(is_ct(i.tags) for i in images),
-        "other_object": _other_object(instances),
-        "is_localizer": any("LOCALIZER" in i.tags.get("ImageType", ()) for i in images),
-        "missing_tags": _missing_tags(images),
-        "transfer_syntax": "|".join(sorted({i.transfer_syntax for i in images})),
-        "lossy": any(i.tags.get("LossyImageCompression") == "01" for i in images),
-        "burned_in": any(i.tags.get("BurnedInAnnotation") == "YES" for i in images),
-        "identifiers": "|".join(sorted(joined(i.identifiers for i in instances))),
-        "private_unknown": len(joined(i.private_unknown for i in instances)),
-        "identity_removed": bool(images) and all(i.tags.get("PatientIdentityRemoved") == "YES" for i in images),
+        **_kinds(instances, images),
         "duplicate_instances": len(uids) - len(set(uids)),
         "matrices": len({(i.tags.get("Rows"), i.tags.get("Columns")) for i in images}),
         "pixel_spacings": len(spacings),
@@ -265,6 +254,24 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
         **_geometry(images),
         **consistency.measure_consistency(images),
     }  # fmt: skip
+
+
+def _kinds(instances: Sequence[Instance], images: Sequence[Instance]) -> dict[str, Any]:
+    """What the instances are, and whether they were de-identified."""
+    return {
+        "modality": "|".join(sorted({i.tags.get("Modality", "") for i in instances})),
+        "sop_class": "|".join(sorted({i.tags.get("SOPClassUID", "") for i in instances})),
+        "is_ct_image": bool(images) and all(is_ct(i.tags) for i in images),
+        "other_object": _other_object(instances),
+        "is_localizer": any("LOCALIZER" in i.tags.get("ImageType", ()) for i in images),
+        "missing_tags": _missing_tags(images),
+        "transfer_syntax": "|".join(sorted({i.transfer_syntax for i in images})),
+        "lossy": any(i.tags.get("LossyImageCompression") == "01" for i in images),
+        "burned_in": any(i.tags.get("BurnedInAnnotation") == "YES" for i in images),
+        "identifiers": "|".join(sorted(joined(i.identifiers for i in instances))),
+        "private_unknown": len(joined(i.private_unknown for i in instances)),
+        "identity_removed": bool(images) and all(i.tags.get("PatientIdentityRemoved") == "YES" for i in images),
+    }
 
 
 def _other_object(instances: Sequence[Instance]) -> bool:

@@ -19,7 +19,7 @@ from components.evaluate.nodules import read_nodule
 from components.files import sha256_file
 from components.models.embed import Embedder
 from components.progress import track
-from components.sources.lidc import ROOT, nodule_file, read_labels
+from components.sources.lidc import ROOT, nodule_file, read_ratings
 from components.sources.roots import root_of
 
 AnyVolume = StoredVolume | Volume
@@ -132,7 +132,7 @@ class Volumes:
         self._nodules: dict[str, Path] = {}
         if config.lidc_nodules is not None:
             root = root_of(ROOT)
-            labels = read_labels(root, config.lidc_nodules)
+            labels = read_ratings(root, config.lidc_nodules)
             named = zip(labels["volume"], labels["file"], strict=True)
             self._nodules = {str(volume): nodule_file(root, str(name)) for volume, name in named}
 

@@ -22,7 +22,7 @@ from components.ct.standardise import resample_only
 from components.ct.store import Volume
 from components.errors import UserError
 from components.evaluate.tasks import Built, Inputs, none_built, task_table
-from components.sources.lidc import LABELS, ROOT, nodule_file, read_labels
+from components.sources.lidc import LABELS, ROOT, nodule_file, read_ratings
 from components.sources.roots import root_of
 
 EXTENT = ("superior_mm", "posterior_mm", "left_mm")  # of a file, in the order of the window
@@ -49,7 +49,7 @@ def nodules(inputs: Inputs) -> Built:
     if inputs.config.lidc_nodules is None:
         return none_built(dict.fromkeys(names, "not asked for: evaluate.lidc_nodules is null"))
     root = root_of(ROOT)
-    labels = read_labels(root, inputs.config.lidc_nodules)
+    labels = read_ratings(root, inputs.config.lidc_nodules)
     seen = labels["patient"].isin(inputs.pretraining_patients())
     labels = labels[~seen]
     labels["split"] = labels["patient"].map(partial(half_of, inputs.config.seed))

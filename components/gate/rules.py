@@ -53,7 +53,7 @@ class Evidence:
     tasks: pd.DataFrame
 
 
-def judge(config: GateConfig, evidence: Evidence) -> list[Verdict]:
+def verdicts_of(config: GateConfig, evidence: Evidence) -> list[Verdict]:
     """The verdicts of all gates, in a fixed order: none is skipped because another failed."""
     return [
         leakage(evidence),

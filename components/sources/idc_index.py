@@ -21,7 +21,7 @@ import pandas as pd
 
 from components.errors import UserError
 from components.files import sha256_file
-from components.settings import nearest
+from components.settings import did_you_mean
 from components.sources.config import IdcConfig
 
 QUERIES = Path(__file__).parent / "queries"
@@ -197,7 +197,7 @@ def _check_names(database: duckdb.DuckDBPyConnection, config: IdcConfig) -> None
         known = sorted(str(row[0]) for row in rows)
         for name in names:
             if name not in known:
-                raise UserError(f"cohort {what} {name!r} has no CT in the index{nearest(name, known)}")
+                raise UserError(f"cohort {what} {name!r} has no CT in the index{did_you_mean(name, known)}")
 
 
 def _criteria(

@@ -23,7 +23,7 @@ class LidcPin(StageConfig):
     lidc_nodules: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
 
 
-def read_labels(root: Path, pinned: str) -> pd.DataFrame:
+def read_ratings(root: Path, pinned: str) -> pd.DataFrame:
     """The table of nodules with ``patient``, ``case``, ``volume`` and ``diameter_mm``; sorted as in the file.
 
     A nodule is named by its row, since file names hold patient identifiers.

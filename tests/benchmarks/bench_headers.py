@@ -23,7 +23,7 @@ import pydicom
 from components.cohort.config import CohortConfig
 from components.ct.headers import LISTED_TAGS
 from components.settings import load_stage
-from components.sources.dicom import list_tree
+from components.sources.dicom_tree import list_tree
 from components.sources.phantom.dealing import plan_scans
 from components.sources.phantom.scanner import scan
 

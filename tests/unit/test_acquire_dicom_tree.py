@@ -23,7 +23,8 @@ from components.errors import UserError
 from components.files import write_table
 from components.settings import load_stage
 from components.sources.config import TransferConfig
-from components.sources.dicom import BLOCK, DicomSource, list_tree, read_file
+from components.sources.dicom import DicomSource
+from components.sources.dicom_tree import BLOCK, list_tree, read_file
 from components.sources.interface import Listing
 from components.sources.locate import locate
 from components.sources.nifti import NiftiSource

@@ -31,7 +31,7 @@ from components.ct.values import is_several, normalised
 from components.files import write_table
 from components.preprocess.stage import findable
 from components.settings import load_stage
-from components.sources.dicom import list_tree
+from components.sources.dicom_tree import list_tree
 from tests import header_fuzz
 from tests.header_fuzz import EXPLICIT, IMPLICIT, Element, File, written
 

@@ -27,7 +27,8 @@ from components.files import DiskFullError
 from components.settings import load_stage
 from components.sources import dicom, raw
 from components.sources.config import TransferConfig
-from components.sources.dicom import DicomSource, list_tree
+from components.sources.dicom import DicomSource
+from components.sources.dicom_tree import list_tree
 from components.sources.interface import Listing
 from components.sources.tree import Archives, names, tree_digest
 from tests.unit.small_pacs import as_file, make_series
@@ -297,7 +298,7 @@ MANY_ZIPS = """
 import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
-from components.sources.dicom import list_tree
+from components.sources.dicom_tree import list_tree
 from components.cohort.config import CohortConfig
 from components.settings import load_stage
 listing = list_tree(Path(sys.argv[1]), load_stage(CohortConfig, "wholebody", "cohort", Path(sys.argv[2])), workers=1)

@@ -17,7 +17,7 @@ from components.evaluate.stage import build_tasks, evaluate, evaluation_digest
 from components.evaluate.tasks import Inputs
 from components.files import read_table, sha256_tree
 from components.gate.config import GateConfig
-from components.gate.rules import Evidence, judge
+from components.gate.rules import Evidence, verdicts_of
 from components.models.build import build_encoder
 from components.models.embed import EmbedConfig, Embedder
 from components.preprocess.config import PreprocessConfig
@@ -158,7 +158,7 @@ def test_the_gate_reads_what_evaluation_writes(evaluated: tuple[Inputs, Path]) -
     }
     funnel = {"in": 15, "accepted": 15, "not_ct": 0, "rejected": {}}
     tasks = read_table(out / "tasks.parquet")
-    verdicts = judge(
+    verdicts = verdicts_of(
         parse(GateConfig, block, "t"),
         Evidence("wholebody", metrics_of(out), funnel, inputs.curated.assign(same_scan=""), tasks),
     )

@@ -17,7 +17,7 @@ from pydicom.uid import generate_uid
 
 from components.ct.dicom import read_series
 from components.ct.labels.onto_grid import Labels, read_labels, read_stored_labels
-from components.ct.labels.placing import nearest
+from components.ct.labels.placing import nearest_voxels
 from components.ct.standardise import resample_only
 from components.ct.store import Volume
 from components.errors import UserError
@@ -97,7 +97,7 @@ def test_votes_lie_on_the_nodule(ct_root: Path, tmp_path: Path) -> None:
     given = np.asarray(image.dataobj)
     assert [s.voxels for s in votes.segments] == [int((given == vote).sum()) for vote in (1, 2, 3, 4)]
     all_four, any_vote = votes.mask("label 4"), votes.layers[0] > 0
-    shell = np.asarray(nearest(any_vote, volume.affine, volume.affine, volume.hu.shape))
+    shell = np.asarray(nearest_voxels(any_vote, volume.affine, volume.affine, volume.hu.shape))
     low, high = (f(np.argwhere(shell), axis=0) for f in (np.min, np.max))
     around = volume.hu[tuple(slice(a - 6, b + 7) for a, b in zip(low, high, strict=True))]
     assert np.median(volume.hu[all_four]) > -200, "tissue"
@@ -212,9 +212,9 @@ def test_every_turn_of_the_axes_is_as_a_general_resampling() -> None:
         affine = np.eye(4)
         affine[:3, :3] = np.eye(3)[:, turn] * random.choice([-1.1, 1.3, 0.7], 3)
         affine[:3, 3] = [8.03, 5.02, 9.04]
-        straight = nearest(source, own, affine, (12, 14, 10))
+        straight = nearest_voxels(source, own, affine, (12, 14, 10))
         affine[:3, 0] += 2e-4 * affine[:3, 1]  # too little to matter, enough to go the general way
-        np.testing.assert_array_equal(straight, nearest(source, own, affine, (12, 14, 10)))
+        np.testing.assert_array_equal(straight, nearest_voxels(source, own, affine, (12, 14, 10)))
 
 
 def test_mistakes_are_one_line(ct_root: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ if sys.argv[2] == "loud":
     warnings.resetwarnings()
     logging.getLogger("pydicom").propagate = True
 from components.ct.headers import measure_series, read_instance
-from components.sources.dicom import list_tree
+from components.sources.dicom_tree import list_tree
 from components.cohort.config import CohortConfig
 from components.ct.labels.onto_grid import read_labels
 from components.errors import UserError

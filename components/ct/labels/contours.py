@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pydicom
 
-from components.ct.labels.placing import FLAT_MM, Found, LabelError, Mask, clusters, nearest_planes, within
+from components.ct.labels.placing import FLAT_MM, LabelError, Mask, Placed, clusters, nearest_planes, within
 from components.ct.store import FloatArray, voxel_of
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
@@ -67,7 +67,7 @@ def rois_of(dataset: pydicom.Dataset) -> list[Roi]:
     return list(rois.values())
 
 
-def read_contours(rois: list[Roi], affine: FloatArray, shape: tuple[int, ...]) -> Iterator[Found]:
+def read_contours(rois: list[Roi], affine: FloatArray, shape: tuple[int, ...]) -> Iterator[Placed]:
     """The mask of each ROI.
 
     A voxel belongs to the ROI where its centre lies within an odd number of the contours of its plane: an inner
@@ -92,7 +92,7 @@ def read_contours(rois: list[Roi], affine: FloatArray, shape: tuple[int, ...]) -
     for roi, contours, ours, gap in zip(rois, drawn, planes, gaps, strict=True):
         covered = float(within(np.concatenate(contours), affine, shape).mean()) if contours else 1.0
         mask = _filled(ours, across, densest if gap is None else gap, shape)
-        yield Found(roi.label, roi.code, mask, covered)
+        yield Placed(roi.label, roi.code, mask, covered)
 
 
 def _items(dataset: pydicom.Dataset, keyword: str) -> list[pydicom.Dataset]:

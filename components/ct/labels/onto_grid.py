@@ -21,7 +21,7 @@ from scipy import ndimage
 from components.ct.dataset import InflateError, inflated_dataset
 from components.ct.labels.contours import read_contours, rois_of
 from components.ct.labels.label_map import names_beside, read_label_map
-from components.ct.labels.placing import Found, LabelError, Mask, covered_shares, nearest
+from components.ct.labels.placing import LabelError, Mask, Placed, covered_shares, nearest_voxels
 from components.ct.labels.same_scan import check_same_scan
 from components.ct.labels.segmentation import read_segments
 from components.ct.origin import Origin
@@ -164,7 +164,7 @@ def read_stored_labels(path: Path) -> Labels:
 
 def _from_nifti(path: Path, affine: FloatArray, shape: tuple[int, ...], only: Collection[str]) -> Labels:
     source, own, labels = read_label_map(path)
-    layer = np.asarray(nearest(source, own, affine, shape), dtype=np.uint16)
+    layer = np.asarray(nearest_voxels(source, own, affine, shape), dtype=np.uint16)
     shares = covered_shares(source, own, affine, shape)
     counts = np.bincount(layer.ravel(), minlength=len(shares) + 1)
     names = names_beside(path)
@@ -186,7 +186,7 @@ def _from_nifti(path: Path, affine: FloatArray, shape: tuple[int, ...], only: Co
 
 def _from_dicom(
     path: Path, affine: FloatArray, shape: tuple[int, ...], scan: Origin | None, only: Collection[str]
-) -> Iterator[Found]:
+) -> Iterator[Placed]:
     dataset = _dataset(path)
     kind = str(dataset.get("SOPClassUID", ""))
     if kind in SEG:
@@ -222,7 +222,7 @@ def _dataset(path: Path) -> pydicom.Dataset:
     return dataset
 
 
-def _packed(found: Iterable[Found], affine: FloatArray, shape: tuple[int, ...]) -> Labels:
+def _packed(found: Iterable[Placed], affine: FloatArray, shape: tuple[int, ...]) -> Labels:
     """Each mask into the first layer where it touches no other."""
     layers: list[Layers] = []
     segments: list[Segment] = []

@@ -26,7 +26,7 @@ class LabelError(UserError):
 
 
 @dataclass(frozen=True)
-class Found:
+class Placed:
     """A segment on the grid.
 
     Attributes:
@@ -42,7 +42,9 @@ class Found:
     covered: float
 
 
-def nearest(mask: npt.NDArray[Any], own: FloatArray, affine: FloatArray, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def nearest_voxels(
+    mask: npt.NDArray[Any], own: FloatArray, affine: FloatArray, shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
     """A label map on another grid: the label at each voxel's centre, 0 where the map does not reach.
 
     Args:
@@ -173,7 +175,7 @@ def stacked(
         here[:3, 0] = affine[:3, across]
         here[:3, 3] += affine[:3, across] * (index - places[chosen])  # onto the slice that takes it
         there[:3, 3] += affine[:3, across] * index
-        target[index] = np.moveaxis(nearest(mask[None], here, there, flat), across, 0)[0]
+        target[index] = np.moveaxis(nearest_voxels(mask[None], here, there, flat), across, 0)[0]
     points = [np.argwhere(mask) @ own[:3, 1:3].T + own[:3, 3] for own, mask in planes]
     inside = [within(part, affine, shape) for part in points if len(part)]
     return out, float(np.concatenate(inside).mean()) if inside else 1.0

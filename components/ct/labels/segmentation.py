@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pydicom
 
-from components.ct.labels.placing import FLAT_MM, Found, LabelError, Mask, clusters, covered_share, nearest, stacked
+from components.ct.labels.placing import (
+    FLAT_MM,
+    LabelError,
+    Mask,
+    Placed,
+    clusters,
+    covered_share,
+    nearest_voxels,
+    stacked,
+)
 from components.ct.store import FloatArray
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -17,7 +26,7 @@ MAX_VOXELS = 1 << 29  # of a segment on its own grid: 2048 slices of 512 x 512
 
 def read_segments(
     dataset: pydicom.Dataset, only: Collection[str], affine: FloatArray, shape: tuple[int, ...]
-) -> Iterator[Found]:
+) -> Iterator[Placed]:
     """Segment by segment: all at once, those of a whole body would not fit into memory.
 
     Frames that form a regular grid are taken as that grid, on whatever volume; others, as they are made of CT under a
@@ -53,7 +62,7 @@ def read_segments(
             mask, covered = _frame_by_frame(seg, number, affine, shape)
         else:
             mask, covered = _as_grid(seg, number, affine, shape)
-        yield Found(name, f"{code.scheme_designator} {code.value} {code.meaning}", mask, covered)
+        yield Placed(name, f"{code.scheme_designator} {code.value} {code.meaning}", mask, covered)
 
 
 def _as_grid(seg: Any, number: int, affine: FloatArray, shape: tuple[int, ...]) -> tuple[Mask, float]:
@@ -61,7 +70,7 @@ def _as_grid(seg: Any, number: int, affine: FloatArray, shape: tuple[int, ...]) 
     values = volume.array[..., 0]
     mask = values >= (0.5 if values.dtype.kind == "f" else 1)  # of fractional ones: more in than out
     own = LPS_TO_RAS @ volume.affine
-    return np.asarray(nearest(mask, own, affine, shape), dtype=np.bool_), covered_share(mask, own, affine, shape)
+    return np.asarray(nearest_voxels(mask, own, affine, shape), dtype=np.bool_), covered_share(mask, own, affine, shape)
 
 
 def _frame_by_frame(seg: Any, number: int, affine: FloatArray, shape: tuple[int, ...]) -> tuple[Mask, float]:
