@@ -1,4 +1,4 @@
-"""Files that are never half-written (a temporary name, then a rename), hashes, Parquet and JSON with stable bytes."""
+"""Files that are never half-written (a temporary name, then a rename), hashes, JSON with stable bytes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from components.errors import UserError
 
@@ -148,15 +144,3 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Parquet without an index. Rows are written in the order given: sort them first."""
-    with replacing(path) as temporary:
-        arrow = pa.Table.from_pandas(table.reset_index(drop=True), preserve_index=False)
-        pq.write_table(arrow.replace_schema_metadata(None), temporary, compression="zstd")
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    table: pd.DataFrame = pq.read_table(path).to_pandas()
-    return table

@@ -13,9 +13,10 @@ from components import arithmetic
 from components.bundle.manifest import read_manifest, verify_bundle
 from components.command import data_dir
 from components.errors import UserError
-from components.files import read_json, read_table, sha256_file, write_json
+from components.files import read_json, sha256_file, write_json
 from components.gate.champion import CHAMPIONS, COMPARISON
 from components.settings import load_stage, parse, reproducible
+from components.tables import read_table
 from flows.environment import STATE
 from flows.lock import checkout_lock
 from flows.recipes import load_recipe, names

@@ -88,8 +88,8 @@ def _diff(arguments: argparse.Namespace) -> int:
 def _table(text: str, line: str) -> pd.DataFrame:
     """A selection as a table with columns series, patient, collection, licence, bytes."""
     from components.cohort.diff import of_cohort, of_selection
-    from components.files import read_table
     from components.sources.idc_index import select
+    from components.tables import read_table
 
     if text[:1] == "v" and text[1:].isdigit():
         return of_selection(select(_config(line, {"idc_version": int(text[1:])})).series)

@@ -88,9 +88,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from components.command import data_dir
-    from components.files import read_table
     from components.pretrain.__main__ import training_volumes
     from components.progress import wide_console
+    from components.tables import read_table
 
     for option, least in (("steps", 1), ("volumes_per_step", 1), ("loaders", 0)):
         given = getattr(arguments, option)

@@ -15,12 +15,13 @@ from components.command import cohort_slice
 from components.ct.headers import measure_series, read_instance
 from components.ct.nifti import measure_nifti
 from components.errors import UserError
-from components.files import StopStageError, read_table, write_table
+from components.files import StopStageError
 from components.isolation import GIB, Lost, check_unexpected
 from components.progress import map_series
 from components.sources import raw, receipts
 from components.sources.config import AcquireConfig, SourceConfig
 from components.sources.series import SeriesJob, jobs_of, ready
+from components.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 

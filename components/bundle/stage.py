@@ -16,7 +16,8 @@ from components.bundle.inputs import code_hash, data_hashes, parameters_hash
 from components.bundle.licences import licence_table
 from components.bundle.manifest import Manifest, write_manifest
 from components.errors import UserError
-from components.files import read_json, read_table, replacing, sha256_tree, write_json, write_text
+from components.files import read_json, replacing, sha256_tree, write_json, write_text
+from components.tables import read_table
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,13 @@ from components.cohort.readable import check_readable
 from components.cohort.suite import cohort_suite
 from components.command import cohort_slice
 from components.ct.keys import patient_key
-from components.files import write_json, write_table
+from components.files import write_json
 from components.quality import judge
 from components.sources.build import source_of
 from components.sources.interface import Listed
 from components.sources.lidc import read_ratings
 from components.sources.roots import root_of
+from components.tables import write_table
 
 log = logging.getLogger(__name__)
 

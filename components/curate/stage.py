@@ -12,8 +12,9 @@ from components.curate import scans
 from components.curate.config import CurateConfig
 from components.curate.suite import volumes_suite
 from components.errors import UserError
-from components.files import read_table, write_json, write_table
+from components.files import write_json
 from components.quality import drift, judge
+from components.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 

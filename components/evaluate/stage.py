@@ -22,9 +22,10 @@ from components.evaluate.scores import ENCODER, RANDOM, figure_table, score_all,
 from components.evaluate.selection import draw_selection, selected_step, selection_figures
 from components.evaluate.sources import SOURCES
 from components.evaluate.tasks import STABILITY, Built, Inputs, check_splits, task_table, usable
-from components.files import read_table, sha256_file, write_json, write_table, write_text
+from components.files import sha256_file, write_json, write_text
 from components.models.embed import Embedder, device_of, load_candidates, random_embedder
 from components.settings import load_part, load_stage
+from components.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 

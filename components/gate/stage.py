@@ -6,10 +6,11 @@ import sys
 
 from components.command import data_dir
 from components.errors import UserError
-from components.files import read_json, read_table, write_json
+from components.files import read_json, write_json
 from components.gate.config import GateConfig
 from components.gate.rules import Evidence, Verdict, decision, verdicts_of
 from components.settings import load_stage
+from components.tables import read_table
 
 EXIT_FAILED = 3
 

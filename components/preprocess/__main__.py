@@ -1,12 +1,12 @@
 """``python -m components.preprocess --line wholebody --shard 0``."""
 
 from components.command import data_dir, run_stage
-from components.files import read_table
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.stage import preprocess_shard
 from components.settings import load_part, load_stage
 from components.sources.config import AcquireConfig, SourceConfig
 from components.sources.series import jobs_of
+from components.tables import read_table
 
 
 def main(line: str, shard: int) -> None:

@@ -18,12 +18,13 @@ from components.ct.origin import origin_of
 from components.ct.standardise import crop_to_body, find_body, resample_only
 from components.ct.store import Volume
 from components.errors import UserError
-from components.files import StopStageError, read_table, replacing, sha256_file, write_table
+from components.files import StopStageError, replacing, sha256_file
 from components.isolation import GIB, Lost, check_unexpected
 from components.preprocess import kept
 from components.preprocess.config import PreprocessConfig
 from components.sources import raw
 from components.sources.series import SeriesJob, ready
+from components.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import torch
 from components import arithmetic
 from components.command import data_dir, run_stage
 from components.errors import UserError
-from components.files import read_table, replacing, sha256_file, write_json, write_text
+from components.files import replacing, sha256_file, write_json, write_text
 from components.models.build import parameter_count
 from components.models.embed import EmbedConfig, Embedder, candidate_file, write_weights
 from components.pretrain.config import PretrainConfig
@@ -27,6 +27,7 @@ from components.pretrain.objectives.build import build_objective
 from components.pretrain.plots import plot_history, plot_views
 from components.pretrain.views import build_views
 from components.settings import load_stage
+from components.tables import read_table
 
 SHOWN = 4  # volumes whose views are in the picture
 RUNS = Path(".ctfoundry") / "runs"

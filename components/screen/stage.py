@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from components.errors import UserError
-from components.files import read_table, write_json, write_table
+from components.files import write_json
 from components.quality import judge
 from components.screen.config import ScreenConfig
 from components.screen.suite import headers_suite
+from components.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 

@@ -31,10 +31,10 @@ from pydicom.errors import InvalidDicomError
 from components.ct.dataset import INFLATED_BYTES, InflateError, open_dataset
 from components.ct.keys import patient_key, require_secret, series_key, study_key
 from components.errors import UserError
-from components.files import write_table
 from components.sources.config import DicomwebConfig, SourceConfig, TransferConfig
 from components.sources.interface import Listed, Listing
 from components.sources.pacs import NO_JSON, Client, asking
+from components.tables import write_table
 
 log = logging.getLogger(__name__)
 

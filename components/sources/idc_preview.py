@@ -9,8 +9,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from components.files import write_json, write_table
+from components.files import write_json
 from components.sources.idc_index import Selection
+from components.tables import write_table
 
 BREAKDOWNS = (
     ("collection", "collection_id"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from components.command import data_dir
 from components.errors import UserError
-from components.files import read_table
 from components.settings import load_part
 from components.sources.config import SourceConfig
 from components.sources.roots import root_of
 from components.sources.tree import resolve
+from components.tables import read_table
 
 TREES = ("dicom", "nifti")
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from components.command import cohort_slice
 from components.errors import UserError
-from components.files import StopStageError, read_table
+from components.files import StopStageError
 from components.isolation import untimed
 from components.sources import raw, receipts
 from components.sources.build import source_of
 from components.sources.config import AcquireConfig, SourceConfig
 from components.sources.interface import Source
+from components.tables import read_table
 
 log = logging.getLogger(__name__)
 

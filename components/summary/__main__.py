@@ -8,7 +8,6 @@ from components.cohort.suite import cohort_suite
 from components.command import data_dir, run_stage
 from components.curate.config import CurateConfig
 from components.curate.suite import volumes_suite
-from components.files import read_table
 from components.looking.sheet import contact_sheet
 from components.quality import drift
 from components.quality.judge import write_data_docs
@@ -17,6 +16,7 @@ from components.screen.config import ScreenConfig
 from components.screen.suite import headers_suite
 from components.settings import load_stage, shards
 from components.summary import page as summary
+from components.tables import read_table
 
 log = logging.getLogger(__name__)
 

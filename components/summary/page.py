@@ -15,9 +15,10 @@ import jinja2
 import pandas as pd
 
 from components.curate.stage import funnel
-from components.files import read_json, read_table, write_text
+from components.files import read_json, write_text
 from components.quality import drift
 from components.quality.drift import DriftConfig
+from components.tables import read_table
 
 TEMPLATE = "summary.html.j2"
 ABOUT = {

@@ -53,7 +53,7 @@ from components.evaluate.probes import linear_probe
 from components.evaluate.retrieval import retrieve
 from components.evaluate.stage import build_tasks
 from components.evaluate.tasks import Inputs, task_table
-from components.files import read_table, sha256_file, write_table, write_text
+from components.files import sha256_file, write_text
 from components.models.embed import EmbedConfig, Embedder, random_embedder
 from components.preprocess.config import PreprocessConfig
 from components.pretrain.__main__ import training_volumes
@@ -64,6 +64,7 @@ from components.pretrain.objectives.build import build_objective
 from components.pretrain.views import build_views
 from components.settings import _tuples, load_stage, parse, read_yaml
 from components.sources.lidc import ROOT, nodule_file, read_labels
+from components.tables import read_table, write_table
 
 SEEDS, RANDOM_SEEDS = (7, 8, 9), (101, 102, 103)
 GRID: dict[str, Any] = {"orientation": "SPL", "spacing_mm": [1.0, 1.0, 1.0]}

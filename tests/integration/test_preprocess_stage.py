@@ -29,7 +29,7 @@ from components.cohort.config import CohortConfig
 from components.cohort.stage import write_slices
 from components.ct.dicom import read_series
 from components.ct.store import StoredVolume
-from components.files import read_table, sha256_tree
+from components.files import sha256_tree
 from components.isolation import GIB, data_bytes
 from components.preprocess import kept, stage
 from components.preprocess.config import PreprocessConfig
@@ -38,6 +38,7 @@ from components.settings import load_stage
 from components.sources.config import AcquireConfig, PhantomConfig
 from components.sources.phantom.dealing import plan_scans
 from components.sources.series import jobs_of
+from components.tables import read_table
 from tests.released import ROOT
 
 PARAMS = ROOT / "params.yaml"

@@ -21,7 +21,7 @@ from components.acquire.stage import acquire_shard
 from components.cohort.config import CohortConfig
 from components.cohort.stage import FORGET_AFTER_DAYS, forget, shard_of, write_slices
 from components.errors import UserError
-from components.files import StopStageError, read_table
+from components.files import StopStageError
 from components.isolation import Lost, guarded
 from components.preprocess import kept
 from components.preprocess import stage as preprocess_stage
@@ -33,6 +33,7 @@ from components.sources.config import AcquireConfig, PhantomConfig
 from components.sources.phantom.dealing import plan_scans
 from components.sources.phantom.scanner import scan
 from components.sources.series import jobs_of
+from components.tables import read_table
 from tests.released import ROOT
 from tests.s3 import S3
 

@@ -20,7 +20,6 @@ from pydicom.fileset import FileSet
 
 from components.cohort.config import CohortConfig
 from components.errors import UserError
-from components.files import write_table
 from components.settings import load_stage
 from components.sources.config import TransferConfig
 from components.sources.dicom import DicomSource
@@ -31,6 +30,7 @@ from components.sources.nifti import NiftiSource
 from components.sources.phantom.dealing import plan_scans
 from components.sources.phantom.scanner import scan
 from components.sources.tree import MAPS, Name, keyed, names, resolve, shown, tree_digest
+from components.tables import write_table
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 TRANSFER = TransferConfig(attempts=1, backoff_s=0.0, stall_s=1.0, slowest_mb_s=0.1, connections=1)

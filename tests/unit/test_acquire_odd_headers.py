@@ -28,10 +28,10 @@ from components.ct.elements import LARGEST, LONG, SHORT
 from components.ct.headers import LISTED_TAGS, TAGS, group_series, measure_series, read_instance, read_with_pydicom
 from components.ct.instance import Instance
 from components.ct.values import is_several, normalised
-from components.files import write_table
 from components.preprocess.stage import findable
 from components.settings import load_stage
 from components.sources.dicom_tree import list_tree
+from components.tables import write_table
 from tests import header_fuzz
 from tests.header_fuzz import EXPLICIT, IMPLICIT, Element, File, written
 

@@ -15,13 +15,14 @@ from components.evaluate.nodules import RATINGS
 from components.evaluate.plots import principal_components
 from components.evaluate.stage import build_tasks, evaluate, evaluation_digest
 from components.evaluate.tasks import Inputs
-from components.files import read_table, sha256_tree
+from components.files import sha256_tree
 from components.gate.config import GateConfig
 from components.gate.rules import Evidence, verdicts_of
 from components.models.build import build_encoder
 from components.models.embed import EmbedConfig, Embedder
 from components.preprocess.config import PreprocessConfig
 from components.settings import parse
+from components.tables import read_table
 from tests.unit.test_evaluate_tasks import EVALUATE, PREPROCESS
 
 AFFINE = np.array([[0, 0, -1.0, 20], [0, -1.0, 0, 20], [3.0, 0, 0, 0], [0, 0, 0, 1]])

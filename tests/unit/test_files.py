@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from components import files
-from components.files import DiskFullError, read_table, replacing, sha256_tree, write_json, write_table
+from components.files import DiskFullError, replacing, sha256_tree, write_json
+from components.tables import read_table, write_table
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from pretrain_project import HERE, InMemory, block, config_of, volumes_of, write
 
 from components import arithmetic
 from components.errors import UserError
-from components.files import read_json, read_table
+from components.files import read_json
 from components.models.embed import candidate_file, device_of
 from components.pretrain import __main__ as stage
 from components.pretrain import ray_driver
 from components.pretrain.local_driver import read_state, write_candidate
 from components.pretrain.loop import train
 from components.pretrain.workers import on_gpus
+from components.tables import read_table
 
 
 def curated_of(root: Path) -> pd.DataFrame:

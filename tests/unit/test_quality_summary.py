@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 
 from components.curate.stage import funnel
-from components.files import write_json, write_table
+from components.files import write_json
 from components.quality import drift
 from components.quality.drift import DriftConfig
 from components.quality.judge import write_data_docs
 from components.quality.offline import write_index
 from components.quality.rules import Rule, Suite
 from components.summary import page as summary
+from components.tables import write_table
 
 CONFIG = DriftConfig(warn_psi=0.1, critical_psi=0.25, confidence=0.99, critical_features=())
 FROM_AFAR = re.compile(r"""(?:https?:)?//|@import|<script|<link|<iframe|url\(""")
