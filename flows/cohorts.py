@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], li
     )  # fmt: skip
     preview.set_defaults(run=_preview)
     preview.add_argument("--line", choices=lines, default="wholebody", help="model line (default: wholebody)")
-    preview.add_argument("--query", help="a file of components/cohort/queries, without .sql")
+    preview.add_argument("--query", help="a file of components/sources/queries, without .sql")
     preview.add_argument("--idc-version", type=int, help="newest IDC version whose series are taken")
     preview.add_argument("--licence", action="append", help="allow this licence (again for more)")
     preview.add_argument("--collection", action="append", help="take only this collection (again for more)")

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from components import arithmetic
+from components.code import ROOT, closure
 from components.command import data_dir, run_stage
 from components.errors import UserError
 from components.files import replacing, sha256_file, write_json, write_text
@@ -31,8 +32,13 @@ from components.tables import read_table
 
 SHOWN = 4  # volumes whose views are in the picture
 RUNS = Path(".ctfoundry") / "runs"
-STORE = Path(__file__).parent.parent / "preprocess" / "store.py"  # what reads the volumes
-LOOKS_ON = {"__init__.py", "__main__.py", "embed.py", "plots.py"}  # modules that a step does not run
+ENTRY = "components/pretrain/__main__.py"
+OF_A_STEP = (
+    "components/pretrain/",
+    "components/models/",
+    "components/ct/store.py",
+)  # rooms, and what reads the volumes
+LOOKS_ON = {ENTRY, "components/pretrain/plots.py", "components/models/embed.py"}  # modules that a step does not run
 UNFELT = {"loaders", "checkpoint_every", "activation_checkpointing"}  # settings that change no bit of a weight
 log = logging.getLogger(__name__)
 
@@ -62,10 +68,9 @@ def run_name(line: str, config: PretrainConfig, curated: pd.DataFrame) -> str:
     digest = hashlib.sha256(json.dumps(config.model_dump(mode="json", exclude=UNFELT), sort_keys=True).encode())
     for series, sha256 in _training_rows(curated)[["series", "sha256"]].itertuples(index=False):
         digest.update(f"{series}\0{sha256}\n".encode())
-    here = Path(__file__).parent
-    for path in sorted({STORE, *here.rglob("*.py")}):
-        if path.parent != here or path.name not in LOOKS_ON:
-            digest.update(f"{path.relative_to(here.parent).as_posix()}\0{sha256_file(path)}\n".encode())
+    for path in sorted(closure([ENTRY]) - LOOKS_ON):
+        if path.startswith(OF_A_STEP):
+            digest.update(f"{path}\0{sha256_file(ROOT / path)}\n".encode())
     digest.update(f"{arithmetic.mode()} torch {torch.__version__} numpy {np.__version__}".encode())
     return f"{line}-{digest.hexdigest()[:16]}"
 

@@ -25,7 +25,7 @@ from components.ct.archive import ArchiveLimits
 from components.errors import UserError
 from components.files import DiskFullError
 from components.settings import load_stage
-from components.sources import dicom, raw
+from components.sources import dicom_tree, raw
 from components.sources.config import TransferConfig
 from components.sources.dicom import DicomSource
 from components.sources.dicom_tree import list_tree
@@ -207,14 +207,14 @@ def test_an_odd_image_within_a_series_of_ct_is_left_to_screening(config: CohortC
 def test_an_odd_file_costs_itself_only(config: CohortConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "a", make_series(1, 4))
     zipped(tmp_path / "b.zip", members_of(2))
-    read = dicom.read_instance
+    read = dicom_tree.read_instance
 
     def breaks(stream: Any, location: str, size: int, listing: bool = False) -> Any:
         if location in ("a/0003.dcm", "b.zip!/0002.dcm"):
             raise RecursionError("too deep")
         return read(stream, location, size, listing)
 
-    monkeypatch.setattr(dicom, "read_instance", breaks)
+    monkeypatch.setattr(dicom_tree, "read_instance", breaks)
     listing = list_tree(tmp_path, config)
     assert counts(listing) == {"image": 5, "archive": 1, "unreadable": 2}
     assert sorted(series.files for series in listing.series) == [3, 4]
@@ -287,7 +287,7 @@ def test_a_full_temporary_disk_is_no_damage(
     config: CohortConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zipped(tmp_path / "root/a.zip", {"1.dcm": as_file(make_series(1, 1, side=1024)[0])}, zipfile.ZIP_DEFLATED)
-    monkeypatch.setattr(dicom, "MEMORY_BYTES", 1000)
+    monkeypatch.setattr(dicom_tree, "MEMORY_BYTES", 1000)
     with small_disk(tmp_path / "small", "1m") as small:
         monkeypatch.setattr(tempfile, "tempdir", str(small))
         with pytest.raises(UserError, match=r"disk: full at .* while the source was read"):
