@@ -14,14 +14,15 @@ from components import arithmetic
 from components.errors import PassingError, UserError
 from components.files import disk_full
 from components.progress import short_socket_paths
-from components.settings import LINES, reproducible
+from components.settings import LINES, reproducible, shards
 
+DATA = Path("data")
 EXIT_PASSING = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
 
 
 def data_dir(line: str, stage: str, shard: int | None = None) -> Path:
     """Where a stage's outputs lie, relative to the project's root: ``data/<line>/<stage>[/<shard>]``."""
-    folder = Path("data") / line / stage
+    folder = DATA / line / stage
     return folder if shard is None else folder / str(shard)
 
 
@@ -59,6 +60,8 @@ def run_stage(
         arithmetic.enter(reproducible(arguments.line))
         short_socket_paths()
         if sharded is not None:
+            if arguments.shard not in shards():
+                raise UserError(f"--shard {arguments.shard} is not allowed: one of {', '.join(map(str, shards()))}")
             sharded(arguments.line, arguments.shard)
         elif function is not None:
             function(arguments.line)
@@ -66,6 +69,10 @@ def run_stage(
         print(f"{stage}: {error}", file=sys.stderr)
         sys.exit(EXIT_PASSING if isinstance(error, PassingError) else 1)
     except OSError as error:
+        missing = Path(error.filename) if isinstance(error.filename, str) else Path()
+        if isinstance(error, FileNotFoundError) and missing.parts[:1] == DATA.parts:
+            print(f"{stage}: {missing}: missing; run `dvc repro` so that the earlier stages make it", file=sys.stderr)
+            sys.exit(1)
         full = disk_full(error, Path(error.filename if isinstance(error.filename, str) else tempfile.gettempdir()))
         if full is None:
             raise

@@ -11,7 +11,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
     Raises:
         DiskFullError: instead of the OSError that says so.
+        UserError: a file, and ``path`` is a folder.
     """
     unique = f"{socket.gethostname()}.{uuid.uuid4().hex}"
     temporary = path.with_name(f".{path.name}.{unique}.partial")
@@ -66,15 +67,39 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
             raise
         raise full from None
     finally:
-        _remove(temporary)
+        with suppress(NotADirectoryError):  # where the folder to be is a file
+            _remove(temporary)
+
+
+def require_file_name(path: Path, *kept: Path) -> Path:
+    """``path``, where a file may be written; asked before long work begins.
+
+    Args:
+        path: of a file to be, or to be replaced.
+        kept: files that are read, which it must not replace.
+
+    Raises:
+        UserError: it is a folder, or one of ``kept``.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; allowed: the name of a file, such as {path / 'result'}{path.suffix}")
+    if any(path.exists() and other.exists() and path.samefile(other) for other in kept):
+        raise UserError(f"{path}: is what is read, and would be replaced; allowed: another name")
+    return path
 
 
 def _take_name(temporary: Path, path: Path, aside: Path) -> None:
     """Rename. A folder cannot be renamed onto another: the two exchange names, at once where the file system can do
-    that; else the old one steps aside, and comes back if the new one cannot take its place."""
+    that; else the old one steps aside, and comes back if the new one cannot take its place.
+
+    Raises:
+        UserError: a file would replace a folder and all that is in it.
+    """
     if not path.is_dir() or path.is_symlink():
         temporary.replace(path)
         return
+    if not temporary.is_dir():
+        require_file_name(path)
     if _exchange(temporary, path):
         return
     path.rename(aside)

@@ -40,6 +40,10 @@ def main() -> None:
         # The interpreter would flush once more at the end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    except OSError as error:  # of a file that was named; any other is a defect of ours
+        if not isinstance(error.filename, str):
+            raise
+        said = f"{error.filename}: {str(error.strerror).lower()}"
     print("".join(f"ctfoundry: {text}\n" for text in said.splitlines()), end="", file=sys.stderr, flush=True)
     leave(code)
 
@@ -232,3 +236,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         answer = isolated(load, work, Bounds.from_environment(), arguments.file.name)
     print(json.dumps(answer.content, indent=2))
     return 0
+
+
+if __name__ == "__main__":
+    main()

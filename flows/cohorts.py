@@ -97,7 +97,12 @@ def _table(text: str, line: str) -> pd.DataFrame:
     if path.suffix == ".parquet":
         if not path.is_file():
             raise UserError(f"cohort {text!r}: no such file")
-        return of_cohort(read_table(path))
+        try:
+            return of_cohort(read_table(path))
+        except (ValueError, KeyError, OSError) as error:  # pyarrow's own are ValueErrors
+            raise UserError(
+                f"cohort {text!r}: not a cohort.parquet or selection.parquet ({type(error).__name__})"
+            ) from None
     from dvc.api import DVCFileSystem
 
     try:

@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.errors import UserError
+from components.files import replacing, require_file_name
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import Trainer, set_up_process
 from components.pretrain.workers import World, on_gpus
@@ -72,8 +73,6 @@ def _step(trainer: Trainer) -> None:
 
 def trace(trainer: Trainer, path: Path) -> None:
     """Record some steps for chrome://tracing or ui.perfetto.dev."""
-    from components.files import replacing
-
     on_gpu = trainer.world.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiler:
@@ -92,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     from components.progress import wide_console
     from components.tables import read_table
 
+    if arguments.trace:
+        require_file_name(arguments.trace)
     for option, least in (("steps", 1), ("volumes_per_step", 1), ("loaders", 0)):
         given = getattr(arguments, option)
         if given is not None and given < least:

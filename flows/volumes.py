@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.errors import UserError
+from components.files import require_file_name
+
 if TYPE_CHECKING:
     from components.ct.labels.onto_grid import Labels
     from components.looking.volume import Opened
@@ -64,7 +67,6 @@ def _open(arguments: argparse.Namespace) -> Opened:
     Raises:
         UserError: its slices form no even grid, and that is not allowed by ``--force`` or wanted by ``info``.
     """
-    from components.errors import UserError
     from components.looking.volume import find, open_volume
     from components.screen.config import ScreenConfig
     from components.screen.suite import headers_suite
@@ -85,6 +87,11 @@ def _open(arguments: argparse.Namespace) -> Opened:
     for text in told:
         print(f"warning: {text}", file=sys.stderr)
     return opened
+
+
+def _require_new(arguments: argparse.Namespace, *read: Path | None) -> None:
+    """Raise UserError where the output is a folder, or one of the files that are read."""
+    require_file_name(arguments.output, Path(arguments.volume), *filter(None, read))
 
 
 def _read_labels(arguments: argparse.Namespace, path: Path, opened: Opened) -> Labels:
@@ -116,9 +123,13 @@ def _info(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from components.looking.volume import draw
 
+    if arguments.segment and not arguments.mask:
+        raise UserError(f"--segment {arguments.segment[0]}: of which labels? give them with --mask")
+    if arguments.output:
+        _require_new(arguments, arguments.mask)
     opened = _open(arguments)
     mask = _read_labels(arguments, arguments.mask, opened).combined() if arguments.mask else None
-    target = arguments.output or Path(f"{opened.name}.png")
+    target = arguments.output or require_file_name(Path(f"{opened.name}.png"))
     draw(opened, target, tuple(arguments.window or ("soft",)), tuple(arguments.at) if arguments.at else None, mask)
     print(target)
     return 0
@@ -133,6 +144,8 @@ def _label(arguments: argparse.Namespace) -> int:
     from components.looking.volume import export_labels
     from components.progress import wide_console
 
+    if arguments.output and arguments.output.suffix:
+        _require_new(arguments, arguments.labels)
     opened = _open(arguments)
     labels = _read_labels(arguments, arguments.labels, opened)
     table = Table("segment", "code", "voxels", "ml", "within the volume", title=Text(arguments.labels.name))
@@ -150,6 +163,7 @@ def _label(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from components.looking.volume import export
 
+    _require_new(arguments)
     export(_open(arguments), arguments.output)
     print(arguments.output)
     return 0

@@ -16,7 +16,7 @@ SECRET_BYTES = 16
 def require_secret(source: str) -> None:
     """Raise UserError where data of a site would be named by a key that others know, or can guess: who has the key
     finds the PatientID of a pseudonym by trying all there are, which takes seconds."""
-    found = len(os.environ.get(KEY_VARIABLE, "").encode())
+    found = len(os.environ.get(KEY_VARIABLE, "").strip().encode())
     if found < SECRET_BYTES:
         raise UserError(
             f"{KEY_VARIABLE}: {f'{found} bytes are' if found else 'not set, which is'} not allowed with source "

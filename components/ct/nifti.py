@@ -81,8 +81,10 @@ def _numbers(path: Path, image: Any, part: slice) -> Any:
         raise
     except Exception as error:  # nibabel's own words quote the whole path
         raise UserError(f"{path.name}: not readable as NIfTI ({type(error).__name__})") from None
-    if not np.issubdtype(found.dtype, np.number) or np.iscomplexobj(found) or not np.isfinite(found).all():
-        raise UserError(f"{path.name}: voxels of type {found.dtype} or not finite are not allowed: HU as numbers")
+    if not np.issubdtype(found.dtype, np.number) or np.iscomplexobj(found):
+        raise UserError(f"{path.name}: voxels of type {found.dtype} are not allowed: HU as numbers")
+    if not np.isfinite(found).all():
+        raise UserError(f"{path.name}: voxels that are NaN or infinite are not allowed: HU as numbers")
     return found
 
 

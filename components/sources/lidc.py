@@ -15,6 +15,7 @@ from components.settings import StageConfig
 
 ROOT = "lidc_nodules"
 LABELS = "labels.csv"
+COLUMNS = ("file", "patient_id", "diameter_mm", "Texture_value", "Calcification_value", "Malignancy_value")
 
 
 class LidcPin(StageConfig):
@@ -29,7 +30,7 @@ def read_ratings(root: Path, pinned: str) -> pd.DataFrame:
     A nodule is named by its row, since file names hold patient identifiers.
 
     Raises:
-        UserError: no table, or not the pinned one.
+        UserError: no table, not the pinned one, or one without :data:`COLUMNS`.
     """
     path = root / LABELS
     if not path.is_file():
@@ -37,10 +38,15 @@ def read_ratings(root: Path, pinned: str) -> pd.DataFrame:
     found = sha256_file(path)
     if found != pinned:
         raise UserError(
-            f"root {ROOT!r}: {LABELS} has digest {found}, but wholebody.evaluate.lidc_nodules pins {pinned}; "
+            f"root {ROOT!r}: {LABELS} has digest {found}, but evaluate.lidc_nodules pins {pinned}; "
             "point the root at the pinned data, or change the parameter"
         )
-    table = pd.read_csv(path)
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:  # pandas' own among them
+        raise UserError(f"root {ROOT!r}: {LABELS} is no table ({type(error).__name__})") from None
+    if missing := [name for name in COLUMNS if name not in table]:
+        raise UserError(f"root {ROOT!r}: {LABELS} lacks the columns {', '.join(missing)}")
     row = pd.Series(range(len(table)), index=table.index).map("{:04d}".format)
     return table.assign(patient=table["patient_id"].map(patient_key), case="nodule-" + row, volume=f"{ROOT}:" + row)
 

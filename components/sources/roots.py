@@ -22,7 +22,10 @@ ROOTS_FILE = Path(".ctfoundry/roots.json")
 
 def _recorded() -> dict[str, Any]:
     """Line to name to folder; folders right at the top are of every line, as ``--source`` once wrote them."""
-    return dict(json.loads(ROOTS_FILE.read_text())) if ROOTS_FILE.is_file() else {}
+    try:
+        return dict(json.loads(ROOTS_FILE.read_text())) if ROOTS_FILE.is_file() else {}
+    except (ValueError, TypeError):
+        raise UserError(f"{ROOTS_FILE}: damaged; remove it, and name the folders again") from None
 
 
 def _of_line(recorded: dict[str, Any], line: str) -> dict[str, str]:

@@ -139,7 +139,7 @@ def write_summary(facts: Facts, path: Path, sheet: str = "") -> None:
 def render(facts: Facts, sheet: str = "") -> str:
     """The page's HTML. Equal facts give equal text."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("components.quality", ""), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.PackageLoader("components.summary", ""), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     counts, suites = funnel(facts.curated), suite_views(facts)

@@ -36,7 +36,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def judge(project: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "components.champion", "--line", "wholebody"]
+    command = [sys.executable, "-m", "components.gate.champion", "--line", "wholebody"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 

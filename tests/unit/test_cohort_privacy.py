@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from components.errors import UserError
 from components.settings import load_stage
 from components.sources import roots
 from components.sources.build import source_of
+from components.sources.lidc import COLUMNS
 from components.sources.roots import record_root, root_of
 from flows.sources import pin_source
 
@@ -111,7 +113,7 @@ def test_the_environment_goes_before_what_was_recorded(tmp_path: Path, monkeypat
 @pytest.mark.usefixtures("secret")
 def test_nifti_beside_patients_who_are_held_out_wants_to_know_whose_it_is(checkout: Path) -> None:
     (checkout / "lidc_nodules").mkdir()
-    (checkout / "lidc_nodules" / "labels.csv").write_text("patient_id\n")
+    (checkout / "lidc_nodules" / "labels.csv").write_text(",".join(COLUMNS) + "\n")
     before = (checkout / "params.yaml").read_text()
     with pytest.raises(UserError, match=r"wholebody\.cohort\.nifti\.patient: null is not allowed .*'\{patient\}/\*\*'"):
         pin_source("wholebody", "nifti:a", None)
@@ -124,3 +126,45 @@ def test_nifti_beside_patients_who_are_held_out_wants_to_know_whose_it_is(checko
 def test_nifti_without_a_stated_patient_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     pin_source("head", "nifti:a", None)
     assert "every volume counts as a patient of its own" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("secret")
+@pytest.mark.parametrize(
+    ("source", "evaluation", "said"),
+    [
+        ("dicom:empty", None, "source dicom:empty: no file in it that can be read"),
+        ("dicom:loop", None, "source dicom:loop: not a folder"),
+        ("dicom:a.zip", None, "source dicom:a.zip: not a folder; put the zip into a folder"),
+        ("dicom:nowhere", "lidc_nodules:nodules", "source dicom:nowhere: not a folder"),
+        ("dicom:a", "lidc_nodules:a", "evaluation 'lidc_nodules:a' is not allowed"),
+        ("dicom:a", "lidc_nodules:junk", "labels.csv is no table"),
+    ],
+)
+def test_a_source_that_is_refused_leaves_no_trace(checkout: Path, source: str, evaluation: str, said: str) -> None:
+    for name in ("empty", "nodules", "junk"):
+        (checkout / name).mkdir()
+    (checkout / "loop").symlink_to("loop")
+    (checkout / "a.zip").touch()
+    (checkout / "nodules" / "labels.csv").write_text(",".join(COLUMNS) + "\n")
+    (checkout / "junk" / "labels.csv").touch()
+    before = (checkout / "params.yaml").read_text()
+    with pytest.raises(UserError, match=re.escape(said)):
+        pin_source("wholebody", source, evaluation)
+    assert (checkout / "params.yaml").read_text() == before
+    assert not roots.ROOTS_FILE.exists()
+
+
+@pytest.mark.usefixtures("secret")
+def test_a_line_that_sees_no_nodules_takes_none(checkout: Path) -> None:
+    (checkout / "nodules").mkdir()
+    (checkout / "nodules" / "labels.csv").write_text(",".join(COLUMNS) + "\n")
+    with pytest.raises(UserError, match="is not allowed with line head: only wholebody sees nodules"):
+        pin_source("head", "dicom:a", "lidc_nodules:nodules")
+
+
+@pytest.mark.usefixtures("checkout")
+def test_damaged_roots_are_named() -> None:
+    roots.ROOTS_FILE.parent.mkdir()
+    roots.ROOTS_FILE.write_text("{bad")
+    with pytest.raises(UserError, match=r"^\.ctfoundry/roots\.json: damaged; remove it"):
+        root_of("dicom", "head")

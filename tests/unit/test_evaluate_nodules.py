@@ -56,6 +56,20 @@ def test_another_labels_file_than_the_pinned_one_is_refused(tmp_path: Path) -> N
         read_ratings(tmp_path, "0" * 64)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", r"labels\.csv is no table \(EmptyDataError\)"),
+        (b"\xff\xfe\x00", r"labels\.csv is no table \(UnicodeDecodeError\)"),
+        (b"file,b\n1,2\n", r"labels\.csv lacks the columns patient_id, diameter_mm, Texture_value"),
+    ],
+)
+def test_a_table_of_something_else_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_ratings(tmp_path, sha256_file(tmp_path / "labels.csv"))
+
+
 def test_the_split_is_by_patient_and_by_seed() -> None:
     halves = [half_of(1, f"p{i}") for i in range(400)]
     assert 150 < halves.count("train") < 250

@@ -59,7 +59,7 @@ def test_on_a_newer_python_the_services_pins_stay_those_of_the_oldest(
     """A newer Python needs fewer packages, so that developers on two of them would undo each other's file."""
     path = pins.PINS / f"{pins.SERVING}.txt"
     fewer = path.read_text().splitlines()[:-1]
-    monkeypatch.setattr(pins, "stages", lambda: ())
+    monkeypatch.setattr(pins, "commands", dict)
     monkeypatch.setattr(pins, "pinned_requirements", lambda lock_file: fewer)
     newer = SimpleNamespace(version_info=(3, 12, 1), stdlib_module_names=sys.stdlib_module_names)
     monkeypatch.setattr(pins, "sys", newer)

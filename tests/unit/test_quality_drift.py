@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from components.curate import drift as stage
 from components.curate.config import CurateConfig
-from components.drift import __main__ as stage
 from components.errors import UserError
 from components.files import read_json, write_json
 from components.quality import drift
