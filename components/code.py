@@ -16,7 +16,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "components"
 # They read parameters and write tables: no measurement, voxel or weight changes with them.
-FORM = (f"{PACKAGE}/settings.py", f"{PACKAGE}/errors.py", f"{PACKAGE}/files.py", f"{PACKAGE}/tables.py")
+FORM = (
+    f"{PACKAGE}/settings.py",
+    f"{PACKAGE}/yaml12.py",
+    f"{PACKAGE}/errors.py",
+    f"{PACKAGE}/files.py",
+    f"{PACKAGE}/tables.py",
+)
 
 
 @cache

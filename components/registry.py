@@ -52,7 +52,13 @@ def check_file(path: Path = PARAMS_FILE) -> None:
         if key not in known:
             hint = did_you_mean(key, sorted(known))
             mistakes.append(f"params.yaml: {key}: unknown key; allowed here: {', '.join(sorted(known))}{hint}")
-    shards(path)
+    try:
+        shards(path)
+    except ParamsError as error:
+        mistakes.append(str(error))
+    lines = content.get("lines")
+    if not isinstance(lines, list) or sorted(map(str, lines)) != sorted(LINES):
+        mistakes.append(f"params.yaml: lines: {lines!r} is not allowed: a list of {' and '.join(LINES)}, each once")
     for line in LINES:
         block = content.get(line)
         if not isinstance(block, dict):
@@ -71,5 +77,22 @@ def check_file(path: Path = PARAMS_FILE) -> None:
                 load_stage(config_class, line, stage, path)
             except ParamsError as error:
                 mistakes.append(str(error))
+        if not mistakes:
+            mistakes += _contradictions(line, path)
     if mistakes:
         raise ParamsError("\n".join(mistakes))
+
+
+def _contradictions(line: str, path: Path) -> list[str]:
+    """What two valid blocks say of one thing, and differently."""
+    grid = load_stage(PreprocessConfig, line, "preprocess", path)
+    seen = load_stage(PretrainConfig, line, "pretrain", path).input
+    return [
+        f"params.yaml: {line}.pretrain.input.{key}: {told!r} is not allowed with {line}.preprocess.{key} {made!r}: "
+        "the encoder sees the stored volumes as they are"
+        for key, told, made in (
+            ("spacing_mm", list(seen.spacing_mm), list(grid.spacing_mm)),
+            ("orientation", seen.orientation, grid.orientation),
+        )
+        if told != made
+    ]

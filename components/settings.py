@@ -7,13 +7,15 @@ that names the key, its value, what is allowed and, for an unknown key, the did_
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from components import yaml12
 from components.arithmetic import MACHINE, PORTABLE
 from components.errors import UserError
 
@@ -35,9 +37,19 @@ BREAKS_PORTABLE = (
 
 
 class StageConfig(BaseModel):
-    """Base of every block: frozen, strict about types, no unknown keys."""
+    """Base of every block: frozen, strict about types, no unknown keys, finite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the lower first")
+    return pair
+
+
+Ordered = AfterValidator(_ordered)  # of a pair that is a range
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what NumPy and torch take
 
 
 class ParamsError(UserError):
@@ -116,22 +128,36 @@ def _line(config_class: type[BaseModel], problem: Any, prefix: str, block: Any, 
     if problem["type"] == "extra_forbidden":
         known = _known_keys(config_class, path[:-1])
         hint = did_you_mean(path[-1], known)
-        return f"{key}: unknown key (value {problem['input']!r}); allowed here: {', '.join(known)}{hint}"
+        return f"{key}: unknown key (value {_shown(problem['input'])}); allowed here: {', '.join(known)}{hint}"
     if problem["type"] == "missing":
         return f"{key}: missing; add it ({problem['msg'].lower()})"
     text = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem["input"], dict):  # the block's parts do not go together; its text names them
         return f"{key}: {text}"
-    return f"{key}: {problem['input']!r} is not allowed: {text}"
+    return f"{key}: {_shown(problem['input'])} is not allowed: {text}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it stands in the file."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def read_yaml(path: Path = PARAMS_FILE) -> dict[str, Any]:
     """The whole file as a mapping. Raises ParamsError where it is missing or not YAML."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml12.load(path.read_text(encoding="utf-8-sig"))
+        _tuples(content)  # of a block within itself there is no end
     except FileNotFoundError:
         raise ParamsError(f"{path}: not found; run from the project's root") from None
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise ParamsError(
+            f"{path}: not UTF-8 text: byte {error.start + 1} is {error.object[error.start]:#04x}"
+        ) from None
+    except RecursionError:
+        raise ParamsError(f"{path}: not valid YAML: blocks within blocks without end") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{path}: expected a mapping at the top, found {type(content).__name__}")
@@ -201,6 +227,8 @@ def reproducible(line: str, path: Path = PARAMS_FILE) -> str:
 def shards(path: Path = PARAMS_FILE) -> tuple[int, ...]:
     """The shard numbers of the data stages: 0, 1, ... in order."""
     value = read_yaml(path).get("shards")
-    if not isinstance(value, list) or value != list(range(len(value))) or not value:
-        raise ParamsError(f"params.yaml: shards: {value!r} is not allowed: a list 0, 1, 2, ... of at least one shard")
-    return tuple(value)
+    numbers = value if isinstance(value, list) and all(type(number) is int for number in value) else []
+    if not numbers or numbers != list(range(len(numbers))):
+        told = _shown(value)
+        raise ParamsError(f"params.yaml: shards: {told} is not allowed: a list 0, 1, 2, ... of at least one shard")
+    return tuple(numbers)

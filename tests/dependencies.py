@@ -32,6 +32,7 @@ WITHOUT_PART = {
         "components/tables.py": "reads tables",
         "components/isolation.py": "not used in training",
         "components/settings.py": "reads parameters",
+        "components/yaml12.py": "reads them, too",
         "components/models/embed.py": "writes the encoder; evaluate reads it",
         "components/pretrain/plots.py": "draws",
     },

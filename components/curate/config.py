@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from components.quality.drift import DriftConfig
-from components.settings import StageConfig
+from components.settings import Ordered, StageConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -40,19 +40,19 @@ class CurateConfig(StageConfig):
 
     min_extent_mm: Annotated[float, Field(ge=0)]
     min_body_fraction: Annotated[float, Field(ge=0, le=1)]
-    body_median_hu: tuple[int, int]
+    body_median_hu: Annotated[tuple[int, int], Ordered]
     max_darkest_hu: Annotated[int, Field(ge=-1024, le=0)]
     max_constant_slices: Annotated[int, Field(ge=0)]
     max_extent_mm: Annotated[float, Field(gt=0)]
     max_air_fraction: Fraction
-    brightest_hu: tuple[int, int]
+    brightest_hu: Annotated[tuple[int, int], Ordered]
     max_saturated_fraction: Fraction
     min_levels: Annotated[int, Field(ge=2)]
-    noise_hu: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]]
+    noise_hu: Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]], Ordered]
     max_duplicate_slices: Annotated[int, Field(ge=0)]
     max_slice_jump: Annotated[float, Field(ge=1)]
     max_border_fraction: Fraction
-    body_area_cm2: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    body_area_cm2: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], Ordered]
     min_bone_fraction: Fraction | None
     max_lung_fraction: Annotated[float, Field(ge=0)] | None
     max_cut_fraction: Fraction

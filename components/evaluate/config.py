@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from components.settings import StageConfig
+from components.settings import Seed, StageConfig
 from components.sources.lidc import LidcPin
 
 Window = Annotated[float, Field(ge=2, le=100)]
@@ -66,8 +66,8 @@ class EvaluateConfig(LidcPin):
 
     selection: SelectionConfig | None
     device: Literal["auto", "cuda", "cpu"]
-    seed: Annotated[int, Field(ge=0)]
-    random_seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=20)]
+    seed: Seed
+    random_seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=20)]
     bootstrap: Annotated[int, Field(ge=100, le=20_000)]
     linear_c: Annotated[float, Field(gt=0, le=1e4)]
     neighbours: Annotated[int, Field(ge=1, le=100)]

@@ -8,6 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from components.settings import StageConfig
 
+Side = Annotated[int, Field(ge=1, le=512)]  # voxels
+
 
 class InputConfig(StageConfig):
     """What the encoder sees: a box of voxels and the CT windows that become its channels.
@@ -22,7 +24,7 @@ class InputConfig(StageConfig):
 
     orientation: Literal["SPL", "RAS"]
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    size_vox: tuple[PositiveInt, PositiveInt, PositiveInt]
+    size_vox: tuple[Side, Side, Side]
     windows: tuple[
         tuple[Annotated[float, Field(ge=-16_384, le=16_383)], Annotated[float, Field(gt=0, le=32_767)]], ...
     ] = Field(min_length=1)
@@ -32,8 +34,8 @@ class SegResConfig(StageConfig):
     """MONAI's SegResEncoder; the published size is 32 filters and blocks (1, 2, 2, 4, 4)."""
 
     kind: Literal["segres"]
-    init_filters: PositiveInt
-    blocks_down: tuple[PositiveInt, ...] = Field(min_length=2)
+    init_filters: Annotated[int, Field(ge=1, le=512)]
+    blocks_down: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=2, max_length=7)]
 
 
 class VitConfig(StageConfig):
@@ -47,8 +49,8 @@ class VitConfig(StageConfig):
 
     kind: Literal["vit"]
     patch_vox: PositiveInt
-    dim: PositiveInt
-    depth: PositiveInt
+    dim: Annotated[int, Field(ge=1, le=8192)]
+    depth: Annotated[int, Field(ge=1, le=128)]
     heads: PositiveInt
     mlp_ratio: PositiveFloat
     registers: Annotated[int, Field(ge=0)]

@@ -145,12 +145,17 @@ class Embedder:
             return np.asarray(self.encoder(cube)[0].float().cpu().numpy(), dtype=np.float32)
 
     def _check(self, volume: StoredVolume | Volume) -> None:
-        wanted = self.config.input
-        if not np.allclose(volume.spacing, wanted.spacing_mm, rtol=SPACING_TOLERANCE):
-            raise UserError(f"volume: spacing {volume.spacing} mm is not allowed: {wanted.spacing_mm}; preprocess it")
-        found = orientation_of(volume.affine)
-        if found != wanted.orientation:
-            raise UserError(f"volume: orientation {found} is not allowed: {wanted.orientation}; preprocess it")
+        check_grid(volume, self.config.input)
+
+
+def check_grid(volume: StoredVolume | Volume, wanted: InputConfig) -> None:
+    """Raise UserError where a volume has not the spacing or the orientation that an encoder wants."""
+    if not np.allclose(volume.spacing, wanted.spacing_mm, rtol=SPACING_TOLERANCE):
+        spacing = ", ".join(f"{mm:g}" for mm in volume.spacing)
+        raise UserError(f"volume: spacing {spacing} mm is not allowed: {wanted.spacing_mm}; preprocess it")
+    found = orientation_of(volume.affine)
+    if found != wanted.orientation:
+        raise UserError(f"volume: orientation {found} is not allowed: {wanted.orientation}; preprocess it")
 
 
 def batch_of(size: tuple[int, int, int]) -> int:

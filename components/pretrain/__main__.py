@@ -16,10 +16,11 @@ import torch
 from components import arithmetic
 from components.code import ROOT, closure
 from components.command import data_dir, run_stage
+from components.ct.store import StoredVolume
 from components.errors import UserError
 from components.files import replacing, sha256_file, write_json, write_text
 from components.models.build import parameter_count
-from components.models.embed import EmbedConfig, Embedder, candidate_file, write_weights
+from components.models.embed import EmbedConfig, Embedder, candidate_file, check_grid, write_weights
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loading import load_batch
 from components.pretrain.local_driver import train_here
@@ -75,12 +76,25 @@ def run_name(line: str, config: PretrainConfig, curated: pd.DataFrame) -> str:
     return f"{line}-{digest.hexdigest()[:16]}"
 
 
+def _check_first(path: Path, config: PretrainConfig) -> None:
+    """Raise UserError where the volumes are not on the encoder's grid: evaluation would say so after the training."""
+    try:
+        volume = StoredVolume(path)
+    except (OSError, ValueError):
+        return  # the training tells, or sees another in its place
+    check_grid(volume, config.input)
+
+
 def write_outputs(
     folder: Path, line: str, config: PretrainConfig, volumes: tuple[Path, ...], state: State, run: Path
 ) -> None:
     """Encoder, history, pictures and summary into ``folder``; ``run`` holds the encoders kept on the way."""
     objective = build_objective(config)
     objective.load_state_dict(state["objective"])
+    weights = objective.encoder.state_dict().values()
+    if not all(bool(torch.isfinite(weight).all()) for weight in weights if weight.is_floating_point()):
+        raise UserError(f"pretrain: the encoder's weights are not finite after step {config.steps}; try a lower "
+                        f"{line}.pretrain.optimiser.learning_rate")  # fmt: skip
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)  # before the encoder is frozen
     embed_config = EmbedConfig(line=line, encoder=config.encoder, input=config.input)  # type: ignore[arg-type]
     Embedder.from_encoder(objective.encoder, embed_config).save(folder / "encoder")
@@ -118,6 +132,7 @@ def pretrain(line: str) -> None:
     config = load_stage(PretrainConfig, line, "pretrain")
     curated = read_table(data_dir(line, "curate") / "curated.parquet")
     volumes, run = training_volumes(curated), RUNS / run_name(line, config, curated)
+    _check_first(volumes[0], config)
     log.info("%d volumes, %d steps, %s workers, run %s", len(volumes), config.steps, config.workers, run.name)
 
     def progress(text: str) -> None:

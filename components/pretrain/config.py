@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from components.models.config import EncoderConfig, InputConfig, SegResConfig, VitConfig
-from components.settings import StageConfig
+from components.settings import Ordered, Seed, StageConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -19,12 +19,12 @@ class CropViewsConfig(StageConfig):
 
     crops_per_volume: PositiveInt
     body_fraction: Probability  # share of a crop's voxels above -500 HU that makes it acceptable
-    scale: tuple[Fraction, Fraction]
+    scale: Annotated[tuple[Fraction, Fraction], Ordered]
     flip_probability: Probability
     histogram_probability: Probability
     histogram_points: Annotated[int, Field(ge=3)]
     smooth_probability: Probability
-    smooth_sigma_vox: tuple[PositiveFloat, PositiveFloat]
+    smooth_sigma_vox: Annotated[tuple[PositiveFloat, PositiveFloat], Ordered]
 
 
 class NtXentConfig(StageConfig):
@@ -89,15 +89,15 @@ class MultiCropConfig(StageConfig):
 
     globals: Annotated[int, Field(ge=2)]
     locals: Annotated[int, Field(ge=0)]
-    global_side: tuple[Fraction, Fraction]
-    local_side: tuple[Fraction, Fraction]
+    global_side: Annotated[tuple[Fraction, Fraction], Ordered]
+    local_side: Annotated[tuple[Fraction, Fraction], Ordered]
     local_field: Fraction
     local_size_vox: tuple[PositiveInt, PositiveInt, PositiveInt]
     flip_probability: Probability
     shift: Probability
     smooth_probability: Probability
-    smooth_sigma_vox: tuple[PositiveFloat, PositiveFloat]
-    gamma: tuple[PositiveFloat, PositiveFloat]
+    smooth_sigma_vox: Annotated[tuple[PositiveFloat, PositiveFloat], Ordered]
+    gamma: Annotated[tuple[PositiveFloat, PositiveFloat], Ordered]
     cache_mb: Annotated[int, Field(ge=0)]
 
 
@@ -136,7 +136,7 @@ class IbotConfig(StageConfig):
     weight: PositiveFloat
     prototypes: PositiveInt
     masked_views: Fraction
-    mask_ratio: tuple[Fraction, Fraction]
+    mask_ratio: Annotated[tuple[Fraction, Fraction], Ordered]
 
 
 class MaeConfig(StageConfig):
@@ -224,7 +224,7 @@ class PretrainConfig(StageConfig):
         precision: ``bfloat16`` switches autocast on; it pays only where the processor has bf16 arithmetic.
     """
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     steps: PositiveInt
     volumes_per_step: PositiveInt
     candidates: Annotated[int, Field(ge=1, le=100)]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from components.settings import StageConfig
+from components.settings import Seed, StageConfig
 
 Name = Annotated[str, Field(min_length=1)]
 AtLeastOne = Annotated[int, Field(ge=1)]
@@ -42,7 +42,7 @@ class IdcConfig(StageConfig):
     one_reconstruction: bool
     max_series_per_patient: AtLeastOne | None
     sample: AtLeastOne | None
-    seed: int
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class DicomwebConfig(StageConfig):
@@ -124,7 +124,7 @@ class PhantomConfig(StageConfig):
     evaluation_patients: int = Field(ge=4, le=9999)
     retest_patients: int = Field(ge=0, le=4999)
     fault_share: float = Field(ge=0.0, le=0.5)
-    seed: int = Field(ge=0)
+    seed: Seed
 
 
 class SourceConfig(StageConfig):
