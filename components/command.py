@@ -49,7 +49,9 @@ def run_stage(
     Exits with one line on stderr, and with 75 for a PassingError or with 1 for any other UserError (ParamsError among
     them) and a full disk; anything else is a defect of ours and keeps its traceback. SIGTERM ends it in an orderly way.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m components.{stage}", description=description)
+    started = getattr(sys.modules["__main__"], "__spec__", None)
+    module = started.name.removesuffix(".__main__") if started else f"components.{stage}"
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--line", required=True, choices=LINES, help="model line: a block of params.yaml")
     if sharded is not None:
         parser.add_argument("--shard", required=True, type=int, help="shard number, one of params.yaml's `shards`")

@@ -83,9 +83,10 @@ def write() -> None:
         if match := re.match(r"  (\w+):$", line):
             stage = match[1]
         code = re.match(r"( +)- components/?(\S*)$", line)
-        if code and stage not in WHOLE and (code[2].endswith(".py") or (ROOT / "components" / code[2]).is_dir()):
-            if "queries" in code[2]:
-                out.append(line)
+        if code and stage not in WHOLE:
+            path = ROOT / "components" / code[2]
+            if path.is_file() and path.suffix != ".py" or path.is_dir() and not any(path.rglob("*.py")):
+                out.append(line)  # data of ours
             continue
         out.append(line)
         if (deps := re.match(r"( +)deps:$", line)) and stage not in WHOLE:

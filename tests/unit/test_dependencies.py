@@ -78,6 +78,14 @@ def test_a_stage_names_the_modules_that_decide_its_output_and_no_other(stage: st
     assert dependencies.listed(stage) == dependencies.needed(stage), "python -m tests.dependencies --write"
 
 
+def test_every_file_and_folder_of_ours_that_a_stage_names_is_there() -> None:
+    for name, block in dependencies.stages().items():
+        for path in (dep for dep in block["deps"] if not dep.startswith(("data/", "infra/champions/"))):
+            assert (ROOT / path).exists(), f"{name}: {path}"
+    queries = "components/sources/queries"
+    assert queries in dependencies.stages()["cohort"]["deps"]
+
+
 def test_what_has_no_part_in_an_output_is_still_there() -> None:
     for stage, modules in dependencies.WITHOUT_PART.items():
         for module in modules:
