@@ -85,7 +85,7 @@ def write() -> None:
         code = re.match(r"( +)- components/?(\S*)$", line)
         if code and stage not in WHOLE:
             path = ROOT / "components" / code[2]
-            if path.is_file() and path.suffix != ".py" or path.is_dir() and not any(path.rglob("*.py")):
+            if (path.is_file() and path.suffix != ".py") or (path.is_dir() and not any(path.rglob("*.py"))):
                 out.append(line)  # data of ours
             continue
         out.append(line)
