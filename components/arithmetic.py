@@ -7,7 +7,7 @@ them is imported: ``components/__init__.py`` sees to that.
 ``machine`` (always): NumPy's and SciPy's OpenBLAS use one kernel, whose speed matters nowhere here. Equal bytes on the
 same kind of processor, see :func:`kind`.
 ``portable`` (a line's ``reproducible``): all libraries are held to AVX2, which x86-64 processors have had since 2013,
-and MKL to code that is the same for every vendor. Equal bytes on all of them. What that costs stands in infra/README.md.
+and MKL to code that is the same for every vendor. Equal bytes on all of them, at a cost: see infra/README.md.
 """
 
 from __future__ import annotations
