@@ -136,10 +136,8 @@ def _fetched(source: str) -> Path:
         raise UserError(f"weights {source!r}: no such file, and no {HUB_FILE} of that repository: {why}") from None
 
 
-def add_parser(commands: Any, lines: tuple[str, ...]) -> None:
+def add_options(sub: argparse.ArgumentParser, lines: tuple[str, ...]) -> None:
     """The command ``ctfoundry import-weights``."""
-    text = "Make published weights the champion: load them by name and shape, evaluate them on the line's data."
-    sub = commands.add_parser("import-weights", help=text, description=text)
     sub.add_argument(
         "source", help="a safetensors file, or a hub repository such as project-lighter/ct_fm_feature_extractor"
     )

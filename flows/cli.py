@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components import arithmetic
 from components.errors import UserError
 from components.settings import LINES, reproducible
-from flows import champion, cohorts, recipes, volumes
 from flows.environment import prepare
 from flows.lock import checkout_lock
 from flows.processes import Stopped, ending_with_us, leave
@@ -22,10 +22,21 @@ if TYPE_CHECKING:
     from flows.run import Run
     from serving.embedding import ServedBundle
 
+# Modules that are imported when their command is asked for: pandas and torch take seconds, and ``--help`` should not.
+MODULES = {
+    "cohort": ("flows.cohorts", "Preview and compare selections from the Imaging Data Commons."),
+    "volume": ("flows.volumes", "Look at one volume: facts, three planes as PNG, export to NIfTI."),
+    "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
+    "import-weights": (
+        "flows.champion",
+        "Make published weights the champion: load them by name and shape, evaluate them on the line's data.",
+    ),
+}
+
 
 def main() -> None:
     """Entry point of the console script. Exits with 1 and one line on stderr for a mistake of the user."""
-    parser = _parser()
+    parser = _parser(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
     code, said = 1, ""
     try:
         code = _run(parser)
@@ -62,7 +73,8 @@ def _run(parser: argparse.ArgumentParser) -> int:
     return int(arguments.run(arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str = "") -> argparse.ArgumentParser:
+    """``chosen``: the command whose options are known; of the others, the names."""
     parser = argparse.ArgumentParser(prog="ctfoundry", description="Make, verify and serve CT foundation models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -92,10 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--keep", type=Path, help="leave the clone in this new folder")
     command("params", _params, "Check params.yaml: every mistake in one line.", line=False)
     command("docs", _docs, "Build Great Expectations Data Docs of the judged tables.")
-    cohorts.add_parser(commands, LINES)
-    volumes.add_parser(commands, LINES)
-    recipes.add_parser(commands)
-    champion.add_parser(commands, LINES)
+    for name, (module, text) in MODULES.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        if name == chosen:
+            import_module(module).add_options(sub, LINES)
     text = "How fast the recipe trains here, on one device, and what it waits for. Nothing is kept."
     sub = command("profile", _profile, text)
     sub.add_argument("--steps", type=int, default=10, help="timed each way (default: 10)")
@@ -199,6 +211,8 @@ def _locate(arguments: argparse.Namespace) -> int:
 
 
 def _promote(arguments: argparse.Namespace) -> int:
+    from flows import champion
+
     with checkout_lock(f"promote --line {arguments.line}"):
         print(champion.unset(arguments.line) if arguments.none else champion.promote(arguments.line))
     return 0

@@ -16,9 +16,8 @@ if TYPE_CHECKING:  # what takes long to import is imported where it is used
     from components.sources.config import IdcConfig
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], lines: tuple[str, ...]) -> None:
-    """Add ``cohort`` and what follows it."""
-    parser = commands.add_parser("cohort", help="Preview and compare selections from the Imaging Data Commons.")
+def add_options(parser: argparse.ArgumentParser, lines: tuple[str, ...]) -> None:
+    """The command ``ctfoundry cohort`` and what follows it."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
     preview = actions.add_parser(

@@ -20,9 +20,8 @@ NO_GRID = ("repeated_positions", "uneven_spacing", "mixed_geometry", "orientatio
 FORCE = "go on where slices are slightly uneven, or labels name another scan, and you know better"
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], lines: tuple[str, ...]) -> None:
-    """Add ``volume`` and what follows it."""
-    parser = commands.add_parser("volume", help="Look at one volume: facts, three planes as PNG, export to NIfTI.")
+def add_options(parser: argparse.ArgumentParser, lines: tuple[str, ...]) -> None:
+    """The command ``ctfoundry volume`` and what follows it."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
     def action(name: str, run: object, text: str) -> argparse.ArgumentParser:
