@@ -22,7 +22,7 @@ from components.ct.store import Volume
 from components.errors import UserError
 from components.looking.folder import read_folder
 from components.looking.volume import export, export_labels, facts, open_volume, picture
-from flows.volumes import add_parser
+from flows.volumes import add_options
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +34,7 @@ def scan(tmp_path: Path) -> Scan:
 
 def run(*words: str) -> int:
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers(), ("wholebody", "head"))
+    add_options(parser.add_subparsers().add_parser("volume"), ("wholebody", "head"))
     arguments = parser.parse_args(["volume", *words])
     done: int = arguments.run(arguments)
     return done

@@ -1,6 +1,6 @@
 """Mutated RTSTRUCT and SEG files end in labels or in one line: no traceback, no hang, no memory filled.
 
-A few by default, the same each time. Many: ``CTFOUNDRY_FUZZ=5000 pytest tests/unit/test_labels_fuzz.py``, from round
+A few by default, the same each time. Many: ``CTFOUNDRY_FUZZ=5000 pytest tests/unit/test_ct_labels_fuzz.py``, from round
 ``CTFOUNDRY_FUZZ_FROM`` on; what fails is kept in ``CTFOUNDRY_FUZZ_KEEP``.
 """
 

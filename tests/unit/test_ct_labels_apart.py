@@ -16,7 +16,7 @@ from components.ct.labels import onto_grid
 from components.ct.labels.apart import read_labels_apart
 from components.ct.labels.onto_grid import read_labels
 from components.errors import UserError
-from flows.volumes import add_parser
+from flows.volumes import add_options
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def files(scan: Scan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 def label(scan: Scan, path: Path, target: Path) -> None:
     """As a user does."""
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers(), ("wholebody",))
+    add_options(parser.add_subparsers().add_parser("volume"), ("wholebody",))
     arguments = parser.parse_args(["volume", "label", str(scan.folder), str(path), "--output", str(target), "--force"])
     arguments.run(arguments)
 

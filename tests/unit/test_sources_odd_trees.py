@@ -32,7 +32,7 @@ from components.sources.dicom_tree import list_tree
 from components.sources.interface import Listing
 from components.sources.tree import Archives, names, tree_digest
 from tests.unit.small_pacs import as_file, make_series
-from tests.unit.test_acquire_archive import DEFLATE64, add_link, declare
+from tests.unit.test_ct_archive import DEFLATE64, add_link, declare
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSFER = TransferConfig(attempts=1, backoff_s=0.0, stall_s=1.0, slowest_mb_s=0.1, connections=1)
