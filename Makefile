@@ -36,10 +36,11 @@ test: $(READY) ## fast unit tests and integration tests with the real tools
 test-slow: $(READY) ## proof that takes minutes: whole releases, killed and resumed, served and verified
 	$(BIN)/python -m pytest -m slow
 
-check: $(READY) ## style (ruff) and types (mypy) over components, flows and serving
+check: $(READY) ## style (ruff), types (mypy), layers (import-linter), parameters, pins
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/ctfoundry params
 	$(BIN)/python -m flows.pins
 

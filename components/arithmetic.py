@@ -7,7 +7,7 @@ them is imported: ``components/__init__.py`` sees to that.
 ``machine`` (always): NumPy's and SciPy's OpenBLAS use one kernel, whose speed matters nowhere here. Equal bytes on the
 same kind of processor, see :func:`kind`.
 ``portable`` (a line's ``reproducible``): all libraries are held to AVX2, which x86-64 processors have had since 2013,
-and MKL to code that is the same for every vendor. Equal bytes on all of them. What that costs stands in the README.
+and MKL to code that is the same for every vendor. Equal bytes on all of them, at a cost: see infra/README.md.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+
+from components.errors import UserError
 
 VARIABLE = "CTFOUNDRY_REPRODUCIBLE"
 MACHINE, PORTABLE = "machine", "portable"
@@ -104,8 +106,6 @@ def enter(wanted: str) -> None:
         UserError: ``portable`` on a processor without AVX2, or not an x86-64 one.
     """
     if wanted == PORTABLE and not _holds_avx2():
-        from components.params import UserError
-
         raise UserError(
             f"reproducible: portable is not possible on this processor ({kind()}): it needs x86-64 with AVX2 and FMA; "
             "use machine"

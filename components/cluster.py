@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import psutil
 
 from components import arithmetic
+from components.errors import PassingError, UserError
 from components.isolation import MAX_SECONDS, Deadline, Lost, guarded
-from components.params import PassingError, UserError
 from components.progress import track
 
 IN_FLIGHT_PER_CORE = 2  # tasks that Ray holds at a time: one computed, one ready to be

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
@@ -14,17 +15,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "components"
-# It knows every stage's block for the check of the whole file, and imports all of them for that, late.
-REGISTRY = f"{PACKAGE}/params.py"
 # They read parameters and write tables: no measurement, voxel or weight changes with them.
-FORM = (REGISTRY, f"{PACKAGE}/files.py")
+FORM = (
+    f"{PACKAGE}/settings.py",
+    f"{PACKAGE}/yaml12.py",
+    f"{PACKAGE}/errors.py",
+    f"{PACKAGE}/files.py",
+    f"{PACKAGE}/tables.py",
+)
 
 
 @cache
 def imports(module: str) -> frozenset[str]:
     """Our modules that ``module`` imports by itself, as paths relative to the project's root, as it is one."""
-    if module == REGISTRY:
-        return frozenset()
     names: set[str] = set()
     for node in ast.walk(ast.parse((ROOT / module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -40,6 +43,14 @@ def _path(name: str) -> str:
         return ""
     stem = name.replace(".", "/")
     return next((path for path in (f"{stem}.py", f"{stem}/__init__.py") if (ROOT / path).is_file()), "")
+
+
+def entry_point(command: str) -> str:
+    """The module that a command with ``python -m`` runs, as a path relative to the project's root."""
+    match = re.search(r"python -m (\S+)", command)
+    stem = match[1].replace(".", "/") if match else ""
+    path = f"{stem}.py"
+    return path if (ROOT / path).is_file() else f"{stem}/__main__.py"
 
 
 def closure(modules: Iterable[str]) -> frozenset[str]:

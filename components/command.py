@@ -11,16 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components import arithmetic
+from components.errors import PassingError, UserError
 from components.files import disk_full
-from components.params import LINES, PassingError, UserError, reproducible
 from components.progress import short_socket_paths
+from components.settings import LINES, reproducible, shards
 
+DATA = Path("data")
 EXIT_PASSING = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
 
 
 def data_dir(line: str, stage: str, shard: int | None = None) -> Path:
     """Where a stage's outputs lie, relative to the project's root: ``data/<line>/<stage>[/<shard>]``."""
-    folder = Path("data") / line / stage
+    folder = DATA / line / stage
     return folder if shard is None else folder / str(shard)
 
 
@@ -47,7 +49,9 @@ def run_stage(
     Exits with one line on stderr, and with 75 for a PassingError or with 1 for any other UserError (ParamsError among
     them) and a full disk; anything else is a defect of ours and keeps its traceback. SIGTERM ends it in an orderly way.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m components.{stage}", description=description)
+    started = getattr(sys.modules["__main__"], "__spec__", None)
+    module = started.name.removesuffix(".__main__") if started else f"components.{stage}"
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--line", required=True, choices=LINES, help="model line: a block of params.yaml")
     if sharded is not None:
         parser.add_argument("--shard", required=True, type=int, help="shard number, one of params.yaml's `shards`")
@@ -58,6 +62,8 @@ def run_stage(
         arithmetic.enter(reproducible(arguments.line))
         short_socket_paths()
         if sharded is not None:
+            if arguments.shard not in shards():
+                raise UserError(f"--shard {arguments.shard} is not allowed: one of {', '.join(map(str, shards()))}")
             sharded(arguments.line, arguments.shard)
         elif function is not None:
             function(arguments.line)
@@ -65,6 +71,10 @@ def run_stage(
         print(f"{stage}: {error}", file=sys.stderr)
         sys.exit(EXIT_PASSING if isinstance(error, PassingError) else 1)
     except OSError as error:
+        missing = Path(error.filename) if isinstance(error.filename, str) else Path()
+        if isinstance(error, FileNotFoundError) and missing.parts[:1] == DATA.parts:
+            print(f"{stage}: {missing}: missing; run `dvc repro` so that the earlier stages make it", file=sys.stderr)
+            sys.exit(1)
         full = disk_full(error, Path(error.filename if isinstance(error.filename, str) else tempfile.gettempdir()))
         if full is None:
             raise

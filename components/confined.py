@@ -21,12 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-import numpy as np
-
+from components.errors import UserError
 from components.files import NO_ROOM
 from components.isolation import GIB, capped, data_bytes, out_of_memory
-from components.params import UserError
-from components.preprocess.store import Volume
 
 MAX_HEAD = 16 * 2**20  # of the line that a child sends
 PreparedT = TypeVar("PreparedT")
@@ -126,19 +123,6 @@ def isolated(
     if reply.result is not None:
         return reply.result
     raise UserError(reply.message if reply.outcome == "refused" else f"{what}: {reply.message}")
-
-
-def volume_of(read: Callable[[], Volume], what: str) -> Volume:
-    """``read()``, isolated within the environment's bounds. Raises UserError where it gives no volume."""
-
-    def work(_: None) -> Result:
-        volume = read()
-        facts = {"shape": list(volume.hu.shape), "affine": volume.affine.tolist()}
-        return Result(facts, np.ascontiguousarray(volume.hu).data.cast("B"))
-
-    result = isolated(lambda: None, work, Bounds.from_environment(), what)
-    hu = np.frombuffer(result.data, dtype=np.int16).reshape(result.content["shape"])
-    return Volume(hu=hu, affine=np.asarray(result.content["affine"], dtype=np.float64))
 
 
 def run_child(

@@ -1,4 +1,4 @@
-"""Files that are never half-written (a temporary name, then a rename), hashes, Parquet and JSON with stable bytes."""
+"""Files that are never half-written (a temporary name, then a rename), hashes, JSON with stable bytes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from components.params import UserError
+from components.errors import UserError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota on it, a limit on a file
@@ -53,6 +49,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
     Raises:
         DiskFullError: instead of the OSError that says so.
+        UserError: a file, and ``path`` is a folder.
     """
     unique = f"{socket.gethostname()}.{uuid.uuid4().hex}"
     temporary = path.with_name(f".{path.name}.{unique}.partial")
@@ -70,15 +67,39 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
             raise
         raise full from None
     finally:
-        _remove(temporary)
+        with suppress(NotADirectoryError):  # where the folder to be is a file
+            _remove(temporary)
+
+
+def require_file_name(path: Path, *kept: Path) -> Path:
+    """``path``, where a file may be written; asked before long work begins.
+
+    Args:
+        path: of a file to be, or to be replaced.
+        kept: files that are read, which it must not replace.
+
+    Raises:
+        UserError: it is a folder, or one of ``kept``.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; allowed: the name of a file, such as {path / 'result'}{path.suffix}")
+    if any(path.exists() and other.exists() and path.samefile(other) for other in kept):
+        raise UserError(f"{path}: is what is read, and would be replaced; allowed: another name")
+    return path
 
 
 def _take_name(temporary: Path, path: Path, aside: Path) -> None:
     """Rename. A folder cannot be renamed onto another: the two exchange names, at once where the file system can do
-    that; else the old one steps aside, and comes back if the new one cannot take its place."""
+    that; else the old one steps aside, and comes back if the new one cannot take its place.
+
+    Raises:
+        UserError: a file would replace a folder and all that is in it.
+    """
     if not path.is_dir() or path.is_symlink():
         temporary.replace(path)
         return
+    if not temporary.is_dir():
+        require_file_name(path)
     if _exchange(temporary, path):
         return
     path.rename(aside)
@@ -148,15 +169,3 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Parquet without an index. Rows are written in the order given: sort them first."""
-    with replacing(path) as temporary:
-        arrow = pa.Table.from_pandas(table.reset_index(drop=True), preserve_index=False)
-        pq.write_table(arrow.replace_schema_metadata(None), temporary, compression="zstd")
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    table: pd.DataFrame = pq.read_table(path).to_pandas()
-    return table

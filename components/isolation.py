@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from components.errors import UserError
 from components.files import disk_full
-from components.params import UserError
 
 log = logging.getLogger(__name__)
 

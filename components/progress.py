@@ -28,8 +28,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from components.errors import UserError
 from components.isolation import MAX_SECONDS, Deadline, Lost, guarded
-from components.params import UserError
 
 LOG_SECONDS = 15.0
 MAX_TMPDIR = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # unix(7): 108 characters, the last a zero

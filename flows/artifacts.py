@@ -13,8 +13,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from rich.table import Table
 
 from components.files import read_json
-from components.params import shards
 from components.progress import wide_console
+from components.settings import shards
 from flows.run import Run
 
 MAX_ROWS = 1000  # of a table on Prefect's page

@@ -6,15 +6,18 @@ Its figures and its training set's data profile are tracked in ``infra/champions
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
 from components import arithmetic
 from components.bundle.manifest import read_manifest, verify_bundle
-from components.champion.stage import CHAMPIONS, COMPARISON
 from components.command import data_dir
-from components.files import read_json, read_table, sha256_file, write_json
-from components.params import UserError, load_stage, parse, reproducible
+from components.errors import UserError
+from components.files import read_json, sha256_file, write_json
+from components.gate.champion import CHAMPIONS, COMPARISON
+from components.settings import load_stage, parse, reproducible
+from components.tables import read_table
 from flows.environment import STATE
 from flows.lock import checkout_lock
 from flows.recipes import load_recipe, names
@@ -73,9 +76,9 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
     from components.evaluate.config import EvaluateConfig
     from components.evaluate.stage import build_tasks, evaluate
     from components.evaluate.tasks import Inputs
+    from components.models.embed import EmbedConfig, device_of, imported
     from components.preprocess.config import PreprocessConfig
     from components.pretrain.config import PretrainConfig
-    from components.pretrain.embed import EmbedConfig, device_of, imported
 
     curated = data_dir(line, "curate") / "curated.parquet"
     if not curated.is_file():
@@ -125,6 +128,7 @@ def _fetched(source: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its attempts
     try:
         return Path(hf_hub_download(source, HUB_FILE))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -132,10 +136,8 @@ def _fetched(source: str) -> Path:
         raise UserError(f"weights {source!r}: no such file, and no {HUB_FILE} of that repository: {why}") from None
 
 
-def add_parser(commands: Any, lines: tuple[str, ...]) -> None:
+def add_options(sub: argparse.ArgumentParser, lines: tuple[str, ...]) -> None:
     """The command ``ctfoundry import-weights``."""
-    text = "Make published weights the champion: load them by name and shape, evaluate them on the line's data."
-    sub = commands.add_parser("import-weights", help=text, description=text)
     sub.add_argument(
         "source", help="a safetensors file, or a hub repository such as project-lighter/ct_fm_feature_extractor"
     )

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components import arithmetic
-from components.params import LINES, UserError, reproducible
-from flows import champion, cohorts, recipes, volumes
+from components.errors import UserError
+from components.settings import LINES, reproducible
 from flows.environment import prepare
 from flows.lock import checkout_lock
 from flows.processes import Stopped, ending_with_us, leave
@@ -21,10 +22,21 @@ if TYPE_CHECKING:
     from flows.run import Run
     from serving.embedding import ServedBundle
 
+# Modules that are imported when their command is asked for: pandas and torch take seconds, and ``--help`` should not.
+MODULES = {
+    "cohort": ("flows.cohorts", "Preview and compare selections from the Imaging Data Commons."),
+    "volume": ("flows.volumes", "Look at one volume: facts, three planes as PNG, export to NIfTI."),
+    "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
+    "import-weights": (
+        "flows.champion",
+        "Make published weights the champion: load them by name and shape, evaluate them on the line's data.",
+    ),
+}
+
 
 def main() -> None:
     """Entry point of the console script. Exits with 1 and one line on stderr for a mistake of the user."""
-    parser = _parser()
+    parser = _parser(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
     code, said = 1, ""
     try:
         code = _run(parser)
@@ -39,6 +51,10 @@ def main() -> None:
         # The interpreter would flush once more at the end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    except OSError as error:  # of a file that was named; any other is a defect of ours
+        if not isinstance(error.filename, str):
+            raise
+        said = f"{error.filename}: {str(error.strerror).lower()}"
     print("".join(f"ctfoundry: {text}\n" for text in said.splitlines()), end="", file=sys.stderr, flush=True)
     leave(code)
 
@@ -57,7 +73,8 @@ def _run(parser: argparse.ArgumentParser) -> int:
     return int(arguments.run(arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str = "") -> argparse.ArgumentParser:
+    """``chosen``: the command whose options are known; of the others, the names."""
     parser = argparse.ArgumentParser(prog="ctfoundry", description="Make, verify and serve CT foundation models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -87,10 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--keep", type=Path, help="leave the clone in this new folder")
     command("params", _params, "Check params.yaml: every mistake in one line.", line=False)
     command("docs", _docs, "Build Great Expectations Data Docs of the judged tables.")
-    cohorts.add_parser(commands, LINES)
-    volumes.add_parser(commands, LINES)
-    recipes.add_parser(commands)
-    champion.add_parser(commands, LINES)
+    for name, (module, text) in MODULES.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        if name == chosen:
+            import_module(module).add_options(sub, LINES)
     text = "How fast the recipe trains here, on one device, and what it waits for. Nothing is kept."
     sub = command("profile", _profile, text)
     sub.add_argument("--steps", type=int, default=10, help="timed each way (default: 10)")
@@ -119,7 +136,7 @@ def _release(arguments: argparse.Namespace) -> int:
 
 
 def _release_alone(arguments: argparse.Namespace, run: Run) -> int:
-    from components.params import check_file
+    from components.registry import check_file
     from flows.places import require_pins, require_repository, require_server
     from flows.sources import pin, pin_source
 
@@ -175,7 +192,7 @@ def _profile(arguments: argparse.Namespace) -> int:
 
 
 def _params(arguments: argparse.Namespace) -> int:
-    from components.params import check_file
+    from components.registry import check_file
 
     check_file()
     print("params.yaml: every block is valid")
@@ -183,17 +200,19 @@ def _params(arguments: argparse.Namespace) -> int:
 
 
 def _docs(arguments: argparse.Namespace) -> int:
-    return subprocess.run([sys.executable, "-m", "components.quality", "--line", arguments.line]).returncode
+    return subprocess.run([sys.executable, "-m", "components.summary", "--line", arguments.line]).returncode
 
 
 def _locate(arguments: argparse.Namespace) -> int:
-    from components.acquire.locate import locate
+    from components.sources.locate import locate
 
     print("\n".join(locate(arguments.line, arguments.key)))
     return 0
 
 
 def _promote(arguments: argparse.Namespace) -> int:
+    from flows import champion
+
     with checkout_lock(f"promote --line {arguments.line}"):
         print(champion.unset(arguments.line) if arguments.none else champion.promote(arguments.line))
     return 0
@@ -231,3 +250,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         answer = isolated(load, work, Bounds.from_environment(), arguments.file.name)
     print(json.dumps(answer.content, indent=2))
     return 0
+
+
+if __name__ == "__main__":
+    main()

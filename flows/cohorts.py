@@ -8,17 +8,16 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.params import UserError
+from components.errors import UserError
 
 if TYPE_CHECKING:  # what takes long to import is imported where it is used
     import pandas as pd
 
-    from components.cohort.config import IdcConfig
+    from components.sources.config import IdcConfig
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], lines: tuple[str, ...]) -> None:
-    """Add ``cohort`` and what follows it."""
-    parser = commands.add_parser("cohort", help="Preview and compare selections from the Imaging Data Commons.")
+def add_options(parser: argparse.ArgumentParser, lines: tuple[str, ...]) -> None:
+    """The command ``ctfoundry cohort`` and what follows it."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
     preview = actions.add_parser(
@@ -28,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], li
     )  # fmt: skip
     preview.set_defaults(run=_preview)
     preview.add_argument("--line", choices=lines, default="wholebody", help="model line (default: wholebody)")
-    preview.add_argument("--query", help="a file of components/cohort/queries, without .sql")
+    preview.add_argument("--query", help="a file of components/sources/queries, without .sql")
     preview.add_argument("--idc-version", type=int, help="newest IDC version whose series are taken")
     preview.add_argument("--licence", action="append", help="allow this licence (again for more)")
     preview.add_argument("--collection", action="append", help="take only this collection (again for more)")
@@ -50,9 +49,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], li
 
 
 def _preview(arguments: argparse.Namespace) -> int:
-    from components.cohort.preview import print_preview, write_selection
-    from components.cohort.selection import select
     from components.progress import wide_console
+    from components.sources.idc_index import select
+    from components.sources.idc_preview import print_preview, write_selection
 
     changes = {
         "query": arguments.query,
@@ -70,8 +69,8 @@ def _preview(arguments: argparse.Namespace) -> int:
 
 
 def _config(line: str, changes: dict[str, object]) -> IdcConfig:
-    from components.cohort.config import IdcConfig
-    from components.params import parse, read_yaml
+    from components.settings import parse, read_yaml
+    from components.sources.config import IdcConfig
 
     return parse(IdcConfig, {**read_yaml()[line]["cohort"]["idc"], **changes}, f"{line}.cohort.idc")
 
@@ -88,8 +87,8 @@ def _diff(arguments: argparse.Namespace) -> int:
 def _table(text: str, line: str) -> pd.DataFrame:
     """A selection as a table with columns series, patient, collection, licence, bytes."""
     from components.cohort.diff import of_cohort, of_selection
-    from components.cohort.selection import select
-    from components.files import read_table
+    from components.sources.idc_index import select
+    from components.tables import read_table
 
     if text[:1] == "v" and text[1:].isdigit():
         return of_selection(select(_config(line, {"idc_version": int(text[1:])})).series)
@@ -97,7 +96,12 @@ def _table(text: str, line: str) -> pd.DataFrame:
     if path.suffix == ".parquet":
         if not path.is_file():
             raise UserError(f"cohort {text!r}: no such file")
-        return of_cohort(read_table(path))
+        try:
+            return of_cohort(read_table(path))
+        except (ValueError, KeyError, OSError) as error:  # pyarrow's own are ValueErrors
+            raise UserError(
+                f"cohort {text!r}: not a cohort.parquet or selection.parquet ({type(error).__name__})"
+            ) from None
     from dvc.api import DVCFileSystem
 
     try:
@@ -113,7 +117,7 @@ def _table(text: str, line: str) -> pd.DataFrame:
 
 
 def _fetch_index(arguments: argparse.Namespace) -> int:
-    from components.cohort.selection import FETCHED, table_path
+    from components.sources.idc_index import FETCHED, table_path
 
     for name in FETCHED:
         if table_path(name) is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from components.params import UserError
+from components.errors import UserError
 from flows.environment import STATE
 
 LOCK = STATE / "lock"

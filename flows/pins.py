@@ -18,9 +18,9 @@ from pathlib import Path
 import yaml
 from packaging.utils import canonicalize_name
 
-from components.code import ROOT, closure
+from components.code import ROOT, closure, entry_point
+from components.errors import UserError
 from components.files import write_text
-from components.params import UserError
 from serving.requirements import pinned_requirements, pins_of
 
 LOCK_FILE = Path("constraints.txt")
@@ -36,9 +36,10 @@ PLUGINS = {
 }
 
 
-def stages() -> tuple[str, ...]:
-    """Of the graph, in its order."""
-    return tuple(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"])
+def commands() -> dict[str, str]:
+    """Stage to command, in the order of the graph."""
+    stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return {name: block.get("do", block)["cmd"] for name, block in stages.items()}
 
 
 def foreign(path: Path) -> set[str]:
@@ -52,14 +53,14 @@ def foreign(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - set(OURS)
 
 
-def stage_pins(stage: str) -> list[str]:
-    """``name==version`` of what decides a stage's outputs, sorted.
+def stage_pins(command: str) -> list[str]:
+    """``name==version`` of what decides the outputs of a stage's command, sorted.
 
     Raises:
         UserError: the lock file does not pin one of them.
     """
     owners = metadata.packages_distributions()
-    modules = closure([f"components/{stage}/__main__.py"])
+    modules = closure([entry_point(command)])
     tops = set().union(*(foreign(ROOT / module) for module in modules))
     names = {canonicalize_name(name) for top in tops for name in owners.get(top, [top])}
     names |= {canonicalize_name(plugin) for name in names for plugin in PLUGINS.get(name, ())}
@@ -73,7 +74,7 @@ def stage_pins(stage: str) -> list[str]:
 
 def expected() -> dict[Path, str]:
     """Every file of pins, as it should be."""
-    files = {PINS / f"{stage}.txt": "\n".join(stage_pins(stage)) + "\n" for stage in stages()}
+    files = {PINS / f"{stage}.txt": "\n".join(stage_pins(command)) + "\n" for stage, command in commands().items()}
     # Of the Pythons allowed, the oldest needs the most; on others the file stays as it is.
     if sys.version_info[:2] == OLDEST:
         files[PINS / f"{SERVING}.txt"] = "\n".join(pinned_requirements(LOCK_FILE)) + "\n"

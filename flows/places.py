@@ -9,7 +9,7 @@ from importlib import metadata
 
 from packaging.version import Version
 
-from components.params import UserError
+from components.errors import UserError
 from flows.pins import PINS, SERVING
 from flows.repository import commit_labels, is_repository
 

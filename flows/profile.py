@@ -13,10 +13,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.params import UserError, load_stage, parse
+from components.errors import UserError
+from components.files import replacing, require_file_name
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import Trainer, set_up_process
 from components.pretrain.workers import World, on_gpus
+from components.settings import load_stage, parse
 
 TRACED_STEPS = 3
 ENDLESS = 10**9
@@ -71,8 +73,6 @@ def _step(trainer: Trainer) -> None:
 
 def trace(trainer: Trainer, path: Path) -> None:
     """Record some steps for chrome://tracing or ui.perfetto.dev."""
-    from components.files import replacing
-
     on_gpu = trainer.world.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiler:
@@ -87,10 +87,12 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from components.command import data_dir
-    from components.files import read_table
     from components.pretrain.__main__ import training_volumes
     from components.progress import wide_console
+    from components.tables import read_table
 
+    if arguments.trace:
+        require_file_name(arguments.trace)
     for option, least in (("steps", 1), ("volumes_per_step", 1), ("loaders", 0)):
         given = getattr(arguments, option)
         if given is not None and given < least:

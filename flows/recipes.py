@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.arithmetic import MACHINE
-from components.params import PARAMS_FILE, REPRODUCIBLE
+from components.settings import PARAMS_FILE, REPRODUCIBLE
 from flows.lock import checkout_lock
 from flows.sources import pin, yaml_editor
 
@@ -46,12 +46,9 @@ def pin_recipe(recipe: Any) -> None:
         pin(recipe["line"], None, {REPRODUCIBLE: MACHINE})  # narrow arithmetic differs between processors
 
 
-def add_parser(commands: Any) -> None:
+def add_options(sub: argparse.ArgumentParser, _: tuple[str, ...]) -> None:
     """The command ``ctfoundry recipe``."""
-    text = "Show a published recipe, or write it into params.yaml."
-    sub = commands.add_parser(
-        "recipe", help=text, description=f"{text} Its sizes want GPUs; every number can be changed."
-    )
+    sub.description = f"{sub.description} Its sizes want GPUs; every number can be changed."
     sub.add_argument("name", choices=names() if FOLDER.is_dir() else None)
     sub.add_argument(
         "--as-coded", action="store_true", help="as the authors' code does it, where it differs from the text"

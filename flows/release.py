@@ -26,8 +26,9 @@ from prefect.exceptions import PrefectException  # noqa: E402
 from prefect.logging.handlers import set_api_log_sink  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
-from components.params import UserError, load_stage  # noqa: E402
+from components.errors import UserError  # noqa: E402
 from components.pretrain.config import PretrainConfig  # noqa: E402
+from components.settings import load_stage  # noqa: E402
 from flows import artifacts  # noqa: E402
 from flows.lock import checkout_lock  # noqa: E402
 from flows.processes import PREFECT_SERVER, end_children, waiting_is_vain  # noqa: E402

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from components.params import UserError
+from components.errors import UserError
 
 TRUSTED = ("-c", "safe.directory=*")
 

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from components import arithmetic
-from components.champion.stage import COMPARISON
 from components.command import EXIT_PASSING
 from components.files import read_json
-from components.params import reproducible
+from components.gate.champion import COMPARISON
+from components.settings import reproducible
 from flows.champion import attest
 from flows.graph import Node, stages_for
 from flows.processes import started
@@ -228,7 +228,7 @@ def _text(value: object) -> str:
 def build_data_docs(line: str, tell: Tell) -> str:
     """Great Expectations Data Docs of the judged tables, in a process that ends with us; returns the page."""
     last = ""
-    with started([sys.executable, "-m", "components.quality", "--line", line]) as (process, lines):
+    with started([sys.executable, "-m", "components.summary", "--line", line]) as (process, lines):
         for last in lines:
             tell(last)
     if process.returncode != 0:

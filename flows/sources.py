@@ -8,17 +8,20 @@ the parameters say what a release was made from and hold no path. What is taken 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from components.acquire.sources.nifti import patient_missing
-from components.acquire.sources.tree import tree_digest
-from components.cohort.keys import require_secret
-from components.cohort.roots import record_root
+from components.ct.keys import require_secret
+from components.errors import UserError
 from components.files import sha256_file, write_text
-from components.params import PARAMS_FILE, UserError, read_yaml
+from components.settings import PARAMS_FILE, read_yaml
+from components.sources import lidc
+from components.sources.nifti import patient_missing
+from components.sources.roots import record_root
+from components.sources.tree import tree_digest
 
 SITES = ("dicom", "nifti", "dicomweb")  # their data are nobody else's to know
 FOLDERS = ("dicom", "nifti")
@@ -42,14 +45,18 @@ def pin_source(line: str, source: str, evaluation: str | None) -> None:
         raise UserError(f"source {source!r} is not allowed: phantom, idc, dicomweb, dicom:<folder> or nifti:<folder>")
     if kind in SITES:
         require_secret(kind)
-    digest, nodules = None, _nodules(line, folder, evaluation)
-    if kind == "nifti":
-        _check_patient(line, nodules)
     if folder:
+        _check_tree(kind, Path(folder))
+    nodules = _nodules(line, folder, evaluation)
+    if kind == "nifti":
+        _check_patient(line, None if nodules is None else nodules.digest)
+    digest = tree_digest(Path(folder)) if folder else None
+    if folder:  # nothing is written before all is checked
         record_root(kind, Path(folder), line)
-        digest = tree_digest(Path(folder))
+    if nodules is not None:
+        record_root(lidc.ROOT, nodules.root)
     pin(line, "cohort", {"source": kind, "source_digest": digest})
-    pin(line, "evaluate", {"lidc_nodules": nodules})
+    pin(line, "evaluate", {"lidc_nodules": None if nodules is None else nodules.digest})
 
 
 def _check_patient(line: str, nodules: str | None) -> None:
@@ -61,7 +68,22 @@ def _check_patient(line: str, nodules: str | None) -> None:
     print(f"{line}.cohort.nifti.patient is null: every volume counts as a patient of its own")
 
 
-def _nodules(line: str, folder: str, evaluation: str | None) -> str | None:
+def _check_tree(kind: str, folder: Path) -> None:
+    """Raise UserError where there is no file below the folder, or no folder."""
+    if not folder.is_dir():
+        hint = "; put the zip into a folder" if folder.suffix == ".zip" else ""
+        raise UserError(f"source {kind}:{folder}: not a folder{hint}")
+    if not any(path.is_file() for path in folder.rglob("*")):
+        raise UserError(f"source {kind}:{folder}: no file in it that can be read")
+
+
+@dataclass(frozen=True)
+class _Nodules:
+    root: Path
+    digest: str
+
+
+def _nodules(line: str, folder: str, evaluation: str | None) -> _Nodules | None:
     if evaluation is None:
         beside = Path(folder).resolve().parent / "lidc_nodules" if folder else None
         if line != "wholebody" or beside is None or not (beside / "labels.csv").is_file():
@@ -73,8 +95,11 @@ def _nodules(line: str, folder: str, evaluation: str | None) -> str | None:
     name, _, root = evaluation.partition(":")
     if name != "lidc_nodules" or not (Path(root) / "labels.csv").is_file():
         raise UserError(f"evaluation {evaluation!r} is not allowed: none, or lidc_nodules:<folder with labels.csv>")
-    record_root(name, Path(root))
-    return sha256_file(Path(root) / "labels.csv")
+    if line != "wholebody":
+        raise UserError(f"evaluation {evaluation!r} is not allowed with line {line}: only wholebody sees nodules")
+    found = _Nodules(Path(root), sha256_file(Path(root) / lidc.LABELS))
+    lidc.read_ratings(found.root, found.digest)
+    return found
 
 
 def pin(line: str, stage: str | None, values: dict[str, Any]) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 
 from components import arithmetic
-from components.cohort.roots import ROOTS_FILE
+from components.errors import UserError
 from components.files import read_json, write_json
-from components.params import UserError, reproducible
+from components.settings import reproducible
+from components.sources.roots import ROOTS_FILE
 from flows.graph import stages_for
 from flows.processes import started
 from flows.repository import changed_files, clone, is_repository

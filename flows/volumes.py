@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.errors import UserError
+from components.files import require_file_name
+
 if TYPE_CHECKING:
-    from components.labels.onto_grid import Labels
+    from components.ct.labels.onto_grid import Labels
     from components.looking.volume import Opened
 
 WINDOW_NAMES = ("soft", "lung", "bone", "brain")
@@ -17,9 +20,8 @@ NO_GRID = ("repeated_positions", "uneven_spacing", "mixed_geometry", "orientatio
 FORCE = "go on where slices are slightly uneven, or labels name another scan, and you know better"
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], lines: tuple[str, ...]) -> None:
-    """Add ``volume`` and what follows it."""
-    parser = commands.add_parser("volume", help="Look at one volume: facts, three planes as PNG, export to NIfTI.")
+def add_options(parser: argparse.ArgumentParser, lines: tuple[str, ...]) -> None:
+    """The command ``ctfoundry volume`` and what follows it."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
     def action(name: str, run: object, text: str) -> argparse.ArgumentParser:
@@ -64,11 +66,11 @@ def _open(arguments: argparse.Namespace) -> Opened:
     Raises:
         UserError: its slices form no even grid, and that is not allowed by ``--force`` or wanted by ``info``.
     """
-    from components.acquire.config import AcquireConfig
     from components.looking.volume import find, open_volume
-    from components.params import UserError, load_stage
-    from components.quality import suites
     from components.screen.config import ScreenConfig
+    from components.screen.suite import headers_suite
+    from components.settings import load_stage
+    from components.sources.config import AcquireConfig
     from serving.judging import warnings_of
 
     path = find(arguments.volume, arguments.line)
@@ -76,7 +78,7 @@ def _open(arguments: argparse.Namespace) -> Opened:
     opened = open_volume(path, largest)
     if not opened.measured:
         return opened
-    told = warnings_of(opened.measured, suites.headers(load_stage(ScreenConfig, arguments.line, "screen"), rows=1))
+    told = warnings_of(opened.measured, headers_suite(load_stage(ScreenConfig, arguments.line, "screen"), rows=1))
     no_grid = [text for text in told if text.partition(":")[0] in NO_GRID]
     if no_grid and not getattr(arguments, "force", True):
         raise UserError(f"volume {opened.name}: {no_grid[0]}; voxels would not lie where they are said to; allowed: "
@@ -86,9 +88,14 @@ def _open(arguments: argparse.Namespace) -> Opened:
     return opened
 
 
+def _require_new(arguments: argparse.Namespace, *read: Path | None) -> None:
+    """Raise UserError where the output is a folder, or one of the files that are read."""
+    require_file_name(arguments.output, Path(arguments.volume), *filter(None, read))
+
+
 def _read_labels(arguments: argparse.Namespace, path: Path, opened: Opened) -> Labels:
-    from components.labels.apart import read_labels_apart
-    from components.labels.onto_grid import NIFTI_SUFFIXES
+    from components.ct.labels.apart import read_labels_apart
+    from components.ct.labels.onto_grid import NIFTI_SUFFIXES
 
     scan = None if arguments.force else opened.origin
     if scan is not None and not scan.frame and not path.name.endswith(NIFTI_SUFFIXES):
@@ -115,9 +122,13 @@ def _info(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from components.looking.volume import draw
 
+    if arguments.segment and not arguments.mask:
+        raise UserError(f"--segment {arguments.segment[0]}: of which labels? give them with --mask")
+    if arguments.output:
+        _require_new(arguments, arguments.mask)
     opened = _open(arguments)
     mask = _read_labels(arguments, arguments.mask, opened).combined() if arguments.mask else None
-    target = arguments.output or Path(f"{opened.name}.png")
+    target = arguments.output or require_file_name(Path(f"{opened.name}.png"))
     draw(opened, target, tuple(arguments.window or ("soft",)), tuple(arguments.at) if arguments.at else None, mask)
     print(target)
     return 0
@@ -132,6 +143,8 @@ def _label(arguments: argparse.Namespace) -> int:
     from components.looking.volume import export_labels
     from components.progress import wide_console
 
+    if arguments.output and arguments.output.suffix:
+        _require_new(arguments, arguments.labels)
     opened = _open(arguments)
     labels = _read_labels(arguments, arguments.labels, opened)
     table = Table("segment", "code", "voxels", "ml", "within the volume", title=Text(arguments.labels.name))
@@ -149,6 +162,7 @@ def _label(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from components.looking.volume import export
 
+    _require_new(arguments)
     export(_open(arguments), arguments.output)
     print(arguments.output)
     return 0

@@ -26,8 +26,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from components.confined import Reply
+from components.errors import UserError
 from components.files import NO_ROOM
-from components.params import UserError
 from serving.body import receive_file
 from serving.forks import Forks
 from serving.limits import Limits

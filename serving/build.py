@@ -13,8 +13,8 @@ import yaml
 
 from components.bundle.inputs import SOURCE_PACKAGES, SOURCE_SUFFIXES, code_hash
 from components.bundle.manifest import Manifest, verify_bundle
+from components.errors import UserError
 from components.files import sha256_tree
-from components.params import UserError
 
 SERVICE = "serving.service:CTEmbed"
 REQUIREMENTS = "infra/pins/serving.txt"

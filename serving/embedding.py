@@ -10,16 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from components.bundle.manifest import Manifest, verify_bundle
+from components.ct.grid import GridConfig
+from components.ct.measure import measure_volume
+from components.ct.standardise import crop_to_body, find_body, resample_only
+from components.ct.store import Volume
 from components.curate.config import CurateConfig
+from components.curate.suite import volumes_suite
+from components.errors import UserError
 from components.files import read_json
-from components.params import UserError, parse
-from components.preprocess.config import PreprocessConfig
-from components.preprocess.measure import measure_volume
-from components.preprocess.standardise import crop_to_body, find_body, resample_only
-from components.preprocess.store import Volume
-from components.pretrain.embed import Embedder
-from components.quality import suites
+from components.models.embed import Embedder
+from components.quality.rules import Suite
 from components.screen.config import ScreenConfig
+from components.screen.suite import headers_suite
+from components.settings import parse
 from serving.judging import warnings_of
 from serving.limits import Limits
 from serving.reading import Reading, axes_of, check_size, read_upload
@@ -35,9 +38,9 @@ class ServedBundle:
 
     manifest: Manifest
     embedder: Embedder
-    preprocess: PreprocessConfig
-    headers: suites.Suite
-    volumes: suites.Suite
+    preprocess: GridConfig
+    headers: Suite
+    volumes: Suite
     only_largest_stack: bool
 
 
@@ -96,16 +99,14 @@ def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
     """
     manifest = verify_bundle(folder)
     grid_file, quality_file = folder / "preprocess.json", folder / "quality.json"
-    # Settings of the machine that made it are no part of a release; here the service's own bounds hold.
-    elsewhere = dict.fromkeys(PreprocessConfig.of_the_machine, 1.0)
-    preprocess = parse(PreprocessConfig, elsewhere | read_json(grid_file), "", str(grid_file))
+    preprocess = parse(GridConfig, read_json(grid_file), "", str(grid_file))
     quality = read_json(quality_file)
     return ServedBundle(
         manifest,
         Embedder.load(folder, device=device),
         preprocess,
-        headers=suites.headers(parse(ScreenConfig, quality["headers"], "headers", str(quality_file)), rows=1),
-        volumes=suites.volumes(parse(CurateConfig, quality["volumes"], "volumes", str(quality_file)), rows=1),
+        headers=headers_suite(parse(ScreenConfig, quality["headers"], "headers", str(quality_file)), rows=1),
+        volumes=volumes_suite(parse(CurateConfig, quality["volumes"], "volumes", str(quality_file)), rows=1),
         only_largest_stack=quality.get("mixed_series") == "largest_stack",
     )
 

@@ -24,7 +24,7 @@ import anyio
 import anyio.to_thread
 
 from components.confined import MAX_HEAD, Bounds, Reply, Result, reply_of, run_child
-from components.params import UserError
+from components.errors import UserError
 
 log = logging.getLogger("bentoml.service.ctfoundry")
 

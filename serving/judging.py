@@ -1,6 +1,6 @@
 """The training thresholds applied to one request, without Great Expectations, which takes seconds to import.
 
-Rules and bounds are those of ``components.quality.suites``; a test holds the verdicts equal to Great Expectations'.
+Rules and bounds are those of ``components.quality.rules``; a test holds the verdicts equal to Great Expectations'.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pandas as pd
 
 from components.quality.derived import prepare
 from components.quality.geometry import even_stack, orthonormal
-from components.quality.suites import Rule, Suite
+from components.quality.rules import Rule, Suite
 
 
 def warnings_of(measurements: Mapping[str, Any], suite: Suite) -> list[str]:

@@ -19,16 +19,17 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from components.acquire.archive import ArchiveError, ArchiveLimits, unpack
-from components.acquire.copies import copies
-from components.acquire.dataset import INFLATED_BYTES
-from components.acquire.headers import Instance, group_series, is_ct, measure_series, read_instance, series_identity
-from components.cohort.keys import series_key
+from components.ct.archive import ArchiveError, ArchiveLimits, unpack
+from components.ct.copies import copies
+from components.ct.dataset import INFLATED_BYTES
+from components.ct.dicom import read_series
+from components.ct.headers import group_series, is_ct, measure_series, read_instance, series_identity
+from components.ct.instance import Instance
+from components.ct.keys import series_key
+from components.ct.nifti import measure_nifti, read_nifti
+from components.ct.store import FloatArray, Volume
+from components.errors import UserError
 from components.files import NO_ROOM
-from components.params import UserError
-from components.preprocess.dicom import read_series
-from components.preprocess.nifti import measure_nifti, read_nifti
-from components.preprocess.store import FloatArray, Volume
 from serving.limits import Limits
 from serving.sniff import ZIP_MAGIC, InputError, Kind, check_nifti
 

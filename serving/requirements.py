@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
-from components.params import UserError
+from components.errors import UserError
 
 # What serving/ and the parts of components/ under it import; the tests compare this list with what gets imported.
 ROOTS = (

@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from components.bundle.manifest import read_manifest, verify_bundle
 from components.confined import Bounds
-from components.params import LINES, UserError
+from components.errors import UserError
+from components.settings import LINES
 from serving.build import bento_environment, bento_path, bento_tag
 from serving.limits import BUNDLE_VARIABLE, Limits
 

@@ -15,7 +15,7 @@ os.environ["BENTOML_DO_NOT_TRACK"] = "True"  # before BentoML is imported: it de
 import bentoml
 
 from components.confined import Bounds
-from components.params import UserError
+from components.errors import UserError
 from serving import worker
 from serving.app import EmbedApp
 from serving.forks import Forks

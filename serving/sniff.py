@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import nibabel as nib
 
-from components.params import UserError
+from components.errors import UserError
 from serving.limits import Limits
 
 Kind = Literal["zip", "nii", "nii.gz"]

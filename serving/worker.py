@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from components.confined import Bounds, Result
-from components.params import UserError
+from components.errors import UserError
 from serving.forks import serve_forks
 from serving.limits import Limits
 

@@ -23,7 +23,7 @@ def ct_root() -> Path:
     """Real CT, beside the checkout. Its absence is a reason to skip on a developer's machine, and a failure in CI."""
     folder = ROOT.parent / "shared" / "ct"
     if not (folder / "dicom").is_dir():
-        reason = "real CT not found in ../shared/ct; see the README"
+        reason = "real CT not found in ../shared/ct; see components/README.md"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from components.code import ROOT, closure
+from components.code import ROOT, closure, entry_point
 
 GRAPH = ROOT / "dvc.yaml"
 # Modules that a stage imports, and that decide nothing of its output.
@@ -26,10 +26,14 @@ WITHOUT_PART = {
     "pretrain": {
         "components/cluster.py": "starts Ray",
         "components/command.py": "names the folders; the arithmetic that it enters is part of a run's name",
-        "components/files.py": "writes tables",
+        "components/errors.py": "ends a run, and changes none",
+        "components/code.py": "names a run",
+        "components/files.py": "writes files",
+        "components/tables.py": "reads tables",
         "components/isolation.py": "not used in training",
-        "components/params.py": "reads parameters",
-        "components/pretrain/embed.py": "writes the encoder; evaluate reads it",
+        "components/settings.py": "reads parameters",
+        "components/yaml12.py": "reads them, too",
+        "components/models/embed.py": "writes the encoder; evaluate reads it",
         "components/pretrain/plots.py": "draws",
     },
 }
@@ -45,8 +49,7 @@ def stages() -> dict[str, dict[str, Any]]:
 
 def needed(stage: str) -> set[str]:
     """The modules that decide what a stage makes."""
-    module = str(re.search(r"python -m (\S+)", stages()[stage]["cmd"])[1])  # type: ignore[index]
-    start = f"{module.replace('.', '/')}/__main__.py"
+    start = entry_point(stages()[stage]["cmd"])
     without = {**WITHOUT_PART[""], **WITHOUT_PART.get(stage, {})}
     reached = {path for path in closure([start]) if path not in without and not path.endswith("/__init__.py")}
     return reached | {PINS_ARITHMETIC}
@@ -80,9 +83,10 @@ def write() -> None:
         if match := re.match(r"  (\w+):$", line):
             stage = match[1]
         code = re.match(r"( +)- components/?(\S*)$", line)
-        if code and stage not in WHOLE and (code[2].endswith(".py") or (ROOT / "components" / code[2]).is_dir()):
-            if "queries" in code[2]:
-                out.append(line)
+        if code and stage not in WHOLE:
+            path = ROOT / "components" / code[2]
+            if (path.is_file() and path.suffix != ".py") or (path.is_dir() and not any(path.rglob("*.py"))):
+                out.append(line)  # data of ours
             continue
         out.append(line)
         if (deps := re.match(r"( +)deps:$", line)) and stage not in WHOLE:

@@ -15,27 +15,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from components.acquire.headers import measure_series, read_instance
-from components.acquire.sources import Listed
-from components.acquire.sources.idc import IdcSource
-from components.acquire.sources.phantom import PhantomSource
 from components.cohort.config import CohortConfig
 from components.cohort.stage import judged
+from components.cohort.suite import cohort_suite
+from components.ct.headers import measure_series, read_instance
+from components.ct.measure import measure_volume
+from components.ct.standardise import find_body, resample_only
 from components.curate.config import CurateConfig
+from components.curate.suite import volumes_suite
+from components.errors import UserError
 from components.files import read_json
-from components.params import UserError, load_stage
-from components.phantom import dicom
-from components.phantom.config import PhantomConfig
-from components.phantom.faults import FAULTS
-from components.phantom.geometry import geometry_of
-from components.phantom.plan import ScanPlan, plan_scans
-from components.phantom.scanner import _flipped, acquire, paint, scan
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.measure import measure_volume
 from components.preprocess.stage import read_raw
-from components.preprocess.standardise import find_body, resample_only
-from components.quality import judge, suites
+from components.quality import judge
+from components.quality.rules import Rule, Suite
 from components.screen.config import ScreenConfig
+from components.screen.suite import headers_suite
+from components.settings import load_stage
+from components.sources.config import PhantomConfig
+from components.sources.idc import IdcSource
+from components.sources.interface import Listed
+from components.sources.phantom import dicom
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.faults import FAULTS
+from components.sources.phantom.geometry import geometry_of
+from components.sources.phantom.plan import ScanPlan
+from components.sources.phantom.scanner import _flipped, acquire, paint, scan
+from components.sources.phantom.source import PhantomSource
 from tests.planted_faults import Planted, header_faults, privacy_faults, voxel_faults
 from tests.planted_in_cohort import cohort_faults
 
@@ -147,7 +153,7 @@ class Catalogue:
         failed = {"series": "not_received", "status": "failed", **measure_series([])}
         table = pd.concat([table, pd.DataFrame([failed])], ignore_index=True)
         lost = Planted("not_received", "the transfer failed", "headers", "acquire_failed")
-        suite = suites.headers(self.screen.model_copy(update={"privacy": "reject"}), len(table))
+        suite = headers_suite(self.screen.model_copy(update={"privacy": "reject"}), len(table))
         return self._looked_up([*(fault for fault, _ in faults), lost], table, suite)
 
     def privacy(self) -> list[Outcome]:
@@ -155,11 +161,11 @@ class Catalogue:
         faults = [(fault, self._series(fault)) for fault in privacy_faults()]
         table = self._table_of_privacy(faults)
         try:
-            judge.judge(table, suites.headers(self.screen, len(table)))
+            judge.judge(table, headers_suite(self.screen, len(table)))
             stopped = ""
         except UserError as error:
             stopped = str(error)
-        by_series = suites.headers(self.screen.model_copy(update={"privacy": "reject"}), len(table))
+        by_series = headers_suite(self.screen.model_copy(update={"privacy": "reject"}), len(table))
         found = self._looked_up([fault for fault, _ in faults], table, by_series)
         return [outcome if outcome.severity != "critical" or f"{outcome.reason}: " in stopped
                 else replace(outcome, found=()) for outcome in found]  # fmt: skip
@@ -170,12 +176,12 @@ class Catalogue:
     def volumes(self) -> list[Outcome]:
         faults = [*self._scanned("volumes"), *((fault, self._series(fault)) for fault in voxel_faults())]
         table = self._table(faults, "volumes")
-        found = self._looked_up([fault for fault, _ in faults], table, suites.volumes(self.curate, len(table)))
+        found = self._looked_up([fault for fault, _ in faults], table, volumes_suite(self.curate, len(table)))
         grid = Planted("two_grids", "volumes on two different grids", "volumes", "mixed_grids", "critical")
         table.loc[1, "grid"] = "RAS 1 1 1"
-        return [*found, _stopped(grid, lambda: judge.judge(table, suites.volumes(self.curate, len(table))))]
+        return [*found, _stopped(grid, lambda: judge.judge(table, volumes_suite(self.curate, len(table))))]
 
-    def _looked_up(self, faults: list[Planted], table: pd.DataFrame, suite: suites.Suite) -> list[Outcome]:
+    def _looked_up(self, faults: list[Planted], table: pd.DataFrame, suite: Suite) -> list[Outcome]:
         judgement = judge.judge(table, suite)
         assert CLEAN not in judgement.reasons, f"clean series rejected: {judgement.reasons[CLEAN]}"
         outcomes = []
@@ -192,7 +198,7 @@ class Catalogue:
     def cohort(self) -> list[Outcome]:
         config = self.cohort_config()
         clean = self.clean_cohort(config)
-        suite, folder = suites.cohort(config, SHARDS, len(clean)), self.work / "cohort"
+        suite, folder = cohort_suite(config, SHARDS, len(clean)), self.work / "cohort"
 
         def run(table: pd.DataFrame, held_out: frozenset[str] = frozenset()) -> pd.DataFrame:
             return judged(table, config, SHARDS, held_out, max(len(table), len(clean)), folder)
@@ -218,7 +224,7 @@ class Catalogue:
                 outcomes.append(_outcome(fault, suite, [r["reason"] for r in found], [r["says"] for r in found]))
         return outcomes
 
-    def _rejected(self, clean: pd.DataFrame, suite: suites.Suite, run: Any) -> list[Outcome]:
+    def _rejected(self, clean: pd.DataFrame, suite: Suite, run: Any) -> list[Outcome]:
         """Faults that cost a series, each in rows of its own, judged together."""
         faults = [fault for fault in cohort_faults() if fault.severity == "reject"]
         table, rows = clean, {}
@@ -253,11 +259,11 @@ class Catalogue:
         return table.assign(shard=table.index % SHARDS)
 
 
-def _warnings(suite: suites.Suite) -> tuple[suites.Rule, ...]:
+def _warnings(suite: Suite) -> tuple[Rule, ...]:
     return tuple(rule for rule in suite.rules if rule.severity == "warning" and rule.reason != "mostly_rejected")
 
 
-def _outcome(fault: Planted, suite: suites.Suite, found: list[str], unmet: list[str]) -> Outcome:
+def _outcome(fault: Planted, suite: Suite, found: list[str], unmet: list[str]) -> Outcome:
     says = [rule.says for rule in suite.rules if rule.reason == fault.reason and rule.says in unmet]
     expectation = " / ".join(dict.fromkeys(says))
     return Outcome(fault.name, fault.says, fault.suite, fault.severity, fault.reason, expectation, tuple(found))

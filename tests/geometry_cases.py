@@ -17,19 +17,21 @@ import numpy as np
 import pandas as pd
 from pydicom import Dataset
 
-from components.acquire.headers import measure_series, read_instance
-from components.params import UserError, load_stage
-from components.phantom import dicom
-from components.phantom.geometry import geometry_of
-from components.phantom.plan import ScanPlan
-from components.phantom.scanner import _flipped, acquire, paint
-from components.phantom.seeds import uid
+from components.ct.dicom import read_series
+from components.ct.headers import measure_series, read_instance
+from components.ct.standardise import resample_only
+from components.ct.store import Volume
+from components.errors import UserError
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.dicom import read_series
-from components.preprocess.standardise import resample_only
-from components.preprocess.store import Volume
-from components.quality import judge, suites
+from components.quality import judge
 from components.screen.config import ScreenConfig
+from components.screen.suite import headers_suite
+from components.settings import load_stage
+from components.sources.phantom import dicom
+from components.sources.phantom.geometry import geometry_of
+from components.sources.phantom.plan import ScanPlan
+from components.sources.phantom.scanner import _flipped, acquire, paint
+from components.sources.phantom.seeds import uid
 from tests.fault_catalogue import PARAMS, small_plan
 
 Slices = list[Dataset]
@@ -211,7 +213,7 @@ def fate(folder: Path, corrected: bool = False, line: str = "wholebody") -> Fate
         screen = screen.model_copy(update={"max_tilt_degrees": TILT_ACCEPTED})
     measured = measure_series(instances, corrected)
     table = pd.DataFrame([{"series": "s", "status": "acquired", **measured}])
-    reasons = tuple(judge.judge(table, suites.headers(screen, 1)).reasons.get("s", ()))
+    reasons = tuple(judge.judge(table, headers_suite(screen, 1)).reasons.get("s", ()))
     if reasons:
         return Fate(reasons, None, measured["left_out"])
     volume = read_series(paths, corrected)

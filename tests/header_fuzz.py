@@ -27,22 +27,22 @@ import pandas as pd
 import pyarrow as pa
 import pydicom
 
-from components.acquire.elements import LONG, SHORT
-from components.acquire.headers import (
+from components.ct.dicom import read_series
+from components.ct.elements import LONG, SHORT
+from components.ct.headers import (
     LISTED_TAGS,
     TAGS,
-    Instance,
     group_series,
     measure_series,
     read_instance,
     read_with_pydicom,
     series_identity,
 )
-from components.params import UserError
-from components.phantom.config import PhantomConfig
-from components.phantom.plan import plan_scans
-from components.phantom.scanner import scan
-from components.preprocess.dicom import read_series
+from components.ct.instance import Instance
+from components.errors import UserError
+from components.sources.config import PhantomConfig
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.scanner import scan
 
 UNDEFINED = 0xFFFFFFFF
 SECONDS = 5.0  # for one file; a good one takes a millisecond

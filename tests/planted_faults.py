@@ -16,7 +16,7 @@ from pydicom import DataElement, Dataset, Sequence
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
-from components.phantom.seeds import uid
+from components.sources.phantom.seeds import uid
 
 HU = npt.NDArray[np.float32]
 Slices = list[Dataset]

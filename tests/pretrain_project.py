@@ -14,13 +14,14 @@ import pandas as pd
 import torch
 import yaml
 
-from components.files import sha256_file, write_table
-from components.params import _tuples, parse
-from components.preprocess.store import Volume, write_volume
+from components.ct.store import Volume, write_volume
+from components.files import sha256_file
 from components.pretrain.config import PretrainConfig
 from components.pretrain.local_driver import write_candidate, write_state
 from components.pretrain.loop import State
 from components.pretrain.workers import World
+from components.settings import _tuples, parse
+from components.tables import write_table
 
 HEAD_WINDOWS = [[40.0, 80.0], [80.0, 200.0], [600.0, 2800.0]]
 RUN: dict[str, Any] = {

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 
 from components.files import write_json
-from components.params import decisive, read_yaml
-from components.pretrain.config import InputConfig, SegResConfig
-from components.pretrain.embed import EmbedConfig, Embedder
-from components.pretrain.models import build_encoder
+from components.models.build import build_encoder
+from components.models.config import InputConfig, SegResConfig
+from components.models.embed import EmbedConfig, Embedder
+from components.settings import decisive, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,10 +1,9 @@
 """``python -m components.acquire --line wholebody --shard 0``."""
 
-from components.acquire.config import AcquireConfig
 from components.acquire.stage import acquire_shard
-from components.cohort.config import CohortConfig
 from components.command import data_dir, run_stage
-from components.params import load_stage
+from components.settings import load_part, load_stage
+from components.sources.config import AcquireConfig, SourceConfig
 
 
 def main(line: str, shard: int) -> None:
@@ -12,7 +11,7 @@ def main(line: str, shard: int) -> None:
         line,
         shard,
         data_dir(line, "cohort"),
-        load_stage(CohortConfig, line, "cohort"),
+        load_part(SourceConfig, line, "cohort"),
         load_stage(AcquireConfig, line, "acquire"),
         data_dir(line, "acquire", shard),
     )

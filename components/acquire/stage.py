@@ -4,117 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from components.acquire import raw, receipts
-from components.acquire.config import AcquireConfig
-from components.acquire.headers import measure_series, read_instance
-from components.acquire.sources import Source, source_of
-from components.cohort.config import CohortConfig
 from components.command import cohort_slice
-from components.files import StopStageError, read_table, write_table
-from components.isolation import GIB, Lost, check_unexpected, untimed
-from components.params import UserError
-from components.preprocess.nifti import measure_nifti
+from components.ct.headers import measure_series, read_instance
+from components.ct.nifti import measure_nifti
+from components.errors import UserError
+from components.files import StopStageError
+from components.isolation import GIB, Lost, check_unexpected
 from components.progress import map_series
+from components.sources import raw, receipts
+from components.sources.config import AcquireConfig, SourceConfig
+from components.sources.series import SeriesJob, jobs_of, ready
+from components.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 
 ANNOTATION_COLUMNS = {"series": str, "patient": str, "structure": str, "kind": str, "x": float, "y": float, "z": float,
                       "volume_ml": float, "present": bool}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SeriesJob:
-    """All that a worker process needs to bring in one series."""
-
-    line: str
-    row: dict[str, Any]
-    members: list[str]
-    cohort: CohortConfig
-    config: AcquireConfig
-
-    @property
-    def bytes(self) -> int:
-        """What the source says; 0 where it is known only after the transfer."""
-        return int(self.row["bytes"])
-
-    @property
-    def source(self) -> Source:
-        return source_of(self.row["source"], self.line, self.cohort)
-
-    @property
-    def folder(self) -> Path:
-        return raw.raw_folder(self.line, self.row, self.members)
-
-    @property
-    def receipt(self) -> Path:
-        return receipts.entry(self.line, self.row, self.members, self.config.mixed_series)
-
-    def fetch(self) -> dict[str, str]:
-        """Bring the series into the raw cache, trying again as the parameters say; file name to SHA-256.
-
-        Raises:
-            StopStageError: the disk is full, or the source itself is gone.
-            UserError or OSError: this series did not come, at the last attempt either.
-        """
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                with untimed():  # the transfer has its own deadline, by the bytes that are to come
-                    return raw.fetch(self.source, self.row, self.members, self.folder, self.config.transfer)
-            except StopStageError:
-                raise
-            except (UserError, OSError) as error:
-                if attempt == self.config.transfer.attempts:
-                    self._check_source()
-                    raise
-                wait = self.config.transfer.backoff_s * 2 ** (attempt - 1)
-                log.warning(
-                    "series %s: attempt %d failed: %s; again in %.0f s", self.row["series"], attempt, error, wait
-                )
-                time.sleep(wait)
-
-    def _check_source(self) -> None:
-        """A source that has gone would fail every series to come, one by one: raise SourceGoneError instead."""
-        try:
-            self.source.check()
-        except UserError as error:
-            raise raw.SourceGoneError(str(error)) from None
-
-
-def jobs_of(line: str, cohort_folder: Path, shard: int, cohort: CohortConfig, config: AcquireConfig) -> list[SeriesJob]:
-    """One job per series of the shard, in the order of the cohort."""
-    part = cohort_slice(cohort_folder, shard)
-    files = read_table(part / "files.parquet")
-    members = files.groupby("series")["location"].apply(list).to_dict() if len(files) else {}
-    rows = read_table(part / "cohort.parquet").to_dict("records")
-    return [SeriesJob(line, {str(k): v for k, v in row.items()}, members.get(row["series"], []), cohort, config)
-            for row in rows]  # fmt: skip
-
-
-@contextmanager
-def ready(jobs: list[SeriesJob], todo: list[SeriesJob]) -> Iterator[None]:
-    """The raw folders of ``jobs`` for this run alone, with room for those of ``todo`` that are not there; their sources
-    answer.
-
-    Raises:
-        UserError: one of these is not so.
-    """
-    missing = [job for job in todo if not job.folder.is_dir()]
-    for job in {job.row["source"]: job for job in missing}.values():
-        job.source.check()
-    to_come = {job.folder: job.bytes for job in missing}
-    with raw.reserved({job.folder: to_come.get(job.folder, 0) for job in jobs}):
-        yield
 
 
 @dataclass(frozen=True)
@@ -177,7 +89,7 @@ def _measure(paths: Sequence[Path], only_largest_stack: bool) -> dict[str, Any]:
 
 
 def acquire_shard(
-    line: str, shard: int, cohort_folder: Path, cohort: CohortConfig, config: AcquireConfig, folder: Path
+    line: str, shard: int, cohort_folder: Path, cohort: SourceConfig, config: AcquireConfig, folder: Path
 ) -> None:
     """Bring in every series of a shard; write ``receipt``, ``files`` and ``annotations`` (Parquet) to ``folder``.
 

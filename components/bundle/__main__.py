@@ -7,7 +7,7 @@ from pathlib import Path
 from components.bundle.config import BundleConfig
 from components.bundle.stage import Sources, make_bundle
 from components.command import run_stage
-from components.params import decisive, load_stage, read_yaml, shards
+from components.settings import decisive, load_stage, read_yaml, shards
 
 
 def main(line: str) -> None:

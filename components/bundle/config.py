@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.params import StageConfig
+from components.settings import StageConfig
 
 
 class BundleConfig(StageConfig):

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from components.errors import UserError
 from components.files import read_json, sha256_file, write_json
-from components.params import UserError
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1

@@ -15,9 +15,9 @@ from components.bundle.config import BundleConfig
 from components.bundle.inputs import code_hash, data_hashes, parameters_hash
 from components.bundle.licences import licence_table
 from components.bundle.manifest import Manifest, write_manifest
-from components.champion.stage import VERDICT
-from components.files import read_json, read_table, replacing, sha256_tree, write_json, write_text
-from components.params import UserError
+from components.errors import UserError
+from components.files import read_json, replacing, sha256_tree, write_json, write_text
+from components.tables import read_table
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Sources:
             figures=data / "evaluate" / "plots" / "figures.csv",
             report=data / "evaluate" / "report.html",
             decision=data / "gate" / "decision.json",
-            champion=data / "champion" / VERDICT,
+            champion=data / "champion" / "verdict.json",
         )
 
     def missing(self) -> list[Path]:

@@ -3,13 +3,13 @@
 from components.cohort.config import CohortConfig
 from components.cohort.stage import external_patients, make_cohort
 from components.command import data_dir, run_stage
-from components.evaluate.config import EvaluateConfig
-from components.params import load_stage, shards
+from components.settings import load_part, load_stage, shards
+from components.sources.lidc import LidcPin
 
 
 def main(line: str) -> None:
     config = load_stage(CohortConfig, line, "cohort")
-    held_out = external_patients(load_stage(EvaluateConfig, line, "evaluate").lidc_nodules)
+    held_out = external_patients(load_part(LidcPin, line, "evaluate").lidc_nodules)
     make_cohort(line, config, len(shards()), held_out, data_dir(line, "cohort"))
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from components.cohort.keys import patient_key, series_key
+from components.ct.keys import patient_key, series_key
 
 COLUMNS = ["series", "patient", "collection", "licence", "bytes"]
 

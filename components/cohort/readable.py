@@ -6,8 +6,8 @@ broke off, a rotten disk) would otherwise be a cohort like any other, only small
 
 from __future__ import annotations
 
-from components.acquire.sources import Files
-from components.params import UserError
+from components.errors import UserError
+from components.sources.interface import Files
 
 FEW = 10  # cost themselves, however small the tree is
 NAMED = 3  # files that an error names; ``files.parquet`` would hold the rest

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from components.acquire.sources import Listed, source_of
 from components.cohort.config import CohortConfig
-from components.cohort.keys import patient_key
 from components.cohort.readable import check_readable
-from components.cohort.roots import root_of
+from components.cohort.suite import cohort_suite
 from components.command import cohort_slice
-from components.evaluate.nodules import read_labels
-from components.files import write_json, write_table
-from components.quality import judge, suites
+from components.ct.keys import patient_key
+from components.files import write_json
+from components.quality import judge
+from components.sources.build import source_of
+from components.sources.interface import Listed
+from components.sources.lidc import read_ratings
+from components.sources.roots import root_of
+from components.tables import write_table
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +117,7 @@ def judged(
     Raises:
         UserError: a critical expectation failed.
     """
-    suite = suites.cohort(config, shards, listed)
+    suite = cohort_suite(config, shards, listed)
     judgement = judge.judge(cohort.assign(kept_out=cohort["patient"].isin(held_out)), suite)
     out = cohort.assign(reason=[";".join(judgement.reasons.get(series, [])) for series in cohort["series"]])
     out["shard"] = out["shard"].where(out["reason"] == "", NO_SHARD)
@@ -155,4 +158,4 @@ def external_patients(lidc_nodules: str | None) -> frozenset[str]:
     """
     if lidc_nodules is None:
         return frozenset()
-    return frozenset(read_labels(root_of("lidc_nodules"), lidc_nodules)["patient_id"].map(patient_key))
+    return frozenset(read_ratings(root_of("lidc_nodules"), lidc_nodules)["patient_id"].map(patient_key))

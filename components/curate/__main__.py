@@ -3,7 +3,7 @@
 from components.command import data_dir, run_stage
 from components.curate.config import CurateConfig
 from components.curate.stage import curate
-from components.params import load_stage, shards
+from components.settings import load_stage, shards
 
 
 def main(line: str) -> None:

@@ -1,41 +1,13 @@
-"""Thresholds of the suites *volumes* and *release*."""
+"""Thresholds of the suite *volumes*, and of *release*, which is held to the champion's profile."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from components.params import StageConfig
-
-FeatureName = Literal[
-    "slice_spacing", "slice_thickness", "pixel_spacing", "slices", "extent", "body_region", "vendor", "kernel", "kvp",
-    "body_fraction", "body_median_hu", "hu_p01", "hu_p50", "hu_p99", "noise_hu",
-]  # fmt: skip
-
-
-class DriftConfig(StageConfig):
-    """How far the training set may be from the champion's, see ``components/quality/drift.py``.
-
-    Attributes:
-        warn_psi: population stability index above which a feature has shifted.
-        critical_psi: above which it has shifted strongly.
-        confidence: where two samples of one population would exceed a bound more often than 1 - confidence, the bound
-            rises to what they stay below.
-        critical_features: features whose strong shift stops the run; the others warn.
-    """
-
-    warn_psi: Annotated[float, Field(gt=0, le=10)]
-    critical_psi: Annotated[float, Field(gt=0, le=10)]
-    confidence: Annotated[float, Field(ge=0.5, lt=1)]
-    critical_features: tuple[FeatureName, ...]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.warn_psi > self.critical_psi:
-            raise ValueError(f"allowed: warn_psi at most critical_psi, {self.critical_psi:g}")
-        return self
-
+from components.quality.drift import DriftConfig
+from components.settings import Ordered, StageConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -68,19 +40,19 @@ class CurateConfig(StageConfig):
 
     min_extent_mm: Annotated[float, Field(ge=0)]
     min_body_fraction: Annotated[float, Field(ge=0, le=1)]
-    body_median_hu: tuple[int, int]
+    body_median_hu: Annotated[tuple[int, int], Ordered]
     max_darkest_hu: Annotated[int, Field(ge=-1024, le=0)]
     max_constant_slices: Annotated[int, Field(ge=0)]
     max_extent_mm: Annotated[float, Field(gt=0)]
     max_air_fraction: Fraction
-    brightest_hu: tuple[int, int]
+    brightest_hu: Annotated[tuple[int, int], Ordered]
     max_saturated_fraction: Fraction
     min_levels: Annotated[int, Field(ge=2)]
-    noise_hu: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]]
+    noise_hu: Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]], Ordered]
     max_duplicate_slices: Annotated[int, Field(ge=0)]
     max_slice_jump: Annotated[float, Field(ge=1)]
     max_border_fraction: Fraction
-    body_area_cm2: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    body_area_cm2: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], Ordered]
     min_bone_fraction: Fraction | None
     max_lung_fraction: Annotated[float, Field(ge=0)] | None
     max_cut_fraction: Fraction

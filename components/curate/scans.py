@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from components.files import read_table
-from components.preprocess.store import StoredVolume
+from components.ct.store import StoredVolume
+from components.tables import read_table
 
 PRETRAIN = "pretrain"
 # Of one scan these are equal to the last digit; of two they never are all. Only series that agree in them are read.

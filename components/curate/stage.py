@@ -10,13 +10,16 @@ import pandas as pd
 
 from components.curate import scans
 from components.curate.config import CurateConfig
-from components.files import read_table, write_json, write_table
-from components.params import UserError
-from components.quality import drift, judge, suites
+from components.curate.suite import volumes_suite
+from components.errors import UserError
+from components.files import write_json
+from components.quality import drift, judge
+from components.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 
 EVALUATION_SCAN = "evaluation_scan"
+SHOWN = 4  # reasons named in an error
 ACCOUNT = ["series", "patient", "name", "source", "collection", "role", "split", "retest_of", "shard"]
 
 
@@ -33,12 +36,15 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
         folder: output.
 
     Raises:
-        UserError: a critical expectation failed, or nothing is left to train on.
+        UserError: a critical expectation failed; the shards are not those of the cohort; or nothing is left to train
+            on: then ``funnel.json`` tells why.
     """
     cohort = read_table(data / "cohort" / "cohort.parquet")
     screened = _concat([data / "screen" / str(s) / "screened.parquet" for s in shards])
     catalogue = _concat([data / "preprocess" / str(s) / "catalogue.parquet" for s in shards])
-    suite = suites.volumes(config, rows=int(screened["accepted"].sum()))
+    if lost := len(set(cohort.loc[cohort["shard"] >= 0, "series"]) - set(screened["series"])):
+        raise UserError(f"screen: {lost} of the cohort's series are in none of the shards; run `dvc repro`")
+    suite = volumes_suite(config, rows=int(screened["accepted"].sum()))
     judgement = judge.judge(catalogue, suite)
     catalogue["accepted"] = ~catalogue["series"].isin(list(judgement.reasons))
     catalogue["reason"] = [";".join(judgement.reasons.get(s, [])) for s in catalogue["series"]]
@@ -46,14 +52,12 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     _reject_twins(catalogue, twins)
     curated = _account(cohort, screened, catalogue, data)
     curated["same_scan"] = [twins.get(series, "") for series in curated["series"]]
-    if not (curated["accepted"] & (curated["role"] == "pretrain")).any():
-        raise UserError(f"curate: 0 of {len(curated)} series are left to pretrain on; see {folder / 'funnel.json'}")
+    write_funnel(curated, folder / "funnel.json")
     write_table(folder / "curated.parquet", curated)
     write_table(folder / "volumes.parquet", catalogue)
     annotations = _concat([data / "acquire" / str(s) / "annotations.parquet" for s in shards])
     kept = annotations["series"].isin(curated.loc[curated["accepted"], "series"])
     write_table(folder / "annotations.parquet", annotations[kept])
-    write_json(folder / "funnel.json", funnel(curated))
     write_json(
         folder / "quality.json", {"suite": suite.name, "rules": judgement.results, "warnings": judgement.warnings}
     )
@@ -63,6 +67,16 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     for warning in judgement.warnings:
         log.warning("expected %s", warning)
     return curated
+
+
+def write_funnel(curated: pd.DataFrame, path: Path) -> None:
+    """Write ``funnel.json``. Raises UserError, when it is written, where no series is left to pretrain on."""
+    counts = funnel(curated)
+    write_json(path, counts)
+    if not counts["accepted_by_role"].get("pretrain"):
+        most = sorted(counts["rejected"].items(), key=lambda item: (-item[1], item[0]))
+        why = f" ({', '.join(f'{reason} {count}' for reason, count in most[:SHOWN])})" if most else ""
+        raise UserError(f"curate: 0 of {len(curated)} series are left to pretrain on{why}; see {path}")
 
 
 def _reject_twins(catalogue: pd.DataFrame, twins: dict[str, str]) -> None:

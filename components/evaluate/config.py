@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from components.params import StageConfig
+from components.settings import Seed, StageConfig
+from components.sources.lidc import LidcPin
 
 Window = Annotated[float, Field(ge=2, le=100)]
 
@@ -44,7 +45,7 @@ class SelectionConfig(StageConfig):
     ]
 
 
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(LidcPin):
     """How frozen features are judged. Everything here is fixed before any figure is seen.
 
     Attributes:
@@ -61,13 +62,12 @@ class EvaluateConfig(StageConfig):
         stability_gallery: other patients' volumes among which a retest must be found; 0 leaves whole volumes out.
         nodule_window_mm: fixed window round a nodule along superior, posterior, left; fixed, since the extent
             of the files grows with the nodule and would tell its size.
-        lidc_nodules: SHA-256 of the data set's ``labels.csv``, or null where the data is not to be used.
     """
 
     selection: SelectionConfig | None
     device: Literal["auto", "cuda", "cpu"]
-    seed: Annotated[int, Field(ge=0)]
-    random_seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=20)]
+    seed: Seed
+    random_seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=20)]
     bootstrap: Annotated[int, Field(ge=100, le=20_000)]
     linear_c: Annotated[float, Field(gt=0, le=1e4)]
     neighbours: Annotated[int, Field(ge=1, le=100)]
@@ -76,7 +76,6 @@ class EvaluateConfig(StageConfig):
     centre_mm: Annotated[float, Field(ge=1, le=300)]
     stability_gallery: Annotated[int, Field(ge=0, le=10_000)]
     nodule_window_mm: tuple[Window, Window, Window]
-    lidc_nodules: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
 
     @field_validator("random_seeds")
     @classmethod

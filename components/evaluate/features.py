@@ -10,16 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from components.cohort.roots import root_of
+from components.ct.grid import GridConfig
+from components.ct.store import Int16Array, StoredVolume, Volume, crop_box, voxel_of
+from components.errors import UserError
 from components.evaluate.bootstrap import Array
 from components.evaluate.config import EvaluateConfig, HistogramConfig
-from components.evaluate.nodules import ROOT, nodule_file, read_labels, read_nodule
+from components.evaluate.nodules import read_nodule
 from components.files import sha256_file
-from components.params import UserError
-from components.preprocess.config import PreprocessConfig
-from components.preprocess.store import Int16Array, StoredVolume, Volume, crop_box, voxel_of
-from components.pretrain.embed import Embedder
+from components.models.embed import Embedder
 from components.progress import track
+from components.sources.lidc import ROOT, nodule_file, read_ratings
+from components.sources.roots import root_of
 
 AnyVolume = StoredVolume | Volume
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -126,12 +127,12 @@ def _voxels(volume: AnyVolume) -> Int16Array:
 class Volumes:
     """Opens what the task table names: stored volumes by path, nodules by ``lidc_nodules:<row>``."""
 
-    def __init__(self, config: EvaluateConfig, preprocess: PreprocessConfig, patch: tuple[int, int, int]) -> None:
+    def __init__(self, config: EvaluateConfig, preprocess: GridConfig, patch: tuple[int, int, int]) -> None:
         self._config, self._preprocess, self._patch = config, preprocess, patch
         self._nodules: dict[str, Path] = {}
         if config.lidc_nodules is not None:
             root = root_of(ROOT)
-            labels = read_labels(root, config.lidc_nodules)
+            labels = read_ratings(root, config.lidc_nodules)
             named = zip(labels["volume"], labels["file"], strict=True)
             self._nodules = {str(volume): nodule_file(root, str(name)) for volume, name in named}
 

@@ -16,18 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from components.cohort.keys import patient_key
-from components.cohort.roots import root_of
+from components.ct.grid import GridConfig
+from components.ct.nifti import read_nifti
+from components.ct.standardise import resample_only
+from components.ct.store import Volume
+from components.errors import UserError
 from components.evaluate.tasks import Built, Inputs, none_built, task_table
-from components.files import sha256_file
-from components.params import UserError
-from components.preprocess.config import PreprocessConfig
-from components.preprocess.nifti import read_nifti
-from components.preprocess.standardise import resample_only
-from components.preprocess.store import Volume
+from components.sources.lidc import LABELS, ROOT, nodule_file, read_ratings
+from components.sources.roots import root_of
 
-ROOT = "lidc_nodules"
-LABELS = "labels.csv"
 EXTENT = ("superior_mm", "posterior_mm", "left_mm")  # of a file, in the order of the window
 # Task to column and to the label of each rating; a rating without one is left out, and counted.
 RATINGS: dict[str, tuple[str, dict[int, str]]] = {
@@ -52,7 +49,7 @@ def nodules(inputs: Inputs) -> Built:
     if inputs.config.lidc_nodules is None:
         return none_built(dict.fromkeys(names, "not asked for: evaluate.lidc_nodules is null"))
     root = root_of(ROOT)
-    labels = read_labels(root, inputs.config.lidc_nodules)
+    labels = read_ratings(root, inputs.config.lidc_nodules)
     seen = labels["patient"].isin(inputs.pretraining_patients())
     labels = labels[~seen]
     labels["split"] = labels["patient"].map(partial(half_of, inputs.config.seed))
@@ -68,28 +65,6 @@ def nodules(inputs: Inputs) -> Built:
         told = [f"Nodules left out: {said}."] if said else []
         remarks[f"{ROOT}/{name}"] = " ".join(told + [window.format(outside, len(labels))] * (outside > 0))
     return Built(task_table(parts), remarks=remarks)
-
-
-def read_labels(root: Path, pinned: str) -> pd.DataFrame:
-    """The table of nodules with ``patient``, ``case``, ``volume`` and ``diameter_mm``; sorted as in the file.
-
-    A nodule is named by its row, since file names hold patient identifiers.
-
-    Raises:
-        UserError: no table, or not the pinned one.
-    """
-    path = root / LABELS
-    if not path.is_file():
-        raise UserError(f"root {ROOT!r}: {LABELS} is missing; point it at the folder that holds {LABELS} and image/")
-    found = sha256_file(path)
-    if found != pinned:
-        raise UserError(
-            f"root {ROOT!r}: {LABELS} has digest {found}, but wholebody.evaluate.lidc_nodules pins {pinned}; "
-            "point the root at the pinned data, or change the parameter"
-        )
-    table = pd.read_csv(path)
-    row = pd.Series(range(len(table)), index=table.index).map("{:04d}".format)
-    return table.assign(patient=table["patient_id"].map(patient_key), case="nodule-" + row, volume=f"{ROOT}:" + row)
 
 
 def half_of(seed: int, patient: str) -> str:
@@ -112,13 +87,8 @@ def _grids(root: Path, files: pd.Series) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["x", "y", "z", *EXTENT], index=files.index)
 
 
-def nodule_file(root: Path, name: str) -> Path:
-    """Path of a nodule's image."""
-    return root / "image" / name
-
-
 def read_nodule(
-    path: Path, preprocess: PreprocessConfig, window_mm: tuple[float, float, float], patch: tuple[int, int, int]
+    path: Path, preprocess: GridConfig, window_mm: tuple[float, float, float], patch: tuple[int, int, int]
 ) -> Volume:
     """One nodule on the line's grid, seen through a window of fixed size about the file's centre.
 

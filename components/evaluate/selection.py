@@ -13,14 +13,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from components.errors import UserError
 from components.evaluate.config import EvaluateConfig, SelectionConfig
 from components.evaluate.features import Volumes, encoder_method, extract
 from components.evaluate.nodules import half_of
 from components.evaluate.plots import STYLE
 from components.evaluate.scores import FIGURES, score_all
 from components.evaluate.tasks import STABILITY, Built, usable
-from components.params import UserError
-from components.pretrain.embed import Embedder
+from components.models.embed import Embedder
 
 
 def selection_figures(

@@ -12,6 +12,8 @@ import pandas as pd
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from components.command import data_dir
+from components.ct.grid import GridConfig
+from components.errors import UserError
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.features import Features, Method, Volumes, baselines, encoder_method, extract
 from components.evaluate.plots import draw_all, draw_projection, save
@@ -20,10 +22,10 @@ from components.evaluate.scores import ENCODER, RANDOM, figure_table, score_all,
 from components.evaluate.selection import draw_selection, selected_step, selection_figures
 from components.evaluate.sources import SOURCES
 from components.evaluate.tasks import STABILITY, Built, Inputs, check_splits, task_table, usable
-from components.files import read_table, sha256_file, write_json, write_table, write_text
-from components.params import UserError, load_stage
-from components.preprocess.config import PreprocessConfig
-from components.pretrain.embed import Embedder, device_of, load_candidates, random_embedder
+from components.files import sha256_file, write_json, write_text
+from components.models.embed import Embedder, device_of, load_candidates, random_embedder
+from components.settings import load_part, load_stage
+from components.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ def run(line: str) -> None:
         UserError: an input is missing, or the nodules are not the pinned ones.
     """
     config = load_stage(EvaluateConfig, line, "evaluate")
-    preprocess = load_stage(PreprocessConfig, line, "preprocess")
+    preprocess = load_part(GridConfig, line, "preprocess")
     if config.lidc_nodules is not None and line != "wholebody":
         raise UserError(f"params.yaml: {line}.evaluate.lidc_nodules: only line wholebody sees nodules; set it to null")
     curate = data_dir(line, "curate")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from components.ct.grid import GridConfig
 from components.evaluate.config import EvaluateConfig
-from components.preprocess.config import PreprocessConfig
 
 COLUMNS = ("task", "case", "patient", "volume", "x", "y", "z", "label", "split", "diameter_mm")
 NUMBERS = dict.fromkeys(("x", "y", "z", "diameter_mm"), "float64")
@@ -37,7 +37,7 @@ class Inputs:
     curated: pd.DataFrame
     annotations: pd.DataFrame
     config: EvaluateConfig
-    preprocess: PreprocessConfig
+    preprocess: GridConfig
 
     def scans(self) -> pd.DataFrame:
         """Accepted series of the evaluation role, without second scans; sorted."""

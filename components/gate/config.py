@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from components.params import StageConfig
+from components.settings import StageConfig
 
 Name = Annotated[str, Field(min_length=1)]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from components.gate.config import GateConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Evidence:
     tasks: pd.DataFrame
 
 
-def judge(config: GateConfig, evidence: Evidence) -> list[Verdict]:
+def verdicts_of(config: GateConfig, evidence: Evidence) -> list[Verdict]:
     """The verdicts of all gates, in a fixed order: none is skipped because another failed."""
     return [
         leakage(evidence),

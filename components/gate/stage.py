@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 
 from components.command import data_dir
-from components.files import read_json, read_table, write_json
+from components.errors import UserError
+from components.files import read_json, write_json
 from components.gate.config import GateConfig
-from components.gate.rules import Evidence, Verdict, decision, judge
-from components.params import UserError, load_stage
+from components.gate.rules import Evidence, Verdict, decision, verdicts_of
+from components.settings import load_stage
+from components.tables import read_table
 
 EXIT_FAILED = 3
 
@@ -22,7 +24,7 @@ def run(line: str) -> None:
         UserError: an input is missing.
     """
     config = load_stage(GateConfig, line, "gate")
-    verdicts = judge(config, read_evidence(line))
+    verdicts = verdicts_of(config, read_evidence(line))
     write_json(data_dir(line, "gate") / "decision.json", decision(verdicts))
     failed = [verdict for verdict in verdicts if verdict.failed]
     for verdict in failed:

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.acquire.copies import copies
-from components.acquire.headers import Instance, group_series, measure_series, read_instance, series_identity
-from components.cohort.keys import series_key
-from components.confined import volume_of
-from components.params import UserError
-from components.preprocess.dicom import read_series
-from components.preprocess.origin import Origin, shared_origin
-from components.preprocess.store import Volume
+from components.ct.apart import volume_of
+from components.ct.copies import copies
+from components.ct.dicom import read_series
+from components.ct.headers import group_series, measure_series, read_instance, series_identity
+from components.ct.instance import Instance
+from components.ct.keys import series_key
+from components.ct.origin import Origin, shared_origin
+from components.ct.store import Volume
+from components.errors import UserError
 
 DIRECTORY = "DICOMDIR"  # the name that the standard gives it (PS3.10 8.6)
 

@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from components.ct.store import StoredVolume
 from components.files import replacing
 from components.looking.volume import DOTS_PER_INCH, PLANES, WINDOWS, cut, upright
-from components.preprocess.store import StoredVolume
 
 COLUMNS, TILES = 6, 48
 TILE_INCHES = 1.9

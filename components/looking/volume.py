@@ -17,16 +17,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from components.acquire.headers import measure_series
-from components.confined import volume_of
+from components.ct.apart import volume_of
+from components.ct.headers import measure_series
+from components.ct.labels.onto_grid import NIFTI_SUFFIXES, Labels, write_labels
+from components.ct.nifti import measure_nifti, read_nifti
+from components.ct.origin import Origin
+from components.ct.standardise import straighten, tilt_degrees
+from components.ct.store import FloatArray, Int16Array, StoredVolume, Volume, voxel_of
+from components.errors import UserError
 from components.files import replacing, write_json
-from components.labels.onto_grid import NIFTI_SUFFIXES, Labels, write_labels
 from components.looking.folder import read_folder
-from components.params import UserError
-from components.preprocess.nifti import measure_nifti, read_nifti
-from components.preprocess.origin import Origin
-from components.preprocess.standardise import straighten, tilt_degrees
-from components.preprocess.store import FloatArray, Int16Array, StoredVolume, Volume, voxel_of
 
 # Level and width in HU, as radiologists name them.
 WINDOWS = {"soft": (40.0, 400.0), "lung": (-600.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0)}

@@ -1,17 +1,16 @@
 """``python -m components.preprocess --line wholebody --shard 0``."""
 
-from components.acquire.config import AcquireConfig
-from components.acquire.stage import jobs_of
-from components.cohort.config import CohortConfig
 from components.command import data_dir, run_stage
-from components.files import read_table
-from components.params import load_stage
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.stage import preprocess_shard
+from components.settings import load_part, load_stage
+from components.sources.config import AcquireConfig, SourceConfig
+from components.sources.series import jobs_of
+from components.tables import read_table
 
 
 def main(line: str, shard: int) -> None:
-    cohort = load_stage(CohortConfig, line, "cohort")
+    cohort = load_part(SourceConfig, line, "cohort")
     acquire = load_stage(AcquireConfig, line, "acquire")
     preprocess_shard(
         jobs_of(line, data_dir(line, "cohort"), shard, cohort, acquire),

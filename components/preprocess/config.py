@@ -1,56 +1,19 @@
-"""Parameters of preprocessing: the standard grid that training, evaluation and serving share."""
+"""Parameters of preprocessing."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from components.params import StageConfig
-
-Millimetres = Annotated[float, Field(gt=0.1, le=20.0)]
+from components.ct.grid import GridConfig
 
 
-class PreprocessConfig(StageConfig):
-    """Standard grid of a line.
+class PreprocessConfig(GridConfig):
+    """The standard grid, and what a worker may take for one series.
 
     Attributes:
-        orientation: axis codes of the stored array, such as SPL (first axis grows to superior) or RAS.
-        spacing_mm: voxel size along the stored array's axes.
-        enlarging: interpolation within the plane where voxels get smaller; where they grow, area averaging.
-        foreground_hu: voxels above it count as body when the volume is cropped to the patient.
-        foreground_margin_mm: kept around the body.
-        clip_hu: range to which HU are clipped in the store.
-        max_memory_gib: what a worker may take for one series; a series that needs more is rejected. No voxel depends
-            on it.
+        max_memory_gib: a series that needs more is rejected. No voxel depends on it.
     """
 
-    of_the_machine: ClassVar[tuple[str, ...]] = ("max_memory_gib",)
-
-    orientation: str
-    spacing_mm: tuple[Millimetres, Millimetres, Millimetres]
-    enlarging: Literal["linear", "cubic"]
-    foreground_hu: Annotated[int, Field(ge=-1000, le=1000)]
-    foreground_margin_mm: Annotated[float, Field(ge=0, le=100)]
-    clip_hu: tuple[int, int]
     max_memory_gib: Annotated[float, Field(ge=0.1)]
-
-    @property
-    def grid(self) -> dict[str, Any]:
-        """All that a stored volume depends on, as plain values."""
-        return self.model_dump(mode="json", exclude={"max_memory_gib"})
-
-    @field_validator("orientation")
-    @classmethod
-    def _axes(cls, value: str) -> str:
-        pairs = ("RL", "AP", "SI")
-        if len(value) != 3 or sorted(sum(c in p for c in value) for p in pairs) != [1, 1, 1]:
-            raise ValueError("allowed: three letters, one of R/L, one of A/P, one of S/I, such as SPL or RAS")
-        return value
-
-    @field_validator("clip_hu")
-    @classmethod
-    def _range(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not -32768 <= value[0] < value[1] <= 32767:
-            raise ValueError("allowed: two int16 values, the lower first")
-        return value

@@ -16,14 +16,16 @@ from typing import Any
 import pandas as pd
 
 from components import arithmetic
-from components.acquire.stage import SeriesJob
 from components.code import ROOT, code_digest, imports
+from components.ct.store import Volume, write_volume
 from components.files import replacing, sha256_file
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.store import Volume, write_volume
+from components.sources.series import SeriesJob
 
 KEPT = Path(".ctfoundry/volumes")
-ROOM = "components/preprocess"
+STAGE = "components/preprocess/stage.py"
+KEEPS = "components/preprocess/kept.py"
+MAKERS = ("components/preprocess/", "components/ct/")  # rooms whose code makes a volume
 VOLUME, ROW = "volume.b2nd", "row.json"
 # What the voxels, and the bytes they are stored as, depend on besides our own code.
 LIBRARIES = ("blosc2", "dicomsdl", "nibabel", "numpy", "opencv-python-headless", "pydicom", "pylibjpeg",
@@ -32,9 +34,9 @@ LIBRARIES = ("blosc2", "dicomsdl", "nibabel", "numpy", "opencv-python-headless",
 
 def code_version() -> str:
     """Digest of the code and the libraries' versions that turn raw files into a stored volume."""
-    makers = (m for m in imports(f"{ROOM}/stage.py") if m.startswith(f"{ROOM}/") and m != f"{ROOM}/kept.py")
+    makers = (module for module in imports(STAGE) if module.startswith(MAKERS) and module != KEEPS)
     # Its own order of steps counts; what else it imports moves files and starts workers.
-    return code_digest(tuple(sorted(makers)), LIBRARIES) + sha256_file(ROOT / ROOM / "stage.py")
+    return code_digest(tuple(sorted(makers)), LIBRARIES) + sha256_file(ROOT / STAGE)
 
 
 def entry(job: SeriesJob, receipt: pd.DataFrame, config: PreprocessConfig) -> Path:

@@ -10,20 +10,21 @@ from typing import Any
 
 import pandas as pd
 
-from components.acquire import raw
-from components.acquire.stage import SeriesJob, ready
 from components.cluster import map_isolated
-from components.files import StopStageError, read_table, replacing, sha256_file, write_table
+from components.ct.dicom import read_series
+from components.ct.measure import measure_volume
+from components.ct.nifti import read_nifti
+from components.ct.origin import origin_of
+from components.ct.standardise import crop_to_body, find_body, resample_only
+from components.ct.store import Volume
+from components.errors import UserError
+from components.files import StopStageError, replacing, sha256_file
 from components.isolation import GIB, Lost, check_unexpected
-from components.params import UserError
 from components.preprocess import kept
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.dicom import read_series
-from components.preprocess.measure import measure_volume
-from components.preprocess.nifti import read_nifti
-from components.preprocess.origin import origin_of
-from components.preprocess.standardise import crop_to_body, find_body, resample_only
-from components.preprocess.store import Volume
+from components.sources import raw
+from components.sources.series import SeriesJob, ready
+from components.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class VolumeJob:
 def read_raw(paths: list[Path], only_largest_stack: bool = False, digests: dict[str, str] | None = None) -> Volume:
     """The volume in a series' raw files: DICOM instances or one NIfTI. Raises UserError where it does not decode.
 
-    Args: as :func:`components.preprocess.dicom.read_series` has them.
+    Args: as :func:`components.ct.dicom.read_series` has them.
     """
     if len(paths) == 1 and paths[0].name.startswith("volume.nii"):
         if digests is not None:

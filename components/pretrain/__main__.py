@@ -14,23 +14,32 @@ import pandas as pd
 import torch
 
 from components import arithmetic
+from components.code import ROOT, closure
 from components.command import data_dir, run_stage
-from components.files import read_table, replacing, sha256_file, write_json, write_text
-from components.params import UserError, load_stage
+from components.ct.store import StoredVolume
+from components.errors import UserError
+from components.files import replacing, sha256_file, write_json, write_text
+from components.models.build import parameter_count
+from components.models.embed import EmbedConfig, Embedder, candidate_file, check_grid, write_weights
 from components.pretrain.config import PretrainConfig
-from components.pretrain.embed import EmbedConfig, Embedder, candidate_file, write_weights
 from components.pretrain.loading import load_batch
 from components.pretrain.local_driver import train_here
 from components.pretrain.loop import State
-from components.pretrain.models import parameter_count
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.plots import plot_history, plot_views
 from components.pretrain.views import build_views
+from components.settings import load_stage
+from components.tables import read_table
 
 SHOWN = 4  # volumes whose views are in the picture
 RUNS = Path(".ctfoundry") / "runs"
-STORE = Path(__file__).parent.parent / "preprocess" / "store.py"  # what reads the volumes
-LOOKS_ON = {"__init__.py", "__main__.py", "embed.py", "plots.py"}  # modules that a step does not run
+ENTRY = "components/pretrain/__main__.py"
+OF_A_STEP = (
+    "components/pretrain/",
+    "components/models/",
+    "components/ct/store.py",
+)  # rooms, and what reads the volumes
+LOOKS_ON = {ENTRY, "components/pretrain/plots.py", "components/models/embed.py"}  # modules that a step does not run
 UNFELT = {"loaders", "checkpoint_every", "activation_checkpointing"}  # settings that change no bit of a weight
 log = logging.getLogger(__name__)
 
@@ -60,12 +69,20 @@ def run_name(line: str, config: PretrainConfig, curated: pd.DataFrame) -> str:
     digest = hashlib.sha256(json.dumps(config.model_dump(mode="json", exclude=UNFELT), sort_keys=True).encode())
     for series, sha256 in _training_rows(curated)[["series", "sha256"]].itertuples(index=False):
         digest.update(f"{series}\0{sha256}\n".encode())
-    here = Path(__file__).parent
-    for path in sorted({STORE, *here.rglob("*.py")}):
-        if path.parent != here or path.name not in LOOKS_ON:
-            digest.update(f"{path.relative_to(here.parent).as_posix()}\0{sha256_file(path)}\n".encode())
+    for path in sorted(closure([ENTRY]) - LOOKS_ON):
+        if path.startswith(OF_A_STEP):
+            digest.update(f"{path}\0{sha256_file(ROOT / path)}\n".encode())
     digest.update(f"{arithmetic.mode()} torch {torch.__version__} numpy {np.__version__}".encode())
     return f"{line}-{digest.hexdigest()[:16]}"
+
+
+def _check_first(path: Path, config: PretrainConfig) -> None:
+    """Raise UserError where the volumes are not on the encoder's grid: evaluation would say so after the training."""
+    try:
+        volume = StoredVolume(path)
+    except (OSError, ValueError):
+        return  # the training tells, or sees another in its place
+    check_grid(volume, config.input)
 
 
 def write_outputs(
@@ -74,6 +91,10 @@ def write_outputs(
     """Encoder, history, pictures and summary into ``folder``; ``run`` holds the encoders kept on the way."""
     objective = build_objective(config)
     objective.load_state_dict(state["objective"])
+    weights = objective.encoder.state_dict().values()
+    if not all(bool(torch.isfinite(weight).all()) for weight in weights if weight.is_floating_point()):
+        raise UserError(f"pretrain: the encoder's weights are not finite after step {config.steps}; try a lower "
+                        f"{line}.pretrain.optimiser.learning_rate")  # fmt: skip
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)  # before the encoder is frozen
     embed_config = EmbedConfig(line=line, encoder=config.encoder, input=config.input)  # type: ignore[arg-type]
     Embedder.from_encoder(objective.encoder, embed_config).save(folder / "encoder")
@@ -111,6 +132,7 @@ def pretrain(line: str) -> None:
     config = load_stage(PretrainConfig, line, "pretrain")
     curated = read_table(data_dir(line, "curate") / "curated.parquet")
     volumes, run = training_volumes(curated), RUNS / run_name(line, config, curated)
+    _check_first(volumes[0], config)
     log.info("%d volumes, %d steps, %s workers, run %s", len(volumes), config.steps, config.workers, run.name)
 
     def progress(text: str) -> None:
@@ -119,7 +141,7 @@ def pretrain(line: str) -> None:
     if config.workers == 0:
         state = train_here(config, volumes, run, progress)
     else:
-        from components.pretrain.ray_driver import train_with_ray  # Ray takes seconds to import: only where it is used
+        from components.pretrain.ray_driver import train_with_ray
 
         state = train_with_ray(config, volumes, run, progress)
     with replacing(data_dir(line, "pretrain")) as folder:

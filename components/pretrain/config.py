@@ -1,4 +1,4 @@
-"""Parameters of pretraining: input, encoder, objective, optimiser and run, as in ``<line>.pretrain``."""
+"""Parameters of pretraining: optimiser and run; with input, encoder and objective they are ``<line>.pretrain``."""
 
 from __future__ import annotations
 
@@ -6,65 +6,170 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from components.params import StageConfig
-from components.pretrain.objectives.config import HeadObjectiveConfig, ObjectiveConfig, Probability
+from components.models.config import EncoderConfig, InputConfig, SegResConfig, VitConfig
+from components.settings import Ordered, Seed, StageConfig
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
-class InputConfig(StageConfig):
-    """What the encoder sees: a box of voxels and the CT windows that become its channels.
+class CropViewsConfig(StageConfig):
+    """Whole-body views (CT-FM): crops of one volume, two views of each."""
 
-    Attributes:
-        orientation: axis codes the stored volumes must have (nibabel's ``aff2axcodes``).
-        spacing_mm: voxel size the stored volumes must have, per axis.
-        size_vox: the encoder's input box. Whole body: a crop at the stored spacing. Head: a whole head, resized.
-        windows: (centre, width) in HU; each is clipped and scaled to [0, 1] and becomes one channel. Ends and width are
-            what int16, in which voxels are stored, can hold.
-    """
-
-    orientation: Literal["SPL", "RAS"]
-    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    size_vox: tuple[PositiveInt, PositiveInt, PositiveInt]
-    windows: tuple[
-        tuple[Annotated[float, Field(ge=-16_384, le=16_383)], Annotated[float, Field(gt=0, le=32_767)]], ...
-    ] = Field(min_length=1)
+    crops_per_volume: PositiveInt
+    body_fraction: Probability  # share of a crop's voxels above -500 HU that makes it acceptable
+    scale: Annotated[tuple[Fraction, Fraction], Ordered]
+    flip_probability: Probability
+    histogram_probability: Probability
+    histogram_points: Annotated[int, Field(ge=3)]
+    smooth_probability: Probability
+    smooth_sigma_vox: Annotated[tuple[PositiveFloat, PositiveFloat], Ordered]
 
 
-class SegResConfig(StageConfig):
-    """MONAI's SegResEncoder; the published size is 32 filters and blocks (1, 2, 2, 4, 4)."""
-
-    kind: Literal["segres"]
-    init_filters: PositiveInt
-    blocks_down: tuple[PositiveInt, ...] = Field(min_length=2)
-
-
-class VitConfig(StageConfig):
-    """A 3D vision transformer; the published size is 96^3 input, patch 12, dim 768, depth 12, 12 heads, ratio 4.
+class NtXentConfig(StageConfig):
+    """SimCLR head of two layers and NT-Xent: within each volume (CT-FM), or across all volumes of the batch.
 
     Attributes:
-        position_waves: of the sine and cosine positions: from 3 patches to 4 ``grid`` sides (ours), or the
-            ``customary`` ones up to 10,000, see ``vit.sincos_positions``.
-        pooling: the embedding: the class token, the mean of the patch tokens, or both side by side.
+        hidden, projection: widths of the head; published 256 and 128.
     """
 
-    kind: Literal["vit"]
-    patch_vox: PositiveInt
-    dim: PositiveInt
-    depth: PositiveInt
-    heads: PositiveInt
-    mlp_ratio: PositiveFloat
-    registers: Annotated[int, Field(ge=0)]
-    position_waves: Literal["grid", "customary"]
-    pooling: Literal["class", "mean", "class_mean"]
+    kind: Literal["within_volume", "across_volume"]
+    temperature: PositiveFloat
+    hidden: PositiveInt
+    projection: PositiveInt
+    views: CropViewsConfig
 
     @model_validator(mode="after")
-    def _divisible(self) -> VitConfig:
-        if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} must be divisible by heads {self.heads}")
+    def _negatives(self) -> NtXentConfig:
+        if self.kind == "within_volume" and self.views.crops_per_volume < 2:
+            raise ValueError("crops_per_volume 1 leaves within_volume no negative: at least 2")
         return self
 
 
+class VicRegConfig(StageConfig):
+    """Three layers with batch norm, then the weights of the loss's terms; published 25, 25, 1."""
+
+    kind: Literal["vicreg"]
+    invariance: Weight
+    variance: Weight
+    covariance: Weight
+    hidden: PositiveInt
+    projection: PositiveInt
+    views: CropViewsConfig
+
+
+class SimSiamConfig(StageConfig):
+    """Three layers with batch norm, then a predictor that narrows to ``predictor``; published 2048, 2048, 512."""
+
+    kind: Literal["simsiam"]
+    hidden: PositiveInt
+    projection: PositiveInt
+    predictor: PositiveInt
+    views: CropViewsConfig
+
+
+TwoViewConfig = NtXentConfig | VicRegConfig | SimSiamConfig
+
+
+class MultiCropConfig(StageConfig):
+    """Head views (FM-CT): global and local boxes as fractions of the stored volume's sides, resized.
+
+    Attributes:
+        global_side, local_side: smallest and largest box side as a fraction of the volume's side.
+        local_field: local boxes lie within the central field of this fraction.
+        local_size_vox: cube to which local boxes are resized (global boxes: ``input.size_vox``).
+        flip_probability: flip left-right.
+        shift: largest intensity shift, in units of the window.
+        smooth_sigma_vox: smoothing, applied to the first view of a kind.
+        gamma: range of the exponent, applied to the others.
+        cache_mb: windowed volumes that each worker keeps in memory, so that a small cohort is unpacked only once. For
+            a GPU, which windows and resizes itself, nothing is kept.
+    """
+
+    globals: Annotated[int, Field(ge=2)]
+    locals: Annotated[int, Field(ge=0)]
+    global_side: Annotated[tuple[Fraction, Fraction], Ordered]
+    local_side: Annotated[tuple[Fraction, Fraction], Ordered]
+    local_field: Fraction
+    local_size_vox: tuple[PositiveInt, PositiveInt, PositiveInt]
+    flip_probability: Probability
+    shift: Probability
+    smooth_probability: Probability
+    smooth_sigma_vox: Annotated[tuple[PositiveFloat, PositiveFloat], Ordered]
+    gamma: Annotated[tuple[PositiveFloat, PositiveFloat], Ordered]
+    cache_mb: Annotated[int, Field(ge=0)]
+
+
+class DinoConfig(StageConfig):
+    """Self-distillation: projection head, temperatures, centring and the teacher's moving average.
+
+    Attributes:
+        standardise: embeddings to zero mean and unit variance over the batch before they enter the head: ours, which
+            runs of hundreds of steps want; published without.
+        koleo_weight: of the term that keeps embeddings of different samples apart; 0 leaves it out (DINOv2: 0.1).
+    """
+
+    standardise: bool
+    hidden: PositiveInt
+    bottleneck: PositiveInt
+    prototypes: PositiveInt
+    student_temperature: PositiveFloat
+    teacher_temperature: PositiveFloat
+    centre_momentum: Probability
+    ema_start: Probability
+    ema_end: Probability
+    koleo_weight: Weight
+
+
+class IbotConfig(StageConfig):
+    """Masked tokens, besides self-distillation: the student sees some global views with patches replaced by a token,
+    and has to name the teacher's prototypes of what lies there.
+
+    Attributes:
+        weight: beside the loss of the whole views.
+        prototypes: of the patches' own head, whose other sizes are those of ``dino``.
+        masked_views: share of a volume's global views that are masked, at least one.
+        mask_ratio: range of the share of a masked view's patches.
+    """
+
+    weight: PositiveFloat
+    prototypes: PositiveInt
+    masked_views: Fraction
+    mask_ratio: Annotated[tuple[Fraction, Fraction], Ordered]
+
+
+class MaeConfig(StageConfig):
+    """Masked image modelling: share of hidden patches and the decoder.
+
+    Attributes:
+        normalise: targets with zero mean and unit variance per patch, instead of raw window values.
+    """
+
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)]
+    decoder_dim: PositiveInt
+    decoder_depth: PositiveInt
+    decoder_heads: PositiveInt
+    normalise: bool
+
+
+class HeadObjectiveConfig(StageConfig):
+    """DINO, DINO with masked tokens, MAE, or DINO and MAE added. A block counts only where its part is on."""
+
+    kind: Literal["dino", "dino_ibot", "mae", "dino_mae"]
+    mae_weight: PositiveFloat
+    dino: DinoConfig
+    ibot: IbotConfig
+    mae: MaeConfig
+    views: MultiCropConfig
+
+
+ObjectiveConfig = Annotated[
+    NtXentConfig | VicRegConfig | SimSiamConfig | HeadObjectiveConfig, Field(discriminator="kind")
+]
+
+
 Device = Literal["auto", "cuda", "cpu"]
-EncoderConfig = Annotated[SegResConfig | VitConfig, Field(discriminator="kind")]
 
 
 class OptimiserConfig(StageConfig):
@@ -119,7 +224,7 @@ class PretrainConfig(StageConfig):
         precision: ``bfloat16`` switches autocast on; it pays only where the processor has bf16 arithmetic.
     """
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     steps: PositiveInt
     volumes_per_step: PositiveInt
     candidates: Annotated[int, Field(ge=1, le=100)]

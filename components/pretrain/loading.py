@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from components.params import UserError
-from components.preprocess.store import StoredVolume
+from components.ct.store import StoredVolume
+from components.errors import UserError
 from components.pretrain.config import PretrainConfig
 from components.pretrain.views import RAGGED, Batch, Sample, Views, build_views
 from components.pretrain.workers import World

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from components.errors import UserError
 from components.files import replacing
-from components.params import UserError
+from components.models.embed import candidate_file, write_weights
 from components.pretrain.config import PretrainConfig
-from components.pretrain.embed import candidate_file, write_weights
 from components.pretrain.loop import State, train
 from components.pretrain.workers import World, on_gpus
 

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from components.params import UserError
+from components.errors import UserError
+from components.models.build import BLOCKS, checkpoint_activations, compile_blocks
+from components.models.vit import TOKENS
 from components.pretrain.config import OptimiserConfig, PretrainConfig
 from components.pretrain.loading import batches
-from components.pretrain.models import BLOCKS, checkpoint_activations, compile_blocks
 from components.pretrain.monitors import effective_rank, spread, uniformity
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.objectives.dino import cosine_schedule
 from components.pretrain.views import Batch, build_views
-from components.pretrain.vit import TOKENS
 from components.pretrain.workers import (
     GlobalBatchNorm,
     World,

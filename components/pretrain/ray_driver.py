@@ -33,7 +33,7 @@ import ray.train.torch
 from ray.train import CheckpointUploadMode
 
 from components.cluster import check_arithmetic, ray_cluster
-from components.params import UserError
+from components.errors import UserError
 from components.pretrain.config import PretrainConfig
 from components.pretrain.local_driver import read_state, write_candidate, write_state
 from components.pretrain.loop import MMAP_THRESHOLD, TRIM_THRESHOLD, State, train

@@ -18,16 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from components.preprocess.store import BLOCK, StoredVolume, crop_box
-from components.pretrain.config import InputConfig, PretrainConfig, VitConfig
-from components.pretrain.intensity import apply_windows, gamma, histogram_shift, shift, smooth
-from components.pretrain.objectives.config import (
-    CropViewsConfig,
-    HeadObjectiveConfig,
-    IbotConfig,
-    MultiCropConfig,
-)
-from components.pretrain.resample import Level, axis_weights, may_halve, resample, resize_boxes
+from components.ct.store import BLOCK, StoredVolume, crop_box
+from components.models.config import InputConfig, VitConfig
+from components.models.intensity import BODY_HU, apply_windows, gamma, histogram_shift, shift, smooth
+from components.models.resample import Level, axis_weights, may_halve, resample, resize_boxes
+from components.pretrain.config import CropViewsConfig, HeadObjectiveConfig, IbotConfig, MultiCropConfig, PretrainConfig
 from components.pretrain.views_cpu import render_crops
 
 Sample = dict[str, npt.NDArray[np.generic]]
@@ -36,7 +31,6 @@ Int16Array = npt.NDArray[np.int16]
 Size3 = tuple[int, int, int]
 Range = tuple[float, float]
 
-BODY_HU = -500  # above: body (or table); below: air and most of the lung
 TRIES_PER_CROP = 4
 RAGGED = "voxels"  # of a sample: samples of a batch lie one after the other, each with a number of its own
 

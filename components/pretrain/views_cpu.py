@@ -1,6 +1,6 @@
 """The two views of each crop on a CPU: one after the other through OpenCV, so that each stays in the cache.
 
-A GPU makes the same views, within rounding, all at once: :mod:`components.pretrain.resample` and ``intensity``.
+A GPU makes the same views, within rounding, all at once: :mod:`components.models.resample` and ``intensity``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from components.pretrain.intensity import Windows, bend, gaussian_kernels
+from components.models.intensity import Windows, bend, gaussian_kernels
 
 Int16Array = npt.NDArray[np.int16]
 FloatArray = npt.NDArray[np.float32]

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from components import arithmetic
-from components.params import UserError
+from components.errors import UserError
 
 WIDE = 64  # channels, of which a CPU's kernels make good use
 

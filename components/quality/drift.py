@@ -11,17 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import Field, model_validator
 
-from components.curate.config import DriftConfig
+from components.errors import UserError
 from components.files import read_json
-from components.params import UserError
 from components.quality import judge
 from components.quality.derived import REGIONS, region
-from components.quality.suites import Rule, Suite
+from components.quality.rules import Rule, Suite
+from components.settings import StageConfig
 
 FORMAT = 1
 RELEASE = "release"
@@ -48,6 +49,35 @@ class Feature:
     column: str
     unit: str = ""
     edges: tuple[float, ...] = ()
+
+
+FeatureName = Literal[
+    "slice_spacing", "slice_thickness", "pixel_spacing", "slices", "extent", "body_region", "vendor", "kernel", "kvp",
+    "body_fraction", "body_median_hu", "hu_p01", "hu_p50", "hu_p99", "noise_hu",
+]  # fmt: skip
+
+
+class DriftConfig(StageConfig):
+    """How far the training set may be from the champion's, see ``components/quality/drift.py``.
+
+    Attributes:
+        warn_psi: population stability index above which a feature has shifted.
+        critical_psi: above which it has shifted strongly.
+        confidence: where two samples of one population would exceed a bound more often than 1 - confidence, the bound
+            rises to what they stay below.
+        critical_features: features whose strong shift stops the run; the others warn.
+    """
+
+    warn_psi: Annotated[float, Field(gt=0, le=10)]
+    critical_psi: Annotated[float, Field(gt=0, le=10)]
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]
+    critical_features: tuple[FeatureName, ...]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.warn_psi > self.critical_psi:
+            raise ValueError(f"allowed: warn_psi at most critical_psi, {self.critical_psi:g}")
+        return self
 
 
 FEATURES: dict[str, Feature] = {

@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 
-from components.params import UserError
+from components.errors import UserError
 from components.quality.derived import prepare
 from components.quality.offline import make_offline
-from components.quality.suites import Rule, Suite
+from components.quality.rules import Rule, Suite
 
 KEY = "series"
 NAMED = 3  # series that an error names; the table holds the rest

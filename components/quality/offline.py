@@ -75,7 +75,7 @@ INDEX = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Dat
 
 
 @dataclass(frozen=True)
-class Rule:
+class Judged:
     """One rule's result."""
 
     says: str
@@ -92,7 +92,7 @@ class Result:
 
     name: str
     page: str
-    rules: tuple[Rule, ...]
+    rules: tuple[Judged, ...]
 
 
 def make_offline(site: Path) -> None:
@@ -129,10 +129,10 @@ def _place(name: str) -> tuple[int, int, str]:
     return order.index(suite) if suite in order else len(order), int(shard) if shard.isdigit() else 0, name
 
 
-def _rule(result: Mapping[str, Any]) -> Rule:
+def _rule(result: Mapping[str, Any]) -> Judged:
     expected, found = result["expectation_config"], result["result"]
     meta = expected["meta"]
-    return Rule(
+    return Judged(
         says=str(expected.get("notes", "")).partition("; otherwise ")[0],
         severity=meta["severity"],
         reason=meta["reason"],

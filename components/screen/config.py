@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from components.params import StageConfig
 from components.quality.derived import REGIONS
+from components.settings import Ordered, StageConfig
 
 Positive = Annotated[float, Field(gt=0)]
 Ratio = Annotated[float, Field(ge=1, le=10)]
@@ -39,21 +39,21 @@ class ScreenConfig(StageConfig):
     min_accepted_rate: below this share of accepted series the suite warns.
     """
 
-    body_parts: tuple[str, ...] | None
-    min_instances: Annotated[int, Field(ge=2)]
-    thickness_mm: tuple[Positive, Annotated[float, Field(gt=0, le=50)]]
-    slice_step_mm: tuple[Positive, Positive]
-    step_per_thickness: tuple[Positive, Positive]
+    body_parts: Annotated[tuple[str, ...], Field(min_length=1)] | None
+    min_instances: Annotated[int, Field(ge=2, le=100_000)]
+    thickness_mm: Annotated[tuple[Positive, Annotated[float, Field(gt=0, le=50)]], Ordered]
+    slice_step_mm: Annotated[tuple[Positive, Positive], Ordered]
+    step_per_thickness: Annotated[tuple[Positive, Positive], Ordered]
     max_gap_ratio: Annotated[float, Field(ge=1, le=1.5)]
     max_off_line_mm: Annotated[float, Field(ge=0)]
     max_off_grid_mm: Annotated[float, Field(gt=0)]
     max_tilt_degrees: Annotated[float, Field(ge=0, le=45)]
-    pixel_mm: tuple[Positive, Positive]
+    pixel_mm: Annotated[tuple[Positive, Positive], Ordered]
     max_pixel_aspect: Ratio
-    field_mm: tuple[Positive, Positive]
+    field_mm: Annotated[tuple[Positive, Positive], Ordered]
     min_matrix: Annotated[int, Field(ge=1)]
-    kvp: tuple[Positive, Positive]
-    rescale_slope: tuple[Positive, Positive]
+    kvp: Annotated[tuple[Positive, Positive], Ordered]
+    rescale_slope: Annotated[tuple[Positive, Positive], Ordered]
     accept_stated_deidentification: bool
     privacy: Literal["critical", "reject", "warning"]
     min_accepted_rate: Annotated[float, Field(ge=0, le=1)]

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from components.files import read_table, write_json, write_table
-from components.params import UserError
-from components.quality import judge, suites
+from components.errors import UserError
+from components.files import write_json
+from components.quality import judge
 from components.screen.config import ScreenConfig
+from components.screen.suite import headers_suite
+from components.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ def screen_shard(acquired: Path, cohort: pd.DataFrame, shard: int, config: Scree
         UserError: a critical expectation failed.
     """
     receipt = read_table(acquired / "receipt.parquet")
-    suite = suites.headers(config, rows=int((cohort["shard"] == shard).sum()))
+    suite = headers_suite(config, rows=int((cohort["shard"] == shard).sum()))
     try:
         judgement = judge.judge(receipt, suite)
     except UserError as error:

@@ -24,11 +24,11 @@ import torch
 from monai.data import PersistentDataset
 from monai.transforms import Transform
 
-from components.params import load_stage
+from components.ct.dicom import read_series
+from components.ct.standardise import crop_to_body, find_body, resample_only
+from components.ct.store import StoredVolume, Volume, write_volume
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.dicom import read_series
-from components.preprocess.standardise import crop_to_body, find_body, resample_only
-from components.preprocess.store import StoredVolume, Volume, write_volume
+from components.settings import load_stage
 from tests.geometry_cases import small_scan
 
 SIDE = 96

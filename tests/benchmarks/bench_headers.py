@@ -20,12 +20,12 @@ from pathlib import Path
 
 import pydicom
 
-from components.acquire.headers import LISTED_TAGS
-from components.acquire.sources.dicom import list_tree
 from components.cohort.config import CohortConfig
-from components.params import load_stage
-from components.phantom.plan import plan_scans
-from components.phantom.scanner import scan
+from components.ct.headers import LISTED_TAGS
+from components.settings import load_stage
+from components.sources.dicom_tree import list_tree
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.scanner import scan
 
 ROWS = 8
 SERIES = 250  # files

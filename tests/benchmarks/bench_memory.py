@@ -18,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from components.params import load_stage
-from components.phantom import dicom
-from components.phantom.geometry import geometry_of
-from components.phantom.seeds import uid
+from components.ct.dicom import read_series
+from components.ct.measure import measure_volume
+from components.ct.standardise import crop_to_body, find_body, resample_only
+from components.ct.store import write_volume
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.dicom import read_series
-from components.preprocess.measure import measure_volume
-from components.preprocess.standardise import crop_to_body, find_body, resample_only
-from components.preprocess.store import write_volume
+from components.settings import load_stage
+from components.sources.phantom import dicom
+from components.sources.phantom.geometry import geometry_of
+from components.sources.phantom.seeds import uid
 from tests.fault_catalogue import small_plan
 
 

@@ -22,16 +22,16 @@ import torch
 from monai.data import PersistentDataset
 from monai.transforms import Compose, CropForegroundd, LoadImaged, Orientationd, ScaleIntensityRanged, Spacingd
 
+from components.ct.dicom import read_series
+from components.ct.measure import measure_volume
+from components.ct.standardise import crop_to_body, find_body, resample_only
+from components.ct.store import write_volume
 from components.files import sha256_file
-from components.params import load_stage
-from components.phantom.config import PhantomConfig
-from components.phantom.plan import plan_scans
-from components.phantom.scanner import scan
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.dicom import read_series
-from components.preprocess.measure import measure_volume
-from components.preprocess.standardise import crop_to_body, find_body, resample_only
-from components.preprocess.store import write_volume
+from components.settings import load_stage
+from components.sources.config import PhantomConfig
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.scanner import scan
 
 
 def ours(series: Path, scratch: Path, config: PreprocessConfig) -> int:

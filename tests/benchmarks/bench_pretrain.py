@@ -48,20 +48,20 @@ from monai.transforms import (
 )
 from torch import nn
 
-from components.params import _tuples, load_stage, parse, read_yaml
-from components.phantom.config import PhantomConfig
-from components.phantom.plan import plan_scans
-from components.phantom.scanner import scan
+from components.ct.dicom import read_series
+from components.ct.standardise import standardise
+from components.ct.store import StoredVolume, write_volume
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.dicom import read_series
-from components.preprocess.standardise import standardise
-from components.preprocess.store import StoredVolume, write_volume
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loading import batches
 from components.pretrain.loop import Trainer, set_up_process
 from components.pretrain.objectives.ntxent import within_volume_ntxent
 from components.pretrain.views import build_views
 from components.pretrain.workers import World
+from components.settings import _tuples, load_stage, parse, read_yaml
+from components.sources.config import PhantomConfig
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.scanner import scan
 
 HERE = World(0, 1, torch.device("cpu"))
 VOLUMES, EPOCH = 4, 100

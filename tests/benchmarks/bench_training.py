@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.params import _tuples, parse, read_yaml
-from components.preprocess.store import Volume, write_volume
+from components.ct.store import Volume, write_volume
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import Trainer
 from components.pretrain.workers import World
+from components.settings import _tuples, parse, read_yaml
 from flows.profile import measure, rows
 
 RECIPES = Path("components/pretrain/recipes")

@@ -24,11 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
-from components.acquire.config import AcquireConfig, TransferConfig
-from components.acquire.stage import SeriesJob
-from components.acquire.transfer import s5cmd
 from components.cohort.config import CohortConfig
-from components.params import parse, read_yaml
+from components.settings import parse, read_yaml
+from components.sources.config import AcquireConfig, TransferConfig
+from components.sources.series import SeriesJob
+from components.sources.transfer import s5cmd
 from tests.released import ROOT
 from tests.s3 import BUCKET, S3, serving
 

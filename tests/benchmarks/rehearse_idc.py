@@ -28,18 +28,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.acquire.config import AcquireConfig
-from components.acquire.stage import acquire_shard, jobs_of
+from components.acquire.stage import acquire_shard
 from components.cohort.config import CohortConfig
 from components.cohort.stage import make_cohort
 from components.curate.config import CurateConfig
 from components.curate.stage import curate
-from components.files import read_json, read_table, write_table
-from components.params import parse, read_yaml
+from components.files import read_json
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.stage import preprocess_shard
 from components.screen.config import ScreenConfig
 from components.screen.stage import screen_shard
+from components.settings import parse, read_yaml
+from components.sources.config import AcquireConfig
+from components.sources.series import jobs_of
+from components.tables import read_table, write_table
 from tests.released import ROOT
 
 SIZES = (10_000, 50_000, 155_221)

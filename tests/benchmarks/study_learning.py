@@ -39,30 +39,32 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from components.cohort.keys import patient_key
 from components.command import data_dir
+from components.ct.dicom import read_series
+from components.ct.keys import patient_key
+from components.ct.nifti import read_nifti
+from components.ct.standardise import resample_only
+from components.ct.store import Volume, voxel_of, write_volume
 from components.evaluate.bootstrap import class_mean, interval, macro_auc, patient_weights
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.features import AnyVolume, Features, Method, Volumes, baselines, encoder_method, extract
-from components.evaluate.nodules import ROOT, half_of, nodule_file, nodules, read_labels
+from components.evaluate.nodules import half_of, nodules
 from components.evaluate.probes import linear_probe
 from components.evaluate.retrieval import retrieve
 from components.evaluate.stage import build_tasks
 from components.evaluate.tasks import Inputs, task_table
-from components.files import read_table, sha256_file, write_table, write_text
-from components.params import _tuples, load_stage, parse, read_yaml
+from components.files import sha256_file, write_text
+from components.models.embed import EmbedConfig, Embedder, random_embedder
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.dicom import read_series
-from components.preprocess.nifti import read_nifti
-from components.preprocess.standardise import resample_only
-from components.preprocess.store import Volume, voxel_of, write_volume
 from components.pretrain.__main__ import training_volumes
 from components.pretrain.config import PretrainConfig
-from components.pretrain.embed import EmbedConfig, Embedder, random_embedder
 from components.pretrain.loading import load_batch
 from components.pretrain.local_driver import train_here
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.views import build_views
+from components.settings import _tuples, load_stage, parse, read_yaml
+from components.sources.lidc import ROOT, nodule_file, read_labels
+from components.tables import read_table, write_table
 
 SEEDS, RANDOM_SEEDS = (7, 8, 9), (101, 102, 103)
 GRID: dict[str, Any] = {"orientation": "SPL", "spacing_mm": [1.0, 1.0, 1.0]}

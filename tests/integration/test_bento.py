@@ -18,8 +18,8 @@ from released import ROOT, first_answer, free_port, write_release
 
 from components.bundle.inputs import code_hash
 from components.bundle.manifest import Manifest, write_manifest
+from components.errors import UserError
 from components.files import sha256_tree, write_text
-from components.params import UserError
 from serving.build import bento_environment, bento_path, bento_tag, build_bento
 from serving.requirements import pinned_requirements
 from serving.run import serve, serve_command

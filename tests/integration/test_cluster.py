@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from components import cluster
+from components.errors import UserError
 from components.isolation import GIB, Deadline
-from components.params import UserError
 from components.pretrain.ray_driver import START_S
 from tests.released import ROOT, free_port
 
@@ -194,7 +194,7 @@ def driver(nodes: TwoNodes, folder: Path, script: str, **variables: str) -> subp
 SETTINGS = """
 import os, sys, time
 from components.cluster import map_isolated
-from components.cohort.keys import patient_key
+from components.ct.keys import patient_key
 from components.command import run_stage
 def asked(item):
     import ray

@@ -22,15 +22,17 @@ import numpy as np
 import pydicom
 import pytest
 
-from components.acquire import raw
-from components.acquire.config import AcquireConfig, TransferConfig
-from components.acquire.sources import Listing
-from components.acquire.sources.dicomweb import DicomwebSource
-from components.acquire.stage import SeriesJob, acquire_series
+from components.acquire.stage import acquire_series
 from components.cohort.config import CohortConfig
+from components.errors import UserError
 from components.files import StopStageError, write_json
-from components.params import UserError, load_stage
-from components.phantom.scanner import scan
+from components.settings import load_stage
+from components.sources import raw
+from components.sources.config import AcquireConfig, TransferConfig
+from components.sources.dicomweb import DicomwebSource
+from components.sources.interface import Listing
+from components.sources.phantom.scanner import scan
+from components.sources.series import SeriesJob
 from tests.released import ROOT, free_port
 from tests.unit.phantom_plans import small
 from tests.unit.small_pacs import as_file, make_series

@@ -11,19 +11,22 @@ import pandas as pd
 import pydicom
 import pytest
 
+from components.ct.dicom import read_series
+from components.ct.measure import measure_volume
+from components.ct.nifti import read_nifti
+from components.ct.standardise import find_body, resample_only
+from components.ct.store import Volume
 from components.curate.config import CurateConfig
-from components.params import UserError, load_stage
-from components.phantom.config import PhantomConfig
-from components.phantom.plan import plan_scans
-from components.phantom.scanner import scan
+from components.curate.suite import volumes_suite
+from components.errors import UserError
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.dicom import read_series
-from components.preprocess.measure import measure_volume
-from components.preprocess.nifti import read_nifti
-from components.preprocess.standardise import find_body, resample_only
-from components.preprocess.store import Volume
-from components.quality import judge, suites
+from components.quality import judge
 from components.screen.config import ScreenConfig
+from components.screen.suite import headers_suite
+from components.settings import load_stage
+from components.sources.config import PhantomConfig
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.scanner import scan
 from serving.judging import warnings_of
 from tests.fault_catalogue import PARAMS, Catalogue, markdown, measured_headers, measured_voxels
 
@@ -57,10 +60,10 @@ def judged_as(line: str, folders: dict[str, Path], privacy: str) -> tuple[dict[s
     """Reasons of the suites *headers* and *volumes*, the latter of the series that the former accepts."""
     screen = load_stage(ScreenConfig, line, "screen", PARAMS).model_copy(update={"privacy": privacy})
     table = pd.DataFrame([{"series": name, **measured_headers(folder)} for name, folder in folders.items()])
-    headers = judge.judge(table, suites.headers(screen, len(table))).reasons
+    headers = judge.judge(table, headers_suite(screen, len(table))).reasons
     grid = load_stage(PreprocessConfig, line, "preprocess", PARAMS)
     rows = [{"series": n, **measured_voxels(folder, grid)} for n, folder in folders.items() if n not in headers]
-    suite = suites.volumes(load_stage(CurateConfig, line, "curate", PARAMS), len(rows))
+    suite = volumes_suite(load_stage(CurateConfig, line, "curate", PARAMS), len(rows))
     return headers, judge.judge(pd.DataFrame(rows), suite).reasons
 
 
@@ -91,7 +94,7 @@ def in_line(line: str, volume: Volume) -> list[str]:
     grid = load_stage(PreprocessConfig, line, "preprocess", PARAMS)
     standard = resample_only(volume, grid)
     measured = measure_volume(volume, standard, find_body(standard, grid.foreground_hu))
-    suite = suites.volumes(load_stage(CurateConfig, line, "curate", PARAMS), 1)
+    suite = volumes_suite(load_stage(CurateConfig, line, "curate", PARAMS), 1)
     warnings = warnings_of({"decoded": True, **measured}, suite)
     return [w.partition(":")[0] for w in warnings if w.partition(":")[0] in CONTENT]
 

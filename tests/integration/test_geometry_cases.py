@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.preprocess.store import Volume
+from components.ct.store import Volume
 from tests.geometry_cases import CASES, Case, fate, make
 
 

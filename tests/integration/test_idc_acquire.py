@@ -16,14 +16,17 @@ import idc_index.index
 import pandas as pd
 import pytest
 
-from components.acquire import raw
-from components.acquire.config import AcquireConfig, TransferConfig
-from components.acquire.stage import acquire_shard, jobs_of
-from components.acquire.transfer import Bucket, _meaning, download
+from components.acquire.stage import acquire_shard
 from components.cohort.config import CohortConfig
 from components.cohort.stage import write_slices
-from components.files import StopStageError, read_table
-from components.params import UserError, parse, read_yaml
+from components.errors import UserError
+from components.files import StopStageError
+from components.settings import parse, read_yaml
+from components.sources import raw
+from components.sources.config import AcquireConfig, TransferConfig
+from components.sources.series import jobs_of
+from components.sources.transfer import Bucket, _meaning, download
+from components.tables import read_table
 from tests.released import ROOT
 from tests.s3 import CLOSED, S3, serving
 

@@ -20,13 +20,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from components.acquire import raw
-from components.acquire.config import TransferConfig
-from components.acquire.sources.idc import IdcSource
-from components.acquire.transfer import Bucket
-from components.cohort.config import IdcConfig
+from components.errors import UserError
 from components.files import DiskFullError
-from components.params import UserError, read_yaml
+from components.settings import read_yaml
+from components.sources import raw
+from components.sources.config import IdcConfig, TransferConfig
+from components.sources.idc import IdcSource
+from components.sources.transfer import Bucket
 from tests.released import ROOT, free_port
 from tests.s3 import CLOSED, S3, serving
 
@@ -227,7 +227,7 @@ from pathlib import Path
 import pandas as pd
 sys.path.insert(0, {tests!r})
 import test_idc_source as t
-from components.acquire import raw
+from components.sources import raw
 table = pd.read_parquet("rows.parquet")
 for row in table.to_dict("records"):
     raw.fetch(t.source(), row, [], raw.RAW / "wholebody" / row["series"], t.QUICK)

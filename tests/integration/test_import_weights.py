@@ -17,10 +17,11 @@ import safetensors.torch
 import torch
 import yaml
 
-from components.champion.stage import read_champion
-from components.files import read_json, write_table
-from components.params import UserError
-from components.pretrain.embed import WEIGHTS
+from components.errors import UserError
+from components.files import read_json
+from components.gate.champion import read_champion
+from components.models.embed import WEIGHTS
+from components.tables import write_table
 from flows.champion import import_weights
 from tests.pretrain_project import WHOLEBODY
 from tests.unit.test_evaluate_stage import EMBED, EVALUATE, PREPROCESS, tiny_embedder, tiny_line

@@ -23,21 +23,22 @@ import pytest
 from pydicom.uid import RLELossless
 from ray import cloudpickle
 
-from components.acquire.config import AcquireConfig
-from components.acquire.stage import acquire_shard, jobs_of
+from components.acquire.stage import acquire_shard
 from components.cluster import map_isolated
 from components.cohort.config import CohortConfig
 from components.cohort.stage import write_slices
-from components.files import read_table, sha256_tree
+from components.ct.dicom import read_series
+from components.ct.store import StoredVolume
+from components.files import sha256_tree
 from components.isolation import GIB, data_bytes
-from components.params import load_stage
-from components.phantom.config import PhantomConfig
-from components.phantom.plan import plan_scans
 from components.preprocess import kept, stage
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.dicom import read_series
 from components.preprocess.stage import VolumeJob, preprocess_series, preprocess_shard
-from components.preprocess.store import StoredVolume
+from components.settings import load_stage
+from components.sources.config import AcquireConfig, PhantomConfig
+from components.sources.phantom.dealing import plan_scans
+from components.sources.series import jobs_of
+from components.tables import read_table
 from tests.released import ROOT
 
 PARAMS = ROOT / "params.yaml"

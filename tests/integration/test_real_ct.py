@@ -7,19 +7,21 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from components.acquire.config import AcquireConfig, TransferConfig
-from components.acquire.sources.tree import tree_digest
-from components.acquire.stage import acquire_shard, jobs_of
+from components.acquire.stage import acquire_shard
 from components.cohort.config import CohortConfig
-from components.cohort.keys import patient_key
 from components.cohort.stage import make_cohort
+from components.ct.keys import patient_key
 from components.curate.config import CurateConfig
 from components.curate.stage import curate
-from components.params import UserError, load_stage
+from components.errors import UserError
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.stage import preprocess_shard
 from components.screen.config import ScreenConfig
 from components.screen.stage import screen_shard
+from components.settings import load_stage
+from components.sources.config import AcquireConfig, TransferConfig
+from components.sources.series import jobs_of
+from components.sources.tree import tree_digest
 
 pytestmark = pytest.mark.usefixtures("secret")
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"

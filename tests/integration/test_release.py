@@ -15,7 +15,7 @@ from checkout import ROOT, Checkout, one_shard, small
 
 from components.bundle.manifest import verify_bundle
 from components.files import sha256_tree
-from components.phantom.faults import fault_named
+from components.sources.phantom.faults import fault_named
 
 
 @pytest.fixture(scope="module", params=["wholebody", pytest.param("head", marks=pytest.mark.slow)])

@@ -16,22 +16,24 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from components.acquire import raw, receipts
 from components.acquire import stage as acquire_stage
-from components.acquire.config import AcquireConfig
-from components.acquire.stage import acquire_shard, jobs_of
+from components.acquire.stage import acquire_shard
 from components.cohort.config import CohortConfig
 from components.cohort.stage import FORGET_AFTER_DAYS, forget, shard_of, write_slices
-from components.files import StopStageError, read_table
+from components.errors import UserError
+from components.files import StopStageError
 from components.isolation import Lost, guarded
-from components.params import UserError, load_stage, parse, read_yaml
-from components.phantom.config import PhantomConfig
-from components.phantom.plan import plan_scans
-from components.phantom.scanner import scan
 from components.preprocess import kept
 from components.preprocess import stage as preprocess_stage
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.stage import preprocess_shard
+from components.settings import load_stage, parse, read_yaml
+from components.sources import raw, receipts
+from components.sources.config import AcquireConfig, PhantomConfig
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.scanner import scan
+from components.sources.series import jobs_of
+from components.tables import read_table
 from tests.released import ROOT
 from tests.s3 import S3
 
@@ -234,7 +236,7 @@ def test_what_was_not_preprocessed_is_never_evicted(tmp_path: Path, monkeypatch:
 OTHER_RUN = """
 import sys, time
 from pathlib import Path
-from components.acquire import raw
+from components.sources import raw
 with raw.reserved({raw.RAW / "head" / "s1-a": 1000}):
     print("ready", flush=True)
     sys.stdin.readline()
@@ -384,7 +386,7 @@ from pathlib import Path
 from components.command import run_stage
 from components.preprocess import kept
 from components.preprocess import stage as preprocess_stage
-from components.preprocess.store import Volume
+from components.ct.store import Volume
 import sys
 hu = np.random.default_rng(0).integers(-999, 999, (200, 128, 128)).astype(np.int16)
 sys.argv = ["preprocess", "--line", "head"]

@@ -17,9 +17,9 @@ from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
-from components.phantom.scanner import scan
-from components.preprocess.dicom import read_series
-from components.preprocess.store import Volume
+from components.ct.dicom import read_series
+from components.ct.store import Volume
+from components.sources.phantom.scanner import scan
 
 LATER = dict.fromkeys(range(12, 24), 0.3)  # one gap 6 % longer than the others
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from components.phantom.config import PhantomConfig
-from components.phantom.equipment import VENDORS, kernels
-from components.phantom.plan import ScanPlan, plan_scans
+from components.sources.config import PhantomConfig
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.equipment import VENDORS, kernels
+from components.sources.phantom.plan import ScanPlan
 
 
 def small(line: str, **changes: object) -> ScanPlan:

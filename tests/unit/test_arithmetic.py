@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from components import arithmetic
-from components.params import ParamsError, UserError, reproducible
+from components.errors import UserError
+from components.settings import ParamsError, reproducible
 from flows.verify import MADE_ON, expectation, note_machine
 
 ROOT = Path(__file__).resolve().parents[2]

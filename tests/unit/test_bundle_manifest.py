@@ -9,8 +9,8 @@ import pytest
 
 from components.bundle.inputs import code_hash, parameters_hash
 from components.bundle.manifest import read_manifest, verify_bundle, write_manifest
+from components.errors import UserError
 from components.files import read_json, write_json
-from components.params import UserError
 
 INPUTS = {"code": "a" * 64, "lock": "b" * 64}
 

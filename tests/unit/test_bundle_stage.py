@@ -10,9 +10,11 @@ import yaml
 from components.bundle.config import BundleConfig
 from components.bundle.manifest import verify_bundle
 from components.bundle.stage import Sources, make_bundle
-from components.champion import stage as champion_stage
-from components.files import read_json, write_json, write_table, write_text
-from components.params import UserError, parse
+from components.errors import UserError
+from components.files import read_json, write_json, write_text
+from components.gate import champion as champion_stage
+from components.settings import parse
+from components.tables import write_table
 from flows import champion as promoting
 
 WORDS: dict[str, Any] = {

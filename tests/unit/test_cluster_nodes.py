@@ -16,8 +16,8 @@ import torch
 from pretrain_project import block
 
 from components import arithmetic, cluster
+from components.errors import UserError
 from components.isolation import GIB, Deadline, Lost
-from components.params import UserError
 from components.pretrain import ray_driver
 from components.pretrain.workers import World
 

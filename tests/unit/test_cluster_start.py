@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from components import cluster
-from components.params import PassingError, UserError
+from components.errors import PassingError, UserError
 
 NO_GCS = (
     """Failed to start GCS.  Last 1 lines of error files:

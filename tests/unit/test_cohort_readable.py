@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.acquire.sources import Files, nifti
-from components.acquire.sources.tree import Name, tree_digest
 from components.cohort.config import CohortConfig
 from components.cohort.readable import check_readable
 from components.cohort.stage import make_cohort
-from components.params import UserError, load_stage
+from components.errors import UserError
+from components.settings import load_stage
+from components.sources import nifti
+from components.sources.interface import Files
+from components.sources.tree import Name, tree_digest
 from tests.unit.small_pacs import as_file, make_series
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"

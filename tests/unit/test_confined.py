@@ -13,10 +13,11 @@ import numpy as np
 import psutil
 import pytest
 
-from components.confined import Bounds, Result, isolated, volume_of
+from components.confined import Bounds, Result, isolated
+from components.ct.apart import volume_of
+from components.ct.store import Volume
+from components.errors import UserError
 from components.isolation import GIB, data_bytes
-from components.params import UserError
-from components.preprocess.store import Volume
 
 FAR_TOO_MUCH = 2**31  # more than a process that has run other tests keeps for reuse
 BOUNDS = Bounds(memory_bytes=GIB // 2, seconds=60)

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from components.ct.measure import measure_volume
+from components.ct.store import Volume, write_volume
 from components.curate.scans import MEASURED, same_scans
 from components.curate.stage import EVALUATION_SCAN, _reject_twins
-from components.files import write_table
-from components.preprocess.measure import measure_volume
-from components.preprocess.store import Volume, write_volume
+from components.tables import write_table
 
 ROLES = {"s1": "pretrain", "s2": "pretrain", "s3": "evaluation", "s4": "held_out", "s5": "pretrain"}
 EMPTY = hashlib.sha256(b"").hexdigest()

@@ -8,8 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from components.acquire.headers import CT_IMAGE_STORAGE, Instance, measure_series
-from components.curate.stage import ACCOUNT, _account, funnel
+from components.ct.headers import CT_IMAGE_STORAGE, measure_series
+from components.ct.instance import Instance
+from components.curate.stage import ACCOUNT, _account, funnel, write_funnel
+from components.errors import UserError
+from components.files import read_json
 
 RTSTRUCT, PET = "1.2.840.10008.5.1.4.1.1.481.3", "1.2.840.10008.5.1.4.1.1.128"
 SECONDARY, ENHANCED = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.2.1"
@@ -72,3 +75,13 @@ def test_every_series_has_one_fate_and_the_counts_add_up() -> None:
     assert counts["in"] == counts["accepted"] + counts["not_ct"] + sum(counts["rejected"].values())
     assert {row["name"] for row in counts["series"]} == {"x"}
     assert len(counts["series"]) == 6
+
+
+def test_a_cohort_without_a_series_to_train_on_says_why_and_where_to_look(tmp_path: Path) -> None:
+    cohort, screened, catalogue = tables()
+    catalogue["reason"] = "no_body"
+    curated = _account(cohort, screened, catalogue, Path("data"))
+    said = r"0 of 6 series are left to pretrain on \(no_body 2, gantry_tilt 1, licence_not_allowed 1, not_ct 1\); see "
+    with pytest.raises(UserError, match=said):
+        write_funnel(curated, tmp_path / "funnel.json")
+    assert read_json(tmp_path / "funnel.json")["rejected"]["no_body"] == 2

@@ -13,7 +13,8 @@ import pytest
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from components.params import PARAMS_FILE, StageConfig, decisive, read_yaml, stage_classes
+from components.registry import BLOCKS
+from components.settings import OF_THE_MACHINE, PARAMS_FILE, decisive, read_yaml
 from tests import dependencies
 from tests.released import ROOT
 
@@ -52,7 +53,8 @@ class Graph:
 
 TRAINING = (
     "components/pretrain/",
-    "components/preprocess/store.py",
+    "components/ct/store.py",
+    "components/models/",
     "components/arithmetic.py",
     "components/__init__.py",
 )
@@ -76,6 +78,14 @@ def test_a_stage_names_the_modules_that_decide_its_output_and_no_other(stage: st
     assert dependencies.listed(stage) == dependencies.needed(stage), "python -m tests.dependencies --write"
 
 
+def test_every_file_and_folder_of_ours_that_a_stage_names_is_there() -> None:
+    for name, block in dependencies.stages().items():
+        for path in (dep for dep in block["deps"] if not dep.startswith(("data/", "infra/champions/"))):
+            assert (ROOT / path).exists(), f"{name}: {path}"
+    queries = "components/sources/queries"
+    assert queries in dependencies.stages()["cohort"]["deps"]
+
+
 def test_what_has_no_part_in_an_output_is_still_there() -> None:
     for stage, modules in dependencies.WITHOUT_PART.items():
         for module in modules:
@@ -83,7 +93,7 @@ def test_what_has_no_part_in_an_output_is_still_there() -> None:
 
 
 def test_late_imports_count() -> None:
-    assert "components/acquire/sources/idc.py" in dependencies.needed("acquire")
+    assert "components/sources/idc.py" in dependencies.needed("acquire")
     assert "components/pretrain/ray_driver.py" in dependencies.needed("pretrain")
 
 
@@ -93,8 +103,8 @@ def test_a_touched_module(graph: Graph) -> None:
         print(f"{path:<45} {', '.join(sorted(stages))}")
     assert table["components/progress.py"] == {"bundle"}
     assert table["components/pretrain/plots.py"] == {"bundle"}
-    assert table["components/pretrain/embed.py"] == {"evaluate", "bundle"}
-    assert table["components/phantom/body.py"] == {"cohort", "acquire", "preprocess", "bundle"}
+    assert table["components/models/embed.py"] == {"evaluate", "bundle"}
+    assert table["components/sources/phantom/body.py"] == {"cohort", "acquire", "preprocess", "bundle"}
     assert table["components/files.py"] >= {"cohort", "acquire", "screen", "preprocess", "curate", "evaluate", "gate"}
     assert "acquire" not in table["components/cluster.py"]
     for path, stages in table.items():
@@ -131,7 +141,11 @@ def test_every_block_that_a_stage_reads_is_one_of_its_parameters(graph: Graph) -
         start = re.search(r"python -m components\.(\w+)", dependencies.stages()[stage]["cmd"])
         assert start is not None
         package = (ROOT / "components" / start[1]).glob("*.py")
-        read = {name for path in package for name in re.findall(r'load_stage\(\w+, \w+, "(\w+)"\)', path.read_text())}
+        read = {
+            name
+            for path in package
+            for name in re.findall(r'load_(?:stage|part)\(\w+, \w+, "(\w+)"\)', path.read_text())
+        }
         named = {key.split(".")[1] for name, keys in graph.keys.items() if name.startswith(f"{stage}@")
                  for key in keys if "." in key}  # fmt: skip
         assert {block for block in read if (stage, block) not in through_the_slice} <= named, stage
@@ -145,9 +159,8 @@ def test_a_shard_is_stale_by_its_own_part_of_the_cohort_alone(graph: Graph) -> N
 
 
 def test_settings_of_the_machine_are_settings() -> None:
-    for config in stage_classes().values():
-        assert issubclass(config, StageConfig)
-        assert set(config.of_the_machine) <= set(config.model_fields)
+    for stage, names in OF_THE_MACHINE.items():
+        assert set(names) <= set(BLOCKS[stage].model_fields)
 
 
 def test_dvc_itself_finishes_a_shard_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from components.errors import UserError
 from components.evaluate.config import EvaluateConfig
-from components.evaluate.nodules import RATINGS, half_of, mirrored, nodules, read_labels, read_nodule
+from components.evaluate.nodules import RATINGS, half_of, mirrored, nodules, read_nodule
 from components.files import sha256_file
-from components.params import UserError, parse
 from components.preprocess.config import PreprocessConfig
+from components.settings import parse
+from components.sources.lidc import read_ratings
 from tests.unit.test_evaluate_tasks import EVALUATE, FOUR, PREPROCESS, inputs
 
 WINDOW = (6.0, 20.0, 20.0)
@@ -48,10 +50,24 @@ def test_the_file_s_extent_does_not_show(tmp_path: Path) -> None:
 
 def test_another_labels_file_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"labels\.csv is missing"):
-        read_labels(tmp_path, "0" * 64)
+        read_ratings(tmp_path, "0" * 64)
     (tmp_path / "labels.csv").write_text("file,patient_id\na.nii.gz,A\n")
     with pytest.raises(UserError, match="pins 0000"):
-        read_labels(tmp_path, "0" * 64)
+        read_ratings(tmp_path, "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", r"labels\.csv is no table \(EmptyDataError\)"),
+        (b"\xff\xfe\x00", r"labels\.csv is no table \(UnicodeDecodeError\)"),
+        (b"file,b\n1,2\n", r"labels\.csv lacks the columns patient_id, diameter_mm, Texture_value"),
+    ],
+)
+def test_a_table_of_something_else_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_ratings(tmp_path, sha256_file(tmp_path / "labels.csv"))
 
 
 def test_the_split_is_by_patient_and_by_seed() -> None:
@@ -66,7 +82,7 @@ def test_real_nodules_make_three_tasks_without_patients_of_pretraining(
     root = ct_root / "lidc_nodules"
     monkeypatch.setenv("CTFOUNDRY_ROOT_LIDC_NODULES", str(root))
     pinned = sha256_file(root / "labels.csv")
-    labels = read_labels(root, pinned)
+    labels = read_ratings(root, pinned)
     given = inputs("wholebody", FOUR, [])
     seen = labels["patient"].iloc[0]
     row = pd.DataFrame({"series": ["s9"], "patient": [seen], "split": ["pretrain"], "retest_of": [""]})

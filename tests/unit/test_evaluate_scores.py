@@ -19,8 +19,8 @@ from components.evaluate.retrieval import retrieve
 from components.evaluate.scores import Score, figure_table, score_all, task_metrics
 from components.evaluate.stage import _methods
 from components.evaluate.tasks import Built, usable
-from components.params import parse
-from components.pretrain.embed import random_embedder
+from components.models.embed import random_embedder
+from components.settings import parse
 from tests.unit.test_evaluate_stage import AFFINE, tiny_embedder
 from tests.unit.test_evaluate_tasks import EVALUATE
 

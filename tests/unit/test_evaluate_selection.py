@@ -5,13 +5,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from components.errors import UserError
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.features import Volumes
 from components.evaluate.selection import draw_selection, selected_step, selection_figures
 from components.evaluate.stage import build_tasks, chosen
 from components.evaluate.tasks import Inputs
-from components.params import UserError, parse
-from components.pretrain.embed import Embedder, candidate_file, random_embedder, write_weights
+from components.models.embed import Embedder, candidate_file, random_embedder, write_weights
+from components.settings import parse
 from tests.unit.test_evaluate_stage import tiny_embedder, tiny_line
 from tests.unit.test_evaluate_tasks import EVALUATE
 

@@ -8,20 +8,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from components.ct.store import StoredVolume, Volume, write_volume
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.features import Crops, Volumes, crop_at, encoder_method, histogram, hu_statistics, middle
 from components.evaluate.nodules import RATINGS
 from components.evaluate.plots import principal_components
 from components.evaluate.stage import build_tasks, evaluate, evaluation_digest
 from components.evaluate.tasks import Inputs
-from components.files import read_table, sha256_tree
+from components.files import sha256_tree
 from components.gate.config import GateConfig
-from components.gate.rules import Evidence, judge
-from components.params import parse
+from components.gate.rules import Evidence, verdicts_of
+from components.models.build import build_encoder
+from components.models.embed import EmbedConfig, Embedder
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.store import StoredVolume, Volume, write_volume
-from components.pretrain.embed import EmbedConfig, Embedder
-from components.pretrain.models import build_encoder
+from components.settings import parse
+from components.tables import read_table
 from tests.unit.test_evaluate_tasks import EVALUATE, PREPROCESS
 
 AFFINE = np.array([[0, 0, -1.0, 20], [0, -1.0, 0, 20], [3.0, 0, 0, 0], [0, 0, 0, 1]])
@@ -158,7 +159,7 @@ def test_the_gate_reads_what_evaluation_writes(evaluated: tuple[Inputs, Path]) -
     }
     funnel = {"in": 15, "accepted": 15, "not_ct": 0, "rejected": {}}
     tasks = read_table(out / "tasks.parquet")
-    verdicts = judge(
+    verdicts = verdicts_of(
         parse(GateConfig, block, "t"),
         Evidence("wholebody", metrics_of(out), funnel, inputs.curated.assign(same_scan=""), tasks),
     )

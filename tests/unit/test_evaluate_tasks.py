@@ -10,8 +10,8 @@ import pytest
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.sources import findings, lesions, organs, stability, structure_class
 from components.evaluate.tasks import Inputs, check_splits, usable
-from components.params import ParamsError, parse
 from components.preprocess.config import PreprocessConfig
+from components.settings import ParamsError, parse
 
 EVALUATE: dict[str, Any] = {
     "selection": None, "device": "cpu",

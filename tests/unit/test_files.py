@@ -14,7 +14,9 @@ import pandas as pd
 import pytest
 
 from components import files
-from components.files import DiskFullError, read_table, replacing, sha256_tree, write_json, write_table
+from components.errors import UserError
+from components.files import DiskFullError, replacing, require_file_name, sha256_tree, write_json, write_text
+from components.tables import read_table, write_table
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -41,6 +43,28 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         (temporary / "new").touch()
     assert [p.name for p in path.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    (folder / "of").mkdir(parents=True)
+    (folder / "of" / "years.txt").write_text("precious")
+    with pytest.raises(UserError, match=r"results: a folder; allowed: the name of a file"):
+        write_text(folder, "a picture")
+    assert (folder / "of" / "years.txt").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
+    scan, other = tmp_path / "scan.nii.gz", tmp_path / "link.nii.gz"
+    scan.write_bytes(b"scan")
+    other.symlink_to(scan)
+    for output in (scan, other):
+        with pytest.raises(UserError, match="is what is read, and would be replaced"):
+            require_file_name(output, scan)
+    with pytest.raises(UserError, match="a folder"):
+        require_file_name(Path(), scan)
+    assert require_file_name(tmp_path / "new.png", scan) == tmp_path / "new.png"
 
 
 def test_tables_and_json_have_stable_bytes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from components.params import UserError
+from components.errors import UserError
 from flows.environment import prepare
 from flows.places import require_server
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pretrain_project import write_project
 
-from components.params import UserError
+from components.errors import UserError
 from flows.graph import stages_for
 from flows.release import release
 from flows.run import Run

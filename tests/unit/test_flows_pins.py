@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from components.params import UserError
+from components.errors import UserError
 from flows import pins
 
 
@@ -27,7 +27,10 @@ def test_the_graph_names_each_stages_own_pins_and_never_the_whole_lock_file(proj
 
 
 def test_what_decides_a_stage_is_pinned_for_it_and_what_does_not_is_not(project: Path) -> None:
-    names = {stage: {line.partition("==")[0].lower() for line in pins.stage_pins(stage)} for stage in pins.stages()}
+    names = {
+        stage: {line.partition("==")[0].lower() for line in pins.stage_pins(command)}
+        for stage, command in pins.commands().items()
+    }
     assert {"torch", "monai", "numpy", "blosc2"} <= names["pretrain"]
     assert {"dicomsdl", "pydicom", "pylibjpeg-openjpeg", "opencv-python-headless"} <= names["preprocess"]
     assert "scikit-learn" in names["evaluate"]
@@ -47,7 +50,7 @@ def test_a_late_import_counts_and_a_comment_does_not(tmp_path: Path) -> None:
 def test_a_package_that_the_lock_file_does_not_pin_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pins, "pins_of", lambda _: {})
     with pytest.raises(UserError, match=r"constraints.txt: does not pin .*torch"):
-        pins.stage_pins("pretrain")
+        pins.stage_pins(pins.commands()["pretrain"])
 
 
 def test_on_a_newer_python_the_services_pins_stay_those_of_the_oldest(
@@ -56,7 +59,7 @@ def test_on_a_newer_python_the_services_pins_stay_those_of_the_oldest(
     """A newer Python needs fewer packages, so that developers on two of them would undo each other's file."""
     path = pins.PINS / f"{pins.SERVING}.txt"
     fewer = path.read_text().splitlines()[:-1]
-    monkeypatch.setattr(pins, "stages", lambda: ())
+    monkeypatch.setattr(pins, "commands", dict)
     monkeypatch.setattr(pins, "pinned_requirements", lambda lock_file: fewer)
     newer = SimpleNamespace(version_info=(3, 12, 1), stdlib_module_names=sys.stdlib_module_names)
     monkeypatch.setattr(pins, "sys", newer)

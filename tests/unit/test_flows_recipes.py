@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.params import ParamsError, check_file, load_stage, parse, read_yaml
+from components.models.build import build_encoder, parameter_count
 from components.preprocess.config import PreprocessConfig
 from components.pretrain.config import PretrainConfig
-from components.pretrain.models import build_encoder, parameter_count
+from components.registry import check_file
+from components.settings import ParamsError, load_stage, parse, read_yaml
 from flows.recipes import load_recipe, names, pin_recipe
 
 MILLIONS = {"ct_fm": 77.760992, "fm_ct": 89.4}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from components.params import UserError
+from components.errors import UserError
 from flows import repository
 from flows.places import require_pins, require_repository
 from flows.verify import MADE_ON, verify

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from components.errors import UserError
 from components.files import write_json
-from components.params import UserError
 from flows import lock
 from flows.lock import checkout_lock
 from flows.run import GateFailed, ReleaseFailed, Run, StageFailed, Step, failure

@@ -8,9 +8,9 @@ import pytest
 
 from components.evaluate.scores import FIGURES
 from components.gate.config import GateConfig
-from components.gate.rules import Evidence, Verdict, against_champion, decision, judge
+from components.gate.rules import Evidence, Verdict, against_champion, decision, verdicts_of
 from components.gate.stage import failure_line
-from components.params import ParamsError, parse, read_yaml
+from components.settings import ParamsError, parse, read_yaml
 
 NUMBERS = {
     "value": 0.9, "low": 0.8, "high": 0.95, "random": 0.7,
@@ -57,7 +57,7 @@ def named(verdicts: list[Verdict], start: str) -> Verdict:
 
 
 def test_all_gates_pass_and_the_decision_lists_each() -> None:
-    content = decision(judge(config(), evidence()))
+    content = decision(verdicts_of(config(), evidence()))
     assert content["verdict"] == "pass"
     assert [gate["gate"] for gate in content["gates"]] == [
         "leakage", "same_scan", "reject_rate", "better_than_random organs linear_auc", "floor organs linear_auc",
@@ -68,52 +68,52 @@ def test_all_gates_pass_and_the_decision_lists_each() -> None:
 def test_one_patient_in_pretraining_and_evaluation_fails(leaking: str) -> None:
     given = evidence()
     row = pd.DataFrame({"patient": [leaking], "role": ["pretrain"], "status": ["accepted"], "same_scan": [""]})
-    verdict = named(judge(config(), evidence(curated=pd.concat([given.curated, row]))), "leakage")
+    verdict = named(verdicts_of(config(), evidence(curated=pd.concat([given.curated, row]))), "leakage")
     assert (verdict.figure, verdict.bound, verdict.verdict) == (1, 0, "fail")
     assert leaking in verdict.detail
 
 
 def test_a_rejected_pretraining_scan_is_no_leak() -> None:
-    assert named(judge(config(), evidence(tasks=pd.DataFrame({"patient": ["p3"]}))), "leakage").verdict == "pass"
+    assert named(verdicts_of(config(), evidence(tasks=pd.DataFrame({"patient": ["p3"]}))), "leakage").verdict == "pass"
 
 
 def test_one_scan_under_two_names_fails() -> None:
     row = pd.DataFrame({"patient": ["p4"], "role": ["pretrain"], "status": ["accepted"], "series": ["s4"],
                         "same_scan": ["s2"]})  # fmt: skip
-    verdict = named(judge(config(), evidence(curated=pd.concat([evidence().curated, row]))), "same_scan")
+    verdict = named(verdicts_of(config(), evidence(curated=pd.concat([evidence().curated, row]))), "same_scan")
     assert (verdict.figure, verdict.bound, verdict.verdict) == (1, 0, "fail")
     assert "s4" in verdict.detail
 
 
 def test_reject_rate_above_its_bound_fails() -> None:
-    verdict = named(judge(config(max_reject_rate=0.1), evidence()), "reject_rate")
+    verdict = named(verdicts_of(config(max_reject_rate=0.1), evidence()), "reject_rate")
     assert (verdict.figure, verdict.bound, verdict.verdict) == (0.2, 0.1, "fail")
 
 
 def test_what_is_no_ct_is_no_rejected_ct() -> None:
     """A radiotherapy archive holds a structure set, a dose and a PET beside every CT."""
     funnel = {"in": 40, "accepted": 8, "not_ct": 30, "rejected": {"no_body": 2}}
-    verdict = named(judge(config(max_reject_rate=0.2), evidence(funnel=funnel)), "reject_rate")
+    verdict = named(verdicts_of(config(max_reject_rate=0.2), evidence(funnel=funnel)), "reject_rate")
     assert (verdict.figure, verdict.verdict) == (0.2, "pass")
     assert "2 of 10 CT series rejected; 30 others are no CT" in verdict.detail
-    assert named(judge(config(max_reject_rate=0.19), evidence(funnel=funnel)), "reject_rate").failed
+    assert named(verdicts_of(config(max_reject_rate=0.19), evidence(funnel=funnel)), "reject_rate").failed
 
 
 @pytest.mark.parametrize("others", [0, 7])
 def test_nothing_in_fails(others: int) -> None:
     funnel = {"in": others, "accepted": 0, "not_ct": others, "rejected": {}}
-    assert named(judge(config(), evidence(funnel=funnel)), "reject_rate").failed
+    assert named(verdicts_of(config(), evidence(funnel=funnel)), "reject_rate").failed
 
 
 def test_an_interval_that_only_touches_the_bound_is_not_better_than_random() -> None:
     wanted = [{"task": "organs", "figure": "linear_auc", "minimum_difference_low": 0.1}]
-    verdict = named(judge(config(better_than_random=wanted), evidence()), "better_than_random")
+    verdict = named(verdicts_of(config(better_than_random=wanted), evidence()), "better_than_random")
     assert (verdict.figure, verdict.verdict) == (0.1, "fail")
 
 
 def test_a_floor_out_of_reach_fails_and_its_line_names_gate_figure_and_bound() -> None:
     wanted = [{"task": "organs", "figure": "linear_auc", "minimum": 0.99}]
-    verdict = named(judge(config(floors=wanted), evidence()), "floor")
+    verdict = named(verdicts_of(config(floors=wanted), evidence()), "floor")
     assert failure_line(verdict).startswith("gate failed: floor organs linear_auc: figure 0.9, bound 0.99: ")
 
 
@@ -127,7 +127,7 @@ def test_a_floor_out_of_reach_fails_and_its_line_names_gate_figure_and_bound() -
 )
 def test_a_gate_without_its_figure_fails_with_the_reason(task: str, figure: str, said: str) -> None:
     wanted = [{"task": task, "figure": figure, "minimum": 0.5}]
-    verdict = named(judge(config(floors=wanted), evidence()), "floor")
+    verdict = named(verdicts_of(config(floors=wanted), evidence()), "floor")
     assert verdict.verdict == "fail"
     assert said in verdict.detail
 
@@ -163,14 +163,14 @@ def test_a_mistyped_bound_is_one_line() -> None:
 
 
 def test_what_no_gate_asks_is_not_judged_and_does_not_count_as_passed() -> None:
-    verdicts = judge(config(better_than_random=[], floors=[]), evidence())
+    verdicts = verdicts_of(config(better_than_random=[], floors=[]), evidence())
     assert {gate.gate: gate.verdict for gate in verdicts} == {
         "leakage": "pass", "same_scan": "pass", "reject_rate": "pass",
         "better_than_random": "not judged", "floors": "not judged",
     }  # fmt: skip
     assert decision(verdicts)["verdict"] == "pass"
     assert "gate.floors is empty" in named(verdicts, "floors").detail
-    leaking = judge(config(floors=[]), evidence(tasks=pd.DataFrame({"patient": ["p1"]})))
+    leaking = verdicts_of(config(floors=[]), evidence(tasks=pd.DataFrame({"patient": ["p1"]})))
     assert decision(leaking)["verdict"] == "fail"
 
 
@@ -187,7 +187,7 @@ def judged(line: str, value: float, random: float, half_width: float) -> dict[st
     }  # fmt: skip
     task = {"wholebody": "organs", "head": "findings"}[line]
     metrics = {"evaluation_data": "d1", "tasks": {task: dict.fromkeys(FIGURES, numbers)}, "not_evaluated": {}}
-    verdicts = judge(shipped(line), evidence(metrics=metrics))
+    verdicts = verdicts_of(shipped(line), evidence(metrics=metrics))
     return {verdict.gate.split()[0]: verdict.verdict for verdict in verdicts}
 
 

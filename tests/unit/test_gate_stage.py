@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from components.files import read_json, write_json, write_table
+from components.files import read_json, write_json
+from components.tables import write_table
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = {

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from components.confined import Bounds, Result, isolated
+from components.errors import UserError
 from components.files import DiskFullError
 from components.isolation import GIB, Deadline, Lost, check_unexpected, guarded, out_of_memory, untimed
-from components.params import UserError
 from components.progress import map_series
 
 ROOT = Path(__file__).resolve().parents[2]

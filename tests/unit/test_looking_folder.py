@@ -17,12 +17,12 @@ import SimpleITK
 from label_files import Scan, contour, rectangle, saved, scanned, segmentation, structures
 from pydicom.uid import generate_uid
 
-from components.labels.onto_grid import read_labels
+from components.ct.labels.onto_grid import read_labels
+from components.ct.store import Volume
+from components.errors import UserError
 from components.looking.folder import read_folder
 from components.looking.volume import export, export_labels, facts, open_volume, picture
-from components.params import UserError
-from components.preprocess.store import Volume
-from flows.volumes import add_parser
+from flows.volumes import add_options
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +34,7 @@ def scan(tmp_path: Path) -> Scan:
 
 def run(*words: str) -> int:
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers(), ("wholebody", "head"))
+    add_options(parser.add_subparsers().add_parser("volume"), ("wholebody", "head"))
     arguments = parser.parse_args(["volume", *words])
     done: int = arguments.run(arguments)
     return done

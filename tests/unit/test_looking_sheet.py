@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.image import imread
 
+from components.ct.store import Volume, write_volume
 from components.looking.sheet import chosen, contact_sheet
-from components.preprocess.store import Volume, write_volume
 
 
 def curated(reasons: list[str]) -> pd.DataFrame:

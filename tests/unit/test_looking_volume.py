@@ -13,15 +13,16 @@ import SimpleITK
 from matplotlib.image import imread
 from phantom_plans import small
 
-from components.labels.onto_grid import read_labels, read_stored_labels
+from components.ct.dicom import read_series
+from components.ct.labels.onto_grid import read_labels, read_stored_labels
+from components.ct.standardise import resample_only
+from components.ct.store import Volume, voxel_of, write_volume
+from components.errors import UserError
 from components.looking.volume import WINDOWS, draw, export, facts, find, open_volume
-from components.params import UserError, load_stage
-from components.phantom.scanner import scan
 from components.preprocess.config import PreprocessConfig
-from components.preprocess.dicom import read_series
-from components.preprocess.standardise import resample_only
-from components.preprocess.store import Volume, voxel_of, write_volume
-from flows.volumes import WINDOW_NAMES, add_parser
+from components.settings import load_stage
+from components.sources.phantom.scanner import scan
+from flows.volumes import WINDOW_NAMES, add_options
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 
@@ -145,7 +146,7 @@ def test_the_commands_write_what_they_name(
     nib.save(nib.Nifti1Image((volume.hu > 0).astype(np.uint8), volume.affine), "block.nii.gz")
     Path("block.json").write_text('{"1": {"name": "block", "code": "SCT 1 Block"}}')
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers(), ("wholebody", "head"))
+    add_options(parser.add_subparsers().add_parser("volume"), ("wholebody", "head"))
 
     def run(*words: str) -> str:
         arguments = parser.parse_args(["volume", *words])

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ruamel.yaml import YAML
 
-from components.params import LINES, ParamsError, check_file, load_stage, shards
+from components.registry import check_file
 from components.screen.config import ScreenConfig
+from components.settings import LINES, ParamsError, load_stage, read_yaml, shards
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,6 +43,33 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("wholebodi",), {}, "did you mean 'wholebody'?"),
         (("head", "cohort", "phantom", "fault_shar"), 0.1, "did you mean 'fault_share'?"),
         (("shards",), [1, 2], "shards: [1, 2] is not allowed"),
+        (("shards",), [False, True], "shards: [false, true] is not allowed"),
+        (("shards",), [0.0, 1.0], "shards: [0.0, 1.0] is not allowed"),
+        (("lines",), "wholebody", "lines: 'wholebody' is not allowed: a list of wholebody and head"),
+        (("lines",), ["head", "head"], "lines: ['head', 'head'] is not allowed"),
+        (("lines",), None, "lines: None is not allowed"),
+        (("wholebody", "screen", "kvp"), [140.0, 70.0], "screen.kvp: [140.0, 70.0] is not allowed: the lower first"),
+        (("wholebody", "screen", "kvp"), [70.0, float("inf")], "a finite number"),
+        (("wholebody", "screen", "body_parts"), [], "at least 1 item"),
+        (("head", "curate", "noise_hu"), [200.0, 0.5], "noise_hu: [200.0, 0.5] is not allowed: the lower first"),
+        (("head", "cohort", "quality", "file_kb"), [9.0, 1.0], "file_kb: [9.0, 1.0] is not allowed: the lower first"),
+        (("wholebody", "pretrain", "objective", "views", "scale"), [1.0, 0.7], "the lower first"),
+        (("head", "pretrain", "objective", "views", "gamma"), [2.0, 0.5], "the lower first"),
+        (("wholebody", "pretrain", "optimiser", "learning_rate"), float("inf"), "a finite number"),
+        (("wholebody", "pretrain", "seed"), 2**63, "less than"),
+        (("wholebody", "evaluate", "random_seeds"), [2**63], "less than"),
+        (("wholebody", "pretrain", "input", "size_vox"), [8, 5000, 32], "less than or equal to 512"),
+        (("wholebody", "pretrain", "encoder", "blocks_down"), [1] * 9, "at most 7 items"),
+        (
+            ("wholebody", "pretrain", "input", "spacing_mm"),
+            [1.0, 1.0, 1.0],
+            "input.spacing_mm: [1.0, 1.0, 1.0] is not allowed with wholebody.preprocess.spacing_mm [3.0, 1.0, 1.0]",
+        ),
+        (
+            ("wholebody", "pretrain", "input", "orientation"),
+            "RAS",
+            "is not allowed with wholebody.preprocess.orientation",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, keys: tuple[str, ...], value: object, said: str) -> None:
@@ -72,3 +101,86 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("a: [")
     with pytest.raises(ParamsError, match="not valid YAML"):
         shards(tmp_path / "params.yaml")
+
+
+SCALARS = [
+    "0200",
+    "1:30",
+    "1:30.5",
+    "on",
+    "off",
+    "yes",
+    "no",
+    "y",
+    "n",
+    "true",
+    "True",
+    "TRUE",
+    "false",
+    "1e-3",
+    "1e-05",
+    "1E5",
+    "1.0e-3",
+    "12e03",
+    ".inf",
+    "-.inf",
+    "+.inf",
+    ".nan",
+    ".5",
+    "5.",
+    "-.5",
+    "0o17",
+    "0x1F",
+    "0b11",
+    "1_000",
+    "007",
+    "+3",
+    "-0",
+    "1.2.3",
+    "~",
+    "null",
+    "Null",
+    "NULL",
+    "none",
+    "abc",
+    "0.0",
+    "3.0",
+    "-1.5e+3",
+]
+
+
+@pytest.mark.parametrize("text", SCALARS)
+def test_a_scalar_is_what_dvc_takes_it_for(text: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(f"a: {text}\n")
+    ours, theirs = read_yaml(tmp_path / "params.yaml")["a"], YAML(typ="safe", pure=True).load(f"a: {text}\n")["a"]
+    assert (type(ours), str(ours)) == (type(theirs), str(theirs))
+
+
+def test_what_is_shipped_means_the_same_in_every_dialect() -> None:
+    for path in (ROOT / "params.yaml", *(ROOT / "components" / "pretrain" / "recipes").glob("*.yaml")):
+        assert read_yaml(path) == yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: \xe9\n", "not UTF-8 text: byte 4 is 0xe9"),
+        ("a: 1\n".encode("utf-16"), "not UTF-8 text"),
+        (b"a: " + b"1" * 5000, "not valid YAML"),
+        (b"a: &a {b: *a}\n", "blocks within blocks without end"),
+        (b"a: " + b"[" * 3000, "not valid YAML"),
+        (b"a: {b: 1, b: 2}\n", "key 'b' is there twice"),
+        (b"a: 1\nb: 2\na: 3\n", "key 'a' is there twice"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_one_line(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(ParamsError) as caught:
+        read_yaml(tmp_path / "params.yaml")
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_date_stays_text_and_merged_blocks_are_merged(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("a: &a {b: 1, c: 2020-13-41}\nd: {<<: *a, b: 2}\n")
+    assert read_yaml(tmp_path / "params.yaml")["d"] == {"b": 2, "c": "2020-13-41"}

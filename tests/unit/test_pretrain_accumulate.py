@@ -9,7 +9,7 @@ import pytest
 import torch
 from pretrain_project import HERE, block, config_of, volumes_of, write_project
 
-from components.params import UserError
+from components.errors import UserError
 from components.pretrain.loop import train
 from tests.unit.test_pretrain_loop import Nothing, in_parts, two_view
 

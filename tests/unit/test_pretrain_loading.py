@@ -8,11 +8,12 @@ import pytest
 import torch
 from pretrain_project import HERE, InMemory, block, config_of, volumes_of, write_project
 
-from components.params import ParamsError, UserError
+from components.errors import UserError
 from components.pretrain.loading import batches, places, sample_order
 from components.pretrain.local_driver import read_state
 from components.pretrain.loop import train
 from components.pretrain.workers import World
+from components.settings import ParamsError
 
 
 def test_every_volume_is_seen_once_per_epoch_in_another_order_each() -> None:

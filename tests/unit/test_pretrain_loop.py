@@ -13,15 +13,16 @@ import pytest
 import torch
 from pretrain_project import HERE, InMemory, block, config_of, volumes_of, write_project
 
+from components.errors import UserError
 from components.files import sha256_tree
-from components.params import UserError, parse
+from components.models.embed import Embedder, load_candidates
 from components.pretrain import __main__ as stage
 from components.pretrain.config import OptimiserConfig
-from components.pretrain.embed import Embedder, load_candidates
 from components.pretrain.local_driver import read_state, write_state
 from components.pretrain.loop import State, build_optimiser, laid_out, learning_rate, train
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.workers import World
+from components.settings import parse
 
 
 def equal(a: Any, b: Any) -> bool:

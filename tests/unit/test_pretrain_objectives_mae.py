@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from components.pretrain.config import VitConfig
-from components.pretrain.objectives.config import MaeConfig
+from components.models.config import VitConfig
+from components.models.vit import patchify, take_tokens
+from components.pretrain.config import MaeConfig
 from components.pretrain.objectives.mae import MaeDecoder, mae_loss
-from components.pretrain.vit import patchify, take_tokens
 
 
 def test_loss_is_the_mean_squared_error() -> None:

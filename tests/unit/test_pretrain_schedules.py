@@ -9,10 +9,10 @@ import pytest
 import torch
 from pretrain_project import HERE, block, config_of, volumes_of, write_project
 
-from components.params import parse, read_yaml
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import Trainer, build_optimiser
 from components.pretrain.objectives.build import build_objective
+from components.settings import parse, read_yaml
 
 STEPS = 9
 OPTIMISER = {

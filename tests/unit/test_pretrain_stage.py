@@ -15,14 +15,15 @@ import torch
 from pretrain_project import HERE, InMemory, block, config_of, volumes_of, write_project
 
 from components import arithmetic
-from components.files import read_json, read_table
-from components.params import UserError
+from components.errors import UserError
+from components.files import read_json
+from components.models.embed import candidate_file, device_of
 from components.pretrain import __main__ as stage
 from components.pretrain import ray_driver
-from components.pretrain.embed import candidate_file, device_of
 from components.pretrain.local_driver import read_state, write_candidate
 from components.pretrain.loop import train
 from components.pretrain.workers import on_gpus
+from components.tables import read_table
 
 
 def curated_of(root: Path) -> pd.DataFrame:
@@ -49,20 +50,18 @@ def test_the_runs_name_changes_with_what_decides_the_weights_and_with_nothing_el
 
 @pytest.mark.parametrize(
     ("module", "decides"),
-    [("loop.py", True), ("objectives/dino.py", True), ("../preprocess/store.py", True), ("ray_driver.py", True),
-     ("plots.py", False), ("embed.py", False), ("__main__.py", False)],
+    [("pretrain/loop.py", True), ("pretrain/objectives/dino.py", True), ("models/vit.py", True), ("ct/store.py", True),
+     ("pretrain/ray_driver.py", True), ("pretrain/plots.py", False), ("models/embed.py", False),
+     ("pretrain/__main__.py", False)],
 )  # fmt: skip
 def test_the_runs_name_changes_with_the_code_of_a_step(
     module: str, decides: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curated = curated_of(write_project(tmp_path / "project", "wholebody"))
-    components = tmp_path / "components"
-    for package in ("pretrain", "preprocess"):
-        shutil.copytree(Path(stage.__file__).parent.parent / package, components / package)
-    monkeypatch.setattr(stage, "__file__", str(components / "pretrain" / "__main__.py"))
-    monkeypatch.setattr(stage, "STORE", components / "preprocess" / "store.py")
+    components = shutil.copytree(stage.ROOT / "components", tmp_path / "components")
+    monkeypatch.setattr(stage, "ROOT", tmp_path)
     before = stage.run_name("wholebody", config_of("wholebody"), curated)
-    path = components / "pretrain" / module
+    path = components / module
     path.write_text(path.read_text() + "\n")
     assert (stage.run_name("wholebody", config_of("wholebody"), curated) != before) is decides
 

@@ -8,14 +8,14 @@ from monai.transforms import Flip, GaussianSmooth, RandHistogramShift, Resize, S
 from pretrain_project import block, volume
 from torch.nn import functional
 
-from components.params import parse
-from components.preprocess.store import StoredVolume, Volume, write_volume
-from components.pretrain.config import InputConfig
-from components.pretrain.intensity import apply_windows, gamma, histogram_shift, smooth
+from components.ct.store import StoredVolume, Volume, write_volume
+from components.models.config import InputConfig
+from components.models.intensity import apply_windows, gamma, histogram_shift, smooth
+from components.models.resample import axis_weights, may_halve, resample, resize_windows
+from components.pretrain.config import CropViewsConfig, MultiCropConfig
 from components.pretrain.loading import collate
-from components.pretrain.objectives.config import CropViewsConfig, MultiCropConfig
-from components.pretrain.resample import axis_weights, may_halve, resample, resize_windows
 from components.pretrain.views import Batch, CropViews, MultiCropViews, Sample, Views
+from components.settings import parse
 
 STILL = torch.zeros(1, dtype=torch.bool)
 

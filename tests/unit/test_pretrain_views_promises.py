@@ -12,13 +12,13 @@ import torch
 from pretrain_project import block, config_of
 from scipy import ndimage
 
-from components.params import parse
-from components.preprocess.store import StoredVolume, Volume, write_volume
-from components.pretrain.config import InputConfig
-from components.pretrain.intensity import apply_windows
+from components.ct.store import StoredVolume, Volume, write_volume
+from components.models.config import InputConfig
+from components.models.intensity import BODY_HU, apply_windows
+from components.pretrain.config import CropViewsConfig, IbotConfig, MultiCropConfig
 from components.pretrain.loading import collate, sample_rng
-from components.pretrain.objectives.config import CropViewsConfig, IbotConfig, MultiCropConfig
-from components.pretrain.views import BODY_HU, Batch, CropViews, MultiCropViews, build_views
+from components.pretrain.views import Batch, CropViews, MultiCropViews, build_views
+from components.settings import parse
 
 PLAIN = {
     "flip_probability": 0.0, "shift": 0.0, "smooth_probability": 0.0, "gamma": (1.0, 1.0), "global_side": (1.0, 1.0),

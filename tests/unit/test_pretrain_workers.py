@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from components.params import UserError
+from components.errors import UserError
 from components.pretrain.objectives.dino import BatchStandardise, logit_sums, moved_centre
 from components.pretrain.objectives.koleo import koleo_loss
 from components.pretrain.objectives.ntxent import across_volume_ntxent

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 from pydicom.uid import AllTransferSyntaxes
 
-from components.acquire.headers import measure_series
-from components.params import ParamsError, UserError, load_stage, parse
+from components.ct.headers import measure_series
+from components.errors import UserError
 from components.quality.derived import prepare
 from components.quality.geometry import even_stack, orthonormal
 from components.quality.judge import judge, write_data_docs
-from components.quality.suites import headers
 from components.screen.config import ScreenConfig
+from components.screen.suite import headers_suite
+from components.settings import ParamsError, load_stage, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 CLEAN = {
@@ -73,7 +74,7 @@ def config() -> ScreenConfig:
 def test_every_header_fault_gives_its_reason_and_clean_series_none(config: ScreenConfig) -> None:
     rows = [{"series": "clean", **CLEAN}]
     rows += [{"series": f"{i:02d}-{reason}", **CLEAN, **fault} for i, (reason, fault) in enumerate(FAULTS)]
-    judgement = judge(pd.DataFrame(rows), headers(config, len(rows)))
+    judgement = judge(pd.DataFrame(rows), headers_suite(config, len(rows)))
     assert judgement.reasons == {f"{i:02d}-{reason}": [reason] for i, (reason, _) in enumerate(FAULTS)}
     failed = [rule for rule in judgement.results if not rule["success"]]
     assert {rule["reason"] for rule in failed if rule["severity"] == "reject"} == {reason for reason, _ in FAULTS}
@@ -83,15 +84,15 @@ def test_every_header_fault_gives_its_reason_and_clean_series_none(config: Scree
 def test_a_lost_or_doubled_series_stops_the_run(config: ScreenConfig) -> None:
     table = pd.DataFrame([{"series": "a", **CLEAN}, {"series": "a", **CLEAN}])
     with pytest.raises(UserError, match="every series once"):
-        judge(table, headers(config, 2))
+        judge(table, headers_suite(config, 2))
     with pytest.raises(UserError, match="all 3 series are there"):
-        judge(table.drop_duplicates("series"), headers(config, 3))
+        judge(table.drop_duplicates("series"), headers_suite(config, 3))
 
 
 def test_a_column_that_no_one_measured_stops_the_run(config: ScreenConfig) -> None:
     table = pd.DataFrame([{"series": "a", **CLEAN}]).drop(columns=["identifiers", "private_unknown"])
     with pytest.raises(UserError, match=r"suite headers: column identifiers, private_unknown.* missing"):
-        judge(table, headers(config, 1))
+        judge(table, headers_suite(config, 1))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_privacy_stops_the_run_unless_the_header_states_removal_and_the_line_acc
     config = config.model_copy(update={"accept_stated_deidentification": accepted})
     found = {"identifiers": "PatientName", "private_unknown": 2, "identity_removed": stated}
     table = pd.DataFrame([{"series": "a", **CLEAN, **found}, {"series": "b", **CLEAN}])
-    whole = headers(config, 2)
+    whole = headers_suite(config, 2)
     suite = replace(whole, rules=tuple(rule for rule in whole.rules if rule.reason in PRIVACY))
     if stops:
         with pytest.raises(UserError, match=r"direct_identifiers: .*\(1 series: a\); private_tags: .*\(1 series: a\)"):
@@ -135,12 +136,12 @@ def test_what_was_not_measured_of_a_stack_is_not_judged() -> None:
 def test_objects_that_are_no_ct_are_not_among_what_is_mostly_rejected(config: ScreenConfig) -> None:
     other = {**CLEAN, "is_ct_image": False, "other_object": True, "modality": "RTSTRUCT"}
     rows = [{"series": "ct", **CLEAN}, *({"series": f"other{n}", **other} for n in range(5))]
-    judgement = judge(pd.DataFrame(rows), headers(config, len(rows)))
+    judgement = judge(pd.DataFrame(rows), headers_suite(config, len(rows)))
     assert judgement.warnings == []
     assert set(judgement.reasons) == {f"other{n}" for n in range(5)}, "each is accounted for, with its reason"
     lost = [{**row, "other_object": False} for row in rows]
-    assert judge(pd.DataFrame(lost), headers(config, len(rows))).warnings == ["at least 60% accepted"]
-    assert judge(pd.DataFrame(rows[1:]), headers(config, 5)).warnings == []
+    assert judge(pd.DataFrame(lost), headers_suite(config, len(rows))).warnings == ["at least 60% accepted"]
+    assert judge(pd.DataFrame(rows[1:]), headers_suite(config, 5)).warnings == []
 
 
 @pytest.mark.parametrize(("body_parts", "rejected"), [(None, []), (("HEAD", "BRAIN"), ["chest"])])
@@ -149,7 +150,7 @@ def test_a_line_says_what_it_is_for(
 ) -> None:
     named = {"head": "HEAD", "brain": "brain", "chest": "CHEST", "free": "KOPF NATIV", "silent": ""}
     table = pd.DataFrame([{"series": name, **CLEAN, "body_part": text} for name, text in named.items()])
-    suite = headers(config.model_copy(update={"body_parts": body_parts}), len(table))
+    suite = headers_suite(config.model_copy(update={"body_parts": body_parts}), len(table))
     assert judge(table, suite).reasons == {name: ["body_part"] for name in rejected}
 
 
@@ -160,7 +161,7 @@ def test_a_body_part_that_no_header_says_is_refused(config: ScreenConfig) -> Non
 
 def test_data_docs_are_built(config: ScreenConfig, tmp_path: Path) -> None:
     table = pd.DataFrame([{"series": "a", **CLEAN, "accepted": 1.0}])
-    index = write_data_docs([("headers", table, headers(config, 1))], tmp_path / "docs")
+    index = write_data_docs([("headers", table, headers_suite(config, 1))], tmp_path / "docs")
     assert "headers" in index.read_text()
     told = " ".join(page.read_text() for page in index.parent.rglob("*.html"))
     assert "evenly spaced, straight stack" in told

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.curate.config import CurateConfig, DriftConfig, FeatureName
-from components.drift import __main__ as stage
+from components.curate import drift as stage
+from components.curate.config import CurateConfig
+from components.errors import UserError
 from components.files import read_json, write_json
-from components.params import ParamsError, UserError, parse
 from components.quality import drift
+from components.quality.drift import DriftConfig, FeatureName
+from components.settings import ParamsError, parse
 
 CONFIG = DriftConfig(warn_psi=0.1, critical_psi=0.25, confidence=0.99, critical_features=())
 

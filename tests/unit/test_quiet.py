@@ -12,7 +12,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from components.acquire.headers import TAGS
+from components.ct.headers import TAGS
 from tests.header_fuzz import EXPLICIT, IMPLICIT, Element, File, encoded, item, sources, with_element, written
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,12 +31,13 @@ logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 if sys.argv[2] == "loud":
     warnings.resetwarnings()
     logging.getLogger("pydicom").propagate = True
-from components.acquire.headers import measure_series, read_instance
-from components.acquire.sources.dicom import list_tree
+from components.ct.headers import measure_series, read_instance
+from components.sources.dicom_tree import list_tree
 from components.cohort.config import CohortConfig
-from components.labels.onto_grid import read_labels
-from components.params import UserError, load_stage
-from components.preprocess.dicom import read_series
+from components.ct.labels.onto_grid import read_labels
+from components.errors import UserError
+from components.settings import load_stage
+from components.ct.dicom import read_series
 from serving.limits import Limits
 from serving.reading import read_upload
 folder = Path(sys.argv[1])

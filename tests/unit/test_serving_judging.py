@@ -7,11 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from components.acquire.headers import measure_series
+from components.ct.headers import measure_series
 from components.curate.config import CurateConfig
-from components.params import load_stage
-from components.quality import judge, suites
+from components.curate.suite import volumes_suite
+from components.quality import judge
+from components.quality.rules import Suite
 from components.screen.config import ScreenConfig
+from components.screen.suite import headers_suite
+from components.settings import load_stage
 from serving.judging import warnings_of
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -50,7 +53,7 @@ def _table(base: dict[str, Any], faults: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([{"series": f"s{i:02d}", **base, **fault} for i, fault in enumerate(faults)])
 
 
-def _compare(table: pd.DataFrame, suite: suites.Suite) -> int:
+def _compare(table: pd.DataFrame, suite: Suite) -> int:
     expected = judge.judge(table, suite).reasons
     for row in table.to_dict("records"):
         reasons = [warning.partition(":")[0] for warning in warnings_of(row, suite)]
@@ -60,14 +63,12 @@ def _compare(table: pd.DataFrame, suite: suites.Suite) -> int:
 
 def test_headers_are_judged_as_great_expectations_judges_them() -> None:
     config = load_stage(ScreenConfig, "wholebody", "screen", PARAMS)
-    assert (
-        _compare(_table(HEADERS, HEADER_FAULTS), suites.headers(config, len(HEADER_FAULTS))) == len(HEADER_FAULTS) - 2
-    )
+    assert _compare(_table(HEADERS, HEADER_FAULTS), headers_suite(config, len(HEADER_FAULTS))) == len(HEADER_FAULTS) - 2
 
 
 def test_voxels_are_judged_as_great_expectations_judges_them() -> None:
     config = load_stage(CurateConfig, "wholebody", "curate", PARAMS)
-    assert _compare(_table(VOXELS, VOXEL_FAULTS), suites.volumes(config, len(VOXEL_FAULTS))) == len(VOXEL_FAULTS) - 1
+    assert _compare(_table(VOXELS, VOXEL_FAULTS), volumes_suite(config, len(VOXEL_FAULTS))) == len(VOXEL_FAULTS) - 1
 
 
 def test_what_a_line_is_for_is_judged_as_great_expectations_judges_it() -> None:
@@ -75,22 +76,22 @@ def test_what_a_line_is_for_is_judged_as_great_expectations_judges_it() -> None:
     stated = [
         {"body_part": text} for text in ("", "HEAD", "Brain ", "CHEST", "chest", r"HEAD\NECK", "special protocol")
     ]
-    assert _compare(_table(HEADERS, stated), suites.headers(screen, len(stated))) == 2
+    assert _compare(_table(HEADERS, stated), headers_suite(screen, len(stated))) == 2
     curate = load_stage(CurateConfig, "head", "curate", PARAMS)
     faults = [{}, {"body_area_cm2": 620.0}, {"bone_fraction": 0.04}, {"lung_fraction": 0.46}, {"body_area_cm2": 0.0}]
-    assert _compare(_table(VOXELS, faults), suites.volumes(curate, len(faults))) == 3
+    assert _compare(_table(VOXELS, faults), volumes_suite(curate, len(faults))) == 3
 
 
 def test_what_the_crop_leaves_out_is_told() -> None:
     """Parts of the patient, or a large table: a warning, for a person to look."""
-    suite = suites.volumes(load_stage(CurateConfig, "wholebody", "curate", PARAMS), 2)
+    suite = volumes_suite(load_stage(CurateConfig, "wholebody", "curate", PARAMS), 2)
     judgement = judge.judge(_table(VOXELS, [{}, {"cut_fraction": 0.4}]), suite)
     assert judgement.reasons == {}
     assert judgement.warnings == ["at most 25% of what is denser than air lies outside of the crop"]
 
 
 def test_a_warning_says_what_is_expected_and_what_was_found() -> None:
-    suite = suites.headers(load_stage(ScreenConfig, "wholebody", "screen", PARAMS), rows=1)
+    suite = headers_suite(load_stage(ScreenConfig, "wholebody", "screen", PARAMS), rows=1)
     assert warnings_of({**HEADERS, "tilt_degrees": 18.5}, suite) == [
         "gantry_tilt: gantry tilt at most 1.0 degrees; found 18.5"
     ]

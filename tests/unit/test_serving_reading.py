@@ -16,12 +16,12 @@ import pytest
 from phantom_plans import small
 from pydicom import Dataset
 
-from components.acquire.headers import measure_series, read_instance
-from components.params import load_stage
-from components.phantom.scanner import scan
-from components.preprocess.dicom import read_series
-from components.quality import suites
+from components.ct.dicom import read_series
+from components.ct.headers import measure_series, read_instance
 from components.screen.config import ScreenConfig
+from components.screen.suite import headers_suite
+from components.settings import load_stage
+from components.sources.phantom.scanner import scan
 from serving.judging import warnings_of
 from serving.limits import Limits
 from serving.reading import Reading, read_upload
@@ -107,7 +107,7 @@ def rescale(slope: str | None, intercept: str | None) -> Callable[[Dataset], Non
 
 
 def told(reading: Reading) -> list[str]:
-    suite = suites.headers(load_stage(ScreenConfig, "wholebody", "screen", PARAMS), rows=1)
+    suite = headers_suite(load_stage(ScreenConfig, "wholebody", "screen", PARAMS), rows=1)
     return [text.partition(":")[0] for text in warnings_of(reading.measurements, suite)]
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from components.pretrain.config import PretrainConfig
-from components.pretrain.models import build_encoder
-from components.pretrain.objectives.config import HeadObjectiveConfig
+from components.models.build import build_encoder
+from components.models.vit import Vit
+from components.pretrain.config import HeadObjectiveConfig, PretrainConfig
 from components.pretrain.objectives.head import HeadObjective
 from components.pretrain.objectives.two_view import TwoView
-from components.pretrain.vit import Vit
 
 Objective = TwoView | HeadObjective
 

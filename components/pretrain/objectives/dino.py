@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.pretrain.objectives.config import DinoConfig
+from components.pretrain.config import DinoConfig
 from components.pretrain.objectives.precision import in_full_precision
 from components.pretrain.workers import sum_over_workers
 

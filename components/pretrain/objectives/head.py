@@ -7,8 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from components.models.vit import Vit, patchify, take_tokens
+from components.pretrain.config import HeadObjectiveConfig
 from components.pretrain.monitors import alignment
-from components.pretrain.objectives.config import HeadObjectiveConfig
 from components.pretrain.objectives.dino import (
     DinoHead,
     cosine_schedule,
@@ -23,7 +24,6 @@ from components.pretrain.objectives.ibot import ibot_loss
 from components.pretrain.objectives.koleo import koleo_loss
 from components.pretrain.objectives.mae import MaeDecoder, mae_loss
 from components.pretrain.views import Batch
-from components.pretrain.vit import Vit, patchify, take_tokens
 
 Outcome = dict[str, Tensor]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from components.pretrain.config import VitConfig
-from components.pretrain.objectives.config import MaeConfig
+from components.models.config import VitConfig
+from components.models.vit import Block, Size3, sincos_positions, take_tokens
+from components.pretrain.config import MaeConfig
 from components.pretrain.objectives.precision import in_full_precision
-from components.pretrain.vit import Block, Size3, sincos_positions, take_tokens
 
 
 @in_full_precision

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from components.pretrain.models import Encoder
+from components.models.build import Encoder
+from components.pretrain.config import NtXentConfig, SimSiamConfig, TwoViewConfig, VicRegConfig
 from components.pretrain.monitors import alignment
-from components.pretrain.objectives.config import NtXentConfig, SimSiamConfig, TwoViewConfig, VicRegConfig
 from components.pretrain.objectives.ntxent import across_volume_ntxent, within_volume_ntxent
 from components.pretrain.objectives.simsiam import simsiam_loss
 from components.pretrain.objectives.vicreg import vicreg_loss

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from components.confined import Bounds, Result
+from components.errors import UserError
 from components.isolation import GIB
-from components.params import UserError
 from serving.forks import serve_forks
 
 MARKS, SECONDS = Path(sys.argv[1]), int(sys.argv[2])

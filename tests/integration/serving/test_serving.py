@@ -16,8 +16,8 @@ from released import ROOT, free_port
 
 from components.bundle.manifest import write_manifest
 from components.files import read_json, write_json
-from components.params import read_yaml
-from components.pretrain.embed import Embedder
+from components.models.embed import Embedder
+from components.settings import read_yaml
 from serving.embedding import embed_file, open_release
 from serving.limits import Limits
 
@@ -42,10 +42,10 @@ def test_a_zipped_series_gives_the_offline_vector_and_says_what_was_found(
 
 
 def test_the_offline_vector_is_that_of_the_training_code(bundle: Path, tmp_path: Path) -> None:
-    from components.params import parse
+    from components.ct.dicom import read_series
+    from components.ct.standardise import standardise
     from components.preprocess.config import PreprocessConfig
-    from components.preprocess.dicom import read_series
-    from components.preprocess.standardise import standardise
+    from components.settings import parse
 
     paths = []
     for name, content in ct_series().items():

@@ -19,8 +19,8 @@ from bentoml._internal.server.http.traffic import TimeoutMiddleware
 from released import ROOT
 
 from components.confined import Bounds
+from components.errors import UserError
 from components.isolation import GIB
-from components.params import UserError
 from serving.app import EmbedApp
 from serving.forks import Forks
 from serving.limits import Limits

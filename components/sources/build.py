@@ -1,0 +1,26 @@
+"""The source of a name; a new source is one module beside this one and a line here."""
+
+from __future__ import annotations
+
+from components.sources.config import SourceConfig
+from components.sources.dicom import DicomSource
+from components.sources.dicomweb import DicomwebSource
+from components.sources.idc import IdcSource
+from components.sources.interface import Source
+from components.sources.nifti import NiftiSource
+from components.sources.phantom.source import PhantomSource
+
+
+def source_of(name: str, line: str, config: SourceConfig) -> Source:
+    """The source called ``name``, a value of ``config.source``; the line's block says what it needs."""
+    match name:
+        case "phantom":
+            return PhantomSource(line, config.phantom, pretrain=config.source == "phantom")
+        case "dicom":
+            return DicomSource(config, line)
+        case "idc":
+            return IdcSource(config.idc)
+        case "dicomweb":
+            return DicomwebSource(config, line)
+        case _:
+            return NiftiSource(config, line)

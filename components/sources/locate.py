@@ -1,0 +1,45 @@
+"""From a pseudonym in a table back to the bytes on this machine."""
+
+from __future__ import annotations
+
+from components.command import data_dir
+from components.errors import UserError
+from components.settings import load_part
+from components.sources.config import SourceConfig
+from components.sources.roots import root_of
+from components.sources.tree import resolve
+from components.tables import read_table
+
+TREES = ("dicom", "nifti")
+
+
+def locate(line: str, key: str) -> list[str]:
+    """Where the bytes of a series or a file lie on this machine.
+
+    Args:
+        line: model line, whose cohort is looked into.
+        key: of a series, or what the cohort's file table holds as a file's location.
+
+    Returns:
+        Absolute paths, sorted; members of a zip follow ``!/``. For a series of the Imaging Data Commons its address.
+
+    Raises:
+        UserError: no such key, the line has no cohort yet, or the series has no files of its own.
+    """
+    folder = data_dir(line, "cohort")
+    if not (folder / "cohort.parquet").is_file():
+        raise UserError(f"line {line}: no cohort yet; run `dvc repro cohort@{line}`")
+    config = load_part(SourceConfig, line, "cohort")
+    cohort, files = read_table(folder / "cohort.parquet"), read_table(folder / "files.parquet")
+    row = cohort[cohort["series"] == key]
+    members = files.loc[(files["location"] == key) | (files["series"] == key), "location"].tolist()
+    source = row["source"].iloc[0] if len(row) else config.source
+    if len(row) and source == "idc":
+        return [f"s3://{row['location'].iloc[0]}"]
+    if source not in TREES and len(row):
+        raise UserError(f"series {key}: source {source!r} keeps no files of its own on this machine")
+    if not members:
+        raise UserError(f"key {key!r}: neither a series nor a file of line {line}'s cohort")
+    root = root_of(source, line).resolve()
+    locations = resolve(source, line, members) if config.paths == "keyed" else members
+    return sorted(f"{root}/{location}" for location in locations)

@@ -1,0 +1,55 @@
+"""Scan phantom patients into a folder, one sub-folder per series: ``python -m components.sources.phantom --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from components.errors import UserError
+from components.settings import LINES
+from components.sources.config import PhantomConfig
+from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.scanner import scan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m components.sources.phantom",
+        description="Scan procedural patients: DICOM CT series with masks, annotations and, if wanted, faults.",
+    )
+    parser.add_argument("--line", required=True, choices=LINES, help="wholebody: trunks; head: heads")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the series, one sub-folder each")
+    parser.add_argument("--patients", type=int, default=4, help="how many clean scans (default 4)")
+    parser.add_argument(
+        "--fault-share", type=float, default=0.0, help="share of all series that carry a fault, 0 to 0.5"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="other seeds are other patients (default 0)")
+    arguments = parser.parse_args()
+    try:
+        if arguments.patients < 1 or not 0 <= arguments.fault_share <= 0.5 or arguments.seed < 0:
+            raise UserError("--patients must be at least 1, --fault-share 0 to 0.5, --seed not negative")
+        _scan_all(arguments)
+    except UserError as error:
+        print(f"phantom: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _scan_all(arguments: argparse.Namespace) -> None:
+    config = PhantomConfig(
+        pretrain_patients=arguments.patients,
+        evaluation_patients=4,
+        retest_patients=0,
+        fault_share=arguments.fault_share,
+        seed=arguments.seed,
+    )
+    for plan in plan_scans(arguments.line, config):
+        if plan.role == "pretrain":
+            folder = arguments.out / plan.name
+            table = scan(plan, folder)
+            table.to_csv(folder / "annotations.csv", index=False)
+            print(f"{plan.name}  {plan.fault or 'clean'}  {int(table['present'].sum())} structures")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Where bytes lie on this machine: configuration of the machine, never of the release.
+
+A root is named (``dicom``, ``nifti``, ``lidc_nodules``). Those of a source are a line's own, for two lines are mostly
+made from two archives. A root is found in the environment, ``CTFOUNDRY_ROOT_<LINE>_<NAME>`` or, for all lines,
+``CTFOUNDRY_ROOT_<NAME>``, or else in ``.ctfoundry/roots.json``, which git ignores. What a release was made from is
+pinned in ``params.yaml`` by a digest of the tree, which holds no path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from components.errors import UserError
+from components.files import write_json
+
+ROOTS_FILE = Path(".ctfoundry/roots.json")
+
+
+def _recorded() -> dict[str, Any]:
+    """Line to name to folder; folders right at the top are of every line, as ``--source`` once wrote them."""
+    try:
+        return dict(json.loads(ROOTS_FILE.read_text())) if ROOTS_FILE.is_file() else {}
+    except (ValueError, TypeError):
+        raise UserError(f"{ROOTS_FILE}: damaged; remove it, and name the folders again") from None
+
+
+def _of_line(recorded: dict[str, Any], line: str) -> dict[str, str]:
+    found = recorded.get(line)
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def root_of(name: str, line: str = "") -> Path:
+    """The folder behind a named root, of a line where it is a source's.
+
+    Raises:
+        UserError: not configured on this machine, or not a folder.
+    """
+    variable = f"CTFOUNDRY_ROOT_{name.upper()}"
+    own = re.sub(r"\W", "_", f"CTFOUNDRY_ROOT_{line}_{name}".upper())
+    recorded = _recorded()
+    value = os.environ.get(own) or os.environ.get(variable) or _of_line(recorded, line).get(name) or recorded.get(name)
+    of = f"root {name!r} of line {line}" if line else f"root {name!r}"
+    if not value:
+        raise UserError(f"{of}: not configured on this machine; set {variable}=<folder>")
+    path = Path(value)
+    if not path.is_dir():
+        raise UserError(f"{of}: {value} is not a folder; set {variable}=<folder>")
+    return path
+
+
+def record_root(name: str, folder: Path, line: str = "") -> None:
+    """Remember a root for this checkout, of a line where it is a source's. Raises UserError where ``folder`` is not a
+    folder."""
+    if not folder.is_dir():
+        raise UserError(f"root {name!r}: {folder} is not a folder")
+    recorded, where = _recorded(), str(folder.resolve())
+    added = {line: {**_of_line(recorded, line), name: where}} if line else {name: where}
+    write_json(ROOTS_FILE, {**recorded, **added})
