@@ -90,7 +90,7 @@ def test_voxels_that_are_not_finite_are_refused(value: float, tmp_path: Path) ->
     data[1, 1, 4] = value
     path = tmp_path / "a.nii"
     path.write_bytes(content_of(data))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="voxels that are NaN or infinite are not allowed"):
         read_nifti(path)
 
 
