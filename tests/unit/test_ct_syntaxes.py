@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -278,6 +279,20 @@ def test_deflated_pixels_that_end_early_are_named(originals: list[Path], tmp_pat
     dataset.save_as(tmp_path / "short.dcm")
     with pytest.raises(DecodeError, match=r"short\.dcm: 1000 bytes of pixel data, its matrix needs \d+"):
         read_series([tmp_path / "short.dcm"])
+
+
+def test_a_deflated_file_that_ends_before_its_pixels_do_is_named(originals: list[Path], tmp_path: Path) -> None:
+    """The header states all of them, and the stream behind it is cut off."""
+    dataset = pydicom.dcmread(originals[0])
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(tmp_path / "cut.dcm")
+    content = (tmp_path / "cut.dcm").read_bytes()
+    begins = 144 + int.from_bytes(content[140:144], "little")  # behind the group of file meta information
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    inflated = zlib.decompress(content[begins:], wbits=-zlib.MAX_WBITS)[:-2000]
+    (tmp_path / "cut.dcm").write_bytes(content[:begins] + packer.compress(inflated) + packer.flush())
+    with pytest.raises(DecodeError, match=r"cut\.dcm: \d+ bytes of pixel data, its matrix needs \d+"):
+        read_series([tmp_path / "cut.dcm"])
 
 
 def test_an_empty_matrix_is_named(stored: Callable[..., np.ndarray[Any, Any]]) -> None:
