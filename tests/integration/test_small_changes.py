@@ -199,6 +199,8 @@ def test_slices_hold_their_shard_and_an_empty_one_is_a_table(tmp_path: Path, mon
     write_slices(table, files, 3, Path("cohort"))
     parts = [read_table(Path(f"cohort/shards/{n}/cohort.parquet"))["series"].tolist() for n in range(3)]
     assert parts == [[f"s{0:016x}", f"s{2:016x}"], [f"s{1:016x}", f"s{3:016x}"], []]
+    held = [read_table(Path(f"cohort/shards/{n}/files.parquet"))["location"].tolist() for n in range(3)]
+    assert held == [["y"], ["x"], []], "another shard's files would make this one stale"
     assert [job.members for job in jobs_of(LINE, Path("cohort"), 1, idc(), CONFIG)] == [["x"], []]
     acquire_shard(LINE, 2, Path("cohort"), idc(), CONFIG, Path("acquire/0"))
     assert len(read_table(Path("acquire/0/receipt.parquet"))) == 0

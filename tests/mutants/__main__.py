@@ -71,6 +71,7 @@ def copies(number: int) -> Iterator[SimpleQueue[Path]]:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
     with tempfile.TemporaryDirectory(prefix="ctfoundry-mutants-") as temporary:
+        Path(temporary).chmod(0o755)  # a test runs as another user
         free: SimpleQueue[Path] = SimpleQueue()
         for index in range(number):
             copy = Path(temporary) / str(index) / "ctfoundry"
