@@ -229,6 +229,8 @@ def _embed(arguments: argparse.Namespace) -> int:
     import json
     import tempfile
 
+    import numpy  # noqa: F401  # its BLAS takes its buffers here, and not within the child's bounds
+
     from components.confined import Bounds, Result, isolated
 
     # Imported in the child, so that this process has no threads when it forks.
