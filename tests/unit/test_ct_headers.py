@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from components.ct.elements import read_header
+from components.ct.elements import Irregular, read_header
 from components.ct.headers import LISTED_TAGS, TAGS, group_series, measure_series, read_instance, read_with_pydicom
 from components.ct.instance import Instance
 from components.ct.privacy import Findings
@@ -149,3 +149,17 @@ def test_what_is_no_image_counts_as_unreadable_in_a_series(ct_root: Path) -> Non
     content = min((ct_root / "dicom" / "sts_001").iterdir()).read_bytes()
     series = [in_memory(part, str(n)) for n, part in enumerate((content, content[:96], b"", content[:-1]))]
     assert measure_series(series)["unreadable_files"] == 3
+
+
+def test_elements_out_of_order_are_left_to_pydicom(tmp_path: Path) -> None:
+    plan = next(p for p in plan_scans("head", PhantomConfig(
+        pretrain_patients=1, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=1)))  # fmt: skip
+    scan(plan, tmp_path)
+    content = next(tmp_path.glob("*.dcm")).read_bytes()
+    assert read_header(content, TAGS, None).values["Modality"] == "CT"
+    at = content.index(b"\x08\x00\x60\x00CS\x02\x00CT")
+    behind = at + 10
+    length = 8 + int.from_bytes(content[behind + 6 : behind + 8], "little")
+    swapped = content[:at] + content[behind : behind + length] + content[at:behind] + content[behind + length :]
+    with pytest.raises(Irregular):
+        read_header(swapped, TAGS, None)

@@ -13,6 +13,7 @@ import pytest
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
+from components.preprocess import kept
 from components.registry import BLOCKS
 from components.settings import OF_THE_MACHINE, PARAMS_FILE, decisive, read_yaml
 from tests import dependencies
@@ -84,6 +85,15 @@ def test_every_file_and_folder_of_ours_that_a_stage_names_is_there() -> None:
             assert (ROOT / path).exists(), f"{name}: {path}"
     queries = "components/sources/queries"
     assert queries in dependencies.stages()["cohort"]["deps"]
+
+
+def test_a_kept_volume_is_made_again_where_the_code_of_its_voxels_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(kept, "code_digest", lambda modules, _: asked.extend(modules) or "")
+    kept.code_version()
+    voxels = {"dicom", "nifti", "standardise", "measure", "store"}
+    assert {f"components/ct/{name}.py" for name in voxels} <= set(asked)
+    assert kept.KEEPS not in asked
 
 
 def test_what_has_no_part_in_an_output_is_still_there() -> None:
