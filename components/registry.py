@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from components.bundle.config import BundleConfig
 from components.cohort.config import CohortConfig
 from components.curate.config import CurateConfig
 from components.evaluate.config import EvaluateConfig
 from components.gate.config import GateConfig
+from components.models.config import InputConfig
 from components.preprocess.config import PreprocessConfig
 from components.pretrain.config import PretrainConfig
 from components.screen.config import ScreenConfig
@@ -19,10 +21,11 @@ from components.settings import (
     ParamsError,
     StageConfig,
     did_you_mean,
-    load_stage,
+    parse,
     read_yaml,
     reproducible,
     shards,
+    shown,
 )
 from components.sources.config import AcquireConfig
 
@@ -58,7 +61,9 @@ def check_file(path: Path = PARAMS_FILE) -> None:
         mistakes.append(str(error))
     lines = content.get("lines")
     if not isinstance(lines, list) or sorted(map(str, lines)) != sorted(LINES):
-        mistakes.append(f"params.yaml: lines: {lines!r} is not allowed: a list of {' and '.join(LINES)}, each once")
+        mistakes.append(
+            f"params.yaml: lines: {shown(lines)} is not allowed: a list of {' and '.join(LINES)}, each once"
+        )
     for line in LINES:
         block = content.get(line)
         if not isinstance(block, dict):
@@ -72,26 +77,28 @@ def check_file(path: Path = PARAMS_FILE) -> None:
             if stage not in (*BLOCKS, REPRODUCIBLE):
                 hint = did_you_mean(stage, list(BLOCKS))
                 mistakes.append(f"params.yaml: {line}.{stage}: unknown key; allowed here: {', '.join(BLOCKS)}{hint}")
+        valid: dict[str, Any] = {}
         for stage, config_class in BLOCKS.items():
+            if stage not in block:
+                mistakes.append(f"params.yaml: {line}.{stage}: missing")
+                continue
             try:
-                load_stage(config_class, line, stage, path)
+                valid[stage] = parse(config_class, block[stage], f"{line}.{stage}")
             except ParamsError as error:
                 mistakes.append(str(error))
-        if not mistakes:
-            mistakes += _contradictions(line, path)
+        if {"preprocess", "pretrain"} <= valid.keys():
+            mistakes += _contradictions(line, valid["preprocess"], valid["pretrain"].input)
     if mistakes:
         raise ParamsError("\n".join(mistakes))
 
 
-def _contradictions(line: str, path: Path) -> list[str]:
+def _contradictions(line: str, grid: PreprocessConfig, seen: InputConfig) -> list[str]:
     """What two valid blocks say of one thing, and differently."""
-    grid = load_stage(PreprocessConfig, line, "preprocess", path)
-    seen = load_stage(PretrainConfig, line, "pretrain", path).input
     return [
-        f"params.yaml: {line}.pretrain.input.{key}: {told!r} is not allowed with {line}.preprocess.{key} {made!r}: "
-        "the encoder sees the stored volumes as they are"
+        f"params.yaml: {line}.pretrain.input.{key}: {shown(told)} is not allowed with "
+        f"{line}.preprocess.{key} {shown(made)}: the encoder sees the stored volumes as they are"
         for key, told, made in (
-            ("spacing_mm", list(seen.spacing_mm), list(grid.spacing_mm)),
+            ("spacing_mm", seen.spacing_mm, grid.spacing_mm),
             ("orientation", seen.orientation, grid.orientation),
         )
         if told != made

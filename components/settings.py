@@ -22,6 +22,7 @@ from components.errors import UserError
 LINES = ("wholebody", "head")
 Line = Literal["wholebody", "head"]
 PARAMS_FILE = Path("params.yaml")
+SHOWN = 200  # characters of a value, in messages
 REPRODUCIBLE = "reproducible"  # the one setting of a line that belongs to no stage
 # Settings of transport and scheduling, which change no output: no stage and no release depends on them.
 OF_THE_MACHINE = {
@@ -48,7 +49,15 @@ def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def _apart(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] >= pair[1]:
+        raise ValueError("the lower first, and not equal")
+    return pair
+
+
 Ordered = AfterValidator(_ordered)  # of a pair that is a range
+Apart = AfterValidator(_apart)  # of one that would leave nothing if both ends were equal
+StoredHU = Annotated[int, Field(ge=-32_768, le=32_767)]  # what int16, in which voxels are stored, can hold
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what NumPy and torch take
 
 
@@ -128,19 +137,26 @@ def _line(config_class: type[BaseModel], problem: Any, prefix: str, block: Any, 
     if problem["type"] == "extra_forbidden":
         known = _known_keys(config_class, path[:-1])
         hint = did_you_mean(path[-1], known)
-        return f"{key}: unknown key (value {_shown(problem['input'])}); allowed here: {', '.join(known)}{hint}"
+        return f"{key}: unknown key (value {shown(problem['input'])}); allowed here: {', '.join(known)}{hint}"
     if problem["type"] == "missing":
         return f"{key}: missing; add it ({problem['msg'].lower()})"
     text = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem["input"], dict):  # the block's parts do not go together; its text names them
         return f"{key}: {text}"
-    return f"{key}: {_shown(problem['input'])} is not allowed: {text}"
+    return f"{key}: {shown(problem['input'])} is not allowed: {text}"
 
 
-def _shown(value: Any) -> str:
-    """A value as it stands in the file."""
+def shown(value: Any) -> str:
+    """A value as it stands in the file, the start of a long one."""
+    text = _flow(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+
+
+def _flow(value: Any) -> str:
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_shown, value))}]"
+        return f"[{', '.join(map(_flow, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_flow(item)}' for key, item in value.items())}}}"
     return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
@@ -157,7 +173,9 @@ def read_yaml(path: Path = PARAMS_FILE) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise ParamsError(f"{path}: not valid YAML: blocks within blocks without end") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except OSError as error:
+        raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, KeyError) as error:  # KeyError: of a text that is tagged as a bool
         raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{path}: expected a mapping at the top, found {type(content).__name__}")
@@ -211,7 +229,7 @@ def reproducible(line: str, path: Path = PARAMS_FILE) -> str:
     value = block.get(REPRODUCIBLE)
     if value not in (MACHINE, PORTABLE):
         raise ParamsError(
-            f"params.yaml: {line}.reproducible: {value!r} is not allowed: {MACHINE} (equal bytes on one kind of "
+            f"params.yaml: {line}.reproducible: {shown(value)} is not allowed: {MACHINE} (equal bytes on one kind of "
             f"processor) or {PORTABLE} (on every x86-64 one with AVX2)"
         )
     for stage, key, wrong in BREAKS_PORTABLE if value == PORTABLE else ():
@@ -229,6 +247,6 @@ def shards(path: Path = PARAMS_FILE) -> tuple[int, ...]:
     value = read_yaml(path).get("shards")
     numbers = value if isinstance(value, list) and all(type(number) is int for number in value) else []
     if not numbers or numbers != list(range(len(numbers))):
-        told = _shown(value)
+        told = shown(value)
         raise ParamsError(f"params.yaml: shards: {told} is not allowed: a list 0, 1, 2, ... of at least one shard")
     return tuple(numbers)
