@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from components.settings import Ordered, StageConfig
+from components.settings import Apart, StageConfig
 from components.sources.config import AtLeastOne, Name, SourceConfig
 
 
@@ -26,7 +26,7 @@ class CohortQuality(StageConfig):
     """
 
     licences: tuple[Name, ...]
-    file_kb: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], Ordered]
+    file_kb: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], Apart]
     max_series_mb: Annotated[float, Field(gt=0)]
     min_pretrain_series: AtLeastOne
     max_shard_load: Annotated[float, Field(ge=1)]

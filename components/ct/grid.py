@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from components.settings import StageConfig
+from components.settings import Apart, StageConfig, StoredHU
 
 Millimetres = Annotated[float, Field(gt=0.1, le=20.0)]
 
@@ -28,7 +28,7 @@ class GridConfig(StageConfig):
     enlarging: Literal["linear", "cubic"]
     foreground_hu: Annotated[int, Field(ge=-1000, le=1000)]
     foreground_margin_mm: Annotated[float, Field(ge=0, le=100)]
-    clip_hu: tuple[int, int]
+    clip_hu: Annotated[tuple[StoredHU, StoredHU], Apart]
 
     @property
     def grid(self) -> dict[str, Any]:
@@ -41,11 +41,4 @@ class GridConfig(StageConfig):
         pairs = ("RL", "AP", "SI")
         if len(value) != 3 or sorted(sum(c in p for c in value) for p in pairs) != [1, 1, 1]:
             raise ValueError("allowed: three letters, one of R/L, one of A/P, one of S/I, such as SPL or RAS")
-        return value
-
-    @field_validator("clip_hu")
-    @classmethod
-    def _range(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not -32768 <= value[0] < value[1] <= 32767:
-            raise ValueError("allowed: two int16 values, the lower first")
         return value

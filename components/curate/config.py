@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.quality.drift import DriftConfig
-from components.settings import Ordered, StageConfig
+from components.settings import Apart, StageConfig, StoredHU
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -40,21 +40,30 @@ class CurateConfig(StageConfig):
 
     min_extent_mm: Annotated[float, Field(ge=0)]
     min_body_fraction: Annotated[float, Field(ge=0, le=1)]
-    body_median_hu: Annotated[tuple[int, int], Ordered]
+    body_median_hu: Annotated[tuple[StoredHU, StoredHU], Apart]
     max_darkest_hu: Annotated[int, Field(ge=-1024, le=0)]
     max_constant_slices: Annotated[int, Field(ge=0)]
     max_extent_mm: Annotated[float, Field(gt=0)]
     max_air_fraction: Fraction
-    brightest_hu: Annotated[tuple[int, int], Ordered]
+    brightest_hu: Annotated[tuple[StoredHU, StoredHU], Apart]
     max_saturated_fraction: Fraction
-    min_levels: Annotated[int, Field(ge=2)]
-    noise_hu: Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]], Ordered]
+    min_levels: Annotated[int, Field(ge=2, le=65_536)]
+    noise_hu: Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]], Apart]
     max_duplicate_slices: Annotated[int, Field(ge=0)]
     max_slice_jump: Annotated[float, Field(ge=1)]
     max_border_fraction: Fraction
-    body_area_cm2: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], Ordered]
+    body_area_cm2: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], Apart]
     min_bone_fraction: Fraction | None
     max_lung_fraction: Annotated[float, Field(ge=0)] | None
     max_cut_fraction: Fraction
     min_accepted_rate: Annotated[float, Field(ge=0, le=1)]
     drift: DriftConfig
+
+    @model_validator(mode="after")
+    def _extents(self) -> CurateConfig:
+        if self.min_extent_mm >= self.max_extent_mm:
+            raise ValueError(
+                f"min_extent_mm {self.min_extent_mm} is not allowed with max_extent_mm {self.max_extent_mm}: "
+                "the lower first"
+            )
+        return self

@@ -52,8 +52,8 @@ class VitConfig(StageConfig):
     dim: Annotated[int, Field(ge=1, le=8192)]
     depth: Annotated[int, Field(ge=1, le=128)]
     heads: PositiveInt
-    mlp_ratio: PositiveFloat
-    registers: Annotated[int, Field(ge=0)]
+    mlp_ratio: Annotated[float, Field(gt=0, le=64)]
+    registers: Annotated[int, Field(ge=0, le=1024)]
     position_waves: Literal["grid", "customary"]
     pooling: Literal["class", "mean", "class_mean"]
 

@@ -152,7 +152,7 @@ def check_grid(volume: StoredVolume | Volume, wanted: InputConfig) -> None:
     """Raise UserError where a volume has not the spacing or the orientation that an encoder wants."""
     if not np.allclose(volume.spacing, wanted.spacing_mm, rtol=SPACING_TOLERANCE):
         spacing = ", ".join(f"{mm:g}" for mm in volume.spacing)
-        raise UserError(f"volume: spacing {spacing} mm is not allowed: {wanted.spacing_mm}; preprocess it")
+        raise UserError(f"volume: spacing {spacing} mm is not allowed: {list(wanted.spacing_mm)}; preprocess it")
     found = orientation_of(volume.affine)
     if found != wanted.orientation:
         raise UserError(f"volume: orientation {found} is not allowed: {wanted.orientation}; preprocess it")

@@ -6,25 +6,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from components.models.config import EncoderConfig, InputConfig, SegResConfig, VitConfig
+from components.models.config import EncoderConfig, InputConfig, SegResConfig, Side, VitConfig
 from components.settings import Ordered, Seed, StageConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=1000)]
+Width = Annotated[int, Field(ge=1, le=2**18)]  # of a layer; the widest published has 131,072 prototypes
+Sigma = Annotated[float, Field(gt=0, le=64)]  # voxels
 
 
 class CropViewsConfig(StageConfig):
     """Whole-body views (CT-FM): crops of one volume, two views of each."""
 
-    crops_per_volume: PositiveInt
+    crops_per_volume: Count
     body_fraction: Probability  # share of a crop's voxels above -500 HU that makes it acceptable
     scale: Annotated[tuple[Fraction, Fraction], Ordered]
     flip_probability: Probability
     histogram_probability: Probability
-    histogram_points: Annotated[int, Field(ge=3)]
+    histogram_points: Annotated[int, Field(ge=3, le=1000)]
     smooth_probability: Probability
-    smooth_sigma_vox: Annotated[tuple[PositiveFloat, PositiveFloat], Ordered]
+    smooth_sigma_vox: Annotated[tuple[Sigma, Sigma], Ordered]
 
 
 class NtXentConfig(StageConfig):
@@ -36,8 +39,8 @@ class NtXentConfig(StageConfig):
 
     kind: Literal["within_volume", "across_volume"]
     temperature: PositiveFloat
-    hidden: PositiveInt
-    projection: PositiveInt
+    hidden: Width
+    projection: Width
     views: CropViewsConfig
 
     @model_validator(mode="after")
@@ -54,8 +57,8 @@ class VicRegConfig(StageConfig):
     invariance: Weight
     variance: Weight
     covariance: Weight
-    hidden: PositiveInt
-    projection: PositiveInt
+    hidden: Width
+    projection: Width
     views: CropViewsConfig
 
 
@@ -63,9 +66,9 @@ class SimSiamConfig(StageConfig):
     """Three layers with batch norm, then a predictor that narrows to ``predictor``; published 2048, 2048, 512."""
 
     kind: Literal["simsiam"]
-    hidden: PositiveInt
-    projection: PositiveInt
-    predictor: PositiveInt
+    hidden: Width
+    projection: Width
+    predictor: Width
     views: CropViewsConfig
 
 
@@ -87,16 +90,16 @@ class MultiCropConfig(StageConfig):
             a GPU, which windows and resizes itself, nothing is kept.
     """
 
-    globals: Annotated[int, Field(ge=2)]
-    locals: Annotated[int, Field(ge=0)]
+    globals: Annotated[int, Field(ge=2, le=1000)]
+    locals: Annotated[int, Field(ge=0, le=1000)]
     global_side: Annotated[tuple[Fraction, Fraction], Ordered]
     local_side: Annotated[tuple[Fraction, Fraction], Ordered]
     local_field: Fraction
-    local_size_vox: tuple[PositiveInt, PositiveInt, PositiveInt]
+    local_size_vox: tuple[Side, Side, Side]
     flip_probability: Probability
     shift: Probability
     smooth_probability: Probability
-    smooth_sigma_vox: Annotated[tuple[PositiveFloat, PositiveFloat], Ordered]
+    smooth_sigma_vox: Annotated[tuple[Sigma, Sigma], Ordered]
     gamma: Annotated[tuple[PositiveFloat, PositiveFloat], Ordered]
     cache_mb: Annotated[int, Field(ge=0)]
 
@@ -111,9 +114,9 @@ class DinoConfig(StageConfig):
     """
 
     standardise: bool
-    hidden: PositiveInt
-    bottleneck: PositiveInt
-    prototypes: PositiveInt
+    hidden: Width
+    bottleneck: Width
+    prototypes: Width
     student_temperature: PositiveFloat
     teacher_temperature: PositiveFloat
     centre_momentum: Probability
@@ -134,7 +137,7 @@ class IbotConfig(StageConfig):
     """
 
     weight: PositiveFloat
-    prototypes: PositiveInt
+    prototypes: Width
     masked_views: Fraction
     mask_ratio: Annotated[tuple[Fraction, Fraction], Ordered]
 
@@ -147,8 +150,8 @@ class MaeConfig(StageConfig):
     """
 
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]
-    decoder_dim: PositiveInt
-    decoder_depth: PositiveInt
+    decoder_dim: Annotated[int, Field(ge=1, le=8192)]
+    decoder_depth: Annotated[int, Field(ge=1, le=128)]
     decoder_heads: PositiveInt
     normalise: bool
 
@@ -225,8 +228,8 @@ class PretrainConfig(StageConfig):
     """
 
     seed: Seed
-    steps: PositiveInt
-    volumes_per_step: PositiveInt
+    steps: Annotated[int, Field(ge=1, le=10**9 - 1)]  # nine digits name a kept encoder's file
+    volumes_per_step: Annotated[int, Field(ge=1, le=10**6)]
     candidates: Annotated[int, Field(ge=1, le=100)]
     accumulate: PositiveInt
     activation_checkpointing: bool
@@ -236,7 +239,7 @@ class PretrainConfig(StageConfig):
     log_every: PositiveInt
     device: Device
     workers: int | tuple[int, int]
-    loaders: Annotated[int, Field(ge=0)]
+    loaders: Annotated[int, Field(ge=0, le=1000)]
     unreadable: Literal["stop", "skip"]
     precision: Literal["float32", "bfloat16"]
     input: InputConfig
@@ -307,5 +310,5 @@ class PretrainConfig(StageConfig):
                 )
             sizes += self.objective.views.local_size_vox
         if isinstance(self.encoder, VitConfig) and any(size % self.encoder.patch_vox for size in sizes):
-            raise ValueError(f"sizes {sizes} must be multiples of encoder.patch_vox {self.encoder.patch_vox}")
+            raise ValueError(f"sizes {list(sizes)} must be multiples of encoder.patch_vox {self.encoder.patch_vox}")
         return self

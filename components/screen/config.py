@@ -51,7 +51,7 @@ class ScreenConfig(StageConfig):
     pixel_mm: Annotated[tuple[Positive, Positive], Ordered]
     max_pixel_aspect: Ratio
     field_mm: Annotated[tuple[Positive, Positive], Ordered]
-    min_matrix: Annotated[int, Field(ge=1)]
+    min_matrix: Annotated[int, Field(ge=1, le=65_535)]
     kvp: Annotated[tuple[Positive, Positive], Ordered]
     rescale_slope: Annotated[tuple[Positive, Positive], Ordered]
     accept_stated_deidentification: bool

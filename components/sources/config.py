@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from components.settings import Seed, StageConfig
 
 Name = Annotated[str, Field(min_length=1)]
-AtLeastOne = Annotated[int, Field(ge=1)]
+AtLeastOne = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class IdcConfig(StageConfig):
@@ -57,8 +57,8 @@ class DicomwebConfig(StageConfig):
 
     body_parts: Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Z0-9_ ]+$")], ...], Field(min_length=1)] | None
     study_dates: tuple[str, str] | None
-    min_instances: AtLeastOne
-    page: AtLeastOne
+    min_instances: Annotated[int, Field(ge=1, le=100_000)]
+    page: Annotated[int, Field(ge=1, le=100_000)]
 
     @field_validator("study_dates")
     @classmethod
@@ -193,7 +193,7 @@ class AcquireConfig(StageConfig):
         transfer: of one series.
     """
 
-    workers: Annotated[int, Field(ge=1)] | None
+    workers: Annotated[int, Field(ge=1, le=1000)] | None
     max_memory_gib: Annotated[float, Field(ge=0.1)]
     raw: Literal["keep", "evict"]
     mixed_series: Literal["whole", "largest_stack"]
