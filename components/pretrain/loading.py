@@ -7,6 +7,7 @@ batch), so that neither the number of workers nor that of their loader processes
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from components.ct.store import StoredVolume
+from components.ct.store import StoredVolume, Volume
 from components.errors import UserError
 from components.pretrain.config import PretrainConfig
 from components.pretrain.views import RAGGED, Batch, Sample, Views, build_views
@@ -42,6 +43,32 @@ def sample_rng(seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, SAMPLE_STREAM, index])
 
 
+class _UnreadableError(Exception):
+    """A volume's file cannot be read; whatever else goes wrong in a view is a mistake of ours, or of a setting."""
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _UnreadableError(str(error)) from error
+
+
+class _Volume(StoredVolume):
+    def __init__(self, path: Path) -> None:
+        with _reading():
+            super().__init__(path)
+
+    def read(self) -> Volume:
+        with _reading():
+            return super().read()
+
+    def crop(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> npt.NDArray[np.int16]:
+        with _reading():
+            return super().crop(start, size)
+
+
 class Samples(Dataset[Sample | str]):
     """Sample ``index`` of the run; the text of the error where its volume cannot be read, since an exception would
     come out of a loader process as somebody else's. Where such volumes are to be skipped, another one is drawn in its
@@ -60,8 +87,8 @@ class Samples(Dataset[Sample | str]):
         for tried, number in enumerate(numbers):
             path = self.volumes[number]
             try:
-                sample = self.views.draw(StoredVolume(path), sample_rng(config.seed, index))
-            except (OSError, ValueError, RuntimeError) as error:
+                sample = self.views.draw(_Volume(path), sample_rng(config.seed, index))
+            except _UnreadableError as error:
                 first = first or f"volume {path}: cannot be read for training: {error}; run preprocess again"
                 continue
             if config.unreadable == "skip":
