@@ -47,13 +47,44 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("shards",), [0.0, 1.0], "shards: [0.0, 1.0] is not allowed"),
         (("lines",), "wholebody", "lines: 'wholebody' is not allowed: a list of wholebody and head"),
         (("lines",), ["head", "head"], "lines: ['head', 'head'] is not allowed"),
-        (("lines",), None, "lines: None is not allowed"),
+        (("lines",), ["head"], "lines: ['head'] is not allowed"),
+        (("lines",), ["head", "wholebody", "chest"], "is not allowed: a list of wholebody and head, each once"),
+        (("lines",), None, "lines: null is not allowed"),
+        (("lines",), [], "lines: [] is not allowed"),
+        (("head", "reproducible"), None, "head.reproducible: null is not allowed"),
+        (("head", "screen", "min_instances"), [None, True], "min_instances: [null, true] is not allowed"),
+        (("head", "screen", "min_instances"), 10**300, "00 ... is not allowed: Input should be less than or equal to"),
+        (("head", "cohort", "dicomweb", "min_instances"), 10**6, "less than or equal to 100000"),
+        (("head", "cohort", "dicomweb", "page"), 10**6, "less than or equal to 100000"),
+        (("head", "screen", "min_matrix"), 10**6, "less than or equal to 65535"),
+        (("head", "curate", "min_levels"), 10**6, "less than or equal to 65536"),
         (("wholebody", "screen", "kvp"), [140.0, 70.0], "screen.kvp: [140.0, 70.0] is not allowed: the lower first"),
         (("wholebody", "screen", "kvp"), [70.0, float("inf")], "a finite number"),
         (("wholebody", "screen", "body_parts"), [], "at least 1 item"),
         (("head", "curate", "noise_hu"), [200.0, 0.5], "noise_hu: [200.0, 0.5] is not allowed: the lower first"),
         (("head", "cohort", "quality", "file_kb"), [9.0, 1.0], "file_kb: [9.0, 1.0] is not allowed: the lower first"),
+        (("head", "cohort", "quality", "file_kb"), [9.0, 9.0], "the lower first, and not equal"),
+        (("head", "curate", "body_median_hu"), [40, 40], "the lower first, and not equal"),
+        (("head", "curate", "brightest_hu"), [60, 40_000], "less than or equal to 32767"),
+        (
+            ("head", "curate", "max_extent_mm"),
+            80.0,
+            "min_extent_mm 90.0 is not allowed with max_extent_mm 80.0",
+        ),
+        (("head", "preprocess", "clip_hu"), [300, 300], "clip_hu: [300, 300] is not allowed: the lower first"),
+        (("head", "preprocess", "clip_hu"), [-1024, 32_768], "less than or equal to 32767"),
         (("wholebody", "pretrain", "objective", "views", "scale"), [1.0, 0.7], "the lower first"),
+        (("wholebody", "pretrain", "objective", "views", "smooth_sigma_vox"), [0.25, 1e6], "less than or equal to 64"),
+        (("wholebody", "pretrain", "objective", "views", "crops_per_volume"), 10**6, "less than or equal to 1000"),
+        (("wholebody", "pretrain", "objective", "hidden"), 10**9, "less than or equal to 262144"),
+        (("wholebody", "pretrain", "objective", "temperature"), float("inf"), "a finite number"),
+        (("wholebody", "pretrain", "steps"), 10**9, "less than or equal to 999999999"),
+        (("head", "pretrain", "objective", "views", "local_size_vox"), [24, 5000, 24], "less than or equal to 512"),
+        (("head", "pretrain", "objective", "mae", "decoder_depth"), 10**6, "less than or equal to 128"),
+        (("head", "pretrain", "encoder", "depth"), 10**6, "less than or equal to 128"),
+        (("head", "pretrain", "encoder", "registers"), 10**6, "less than or equal to 1024"),
+        (("head", "cohort", "phantom", "seed"), 2**64, "less than"),
+        (("head", "cohort", "idc", "seed"), 2**64, "less than"),
         (("head", "pretrain", "objective", "views", "gamma"), [2.0, 0.5], "the lower first"),
         (("wholebody", "pretrain", "optimiser", "learning_rate"), float("inf"), "a finite number"),
         (("wholebody", "pretrain", "seed"), 2**63, "less than"),
@@ -87,6 +118,20 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ParamsError) as caught:
         check_file(path)
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_no_mistake_hides_another(tmp_path: Path) -> None:
+    path = changed(tmp_path, ("shards",), "four")
+    content = yaml.safe_load(path.read_text())
+    content["head"]["pretrain"]["input"]["orientation"] = "SPL"
+    content["wholebody"]["screen"]["min_instances"] = "many"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ParamsError) as caught:
+        check_file(path)
+    told = str(caught.value).splitlines()
+    assert len(told) == 3
+    for said in ("shards: 'four'", "screen.min_instances: 'many'", "head.pretrain.input.orientation: 'SPL'"):
+        assert any(said in line for line in told)
 
 
 def test_configs_are_frozen(tmp_path: Path) -> None:
@@ -171,6 +216,10 @@ def test_what_is_shipped_means_the_same_in_every_dialect() -> None:
         (b"a: " + b"[" * 3000, "not valid YAML"),
         (b"a: {b: 1, b: 2}\n", "key 'b' is there twice"),
         (b"a: 1\nb: 2\na: 3\n", "key 'a' is there twice"),
+        (b"a: 0x" + b"1" * 5000, "not valid YAML"),
+        (b"a: !!bool maybe\n", "not valid YAML"),
+        (b"a: !!timestamp 2020\n", "not valid YAML: could not determine a constructor"),
+        (b"%YAML 1.1\n---\na: 0200\n", "only YAML 1.2 is allowed"),
     ],
 )
 def test_a_file_that_is_no_yaml_is_one_line(content: bytes, said: str, tmp_path: Path) -> None:
@@ -179,6 +228,17 @@ def test_a_file_that_is_no_yaml_is_one_line(content: bytes, said: str, tmp_path:
         read_yaml(tmp_path / "params.yaml")
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_folder_in_its_place_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"cannot be read: Is a directory$"):
+        read_yaml(tmp_path)
+
+
+def test_a_merged_block_may_be_merged_again_before_it_is_read(tmp_path: Path) -> None:
+    text = "base: &base {b: 1}\nx: {p: {q: &a {<<: *base, b: 2}}}\nz: {<<: *a}\n"
+    (tmp_path / "params.yaml").write_text(text)
+    assert read_yaml(tmp_path / "params.yaml") == YAML(typ="safe", pure=True).load(text)
 
 
 def test_a_date_stays_text_and_merged_blocks_are_merged(tmp_path: Path) -> None:

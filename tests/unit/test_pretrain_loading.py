@@ -8,10 +8,12 @@ import pytest
 import torch
 from pretrain_project import HERE, InMemory, block, config_of, volumes_of, write_project
 
+from components.ct.store import StoredVolume
 from components.errors import UserError
-from components.pretrain.loading import batches, places, sample_order
+from components.pretrain.loading import Samples, batches, places, sample_order
 from components.pretrain.local_driver import read_state
 from components.pretrain.loop import train
+from components.pretrain.views import CropViews, build_views
 from components.pretrain.workers import World
 from components.settings import ParamsError
 
@@ -83,6 +85,25 @@ def test_where_no_volume_can_be_read_the_first_is_named(tmp_path: Path) -> None:
         path.write_bytes(b"not a volume")
     with pytest.raises(UserError, match="cannot be read for training"):
         train(config_of("head", unreadable="skip"), volumes, HERE, InMemory(tmp_path), lambda _: None)
+
+
+def test_a_volume_whose_voxels_are_damaged_opens_and_counts_as_unreadable(tmp_path: Path) -> None:
+    volumes = volumes_of(write_project(tmp_path, "wholebody", volumes=1), "wholebody")
+    content = bytearray(volumes[0].read_bytes())
+    content[len(content) // 3 : 2 * len(content) // 3] = b"\xff" * (2 * len(content) // 3 - len(content) // 3)
+    volumes[0].write_bytes(content)
+    assert StoredVolume(volumes[0]).shape
+    config = config_of("wholebody")
+    assert "cannot be read for training" in str(Samples(config, build_views(config), volumes)[0])
+
+
+@pytest.mark.parametrize("unreadable", ["stop", "skip"])
+def test_a_mistake_in_a_view_is_not_blamed_on_the_volume(unreadable: str, tmp_path: Path) -> None:
+    volumes = volumes_of(write_project(tmp_path, "wholebody", volumes=1), "wholebody")
+    config = config_of("wholebody", unreadable=unreadable)
+    reversed_scale = config.objective.views.model_copy(update={"scale": (1.0, 0.4)})  # which parsing refuses
+    with pytest.raises((ValueError, OverflowError)):
+        Samples(config, CropViews(config.input, reversed_scale), volumes)[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("workers", ["two", -1, [2, 1], [0, 2], [1, 2, 3], True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from components.files import read_json
 from components.models.embed import candidate_file, device_of
 from components.pretrain import __main__ as stage
 from components.pretrain import ray_driver
-from components.pretrain.local_driver import read_state, write_candidate
+from components.pretrain.local_driver import read_state, train_here, write_candidate
 from components.pretrain.loop import train
 from components.pretrain.workers import on_gpus
 from components.tables import read_table
@@ -168,6 +169,41 @@ def test_the_outputs_name_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyP
     history = pd.read_csv("data/wholebody/pretrain/history.csv")
     assert history["gpus"].tolist() == [0, 0]
     assert (Path("data/wholebody/pretrain/encoder") / candidate_file(1)).is_file()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("spacing_mm", [1.0, 1.0, 1.0], r"spacing 3, 1, 1 mm is not allowed: \[1\.0, 1\.0, 1\.0\]"),
+        ("orientation", "RAS", "orientation SPL is not allowed: RAS"),
+    ],
+)
+def test_volumes_on_another_grid_end_the_run_before_its_first_step(
+    key: str, value: object, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = block("wholebody")["input"] | {key: value}
+    monkeypatch.chdir(write_project(tmp_path, "wholebody", input=json.loads(json.dumps(changed))))
+    monkeypatch.setattr(stage, "train_here", lambda *_: pytest.fail("trained"))
+    with pytest.raises(UserError, match=said):
+        stage.pretrain("wholebody")
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_handed_on(
+    wrong: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write_project(tmp_path, "wholebody", steps=1))
+
+    def last_step_overflows(*arguments: Any) -> Any:
+        state = train_here(*arguments)
+        weights = next(v for k, v in state["objective"].items() if k.startswith("encoder.") and v.is_floating_point())
+        weights.view(-1)[0] = wrong
+        return state
+
+    monkeypatch.setattr(stage, "train_here", last_step_overflows)
+    with pytest.raises(UserError, match=r"weights are not finite after step 1; try a lower wholebody\.pretrain\."):
+        stage.pretrain("wholebody")
+    assert not Path("data/wholebody/pretrain").exists()
 
 
 class Fails:
