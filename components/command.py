@@ -14,7 +14,7 @@ from components import arithmetic
 from components.errors import PassingError, UserError
 from components.files import disk_full
 from components.progress import short_socket_paths
-from components.settings import LINES, reproducible, shards
+from components.settings import reproducible, require_line, shards
 
 DATA = Path("data")
 EXIT_PASSING = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
@@ -52,14 +52,14 @@ def run_stage(
     started = getattr(sys.modules["__main__"], "__spec__", None)
     module = started.name.removesuffix(".__main__") if started else f"components.{stage}"
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--line", required=True, choices=LINES, help="model line: a block of params.yaml")
+    parser.add_argument("--line", required=True, help="model line: a block of params.yaml")
     if sharded is not None:
         parser.add_argument("--shard", required=True, type=int, help="shard number, one of params.yaml's `shards`")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # temporary files and clusters go with it
     logging.basicConfig(level=logging.INFO, format=f"{stage}: %(message)s", stream=sys.stderr)
     try:
-        arithmetic.enter(reproducible(arguments.line))
+        arithmetic.enter(reproducible(require_line(arguments.line)))
         short_socket_paths()
         if sharded is not None:
             if arguments.shard not in shards():

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -19,10 +20,11 @@ from components import yaml12
 from components.arithmetic import MACHINE, PORTABLE
 from components.errors import UserError
 
-LINES = ("wholebody", "head")
-Line = Literal["wholebody", "head"]
 PARAMS_FILE = Path("params.yaml")
 SHOWN = 200  # characters of a value, in messages
+LINE_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")  # names folders, DVC stages and Bentos
+KEYS = ("lines", "shards")  # those of the file that are no line
+RESERVED = (*KEYS, "dicom", "nifti", "lidc_nodules")  # folders of a machine have these names in roots.json
 REPRODUCIBLE = "reproducible"  # the one setting of a line that belongs to no stage
 # Settings of transport and scheduling, which change no output: no stage and no release depends on them.
 OF_THE_MACHINE = {
@@ -198,10 +200,7 @@ def load_stage(config_class: type[ConfigT], line: str, stage: str, path: Path = 
     Raises:
         ParamsError: as :func:`parse`, or where line or block is missing.
     """
-    content = read_yaml(path)
-    if line not in LINES:
-        raise ParamsError(f"line {line!r} is not allowed: use one of {', '.join(LINES)}")
-    block = content.get(line)
+    block = read_yaml(path).get(line)
     if not isinstance(block, dict) or stage not in block:
         raise ParamsError(f"params.yaml: {line}.{stage}: missing")
     return parse(config_class, block[stage], f"{line}.{stage}")
@@ -240,6 +239,30 @@ def reproducible(line: str, path: Path = PARAMS_FILE) -> str:
                 f"change it, or set {line}.reproducible to {MACHINE}"
             )
     return str(value)
+
+
+def lines(path: Path = PARAMS_FILE) -> tuple[str, ...]:
+    """The model lines, in order; each is a block of the file. Raises ParamsError where the list is none of names."""
+    value = read_yaml(path).get("lines")
+    names = value if isinstance(value, list) else []
+    if not names or len({str(name) for name in names}) < len(names) or not all(map(_names_a_line, names)):
+        raise ParamsError(
+            f"params.yaml: lines: {shown(value)} is not allowed: a list of names, each once, of a-z, 0-9 and _ with a "
+            f"letter first, of at most 40 characters, not {', '.join(RESERVED)}"
+        )
+    return tuple(names)
+
+
+def _names_a_line(name: Any) -> bool:
+    return isinstance(name, str) and LINE_NAME.fullmatch(name) is not None and name not in RESERVED
+
+
+def require_line(line: str, path: Path = PARAMS_FILE) -> str:
+    """``line`` itself. Raises ParamsError where it is none of the file's."""
+    known = lines(path)
+    if line not in known:
+        raise ParamsError(f"line {line!r} is not allowed: use one of {', '.join(known)}{did_you_mean(line, known)}")
+    return line
 
 
 def shards(path: Path = PARAMS_FILE) -> tuple[int, ...]:

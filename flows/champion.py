@@ -16,9 +16,10 @@ from components.command import data_dir
 from components.errors import UserError
 from components.files import read_json, sha256_file, write_json
 from components.gate.champion import CHAMPIONS, COMPARISON
-from components.settings import load_stage, parse, reproducible
+from components.settings import load_part, load_stage, parse, reproducible, shown
 from components.tables import read_table
 from flows.environment import STATE
+from flows.lines import add_line
 from flows.lock import checkout_lock
 from flows.recipes import load_recipe, names
 
@@ -70,7 +71,7 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
         recipe: that tells the encoder's sizes and input; None takes them from ``<line>.pretrain``.
 
     Raises:
-        UserError: no such file or repository, weights that do not fit, a recipe of another line, no data.
+        UserError: no such file or repository, weights that do not fit, a recipe for another grid, no data.
     """
 
     from components.evaluate.config import EvaluateConfig
@@ -87,11 +88,12 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
     weights = _fetched(source)
     embedder = imported(
         weights,
-        EmbedConfig(line=line, encoder=config.encoder, input=config.input),  # type: ignore[arg-type]
+        EmbedConfig(encoder=config.encoder, input=config.input),
         device_of(load_stage(EvaluateConfig, line, "evaluate").device),
     )
     inputs = Inputs(
         line,
+        config.input.sees,
         read_table(curated),
         read_table(data_dir(line, "curate") / "annotations.parquet"),
         load_stage(EvaluateConfig, line, "evaluate"),
@@ -113,12 +115,21 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
 
 
 def _of_recipe(line: str, recipe: str) -> Any:
+    from components.ct.grid import GridConfig
     from components.pretrain.config import PretrainConfig
 
-    content = load_recipe(recipe)
-    if content["line"] != line:
-        raise UserError(f"recipe {recipe!r} is not allowed with line {line!r}: it is one of line {content['line']!r}")
-    return parse(PretrainConfig, content["pretrain"], recipe)
+    config = parse(PretrainConfig, load_recipe(recipe)["pretrain"], recipe)
+    grid = load_part(GridConfig, line, "preprocess")
+    for key, seen, made in (
+        ("spacing_mm", config.input.spacing_mm, grid.spacing_mm),
+        ("orientation", config.input.orientation, grid.orientation),
+    ):
+        if seen != made:
+            raise UserError(
+                f"recipe {recipe!r} is not allowed with line {line!r}: its encoder sees {key} {shown(seen)}, and "
+                f"{line}.preprocess.{key} is {shown(made)}"
+            )
+    return config
 
 
 def _fetched(source: str) -> Path:
@@ -136,12 +147,12 @@ def _fetched(source: str) -> Path:
         raise UserError(f"weights {source!r}: no such file, and no {HUB_FILE} of that repository: {why}") from None
 
 
-def add_options(sub: argparse.ArgumentParser, lines: tuple[str, ...]) -> None:
+def add_options(sub: argparse.ArgumentParser) -> None:
     """The command ``ctfoundry import-weights``."""
     sub.add_argument(
         "source", help="a safetensors file, or a hub repository such as project-lighter/ct_fm_feature_extractor"
     )
-    sub.add_argument("--line", choices=lines, default="wholebody", help="model line (default: wholebody)")
+    add_line(sub)
     sub.add_argument("--recipe", choices=names(), help="its sizes and input (default: those of params.yaml)")
     sub.set_defaults(run=_import)
 

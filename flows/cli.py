@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from components import arithmetic
 from components.errors import UserError
-from components.settings import LINES, reproducible
+from components.settings import reproducible
 from flows.environment import prepare
+from flows.lines import add_line, chosen_line
 from flows.lock import checkout_lock
 from flows.processes import Stopped, ending_with_us, leave
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 # Modules that are imported when their command is asked for: pandas and torch take seconds, and ``--help`` should not.
 MODULES = {
+    "line": ("flows.lines", "List the model lines, or write a new one from a line or a published recipe."),
     "cohort": ("flows.cohorts", "Preview and compare selections from the Imaging Data Commons."),
     "volume": ("flows.volumes", "Look at one volume: facts, three planes as PNG, export to NIfTI."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
@@ -70,6 +72,8 @@ def _run(parser: argparse.ArgumentParser) -> int:
         prepare()
     except OSError as error:
         raise UserError(f"{error.filename}: {str(error.strerror).lower()}; this checkout must be writable") from None
+    if "line" in arguments:
+        arguments.line = chosen_line(arguments.line)
     return int(arguments.run(arguments))
 
 
@@ -82,7 +86,7 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         if line:
-            sub.add_argument("--line", choices=LINES, default="wholebody", help="model line (default: wholebody)")
+            add_line(sub)
         return sub
 
     sub = command("release", _release, "Make a release: run the graph as a Prefect flow, build the Bento.")
@@ -107,7 +111,7 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     for name, (module, text) in MODULES.items():
         sub = commands.add_parser(name, help=text, description=text)
         if name == chosen:
-            import_module(module).add_options(sub, LINES)
+            import_module(module).add_options(sub)
     text = "How fast the recipe trains here, on one device, and what it waits for. Nothing is kept."
     sub = command("profile", _profile, text)
     sub.add_argument("--steps", type=int, default=10, help="timed each way (default: 10)")
@@ -137,8 +141,9 @@ def _release(arguments: argparse.Namespace) -> int:
 
 def _release_alone(arguments: argparse.Namespace, run: Run) -> int:
     from components.registry import check_file
+    from flows.parameters import pin
     from flows.places import require_pins, require_repository, require_server
-    from flows.sources import pin, pin_source
+    from flows.sources import pin_source
 
     check_file()
     require_repository()

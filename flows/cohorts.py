@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import UserError
+from flows.lines import add_line
 
 if TYPE_CHECKING:  # what takes long to import is imported where it is used
     import pandas as pd
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # what takes long to import is imported where it is used
     from components.sources.config import IdcConfig
 
 
-def add_options(parser: argparse.ArgumentParser, lines: tuple[str, ...]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command ``ctfoundry cohort`` and what follows it."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
@@ -26,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser, lines: tuple[str, ...]) -> None
         "Options stand in params.yaml, <line>.cohort.idc; those given here take their place for this preview.",
     )  # fmt: skip
     preview.set_defaults(run=_preview)
-    preview.add_argument("--line", choices=lines, default="wholebody", help="model line (default: wholebody)")
+    add_line(preview)
     preview.add_argument("--query", help="a file of components/sources/queries, without .sql")
     preview.add_argument("--idc-version", type=int, help="newest IDC version whose series are taken")
     preview.add_argument("--licence", action="append", help="allow this licence (again for more)")
@@ -42,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser, lines: tuple[str, ...]) -> None
     diff.set_defaults(run=_diff)
     diff.add_argument("before", help="v<IDC version>, a .parquet file, or a git revision")
     diff.add_argument("after", help="likewise")
-    diff.add_argument("--line", choices=lines, default="wholebody", help="model line (default: wholebody)")
+    add_line(diff)
 
     fetch = actions.add_parser("fetch-index", help="fetch ct_index and volume_geometry_index through idc-index")
     fetch.set_defaults(run=_fetch_index)

@@ -21,7 +21,7 @@ from components.pretrain.workers import World, on_gpus
 from components.settings import load_stage, parse
 
 TRACED_STEPS = 3
-ENDLESS = 10**9
+ENDLESS = 10**9 - 1  # steps, the most that a run may have: none of these is reached
 
 
 @dataclass(frozen=True)

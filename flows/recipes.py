@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from components.arithmetic import MACHINE
-from components.settings import PARAMS_FILE, REPRODUCIBLE
+from components.settings import PARAMS_FILE, REPRODUCIBLE, require_line
 from flows.lock import checkout_lock
-from flows.sources import pin, yaml_editor
+from flows.parameters import pin, yaml_editor
 
 FOLDER = Path("components/pretrain/recipes")
 
@@ -21,8 +21,8 @@ def names() -> list[str]:
 
 
 def load_recipe(name: str, as_coded: bool = False) -> Any:
-    """``line``, ``preprocess`` and ``pretrain`` of a recipe, with its comments; with ``as_coded`` as its authors' code
-    differs from their text."""
+    """``base`` (the line whose other stages it goes with), ``preprocess`` and ``pretrain`` of a recipe, with comments;
+    with ``as_coded`` as its authors' code differs from their text."""
     recipe = yaml_editor().load((FOLDER / f"{name}.yaml").read_text())
     changes = recipe.pop("as_coded")
     if as_coded:
@@ -38,20 +38,23 @@ def _merge(block: Any, changes: Any) -> None:
             block[key] = value
 
 
-def pin_recipe(recipe: Any) -> None:
-    """Put a recipe in the place of its line's parameters."""
+def pin_recipe(line: str, recipe: Any) -> None:
+    """Put a recipe in the place of a line's parameters."""
     for stage in ("preprocess", "pretrain"):
-        pin(recipe["line"], stage, recipe[stage])
+        pin(line, stage, recipe[stage])
     if recipe["pretrain"]["precision"] != "float32":
-        pin(recipe["line"], None, {REPRODUCIBLE: MACHINE})  # narrow arithmetic differs between processors
+        pin(line, None, {REPRODUCIBLE: MACHINE})  # narrow arithmetic differs between processors
 
 
-def add_options(sub: argparse.ArgumentParser, _: tuple[str, ...]) -> None:
+def add_options(sub: argparse.ArgumentParser) -> None:
     """The command ``ctfoundry recipe``."""
     sub.description = f"{sub.description} Its sizes want GPUs; every number can be changed."
     sub.add_argument("name", choices=names() if FOLDER.is_dir() else None)
     sub.add_argument(
         "--as-coded", action="store_true", help="as the authors' code does it, where it differs from the text"
+    )
+    sub.add_argument(
+        "--line", dest="onto", metavar="NAME", help="whose parameters (default: of the line that the recipe goes with)"
     )
     sub.add_argument("--write", action="store_true", help="put it in the place of the line's parameters")
     sub.set_defaults(run=_recipe)
@@ -59,11 +62,11 @@ def add_options(sub: argparse.ArgumentParser, _: tuple[str, ...]) -> None:
 
 def _recipe(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.name, arguments.as_coded)
-    line = recipe["line"]
+    line = require_line(arguments.onto or recipe["base"])
     if not arguments.write:
         yaml_editor().dump({line: {key: recipe[key] for key in ("preprocess", "pretrain")}}, sys.stdout)
         return 0
     with checkout_lock(f"recipe {arguments.name} --write"):
-        pin_recipe(recipe)
+        pin_recipe(line, recipe)
     print(f"{PARAMS_FILE}: {line} follows {arguments.name}; `git diff {PARAMS_FILE}` shows what changed")
     return 0

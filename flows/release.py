@@ -124,7 +124,7 @@ def run_step(name: str) -> str:
 
 
 @flow(name="release", flow_run_name="release {line}", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
-def release(line: str = "wholebody") -> dict[str, Any]:
+def release(line: str) -> dict[str, Any]:
     """Make a release of one model line: every stage of the graph, the gate's verdict, the Bento, the reports.
 
     Returns:

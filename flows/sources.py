@@ -7,21 +7,18 @@ the parameters say what a release was made from and hold no path. What is taken 
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from ruamel.yaml import YAML
 
 from components.ct.keys import require_secret
 from components.errors import UserError
-from components.files import sha256_file, write_text
-from components.settings import PARAMS_FILE, read_yaml
+from components.files import sha256_file
+from components.settings import read_yaml
 from components.sources import lidc
 from components.sources.nifti import patient_missing
 from components.sources.roots import record_root
 from components.sources.tree import tree_digest
+from flows.parameters import pin
 
 SITES = ("dicom", "nifti", "dicomweb")  # their data are nobody else's to know
 FOLDERS = ("dicom", "nifti")
@@ -86,7 +83,7 @@ class _Nodules:
 def _nodules(line: str, folder: str, evaluation: str | None) -> _Nodules | None:
     if evaluation is None:
         beside = Path(folder).resolve().parent / "lidc_nodules" if folder else None
-        if line != "wholebody" or beside is None or not (beside / "labels.csv").is_file():
+        if not _sees_nodules(line) or beside is None or not (beside / "labels.csv").is_file():
             return None
         print("evaluation set lidc_nodules found beside the source")
         evaluation = f"lidc_nodules:{beside}"
@@ -95,34 +92,14 @@ def _nodules(line: str, folder: str, evaluation: str | None) -> _Nodules | None:
     name, _, root = evaluation.partition(":")
     if name != "lidc_nodules" or not (Path(root) / "labels.csv").is_file():
         raise UserError(f"evaluation {evaluation!r} is not allowed: none, or lidc_nodules:<folder with labels.csv>")
-    if line != "wholebody":
-        raise UserError(f"evaluation {evaluation!r} is not allowed with line {line}: only wholebody sees nodules")
+    if not _sees_nodules(line):
+        raise UserError(
+            f"evaluation {evaluation!r} is not allowed with line {line}: {line}.evaluate.tasks has no nodules"
+        )
     found = _Nodules(Path(root), sha256_file(Path(root) / lidc.LABELS))
     lidc.read_ratings(found.root, found.digest)
     return found
 
 
-def pin(line: str, stage: str | None, values: dict[str, Any]) -> None:
-    """Change a stage's block of ``params.yaml``, or what belongs to no stage, and nothing else in the file: comments,
-    order and layout stay."""
-    current = read_yaml()[line] if stage is None else read_yaml()[line][stage]
-    if all(current.get(key) == value for key, value in values.items()):
-        return
-    editor = yaml_editor()
-    content = editor.load(PARAMS_FILE.read_text())
-    (content[line] if stage is None else content[line][stage]).update(values)
-    text = io.StringIO()
-    editor.dump(content, text)
-    write_text(PARAMS_FILE, text.getvalue())
-
-
-def yaml_editor() -> YAML:
-    """Reads and writes YAML with its comments, order and layout."""
-    editor = YAML()
-    editor.preserve_quotes = True
-    editor.width = 4096  # never fold a line
-    editor.indent(mapping=2, sequence=4, offset=2)
-    editor.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
-    return editor
+def _sees_nodules(line: str) -> bool:
+    return "nodules" in read_yaml()[line]["evaluate"]["tasks"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from components.errors import UserError
 from components.files import require_file_name
+from flows.lines import add_line
 
 if TYPE_CHECKING:
     from components.ct.labels.onto_grid import Labels
@@ -20,7 +21,7 @@ NO_GRID = ("repeated_positions", "uneven_spacing", "mixed_geometry", "orientatio
 FORCE = "go on where slices are slightly uneven, or labels name another scan, and you know better"
 
 
-def add_options(parser: argparse.ArgumentParser, lines: tuple[str, ...]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The command ``ctfoundry volume`` and what follows it."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
@@ -30,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser, lines: tuple[str, ...]) -> None
         sub.add_argument(
             "volume", help="a series' key in the store, a .b2nd, .nii or .nii.gz file, or a folder with one CT series"
         )
-        sub.add_argument("--line", choices=lines, default="wholebody", help="whose store (default: wholebody)")
+        add_line(sub, "whose store")
         return sub
 
     action("info", _info, "Grid, place in millimetres, HU and provenance of a volume.")

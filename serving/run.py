@@ -12,7 +12,7 @@ from typing import NoReturn
 from components.bundle.manifest import read_manifest, verify_bundle
 from components.confined import Bounds
 from components.errors import UserError
-from components.settings import LINES
+from components.settings import lines
 from serving.build import bento_environment, bento_path, bento_tag
 from serving.limits import BUNDLE_VARIABLE, Limits
 
@@ -37,7 +37,7 @@ def serve_command(target: str, host: str = LOCALHOST, port: int = PORT) -> list[
         raise UserError(f"host {host!r} is not allowed: an IP address, such as {LOCALHOST}") from None
     if not 0 < port < 65536:
         raise UserError(f"port {port} is not allowed: 1 to 65535")
-    tag = bento_tag(read_manifest(Path("releases") / target)) if target in LINES else target
+    tag = bento_tag(read_manifest(Path("releases") / target)) if target in lines() else target
     bento = bento_path(tag)
     if bento is None:
         raise UserError(f"bento {tag}: not in the local store; run `make release` first")

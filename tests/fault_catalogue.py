@@ -67,10 +67,13 @@ class Outcome:
         return self.reason in self.found
 
 
-def small_plan(line: str = "wholebody") -> ScanPlan:
+def small_plan(anatomy: str = "trunk") -> ScanPlan:
     """A clean scan of few pixels, quick to take: 96 x 96, 24 slices of 5 mm."""
-    config = PhantomConfig(pretrain_patients=1, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=11)
-    plan = next(p for p in plan_scans(line, config) if p.vendor == "siemens" or line == "head")
+    config = PhantomConfig.model_validate(
+        {"anatomy": anatomy}
+        | {"pretrain_patients": 1, "evaluation_patients": 4, "retest_patients": 0, "fault_share": 0.0, "seed": 11}
+    )
+    plan = next(p for p in plan_scans(config) if p.vendor == "siemens" or anatomy == "head")
     field = plan.pixel_mm * plan.matrix
     plan = replace(plan, matrix=96, pixel_mm=round(field / 96, 6), increment_mm=5.0, thickness_mm=5.0)
     return replace(plan, slices=SLICES, position="HFS", oblique_deg=0.0, descending=False)
@@ -108,7 +111,8 @@ class Catalogue:
         self.screen = load_stage(ScreenConfig, line, "screen", PARAMS)
         self.curate = load_stage(CurateConfig, line, "curate", PARAMS)
         self.grid = load_stage(PreprocessConfig, line, "preprocess", PARAMS)
-        self.plan = small_plan(line)
+        self.anatomy = load_stage(CohortConfig, line, "cohort", PARAMS).phantom.anatomy
+        self.plan = small_plan(self.anatomy)
         self.geometry = geometry_of(self.plan)
         self.hu = acquire(self.plan, paint(self.plan, self.geometry)[0].hu)
 
@@ -129,7 +133,7 @@ class Catalogue:
         """The phantom's own faults."""
         found = []
         for fault in FAULTS:
-            if fault.suite == suite and self.line in fault.lines:
+            if fault.suite == suite and self.anatomy in fault.anatomies:
                 folder = self.work / suite / f"phantom-{fault.name}"
                 scan(replace(self.plan, fault=fault.name), folder)
                 found.append((Planted(fault.name, fault.description, suite, fault.reason), folder))
@@ -250,7 +254,7 @@ class Catalogue:
 
     def clean_cohort(self, config: CohortConfig) -> pd.DataFrame:
         """Real series of the IDC's index, and the phantom's evaluation series."""
-        sources = {"idc": IdcSource(config.idc), "phantom": PhantomSource(self.line, config.phantom, pretrain=False)}
+        sources = {"idc": IdcSource(config.idc), "phantom": PhantomSource(config.phantom, pretrain=False)}
         rows: list[tuple[str, Listed]] = [
             (name, series) for name, source in sources.items() for series in source.list_series(frozenset()).series
         ]

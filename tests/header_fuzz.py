@@ -89,7 +89,12 @@ def sources(folder: Path) -> list[File]:
     found = []
     for line in ("head", "wholebody"):
         sizes = {"pretrain_patients": 2, "evaluation_patients": 4, "retest_patients": 0, "fault_share": 0.0}
-        plan = replace(plan_scans(line, PhantomConfig(seed=3, **sizes))[0], matrix=16, slices=1, fault="")
+        plan = replace(
+            plan_scans(PhantomConfig(anatomy="head" if line == "head" else "trunk", seed=3, **sizes))[0],
+            matrix=16,
+            slices=1,
+            fault="",
+        )
         scan(plan, folder / line)
         found.append(File(tuple(_elements(pydicom.dcmread(next((folder / line).glob("*.dcm")))))))
     return found

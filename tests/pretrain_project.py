@@ -54,6 +54,7 @@ WHOLEBODY: dict[str, Any] = RUN | {
     "input": {
         "orientation": "SPL",
         "spacing_mm": [3.0, 1.0, 1.0],
+        "sees": "crop",
         "size_vox": [8, 16, 16],
         "windows": [[512.0, 3072.0]],
     },
@@ -79,6 +80,7 @@ HEAD: dict[str, Any] = RUN | {
     "input": {
         "orientation": "RAS",
         "spacing_mm": [1.0, 1.0, 1.0],
+        "sees": "scan",
         "size_vox": [24, 24, 24],
         "windows": HEAD_WINDOWS,
     },

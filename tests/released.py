@@ -23,11 +23,11 @@ def write_release(folder: Path, line: str = "wholebody") -> None:
     parameters = decisive(read_yaml(ROOT / "params.yaml")[line])  # as stage ``bundle`` writes them
     orientation, spacing = (parameters["preprocess"][name] for name in ("orientation", "spacing_mm"))
     view = InputConfig(
-        orientation=orientation, spacing_mm=tuple(spacing), size_vox=(16, 64, 64), windows=((0.0, 2000.0),)
+        sees="crop", orientation=orientation, spacing_mm=tuple(spacing), size_vox=(16, 64, 64), windows=((0.0, 2000.0),)
     )
     config = SegResConfig(kind="segres", init_filters=4, blocks_down=(1, 1, 1))
     encoder = build_encoder(config, view, seed=1)
-    Embedder.from_encoder(encoder, EmbedConfig(line=line, encoder=config, input=view)).save(folder)
+    Embedder.from_encoder(encoder, EmbedConfig(encoder=config, input=view)).save(folder)
     write_json(folder / "preprocess.json", parameters["preprocess"])
     judged = {"headers": parameters["screen"], "volumes": parameters["curate"]}
     write_json(folder / "quality.json", {**judged, "mixed_series": parameters["acquire"]["mixed_series"]})

@@ -142,6 +142,27 @@ class StoredVolume:
         return crop_box(self._array, self.shape, start, size)
 
 
+def crops_at(volume: Volume | StoredVolume, points_mm: npt.ArrayLike, size: tuple[int, int, int]) -> Int16Array:
+    """The boxes of ``size`` voxels round points: int16 (N, n0, n1, n2); what lies outside the volume is -1024 HU.
+
+    Args:
+        volume: stored or in memory.
+        points_mm: (N, 3) in RAS millimetres; each is the voxel ``size // 2`` of its box.
+        size: voxels along the array's axes.
+    """
+    centres_N3 = np.floor(voxel_of(volume.affine, points_mm) + 0.5).astype(np.int64)
+    starts = [(int(a), int(b), int(c)) for a, b, c in centres_N3 - np.array(size) // 2]
+    return np.stack([crop_of(volume, start, size) for start in starts])
+
+
+def crop_of(volume: Volume | StoredVolume, start: tuple[int, int, int], size: tuple[int, int, int]) -> Int16Array:
+    """The box whose first voxel is ``start``, as :meth:`StoredVolume.crop`, of a volume in memory too."""
+    if isinstance(volume, StoredVolume):
+        return volume.crop(start, size)
+    a, b, c = volume.hu.shape
+    return crop_box(volume.hu, (a, b, c), start, size)
+
+
 def crop_box(
     array: Any, shape: tuple[int, int, int], start: tuple[int, int, int], size: tuple[int, int, int]
 ) -> Int16Array:

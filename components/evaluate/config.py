@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from components.settings import Seed, StageConfig
+from components.settings import Seed, StageConfig, shown
 from components.sources.lidc import LidcPin
 
+Task = Literal["organs", "lesions", "findings", "stability", "nodules"]
+OF_POINTS: frozenset[Task] = frozenset({"organs", "lesions", "nodules"})
 Window = Annotated[float, Field(ge=2, le=100)]
 
 
@@ -49,6 +51,8 @@ class EvaluateConfig(LidcPin):
     """How frozen features are judged. Everything here is fixed before any figure is seen.
 
     Attributes:
+        tasks: plug-ins of ``components.evaluate.sources``. Those of points (organs, lesions, nodules) want an encoder
+            that sees crops.
         selection: which of the encoders that ``pretrain.candidates`` keeps goes on; null for the last one.
         device: where encoders run: ``auto`` takes a GPU where there is one, ``cuda`` ends with a line where none is.
         seed: of the bootstrap and of the nodules' split.
@@ -64,6 +68,7 @@ class EvaluateConfig(LidcPin):
             of the files grows with the nodule and would tell its size.
     """
 
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
     selection: SelectionConfig | None
     device: Literal["auto", "cuda", "cpu"]
     seed: Seed
@@ -77,9 +82,26 @@ class EvaluateConfig(LidcPin):
     stability_gallery: Annotated[int, Field(ge=0, le=10_000)]
     nodule_window_mm: tuple[Window, Window, Window]
 
-    @field_validator("random_seeds")
+    @field_validator("random_seeds", "tasks")
     @classmethod
-    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+    def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) != len(value):
-            raise ValueError("allowed: seeds that differ from each other")
+            raise ValueError("each once")
         return value
+
+    @model_validator(mode="after")
+    def _of_tasks(self) -> EvaluateConfig:
+        if self.lidc_nodules is not None and "nodules" not in self.tasks:
+            raise ValueError("lidc_nodules is pinned, but tasks has no 'nodules': add it, or set lidc_nodules to null")
+        return self
+
+
+def mistaken_tasks(line: str, sees: str, config: EvaluateConfig) -> list[str]:
+    """A line of text where tasks of points are asked of an encoder that sees whole scans."""
+    wrong = [task for task in config.tasks if task in OF_POINTS and sees == "scan"]
+    if not wrong:
+        return []
+    return [
+        f"params.yaml: {line}.evaluate.tasks: {shown(wrong)} is not allowed with {line}.pretrain.input.sees 'scan': "
+        "they are of points, and such an encoder has one vector for a whole scan"
+    ]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from components.ct.grid import GridConfig
-from components.ct.store import Int16Array, StoredVolume, Volume, crop_box, voxel_of
+from components.ct.store import Int16Array, StoredVolume, Volume, crops_at
 from components.errors import UserError
 from components.evaluate.bootstrap import Array
 from components.evaluate.config import EvaluateConfig, HistogramConfig
@@ -55,27 +55,8 @@ class Method:
 
 
 def encoder_method(embedder: Embedder) -> Method:
-    """An encoder, untouched. Crops of many volumes are stacked into one tall volume: it then embeds them in batches."""
-
-    def points(crops: Crops) -> npt.NDArray[np.floating]:
-        count, depth, height, width = crops.hu.shape
-        affine = np.eye(4)
-        affine[:3, :3] = crops.directions
-        tall = Volume(hu=crops.hu.reshape(count * depth, height, width), affine=affine)
-        centres = [(number * depth + depth // 2, height // 2, width // 2) for number in range(count)]
-        return embedder.embed_points(tall, np.asarray(centres) @ crops.directions.T)
-
-    return Method(points=points, whole=embedder.embed_volume)
-
-
-def crop_at(volume: AnyVolume, point_mm: Array, size: tuple[int, int, int]) -> Int16Array:
-    """The crop of ``size`` voxels round a point, as the encoder sees it; -1024 HU outside the volume."""
-    centre = np.floor(voxel_of(volume.affine, point_mm) + 0.5).astype(int)
-    a, b, c = (int(i) - k // 2 for i, k in zip(centre, size, strict=True))
-    if isinstance(volume, StoredVolume):
-        return volume.crop((a, b, c), size)
-    n0, n1, n2 = volume.hu.shape
-    return crop_box(volume.hu, (n0, n1, n2), (a, b, c), size)
+    """An encoder, untouched."""
+    return Method(points=lambda crops: embedder.embed_crops(crops.hu), whole=embedder.embed_volume)
 
 
 def histogram(hu: Int16Array, config: HistogramConfig) -> Array:
@@ -200,7 +181,7 @@ def extract(
                 for name, method in methods.items():
                     found[name].append(method.whole(whole)[None])
             else:
-                waiting.append((place, crop_at(volume, np.array([x, y, z]), patch)))
+                waiting.append((place, crops_at(volume, [[x, y, z]], patch)[0]))
         if len(waiting) >= BATCH:
             embed_waiting()
     embed_waiting()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from components.evaluate.config import Task
 from components.evaluate.nodules import nodules
 from components.evaluate.tasks import RETEST, STABILITY, Built, Inputs, none_built, task_table
 
@@ -88,13 +89,13 @@ def findings(inputs: Inputs) -> Built:
 
 
 def stability(inputs: Inputs) -> Built:
-    """Two scans of one patient: whole volumes, and in the wholebody line the same organ's points.
+    """Two scans of one patient: whole volumes, and for an encoder that sees crops the same organ's points.
 
     Rows of split ``retest`` are second scans; their first scans and other patients' first scans are the gallery.
     """
     scans, second = inputs.scans(), inputs.retests()
     second = second[second["retest_of"].isin(scans["series"])]
-    names = ["volume"] if inputs.line == "head" else ["volume", "organs"]
+    names = ["volume", "organs"] if inputs.sees == "crop" else ["volume"]
     if second.empty:
         return none_built({f"{STABILITY}/{name}": "no accepted pair of first and second scan" for name in names})
     parts, reasons = [], {}
@@ -102,7 +103,7 @@ def stability(inputs: Inputs) -> Built:
         parts.append(_volumes(scans, second, inputs.config.stability_gallery))
     else:
         reasons[f"{STABILITY}/volume"] = "left out by stability_gallery: 0"
-    if inputs.line == "wholebody":
+    if inputs.sees == "crop":
         points = _points(inputs, scans, second)
         parts.append(points)
         if points.empty:
@@ -139,7 +140,10 @@ def _nothing(inputs: Inputs, what: str) -> str:
     return f"no {what} among the {scans} accepted evaluation series" if scans else "no accepted evaluation series"
 
 
-SOURCES: dict[str, tuple[Callable[[Inputs], Built], ...]] = {
-    "wholebody": (organs, lesions, stability, nodules),
-    "head": (findings, stability),
+SOURCES: dict[Task, Callable[[Inputs], Built]] = {
+    "organs": organs,
+    "lesions": lesions,
+    "findings": findings,
+    "stability": stability,
+    "nodules": nodules,
 }

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from components.command import data_dir
 from components.ct.grid import GridConfig
 from components.errors import UserError
-from components.evaluate.config import EvaluateConfig
+from components.evaluate.config import EvaluateConfig, mistaken_tasks
 from components.evaluate.features import Features, Method, Volumes, baselines, encoder_method, extract
 from components.evaluate.plots import draw_all, draw_projection, save
 from components.evaluate.report import render_report
@@ -23,7 +23,7 @@ from components.evaluate.selection import draw_selection, selected_step, selecti
 from components.evaluate.sources import SOURCES
 from components.evaluate.tasks import STABILITY, Built, Inputs, check_splits, task_table, usable
 from components.files import sha256_file, write_json, write_text
-from components.models.embed import Embedder, device_of, load_candidates, random_embedder
+from components.models.embed import Embedder, described, device_of, load_candidates, random_embedder
 from components.settings import load_part, load_stage
 from components.tables import read_table, write_table
 
@@ -38,14 +38,13 @@ def run(line: str) -> None:
     """
     config = load_stage(EvaluateConfig, line, "evaluate")
     preprocess = load_part(GridConfig, line, "preprocess")
-    if config.lidc_nodules is not None and line != "wholebody":
-        raise UserError(f"params.yaml: {line}.evaluate.lidc_nodules: only line wholebody sees nodules; set it to null")
     curate = data_dir(line, "curate")
     curated, annotations = _table(curate / "curated.parquet"), _table(curate / "annotations.parquet")
-    inputs = Inputs(line, curated, annotations, config, preprocess)
+    encoder = data_dir(line, "pretrain") / "encoder"
+    inputs = Inputs(line, described(encoder).input.sees, curated, annotations, config, preprocess)
     out = data_dir(line, "evaluate")
     built = build_tasks(inputs)
-    embedder = chosen(inputs, built.table, data_dir(line, "pretrain") / "encoder", out)
+    embedder = chosen(inputs, built.table, encoder, out)
     evaluate(inputs, built, embedder, out)
     embedder.save(out / "encoder")  # what was judged is what is released
 
@@ -114,7 +113,9 @@ def evaluate(inputs: Inputs, built: Built, embedder: Embedder, out: Path) -> Non
 
 def build_tasks(inputs: Inputs) -> Built:
     """The usable task table of all of the line's plug-ins."""
-    parts = [source(inputs) for source in SOURCES[inputs.line]]
+    for mistake in mistaken_tasks(inputs.line, inputs.sees, inputs.config):
+        raise UserError(mistake)
+    parts = [SOURCES[task](inputs) for task in inputs.config.tasks]
     together = Built(
         table=task_table(part.table for part in parts),
         not_evaluated={task: reason for part in parts for task, reason in part.not_evaluated.items()},

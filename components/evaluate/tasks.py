@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ class Inputs:
 
     Attributes:
         line: the model line.
+        sees: what the encoder sees, as in ``input.sees``.
         curated: every series that reached curation, accepted or not.
         annotations: points and findings of accepted series.
         config: of evaluation.
@@ -34,6 +36,7 @@ class Inputs:
     """
 
     line: str
+    sees: Literal["crop", "scan"]
     curated: pd.DataFrame
     annotations: pd.DataFrame
     config: EvaluateConfig

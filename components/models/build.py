@@ -1,4 +1,5 @@
-"""Encoders by configuration. Both kinds have ``embedding_dim``, ``forward`` (pooled) and ``feature_map``."""
+"""Encoders by configuration. Both kinds have ``embedding_dim``, ``forward`` (pooled), ``feature_map`` and
+``levels``."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ def build_encoder(config: SegResConfig | VitConfig, view: InputConfig, seed: int
         seed: of the initial weights.
 
     Returns:
-        A module with ``forward(x_BCDHW) -> (B, embedding_dim)``, ``feature_map(x_BCDHW) -> (B, C, d, h, w)`` and
-        ``embedding_dim``; x is float32 in [0, 1], see :func:`components.models.intensity.apply_windows`.
+        A module with ``forward(x_BCDHW) -> (B, embedding_dim)``, ``feature_map(x_BCDHW) -> (B, C, d, h, w)``,
+        ``levels(x_BCDHW)`` (feature maps, of which that is the last) and ``embedding_dim``; x is float32 in [0, 1], see
+        :func:`components.models.intensity.apply_windows`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -15,13 +15,16 @@ class InputConfig(StageConfig):
     """What the encoder sees: a box of voxels and the CT windows that become its channels.
 
     Attributes:
+        sees: ``crop``, a box of ``size_vox`` at the stored spacing: a point's vector is its crop's, a volume's the mean
+            over its crops. Or ``scan``, the whole volume resized to ``size_vox``, which has one vector.
         orientation: axis codes the stored volumes must have (nibabel's ``aff2axcodes``).
         spacing_mm: voxel size the stored volumes must have, per axis.
-        size_vox: the encoder's input box. Whole body: a crop at the stored spacing. Head: a whole head, resized.
+        size_vox: the encoder's input box.
         windows: (centre, width) in HU; each is clipped and scaled to [0, 1] and becomes one channel. Ends and width are
             what int16, in which voxels are stored, can hold.
     """
 
+    sees: Literal["crop", "scan"]
     orientation: Literal["SPL", "RAS"]
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     size_vox: tuple[Side, Side, Side]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,14 @@ import safetensors.torch
 import torch
 
 from components import arithmetic
-from components.ct.store import StoredVolume, Volume, crop_box, voxel_of
+from components.ct.store import StoredVolume, Volume, crop_of, crops_at
 from components.errors import UserError
 from components.files import read_json, replacing, write_json
 from components.models.build import Encoder, build_encoder
 from components.models.config import EncoderConfig, InputConfig
 from components.models.intensity import BODY_HU, apply_windows
 from components.models.resample import resize_windows
-from components.settings import Line, StageConfig, parse
+from components.settings import StageConfig, parse
 
 Float32Array = npt.NDArray[np.float32]
 Int16Array = npt.NDArray[np.int16]
@@ -35,23 +36,36 @@ WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
 class EmbedConfig(StageConfig):
     """All that is needed to rebuild the encoder and its input; ``encoder.json``."""
 
-    line: Line
     encoder: EncoderConfig
     input: InputConfig
 
 
-class Embedder:
-    """A frozen encoder with the two kinds of vectors that were fixed before any evaluation.
+@dataclass(frozen=True)
+class Grid:
+    """Places side by side over a volume, and their vectors.
 
-    ``embed_points``: the pooled vector of the input-sized crop centred on a point (whole body).
-    ``embed_volume``: whole body: the mean over a regular grid of crops that hold at least 10 % body (HU > -500);
-    head: the whole volume resized to the model's cube.
+    Attributes:
+        points_mm: centres of the crops, (N, 3) in RAS millimetres.
+        vectors: float32 (N, dim).
+    """
+
+    points_mm: npt.NDArray[np.float64]
+    vectors: Float32Array
+
+
+class Embedder:
+    """A frozen encoder, and its vectors as they were fixed before any evaluation.
+
+    An encoder that sees crops has one for each crop: of a point (:meth:`embed_points`), of places side by side over a
+    volume (:meth:`embed_grid`), of crops that were cut already (:meth:`embed_crops`); a volume's is the mean over its
+    places. One that sees scans has one for a volume, which is resized to its input. :meth:`levels` gives what lies
+    before pooling.
     """
 
     def __init__(self, encoder: Encoder, config: EmbedConfig, device: str) -> None:
-        self.encoder = encoder.to(device).eval().requires_grad_(False)
+        self.device = torch.device(device_of(device))
+        self.encoder = encoder.to(self.device).eval().requires_grad_(False)
         self.config = config
-        self.device = torch.device(device)
 
     @property
     def dim(self) -> int:
@@ -60,7 +74,7 @@ class Embedder:
 
     @classmethod
     def from_encoder(cls, encoder: Encoder, config: EmbedConfig, device: str = "cpu") -> Embedder:
-        """Freeze an encoder that was just trained or loaded."""
+        """Freeze an encoder that was just trained or loaded. ``device``: auto, cuda or cpu, see :func:`device_of`."""
         return cls(encoder, config, device)
 
     @classmethod
@@ -68,12 +82,10 @@ class Embedder:
         """Load ``encoder.safetensors``, or other ``weights`` of the same encoder, and ``encoder.json`` from ``folder``.
 
         Raises:
-            UserError: a file is missing or the weights do not fit the description.
+            UserError: a file is missing, the weights do not fit the description, or there is no such device.
         """
-        for name in (weights, DESCRIPTION):
-            if not (folder / name).is_file():
-                raise UserError(f"encoder {folder}: {name} is missing; run the pretrain stage first")
-        config = parse(EmbedConfig, read_json(folder / DESCRIPTION), "", str(folder / DESCRIPTION))
+        _require(folder, weights)
+        config = described(folder)
         encoder = build_encoder(config.encoder, config.input, seed=0)
         try:
             encoder.load_state_dict(safetensors.torch.load_file(folder / weights))
@@ -87,6 +99,25 @@ class Embedder:
         write_weights(folder / WEIGHTS, self.encoder.state_dict())
         write_json(folder / DESCRIPTION, self.config.model_dump(mode="json"))
 
+    def embed_crops(self, crops_NDHW: Int16Array) -> Float32Array:
+        """One vector per crop, float32 (N, dim).
+
+        Args:
+            crops_NDHW: int16 HU of ``config.input.size_vox``, at its spacing and orientation. They are embedded in
+                batches, see :func:`batch_of`; a vector does not depend on its neighbours.
+
+        Raises:
+            UserError: crops of another size, or an encoder that sees whole scans.
+        """
+        self._sees_crops("embed_crops")
+        size = self.config.input.size_vox
+        if crops_NDHW.shape[1:] != size or crops_NDHW.dtype != np.int16:
+            found = f"{crops_NDHW.dtype} {crops_NDHW.shape}"
+            raise UserError(f"embed_crops: {found} is not allowed: int16 HU of shape (N, {', '.join(map(str, size))})")
+        if len(crops_NDHW) == 0:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        return self._batched(crops_NDHW)
+
     def embed_points(self, volume: StoredVolume | Volume, points_mm: npt.ArrayLike) -> Float32Array:
         """One vector per point.
 
@@ -98,54 +129,114 @@ class Embedder:
             float32 (N, dim).
 
         Raises:
-            UserError: a volume of another spacing or orientation, points of another shape, or the head line (whose
-                input is a whole head).
+            UserError: a volume of another spacing or orientation, points of another shape, or an encoder that
+                sees whole scans.
         """
-        if self.config.line == "head":
-            raise UserError("embed_points: the head encoder sees whole heads; use embed_volume")
-        self._check(volume)
+        self._sees_crops("embed_points")
+        check_grid(volume, self.config.input)
         points_N3 = np.asarray(points_mm, dtype=np.float64)
         if points_N3.ndim != 2 or points_N3.shape[1] != 3 or not np.isfinite(points_N3).all():
             raise UserError(f"embed_points: points of shape {points_N3.shape} are not allowed: finite numbers, (N, 3)")
         if len(points_N3) == 0:
             return np.zeros((0, self.dim), dtype=np.float32)
+        return self.embed_crops(crops_at(volume, points_N3, self.config.input.size_vox))
+
+    def embed_grid(self, volume: StoredVolume | Volume) -> Grid:
+        """The places that cover the volume side by side and hold at least 10 % body (HU > -500), with their vectors.
+
+        Raises:
+            UserError: a volume of another spacing or orientation, or without such a place; or an encoder that sees
+                whole scans.
+        """
+        self._sees_crops("embed_grid")
+        check_grid(volume, self.config.input)
         size = self.config.input.size_vox
-        centre_N3 = np.floor(voxel_of(volume.affine, points_N3) + 0.5).astype(np.int64)
-        starts_N3 = centre_N3 - np.array(size) // 2
-        return self._embed_crops(np.stack([_crop(volume, (int(a), int(b), int(c)), size) for a, b, c in starts_N3]))
+        whole = volume.read() if isinstance(volume, StoredVolume) else volume
+        a, b, c = whole.hu.shape
+        found = [(start, crop_of(whole, start, size)) for start in grid_starts((a, b, c), size)]
+        found = [(start, crop) for start, crop in found if (crop > BODY_HU).mean() >= BODY_FRACTION]
+        if not found:
+            raise UserError(f"embed_volume: no part of the volume {whole.hu.shape} holds enough body (HU > {BODY_HU})")
+        centres_N3 = np.array([start for start, _ in found]) + np.array(size) // 2
+        points_mm = centres_N3 @ whole.affine[:3, :3].T + whole.affine[:3, 3]
+        return Grid(points_mm, self.embed_crops(np.stack([crop for _, crop in found])))
 
     def embed_volume(self, volume: StoredVolume | Volume) -> Float32Array:
         """One vector for the whole volume, float32 (dim,).
 
         Raises:
-            UserError: a volume of another spacing or orientation, or without any patch that holds enough body.
+            UserError: a volume of another spacing or orientation, or without any place that holds enough body.
         """
-        self._check(volume)
-        whole = volume.read() if isinstance(volume, StoredVolume) else volume
-        if self.config.line == "head":
-            return self._embed_cube(whole.hu)
-        size = self.config.input.size_vox
-        crops = [crop_box(whole.hu, _shape(whole), start, size) for start in grid_starts(_shape(whole), size)]
-        body = np.stack([crop for crop in crops if (crop > BODY_HU).mean() >= BODY_FRACTION] or [crops[0][:0]])
-        if body.size == 0:
-            raise UserError(f"embed_volume: no part of the volume {whole.hu.shape} holds enough body (HU > {BODY_HU})")
-        return np.asarray(self._embed_crops(body).mean(axis=0, dtype=np.float64), dtype=np.float32)
-
-    def _embed_crops(self, crops_NDHW: Int16Array) -> Float32Array:
-        parts, batch = [], batch_of(self.config.input.size_vox)
+        if self.config.input.sees == "crop":
+            return np.asarray(self.embed_grid(volume).vectors.mean(axis=0, dtype=np.float64), dtype=np.float32)
         with torch.inference_mode(), fixed_threads():
-            for part_NDHW in np.split(crops_NDHW, range(batch, len(crops_NDHW), batch)):
-                hu = torch.from_numpy(part_NDHW).to(self.device)
-                parts.append(self.encoder(apply_windows(hu, self.config.input.windows)).float().cpu().numpy())
+            return np.asarray(self.encoder(self._resized(volume))[0].float().cpu().numpy(), dtype=np.float32)
+
+    def levels(self, volume: StoredVolume | Volume, point_mm: npt.ArrayLike | None = None) -> list[Float32Array]:
+        """The feature maps before pooling, of the crop round a point or of the whole scan, whichever the encoder sees.
+
+        Args:
+            volume: as in :meth:`embed_points`.
+            point_mm: (3,) in RAS millimetres; None for an encoder that sees scans.
+
+        Returns:
+            float32 (C, d, h, w) of each level: of a SegRes encoder from fine to coarse, each half the sides of the one
+            before; of a transformer the patches after each block. The last one is what the vector is pooled from.
+
+        Raises:
+            UserError: as :meth:`embed_points`; or a point where the encoder sees scans, or none where it sees crops.
+        """
+        sees, size = self.config.input.sees, self.config.input.size_vox
+        if (point_mm is None) != (sees == "scan"):
+            allowed = "a point in mm" if sees == "crop" else "none"
+            raise UserError(f"levels: point {point_mm!r} is not allowed: {allowed}, for this encoder sees a {sees}")
+        with torch.inference_mode(), fixed_threads():
+            if point_mm is None:
+                seen = self._resized(volume)
+            else:
+                check_grid(volume, self.config.input)
+                seen = self._windowed(crops_at(volume, np.asarray(point_mm, dtype=np.float64)[None], size))
+            return [level[0].float().cpu().numpy() for level in self.encoder.levels(seen)]
+
+    def _batched(self, crops_NDHW: Int16Array) -> Float32Array:
+        parts, batch, first = [], batch_of(self.config.input.size_vox), 0
+        with torch.inference_mode(), fixed_threads():
+            while first < len(crops_NDHW):
+                try:
+                    vectors = self.encoder(self._windowed(crops_NDHW[first : first + batch])).float().cpu().numpy()
+                except torch.OutOfMemoryError:  # of a GPU that others use too
+                    if batch == 1:
+                        raise UserError(
+                            f"{self.device}: not enough memory free for one crop; device cpu has more"
+                        ) from None
+                    batch //= 2
+                    continue
+                parts.append(vectors)
+                first += len(vectors)
         return np.concatenate(parts).astype(np.float32)
 
-    def _embed_cube(self, hu: Int16Array) -> Float32Array:
-        with torch.inference_mode(), fixed_threads():
-            cube = resize_windows(hu, self.config.input.windows, self.config.input.size_vox)[None].to(self.device)
-            return np.asarray(self.encoder(cube)[0].float().cpu().numpy(), dtype=np.float32)
+    def _windowed(self, crops_NDHW: Int16Array) -> torch.Tensor:
+        return apply_windows(torch.from_numpy(crops_NDHW).to(self.device), self.config.input.windows)
 
-    def _check(self, volume: StoredVolume | Volume) -> None:
+    def _resized(self, volume: StoredVolume | Volume) -> torch.Tensor:
         check_grid(volume, self.config.input)
+        whole = volume.read() if isinstance(volume, StoredVolume) else volume
+        return resize_windows(whole.hu, self.config.input.windows, self.config.input.size_vox)[None].to(self.device)
+
+    def _sees_crops(self, asked: str) -> None:
+        if self.config.input.sees == "scan":
+            raise UserError(f"{asked}: this encoder sees whole scans; use embed_volume")
+
+
+def described(folder: Path) -> EmbedConfig:
+    """What ``encoder.json`` of ``folder`` says. Raises UserError where it is missing or not of this version."""
+    _require(folder, DESCRIPTION)
+    return parse(EmbedConfig, read_json(folder / DESCRIPTION), "", str(folder / DESCRIPTION))
+
+
+def _require(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise UserError(f"encoder {folder}: {name} is missing; run the pretrain stage first")
 
 
 def check_grid(volume: StoredVolume | Volume, wanted: InputConfig) -> None:
@@ -159,7 +250,8 @@ def check_grid(volume: StoredVolume | Volume, wanted: InputConfig) -> None:
 
 
 def batch_of(size: tuple[int, int, int]) -> int:
-    """Crops of ``size`` voxels that are embedded at once, so that memory does not grow with the published sizes."""
+    """Crops of ``size`` voxels that are embedded at once, so that memory does not grow with the published sizes; where
+    a GPU has less, half of them, and so on."""
     return max(1, min(BATCH, BATCH_VOXELS // math.prod(size)))
 
 
@@ -227,23 +319,12 @@ def fixed_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _shape(volume: Volume) -> tuple[int, int, int]:
-    a, b, c = volume.hu.shape
-    return int(a), int(b), int(c)
-
-
-def _crop(volume: StoredVolume | Volume, start: tuple[int, int, int], size: tuple[int, int, int]) -> Int16Array:
-    if isinstance(volume, StoredVolume):
-        return volume.crop(start, size)
-    return crop_box(volume.hu, _shape(volume), start, size)
-
-
 def imported(weights: Path, config: EmbedConfig, device: str = "cpu") -> Embedder:
     """An encoder from weights that were made elsewhere, such as CT-FM's public ones: every tensor by name and shape.
 
     Args:
         weights: safetensors; names as in :mod:`segres` or :mod:`vit`, with or without a leading ``encoder.``.
-        config: the line, the encoder's sizes and its input.
+        config: the encoder's sizes and its input.
         device: where it runs.
 
     Raises:

@@ -59,11 +59,15 @@ class SegRes(SegResEncoder, nn.Module):  # type: ignore[misc]  # MONAI has no ty
                 module.__class__ = Conv3x3x3  # keeps MONAI's initial weights, which a new layer would draw again
         self.embedding_dim: int = config.init_filters * 2 ** (len(config.blocks_down) - 1)
 
-    def feature_map(self, x_BCDHW: Tensor) -> Tensor:
-        """The last level, (B, embedding_dim, d, h, w)."""
+    def levels(self, x_BCDHW: Tensor) -> list[Tensor]:
+        """Every level, from fine to coarse: (B, init_filters 2^i, d, h, w), each half the sides of the one before."""
         # channels_last_3d makes convolutions twice as fast on a CPU; the values' order in memory changes nothing else
         levels: list[Tensor] = self._forward(x_BCDHW.contiguous(memory_format=torch.channels_last_3d))
-        return levels[-1]
+        return levels
+
+    def feature_map(self, x_BCDHW: Tensor) -> Tensor:
+        """The last level, (B, embedding_dim, d, h, w)."""
+        return self.levels(x_BCDHW)[-1]
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:  # type: ignore[override]  # MONAI's returns every level
         """The last level averaged over space, (B, embedding_dim)."""

@@ -116,7 +116,11 @@ class Vit(nn.Module):
         return known.to(like)
 
     def tokens(
-        self, x_BCDHW: Tensor, keep_BK: Tensor | None = None, masked: tuple[Tensor, Tensor] | None = None
+        self,
+        x_BCDHW: Tensor,
+        keep_BK: Tensor | None = None,
+        masked: tuple[Tensor, Tensor] | None = None,
+        each: list[Tensor] | None = None,
     ) -> Tensor:
         """Normalised tokens after the last block.
 
@@ -124,6 +128,7 @@ class Vit(nn.Module):
             x_BCDHW: windows in [0, 1].
             keep_BK: indices of the patches to keep; the others are dropped before the first block.
             masked: which patches, bool (B, N), are seen as a token (dim,) instead; they keep their positions.
+            each: gets the normalised tokens after every block but the last.
 
         Returns:
             (B, 1 + K, dim): class token, then the patch tokens in the order of ``keep_BK`` (all N in grid order
@@ -141,12 +146,16 @@ class Vit(nn.Module):
         x_BLD = x_BLD + positions_BND
         front = [self.class_token] if self.registers is None else [self.class_token, self.registers]
         x_BLD = torch.cat([*(part.expand(len(x_BLD), -1, -1) for part in front), x_BLD], dim=1)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, 1):
             x_BLD = block(x_BLD)
-        normalised_BLD: Tensor = self.norm(x_BLD)
+            if each is not None and number < len(self.blocks):
+                each.append(self._without_registers(self.norm(x_BLD)))
+        return self._without_registers(self.norm(x_BLD))
+
+    def _without_registers(self, x_BLD: Tensor) -> Tensor:
         if self.registers is None:
-            return normalised_BLD
-        return torch.cat([normalised_BLD[:, :1], normalised_BLD[:, 1 + self.config.registers :]], dim=1)
+            return x_BLD
+        return torch.cat([x_BLD[:, :1], x_BLD[:, 1 + self.config.registers :]], dim=1)
 
     def pool(self, tokens_BLD: Tensor) -> Tensor:
         """The embedding (B, embedding_dim) of ``tokens``."""
@@ -157,8 +166,17 @@ class Vit(nn.Module):
 
     def feature_map(self, x_BCDHW: Tensor) -> Tensor:
         """Patch tokens on their grid, (B, dim, d, h, w)."""
+        return self._on_grid(self.tokens(x_BCDHW), x_BCDHW)
+
+    def levels(self, x_BCDHW: Tensor) -> list[Tensor]:
+        """Patch tokens after every block, normalised, each (B, dim, d, h, w)."""
+        each: list[Tensor] = []
+        each.append(self.tokens(x_BCDHW, each=each))
+        return [self._on_grid(tokens_BLD, x_BCDHW) for tokens_BLD in each]
+
+    def _on_grid(self, tokens_BLD: Tensor, x_BCDHW: Tensor) -> Tensor:
         grid = self._grid_of((x_BCDHW.shape[2], x_BCDHW.shape[3], x_BCDHW.shape[4]))
-        return self.tokens(x_BCDHW)[:, 1:].transpose(1, 2).reshape(len(x_BCDHW), -1, *grid)
+        return tokens_BLD[:, 1:].transpose(1, 2).reshape(len(x_BCDHW), -1, *grid)
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
         """The pooled embedding, (B, embedding_dim)."""

@@ -96,7 +96,7 @@ def write_outputs(
         raise UserError(f"pretrain: the encoder's weights are not finite after step {config.steps}; try a lower "
                         f"{line}.pretrain.optimiser.learning_rate")  # fmt: skip
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)  # before the encoder is frozen
-    embed_config = EmbedConfig(line=line, encoder=config.encoder, input=config.input)  # type: ignore[arg-type]
+    embed_config = EmbedConfig(encoder=config.encoder, input=config.input)
     Embedder.from_encoder(objective.encoder, embed_config).save(folder / "encoder")
     if config.candidates > 1:
         write_weights(folder / "encoder" / candidate_file(config.steps), objective.encoder.state_dict())

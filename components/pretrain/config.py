@@ -18,7 +18,7 @@ Sigma = Annotated[float, Field(gt=0, le=64)]  # voxels
 
 
 class CropViewsConfig(StageConfig):
-    """Whole-body views (CT-FM): crops of one volume, two views of each."""
+    """Views of an encoder that sees crops (CT-FM): crops of one volume, two views of each."""
 
     crops_per_volume: Count
     body_fraction: Probability  # share of a crop's voxels above -500 HU that makes it acceptable
@@ -76,7 +76,8 @@ TwoViewConfig = NtXentConfig | VicRegConfig | SimSiamConfig
 
 
 class MultiCropConfig(StageConfig):
-    """Head views (FM-CT): global and local boxes as fractions of the stored volume's sides, resized.
+    """Views of an encoder that sees whole scans (FM-CT): global and local boxes, as fractions of the volume's sides,
+    resized.
 
     Attributes:
         global_side, local_side: smallest and largest box side as a fraction of the volume's side.
@@ -300,6 +301,12 @@ class PretrainConfig(StageConfig):
                 f"accumulate {self.accumulate} would train another model with {self.compares_volumes()}, which looks "
                 "at all volumes of a step together: 1; where memory is short, activation_checkpointing, sharded or "
                 "more workers"
+            )
+        sees = "scan" if isinstance(self.objective, HeadObjectiveConfig) else "crop"
+        if self.input.sees != sees:
+            raise ValueError(
+                f"input.sees {self.input.sees!r} does not go with objective {self.objective.kind!r}, whose views are "
+                f"made of a {sees}: set it to {sees!r}"
             )
         sizes: tuple[int, ...] = self.input.size_vox
         if isinstance(self.objective, HeadObjectiveConfig):

@@ -15,7 +15,7 @@ def source_of(name: str, line: str, config: SourceConfig) -> Source:
     """The source called ``name``, a value of ``config.source``; the line's block says what it needs."""
     match name:
         case "phantom":
-            return PhantomSource(line, config.phantom, pretrain=config.source == "phantom")
+            return PhantomSource(config.phantom, pretrain=config.source == "phantom")
         case "dicom":
             return DicomSource(config, line)
         case "idc":

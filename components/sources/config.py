@@ -112,6 +112,7 @@ class PhantomConfig(StageConfig):
     """Block ``<line>.cohort.phantom``.
 
     Attributes:
+        anatomy: what is scanned: a trunk with organs and lesions, or a head with findings.
         pretrain_patients: patients scanned once for pretraining.
         evaluation_patients: other patients, half of them to train probes, half to test them.
         retest_patients: how many of the test half are scanned a second time.
@@ -120,6 +121,7 @@ class PhantomConfig(StageConfig):
         seed: everything else follows from it.
     """
 
+    anatomy: Literal["trunk", "head"]
     pretrain_patients: int = Field(ge=1, le=9999)
     evaluation_patients: int = Field(ge=4, le=9999)
     retest_patients: int = Field(ge=0, le=4999)

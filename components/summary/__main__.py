@@ -9,18 +9,28 @@ from components.command import data_dir, run_stage
 from components.curate.config import CurateConfig
 from components.curate.suite import volumes_suite
 from components.looking.sheet import contact_sheet
+from components.looking.volume import WINDOWS
+from components.models.config import InputConfig
 from components.quality import drift
 from components.quality.judge import write_data_docs
 from components.quality.offline import write_index
 from components.screen.config import ScreenConfig
 from components.screen.suite import headers_suite
-from components.settings import load_stage, shards
+from components.settings import StageConfig, load_part, load_stage, shards
 from components.summary import page as summary
 from components.tables import read_table
 
 log = logging.getLogger(__name__)
 
-WINDOWS = {"wholebody": "soft", "head": "brain"}  # of the contact sheet
+
+def _window(line: str) -> str:
+    """Under which of the known windows people look at a line: one that its encoder sees through, or soft tissue's."""
+    seen = load_part(_Seen, line, "pretrain").input.windows
+    return next((name for name, window in WINDOWS.items() if window in seen), "soft")
+
+
+class _Seen(StageConfig):
+    input: InputConfig
 
 
 def main(line: str) -> None:
@@ -49,7 +59,7 @@ def main(line: str) -> None:
     page = folder / "quality.html"
     write_index(index.parent, {view.name: view.why for view in summary.suite_views(facts) if view.why}, page)
     sheet = folder / "contact_sheet.png"
-    shown = contact_sheet(facts.curated, data / "preprocess", sheet, WINDOWS[line])
+    shown = contact_sheet(facts.curated, data / "preprocess", sheet, _window(line))
     summary.write_summary(facts, page, sheet.name if shown else "")
     log.info("summary: %s; Data Docs: %s", page, index)
 

@@ -34,7 +34,7 @@ SERIES = 250  # files
 def phantom_files(folder: Path, config: CohortConfig) -> list[Path]:
     """Slices of a few phantom scanners, explicit and implicit VR."""
     sizes = {"pretrain_patients": 4, "evaluation_patients": 4, "retest_patients": 0, "fault_share": 0.0}
-    for number, plan in enumerate(plan_scans("wholebody", config.phantom.model_copy(update=sizes))[:4]):
+    for number, plan in enumerate(plan_scans(config.phantom.model_copy(update=sizes))[:4]):
         (folder / str(number)).mkdir(parents=True)
         scan(plan, folder / str(number))
     return sorted(folder.rglob("*.dcm"))

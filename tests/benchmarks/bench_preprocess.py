@@ -103,10 +103,10 @@ def main() -> None:
         series = arguments.series or scratch / "series"
         if arguments.series is None:
             phantom = PhantomConfig(
-                pretrain_patients=1, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=1
+                anatomy="trunk", pretrain_patients=1, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=1
             )
             series.mkdir()
-            scan(plan_scans("wholebody", phantom)[0], series)
+            scan(plan_scans(phantom)[0], series)
             (series / "mask.nii.gz").unlink()
             (series / "labels.json").unlink()
         seconds: dict[str, list[float]] = {"ours": [], "monai": []}

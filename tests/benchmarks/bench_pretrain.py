@@ -248,9 +248,11 @@ def on_cores(
 
 def phantoms(folder: Path) -> list[Path]:
     config = load_stage(PreprocessConfig, "wholebody", "preprocess")
-    plan = PhantomConfig(pretrain_patients=VOLUMES, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=1)
+    plan = PhantomConfig(
+        anatomy="trunk", pretrain_patients=VOLUMES, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=1
+    )
     paths = []
-    for number, planned in enumerate(plan_scans("wholebody", plan)[:VOLUMES]):
+    for number, planned in enumerate(plan_scans(plan)[:VOLUMES]):
         series = folder / "series" / str(number)
         series.mkdir(parents=True)
         scan(planned, series)

@@ -183,7 +183,7 @@ def prepare_nodules(
 ) -> pd.DataFrame:
     """Store what is pretrained on; the nodules' task table."""
     nobody = pd.DataFrame({"status": [], "role": [], "patient": [], "series": []}, dtype=str)
-    table = nodules(Inputs("wholebody", nobody, nobody, evaluate, preprocess)).table
+    table = nodules(Inputs("wholebody", "crop", nobody, nobody, evaluate, preprocess)).table
     table["split"] = table["patient"].map(lambda patient: part_of(part, evaluate.seed, patient))
     labels = read_labels(ct / ROOT, str(evaluate.lidc_nodules))
     for row in labels.itertuples():
@@ -236,7 +236,9 @@ def line_study(line: str) -> Study:
     preprocess = load_stage(PreprocessConfig, line, "preprocess")
     curated = read_table(data_dir(line, "curate") / "curated.parquet")
     annotations = read_table(data_dir(line, "curate") / "annotations.parquet")
-    table = build_tasks(Inputs(line, curated, annotations, evaluate, preprocess)).table
+    table = build_tasks(
+        Inputs(line, read_yaml()[line]["pretrain"]["input"]["sees"], curated, annotations, evaluate, preprocess)
+    ).table
     named = "organs" if line == "wholebody" else "findings"
     table = table[table["task"].str.startswith(named)]
     pretrain = read_yaml()[line]["pretrain"]
@@ -256,7 +258,7 @@ def train_one(study: Study, objective: str, seed: int, folder: Path) -> None:
     state = train_here(config, study.training, folder / "run", lambda line: print(objective, seed, line, flush=True))
     trained = build_objective(config)
     trained.load_state_dict(state["objective"])
-    embed = EmbedConfig(line=study.line, encoder=config.encoder, input=config.input)
+    embed = EmbedConfig(encoder=config.encoder, input=config.input)
     Embedder.from_encoder(trained.encoder, embed).save(folder / "encoder")
     write_text(folder / "seconds.txt", f"{time.monotonic() - started:.0f}\n")
 

@@ -47,9 +47,12 @@ def test_every_planted_fault_is_caught_with_its_reason(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["wholebody", "head"])
 def test_clean_phantom_series_are_accepted(line: str, tmp_path: Path) -> None:
-    config = PhantomConfig(pretrain_patients=4, evaluation_patients=4, retest_patients=1, fault_share=0.0, seed=601)
+    config = PhantomConfig.model_validate(
+        {"anatomy": "head" if line == "head" else "trunk"}
+        | {"pretrain_patients": 4, "evaluation_patients": 4, "retest_patients": 1, "fault_share": 0.0, "seed": 601}
+    )
     folders = {}
-    for plan in plan_scans(line, config):
+    for plan in plan_scans(config):
         folders[plan.name] = tmp_path / plan.name
         scan(plan, folders[plan.name])
     headers, volumes = judged_as(line, folders, "critical")

@@ -47,8 +47,10 @@ LINE = "wholebody"
 
 def rows(count: int) -> list[dict[str, Any]]:
     """Cohort rows of tiny phantom scans: 48 pixels across, nine slices."""
-    config = PhantomConfig(pretrain_patients=count, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=5)
-    plans = [p for p in plan_scans(LINE, config) if p.role == "pretrain"][:count]
+    config = PhantomConfig(
+        anatomy="trunk", pretrain_patients=count, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=5
+    )
+    plans = [p for p in plan_scans(config) if p.role == "pretrain"][:count]
     common = {"source": "phantom", "location": "", "files": 0, "bytes": 0, "collection": "c", "licence": "Apache-2.0",
               "doi": "", "role": "pretrain", "split": "pretrain", "retest_of": "", "study": "", "shard": 0}  # fmt: skip
     return [

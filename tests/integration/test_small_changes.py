@@ -59,8 +59,10 @@ class Bucket(S3):
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, bytes]]:
     """Tiny series, as a scanner writes them."""
-    config = PhantomConfig(pretrain_patients=3, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=5)
-    plans = [p for p in plan_scans(LINE, config) if p.role == "pretrain"]
+    config = PhantomConfig(
+        anatomy="trunk", pretrain_patients=3, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=5
+    )
+    plans = [p for p in plan_scans(config) if p.role == "pretrain"]
     made = []
     for number, plan in enumerate(plans):
         folder = tmp_path_factory.mktemp(f"scan{number}")

@@ -35,7 +35,7 @@ class Scan:
 
 def scanned(folder: Path, shifts_mm: dict[int, float] | None = None, **changes: object) -> Scan:
     """``shifts_mm``: how far slices are moved up the table."""
-    scan(small("wholebody", **{"slices": 24, "increment_mm": 5.0, "thickness_mm": 5.0, **changes}), folder)
+    scan(small("trunk", **{"slices": 24, "increment_mm": 5.0, "thickness_mm": 5.0, **changes}), folder)
     paths = list(folder.glob("*.dcm"))
     for path in set(folder.iterdir()) - set(paths):  # masks and findings, which no scanner writes
         path.unlink()

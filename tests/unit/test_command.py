@@ -15,7 +15,7 @@ from components.tables import read_table
 
 
 def run_in(folder: Path, monkeypatch: pytest.MonkeyPatch, shard: str, sharded: Callable[[str, int], None]) -> None:
-    (folder / "params.yaml").write_text("shards: [0, 1]\nhead: {reproducible: machine}\n")
+    (folder / "params.yaml").write_text("lines: [head]\nshards: [0, 1]\nhead: {reproducible: machine}\n")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["python", "--line", "head", "--shard", shard])
     before = signal.getsignal(signal.SIGTERM)
@@ -50,7 +50,7 @@ def test_a_mistake_is_one_line_and_what_may_pass_has_a_code_of_its_own(
     def fails(line: str) -> None:
         raise error
 
-    (tmp_path / "params.yaml").write_text("head: {reproducible: machine}\n")
+    (tmp_path / "params.yaml").write_text("lines: [head]\nhead: {reproducible: machine}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["python", "--line", "head"])
     before = signal.getsignal(signal.SIGTERM)

@@ -52,7 +52,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("slices")
-    scan(replace(small("wholebody"), slices=6, matrix=32, pixel_mm=12.0), folder)
+    scan(replace(small("trunk"), slices=6, matrix=32, pixel_mm=12.0), folder)
     return sorted(folder.glob("*.dcm"))
 
 

@@ -35,7 +35,7 @@ OF_FILES = {"sop_class", "transfer_syntax", "series_uids", "photometric", "ident
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("slices")
-    scan(replace(small("wholebody", oblique_deg=8.0, descending=True), slices=14, matrix=64, pixel_mm=6.0), folder)
+    scan(replace(small("trunk", oblique_deg=8.0, descending=True), slices=14, matrix=64, pixel_mm=6.0), folder)
     return sorted(folder.glob("*.dcm"))
 
 

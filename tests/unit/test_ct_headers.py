@@ -108,8 +108,8 @@ def test_damaged_files_read_as_pydicom_reads_them(ct_root: Path) -> None:
 
 def test_phantoms_read_as_pydicom_reads_them(tmp_path: Path) -> None:
     sizes = {"pretrain_patients": 6, "evaluation_patients": 4, "retest_patients": 0, "fault_share": 0.0}
-    config = PhantomConfig(seed=1, **sizes)
-    for plan in plan_scans("head", config)[:3]:
+    config = PhantomConfig(anatomy="head", seed=1, **sizes)
+    for plan in plan_scans(config)[:3]:
         folder = tmp_path / plan.series_uid
         folder.mkdir()
         scan(plan, folder)
@@ -152,7 +152,7 @@ def test_what_is_no_image_counts_as_unreadable_in_a_series(ct_root: Path) -> Non
 
 
 def test_elements_out_of_order_are_left_to_pydicom(tmp_path: Path) -> None:
-    plan = next(p for p in plan_scans("head", PhantomConfig(
+    plan = next(p for p in plan_scans(PhantomConfig(anatomy="head",
         pretrain_patients=1, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=1)))  # fmt: skip
     scan(plan, tmp_path)
     content = next(tmp_path.glob("*.dcm")).read_bytes()

@@ -133,7 +133,7 @@ def test_many_labels(ct_root: Path, tmp_path: Path) -> None:
 
 def test_written_segmentation_on_an_oblique_scan(tmp_path: Path) -> None:
     """Binary and fractional, overlapping, empty, with frames left out; on the scan and on the line's grid."""
-    scan(small("wholebody", oblique_deg=9.0, descending=True), tmp_path / "ct")
+    scan(small("trunk", oblique_deg=9.0, descending=True), tmp_path / "ct")
     paths = sorted((tmp_path / "ct").glob("*.dcm"))
     volume = read_series(paths)
     sources = [pydicom.dcmread(path) for path in paths]

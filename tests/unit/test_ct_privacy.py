@@ -25,7 +25,7 @@ CLEAN = {"identifiers": "", "private_unknown": 0, "identity_removed": True, "bur
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     sizes = {"pretrain_patients": 1, "evaluation_patients": 4, "retest_patients": 0, "fault_share": 0.0}
     folder = tmp_path_factory.mktemp("series")
-    scan(plan_scans("head", PhantomConfig(seed=1, **sizes))[0], folder)
+    scan(plan_scans(PhantomConfig(anatomy="head", seed=1, **sizes))[0], folder)
     return sorted(folder.glob("*.dcm"))
 
 

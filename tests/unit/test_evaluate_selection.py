@@ -21,7 +21,7 @@ PATCH = (8, 16, 16)
 
 def with_selection(inputs: Inputs, task: str = "organs") -> Inputs:
     config = parse(EvaluateConfig, EVALUATE | {"selection": {"task": task, "figure": "linear_auc"}}, "t")
-    return Inputs(inputs.line, inputs.curated, inputs.annotations, config, inputs.preprocess)
+    return Inputs(inputs.line, inputs.sees, inputs.curated, inputs.annotations, config, inputs.preprocess)
 
 
 def blind() -> Embedder:

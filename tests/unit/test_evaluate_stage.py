@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.ct.store import StoredVolume, Volume, write_volume
+from components.ct.store import StoredVolume, Volume, crops_at, write_volume
 from components.evaluate.config import EvaluateConfig
-from components.evaluate.features import Crops, Volumes, crop_at, encoder_method, histogram, hu_statistics, middle
+from components.evaluate.features import Crops, Volumes, encoder_method, histogram, hu_statistics, middle
 from components.evaluate.nodules import RATINGS
 from components.evaluate.plots import principal_components
 from components.evaluate.stage import build_tasks, evaluate, evaluation_digest
@@ -28,11 +28,11 @@ from tests.unit.test_evaluate_tasks import EVALUATE, PREPROCESS
 AFFINE = np.array([[0, 0, -1.0, 20], [0, -1.0, 0, 20], [3.0, 0, 0, 0], [0, 0, 0, 1]])
 ORGANS = {"liver": 60, "lung_left": -700, "kidney_right": 30}
 EMBED = {
-    "line": "wholebody",
     "encoder": {"kind": "segres", "init_filters": 4, "blocks_down": [1, 1]},
     "input": {
         "orientation": "SPL",
         "spacing_mm": [3.0, 1.0, 1.0],
+        "sees": "crop",
         "size_vox": [8, 16, 16],
         "windows": [[512.0, 3072.0]],
     },
@@ -60,6 +60,7 @@ def tiny_line(folder: Path) -> Inputs:
     noted = ["series", "patient", "structure", "kind", "x", "y", "z", "volume_ml", "present"]
     return Inputs(
         "wholebody",
+        "crop",
         pd.DataFrame(scans, columns=columns),
         pd.DataFrame(notes, columns=noted),
         parse(EvaluateConfig, EVALUATE, "t"),
@@ -144,7 +145,7 @@ def test_crops_of_many_volumes_give_the_vectors_of_their_points(evaluated: tuple
     inputs, embedder = evaluated[0], tiny_embedder()
     volumes = [StoredVolume(Path(path)) for path in inputs.curated["volume"][:3]]
     point = inputs.annotations[["x", "y", "z"]].to_numpy()[0]
-    crops = np.stack([crop_at(volume, point, (8, 16, 16)) for volume in volumes])
+    crops = np.stack([crops_at(volume, [point], (8, 16, 16))[0] for volume in volumes])
     found = encoder_method(embedder).points(Crops(crops, volumes[0].affine[:3, :3]))
     assert found == pytest.approx(np.concatenate([embedder.embed_points(v, [point]) for v in volumes]), abs=1e-5)
 
@@ -173,9 +174,9 @@ def test_baselines_by_hand() -> None:
     assert histogram(hu, config.histogram).tolist() == [0.5, 0.5]
     assert hu_statistics(hu)[[0, 2, 3]].tolist() == [hu.mean(), -2000.0, 3000.0]
     volume = Volume(np.arange(27, dtype=np.int16).reshape(3, 3, 3), np.eye(4))
-    assert crop_at(volume, np.array([1.0, 1.0, 1.0]), (1, 1, 1)).item() == 13
+    assert crops_at(volume, [[1.0, 1.0, 1.0]], (1, 1, 1)).item() == 13
     assert middle(volume.hu, np.diag([1.0, 0.5, 1.0]), 1.0).ravel().tolist() == [10, 13]
-    assert (crop_at(volume, np.array([9.0, 9.0, 9.0]), (2, 2, 2)) == -1024).all()
+    assert (crops_at(volume, [[9.0, 9.0, 9.0]], (2, 2, 2)) == -1024).all()
 
 
 def test_principal_components_of_a_line_lie_on_one_axis() -> None:

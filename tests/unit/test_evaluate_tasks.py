@@ -17,6 +17,7 @@ EVALUATE: dict[str, Any] = {
     "selection": None, "device": "cpu",
     "seed": 1, "random_seeds": [1], "bootstrap": 100, "linear_c": 10.0, "neighbours": 3, "minimum_patients": 2,
     "histogram": {"bins": 8, "low_hu": -1000, "high_hu": 1000}, "centre_mm": 8.0, "stability_gallery": 2,
+    "tasks": ["organs", "lesions", "stability", "nodules"],
     "nodule_window_mm": [6.0, 24.0, 24.0], "lidc_nodules": None,
 }  # fmt: skip
 PREPROCESS = {
@@ -32,8 +33,9 @@ def inputs(line: str, scans: list[tuple[str, str, str, str]], notes: list[tuple[
     table = pd.DataFrame(notes, columns=["series", "structure", "kind", "x", "present"])
     patient = table["series"].map(curated.set_index("series")["patient"])
     annotations = table.assign(patient=patient, y=0.0, z=0.0, volume_ml=1.0)
+    sees = "scan" if line == "head" else "crop"
     return Inputs(
-        line, curated, annotations, parse(EvaluateConfig, EVALUATE, "t"), parse(PreprocessConfig, PREPROCESS, "t")
+        line, sees, curated, annotations, parse(EvaluateConfig, EVALUATE, "t"), parse(PreprocessConfig, PREPROCESS, "t")
     )
 
 
@@ -122,7 +124,7 @@ def test_a_patient_on_both_sides_of_a_split_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"random_seeds": [1, 1]}, "seeds that differ"),
+        ({"random_seeds": [1, 1]}, "random_seeds: [1, 1] is not allowed: each once"),
         ({"neighbors": 3}, "did you mean 'neighbours'?"),
         ({"histogram": {"bins": 8, "low_hu": 5, "high_hu": 5}}, "the lower first"),
         ({"lidc_nodules": "abc"}, "evaluate.lidc_nodules: 'abc' is not allowed"),

@@ -39,7 +39,7 @@ def test_the_table_shows_what_a_step_costs_and_nothing_is_left(
 
 def test_a_timeline_holds_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write_project(tmp_path, "wholebody"))
-    run("--steps", "1", "--trace", "trace.json")
+    run("--line", "wholebody", "--steps", "1", "--trace", "trace.json")
     names = {event.get("name") for event in json.loads(Path("trace.json").read_text())["traceEvents"]}
     assert any("convolution" in str(name) for name in names)
 

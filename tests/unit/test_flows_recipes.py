@@ -28,15 +28,15 @@ def test_a_recipe_takes_the_place_of_the_lines_parameters(
     shutil.copy("params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     before = read_yaml()
-    pin_recipe(recipe)
+    pin_recipe(recipe["base"], recipe)
     check_file()
-    config = load_stage(PretrainConfig, recipe["line"], "pretrain")
+    config = load_stage(PretrainConfig, recipe["base"], "pretrain")
     with torch.device("meta"):
         encoder = build_encoder(config.encoder, config.input, seed=0)
     assert parameter_count(encoder) / 1e6 == pytest.approx(MILLIONS[name], abs=0.4 if name == "fm_ct" else 1e-6)
-    grid = load_stage(PreprocessConfig, recipe["line"], "preprocess")
+    grid = load_stage(PreprocessConfig, recipe["base"], "preprocess")
     assert (grid.orientation, grid.spacing_mm) == (config.input.orientation, config.input.spacing_mm)
-    other = next(line for line in ("wholebody", "head") if line != recipe["line"])
+    other = next(line for line in ("wholebody", "head") if line != recipe["base"])
     assert read_yaml()[other] == before[other]
     assert "# ours" in Path("params.yaml").read_text()
 

@@ -12,8 +12,11 @@ from components.models.config import InputConfig, SegResConfig, VitConfig
 from components.models.segres import Conv3x3x3, SegRes
 from components.models.vit import Vit, sincos_positions
 
-BODY = InputConfig(orientation="SPL", spacing_mm=(3.0, 1.0, 1.0), size_vox=(8, 16, 16), windows=((512.0, 3072.0),))
+BODY = InputConfig(
+    sees="crop", orientation="SPL", spacing_mm=(3.0, 1.0, 1.0), size_vox=(8, 16, 16), windows=((512.0, 3072.0),)
+)
 HEAD = InputConfig(
+    sees="scan",
     orientation="RAS",
     spacing_mm=(1.0, 1.0, 1.0),
     size_vox=(24, 24, 24),

@@ -25,7 +25,7 @@ from components.settings import parse
 
 def embedder_of(line: str) -> Embedder:
     content = block(line)
-    config = parse(EmbedConfig, {"line": line, "encoder": content["encoder"], "input": content["input"]}, "embed")
+    config = parse(EmbedConfig, {"encoder": content["encoder"], "input": content["input"]}, "embed")
     return Embedder.from_encoder(build_encoder(config.encoder, config.input, seed=1), config)
 
 
@@ -76,6 +76,53 @@ def test_the_encoder_sees_the_point_in_the_middle_of_its_box() -> None:
     assert (seen[0][0, 0] > 0.5).nonzero().tolist() == [[4, 8, 8]]
 
 
+def test_the_places_of_a_grid_are_points_whose_mean_is_the_volumes_vector() -> None:
+    embedder, source = embedder_of("wholebody"), volume("wholebody", 2)
+    grid = embedder.embed_grid(source)
+    assert grid.points_mm.shape == (len(grid.vectors), 3)
+    assert len({tuple(point) for point in grid.points_mm}) == len(grid.vectors) > 1
+    assert embedder.embed_points(source, grid.points_mm) == pytest.approx(grid.vectors, abs=1e-6)
+    assert embedder.embed_volume(source) == pytest.approx(grid.vectors.mean(axis=0), abs=1e-6)
+
+
+@pytest.mark.parametrize("line", ["wholebody", "head"])
+def test_levels_end_in_the_map_that_the_vector_is_pooled_from(line: str) -> None:
+    embedder, source = embedder_of(line), volume(line, 1)
+    point = None if line == "head" else source.affine[:3, :3] @ [6, 20, 20] + source.affine[:3, 3]
+    levels = embedder.levels(source, point)
+    assert len(levels) == len(embedder.encoder.blocks if line == "head" else block(line)["encoder"]["blocks_down"])
+    pooled = levels[-1].mean(axis=(1, 2, 3))
+    if line == "head":
+        assert {level.shape for level in levels} == {levels[-1].shape}
+        assert embedder.embed_volume(source)[-len(pooled) :] == pytest.approx(pooled, abs=1e-5)
+    else:
+        assert [level.shape[0] for level in levels] == [levels[0].shape[0] * 2**n for n in range(len(levels))]
+        assert embedder.embed_points(source, [point])[0] == pytest.approx(pooled, abs=1e-5)
+    with pytest.raises(UserError, match="for this encoder sees a"):
+        embedder.levels(source, [0.0, 0.0, 0.0] if point is None else None)
+
+
+def test_where_a_gpu_is_short_of_memory_fewer_crops_go_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder, crops = embedder_of("wholebody"), np.zeros((7, 8, 16, 16), dtype=np.int16)
+    crops += np.arange(7, dtype=np.int16)[:, None, None, None] * 100
+    expected, encode, seen = embedder.embed_crops(crops), embedder.encoder.forward, []
+
+    def short(x_BCDHW: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x_BCDHW))
+        if len(x_BCDHW) > most:
+            raise torch.OutOfMemoryError
+        return encode(x_BCDHW)
+
+    most = 4
+    monkeypatch.setattr(embedder.encoder, "forward", short)
+    monkeypatch.setattr(embed, "BATCH", 8)
+    assert embedder.embed_crops(crops) == pytest.approx(expected, abs=1e-6)
+    assert seen == [7, 4, 3]
+    most = 0
+    with pytest.raises(UserError, match="not enough memory free for one crop"):
+        embedder.embed_crops(crops)
+
+
 def test_random_embedder_has_the_same_shape_and_other_weights() -> None:
     embedder = embedder_of("head")
     first, again, other = (random_embedder(embedder, seed).embed_volume(volume("head", 0)) for seed in (5, 5, 6))
@@ -100,7 +147,9 @@ def test_what_does_not_fit_is_refused_with_its_value() -> None:
         embedder.embed_volume(Volume(np.full((20, 40, 44), -1000, dtype=np.int16), good.affine))
     with pytest.raises(UserError, match="points"):
         embedder.embed_points(good, [[1.0, 2.0]])
-    with pytest.raises(UserError, match="whole heads"):
+    with pytest.raises(UserError, match=r"embed_crops: int16 \(2, 8, 8, 8\) is not allowed: .* \(N, 8, 16, 16\)"):
+        embedder.embed_crops(np.zeros((2, 8, 8, 8), dtype=np.int16))
+    with pytest.raises(UserError, match="whole scans"):
         embedder_of("head").embed_points(volume("head", 0), [[0.0, 0.0, 0.0]])
 
 

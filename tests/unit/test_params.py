@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from components.registry import check_file
 from components.screen.config import ScreenConfig
-from components.settings import LINES, ParamsError, load_stage, read_yaml, shards
+from components.settings import ParamsError, load_stage, read_yaml, shards
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,10 +45,13 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("shards",), [1, 2], "shards: [1, 2] is not allowed"),
         (("shards",), [False, True], "shards: [false, true] is not allowed"),
         (("shards",), [0.0, 1.0], "shards: [0.0, 1.0] is not allowed"),
-        (("lines",), "wholebody", "lines: 'wholebody' is not allowed: a list of wholebody and head"),
+        (("lines",), "wholebody", "lines: 'wholebody' is not allowed: a list of names, each once"),
         (("lines",), ["head", "head"], "lines: ['head', 'head'] is not allowed"),
-        (("lines",), ["head"], "lines: ['head'] is not allowed"),
-        (("lines",), ["head", "wholebody", "chest"], "is not allowed: a list of wholebody and head, each once"),
+        (("lines",), ["head"], "wholebody: unknown key; add it to `lines`, or allowed here: lines, shards, head"),
+        (("lines",), ["wholebody", "Head"], "lines: ['wholebody', 'Head'] is not allowed"),
+        (("lines",), ["wholebody", "head", "shards"], "is not allowed: a list of names"),
+        (("lines",), ["wholebody", "head", True], "is not allowed: a list of names"),
+        (("lines",), ["head", "wholebody", "chest"], "params.yaml: chest: missing; it needs one block per stage"),
         (("lines",), None, "lines: null is not allowed"),
         (("lines",), [], "lines: [] is not allowed"),
         (("head", "reproducible"), None, "head.reproducible: null is not allowed"),
@@ -135,7 +138,7 @@ def test_no_mistake_hides_another(tmp_path: Path) -> None:
 
 
 def test_configs_are_frozen(tmp_path: Path) -> None:
-    config = load_stage(ScreenConfig, LINES[0], "screen", ROOT / "params.yaml")
+    config = load_stage(ScreenConfig, "wholebody", "screen", ROOT / "params.yaml")
     with pytest.raises(ValueError, match="frozen"):
         config.min_instances = 3  # type: ignore[misc]
 

@@ -72,7 +72,7 @@ def test_a_nifti_that_does_not_say_where_it_lies_is_refused(name: str, tmp_path:
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("slices")
-    scan(replace(small("wholebody"), slices=6, matrix=32, pixel_mm=12.0), folder)
+    scan(replace(small("trunk"), slices=6, matrix=32, pixel_mm=12.0), folder)
     return sorted(folder.glob("*.dcm"))
 
 

@@ -46,7 +46,7 @@ def slices(config: CohortConfig, tmp_path_factory: pytest.TempPathFactory) -> li
     """Files of one phantom series."""
     sizes = {"pretrain_patients": 1, "evaluation_patients": 4, "retest_patients": 0, "fault_share": 0.0}
     folder = tmp_path_factory.mktemp("series")
-    scan(plan_scans("wholebody", config.phantom.model_copy(update=sizes))[0], folder)
+    scan(plan_scans(config.phantom.model_copy(update=sizes))[0], folder)
     return sorted(folder.glob("*.dcm"))[:12]
 
 

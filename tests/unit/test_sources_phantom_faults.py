@@ -15,8 +15,8 @@ from components.sources.phantom.faults import FAULTS
 from components.sources.phantom.scanner import scan
 
 
-def items_of(fault: str, folder: Path, line: str = "wholebody") -> list[pydicom.FileDataset]:
-    scan(small(line, fault=fault), folder)
+def items_of(fault: str, folder: Path, anatomy: str = "trunk") -> list[pydicom.FileDataset]:
+    scan(small(anatomy, fault=fault), folder)
     return [pydicom.dcmread(p) for p in sorted(folder.glob("*.dcm"))]
 
 
@@ -24,10 +24,10 @@ def heights(items: list[pydicom.FileDataset]) -> np.ndarray:
     return np.sort([float(item.ImagePositionPatient[2]) for item in items])
 
 
-@pytest.mark.parametrize("line", ["wholebody", "head"])
+@pytest.mark.parametrize("anatomy", ["trunk", "head"])
 @pytest.mark.parametrize("fault", [f.name for f in FAULTS])
-def test_every_fault_writes_files_that_differ_from_the_clean_scan(fault: str, line: str, tmp_path: Path) -> None:
-    plan = small(line)
+def test_every_fault_writes_files_that_differ_from_the_clean_scan(fault: str, anatomy: str, tmp_path: Path) -> None:
+    plan = small(anatomy)
     scan(plan, tmp_path / "clean")
     scan(replace(plan, fault=fault), tmp_path / "faulty")
     clean, faulty = ({p.name: p.read_bytes() for p in (tmp_path / d).glob("*.dcm")} for d in ("clean", "faulty"))
@@ -50,7 +50,7 @@ def test_localizer_is_ct_with_localizer_in_image_type(tmp_path: Path) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    scan(small("wholebody", fault="unreadable_files"), tmp_path)
+    scan(small("trunk", fault="unreadable_files"), tmp_path)
     broken = 0
     for path in tmp_path.glob("*.dcm"):
         try:

@@ -23,7 +23,7 @@ from components.sources.phantom.equipment import VENDORS
 from components.sources.phantom.plan import FINDINGS
 from components.sources.phantom.scanner import labels_of, scan
 
-LINES = ("wholebody", "head")
+ANATOMIES = ("trunk", "head")
 POSITIONS = ("HFS", "FFS", "HFP", "FFP")
 
 
@@ -38,20 +38,20 @@ def hashes(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_equal_plans_give_equal_bytes(line: str, tmp_path: Path) -> None:
-    first = scan(small(line), tmp_path / "a")
-    second = scan(small(line), tmp_path / "b")
+@pytest.mark.parametrize("anatomy", ANATOMIES)
+def test_equal_plans_give_equal_bytes(anatomy: str, tmp_path: Path) -> None:
+    first = scan(small(anatomy), tmp_path / "a")
+    second = scan(small(anatomy), tmp_path / "b")
     pd.testing.assert_frame_equal(first, second)
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("anatomy", ANATOMIES)
 @pytest.mark.parametrize("vendor", sorted(VENDORS))
-def test_dciodvfy_finds_no_error(line: str, vendor: str, tmp_path: Path) -> None:
+def test_dciodvfy_finds_no_error(anatomy: str, vendor: str, tmp_path: Path) -> None:
     if shutil.which("dciodvfy") is None:
         pytest.skip("dciodvfy is not installed (Debian package dicom3tools)")
-    scan(replace(with_vendor(small(line), vendor), slices=3), tmp_path)
+    scan(replace(with_vendor(small(anatomy), vendor), slices=3), tmp_path)
     for path in sorted(tmp_path.glob("*.dcm")):
         done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
         assert "Error" not in done.stderr + done.stdout, done.stderr
@@ -62,7 +62,7 @@ def test_dciodvfy_finds_no_error(line: str, vendor: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("descending", [False, True])
 def test_mask_lies_on_the_voxels_that_simpleitk_reads(position: str, descending: bool, tmp_path: Path) -> None:
     """Air in the lungs, bone in the spine: label and intensity agree in world space, however the patient lies."""
-    plan = small("wholebody", position=position, descending=descending, oblique_deg=0.6)
+    plan = small("trunk", position=position, descending=descending, oblique_deg=0.6)
     scan(plan, tmp_path)
     image = read(tmp_path)
     assert image.GetSpacing() == pytest.approx((plan.pixel_mm, plan.pixel_mm, plan.increment_mm), abs=1e-4)
@@ -70,7 +70,7 @@ def test_mask_lies_on_the_voxels_that_simpleitk_reads(position: str, descending:
     assert mask.GetOrigin() == pytest.approx(image.GetOrigin(), abs=1e-2)
     hu, label = SimpleITK.GetArrayFromImage(image), SimpleITK.GetArrayFromImage(mask)
     assert hu.shape == label.shape
-    values = labels_of("wholebody")
+    values = labels_of("trunk")
     assert np.median(hu[label == values["lung_left"]]) < -700
     assert np.median(hu[label == values["spine"]]) > 80
     assert np.median(hu[label == 0]) < -950
@@ -78,7 +78,7 @@ def test_mask_lies_on_the_voxels_that_simpleitk_reads(position: str, descending:
 
 @pytest.mark.parametrize("vendor", sorted(VENDORS))
 def test_every_vendor_stores_the_same_hounsfield_units(vendor: str, tmp_path: Path) -> None:
-    scan(with_vendor(small("wholebody"), vendor), tmp_path)
+    scan(with_vendor(small("trunk"), vendor), tmp_path)
     items = [pydicom.dcmread(p) for p in sorted(tmp_path.glob("*.dcm"))]
     item = items[len(items) // 2]
     assert item.file_meta.TransferSyntaxUID == (
@@ -103,10 +103,10 @@ def test_fast_writing_gives_the_bytes_of_dcmwrite(vendor: str, tmp_path: Path) -
     assert buffer.getvalue() == path.read_bytes()
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_annotations_point_into_their_own_label(line: str, tmp_path: Path) -> None:
-    findings = FINDINGS[1:] if line == "head" else ()
-    table = scan(small(line, findings=findings), tmp_path)
+@pytest.mark.parametrize("anatomy", ANATOMIES)
+def test_annotations_point_into_their_own_label(anatomy: str, tmp_path: Path) -> None:
+    findings = FINDINGS[1:] if anatomy == "head" else ()
+    table = scan(small(anatomy, findings=findings), tmp_path)
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     label = np.asarray(mask.dataobj)
     names = json.loads((tmp_path / "labels.json").read_text())
@@ -122,7 +122,7 @@ def test_annotations_point_into_their_own_label(line: str, tmp_path: Path) -> No
 
 
 def test_healthy_control_places_lie_in_the_organ(tmp_path: Path) -> None:
-    table = scan(small("wholebody"), tmp_path)
+    table = scan(small("trunk"), tmp_path)
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     label = np.asarray(mask.dataobj)
     names = json.loads((tmp_path / "labels.json").read_text())
@@ -146,9 +146,9 @@ def test_all_ten_findings_are_visible_when_planned_and_absent_when_not(tmp_path:
 
 
 def test_all_organs_are_in_most_scans(tmp_path: Path) -> None:
-    table = scan(small("wholebody"), tmp_path)
+    table = scan(small("trunk"), tmp_path)
     organs = set(table[table.kind == "organ"].structure)
-    assert organs == set(labels_of("wholebody")) - {"ribs", "body"}
+    assert organs == set(labels_of("trunk")) - {"ribs", "body"}
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.5, -1234.56789, 1e-9, 0.123456789123, 123456.789123456])

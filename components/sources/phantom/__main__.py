@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from components.errors import UserError
-from components.settings import LINES
 from components.sources.config import PhantomConfig
 from components.sources.phantom.dealing import plan_scans
 from components.sources.phantom.scanner import scan
@@ -18,7 +17,7 @@ def main() -> None:
         prog="python -m components.sources.phantom",
         description="Scan procedural patients: DICOM CT series with masks, annotations and, if wanted, faults.",
     )
-    parser.add_argument("--line", required=True, choices=LINES, help="wholebody: trunks; head: heads")
+    parser.add_argument("--anatomy", choices=("trunk", "head"), default="trunk", help="what is scanned (default trunk)")
     parser.add_argument("--out", required=True, type=Path, help="folder for the series, one sub-folder each")
     parser.add_argument("--patients", type=int, default=4, help="how many clean scans (default 4)")
     parser.add_argument(
@@ -37,13 +36,14 @@ def main() -> None:
 
 def _scan_all(arguments: argparse.Namespace) -> None:
     config = PhantomConfig(
+        anatomy=arguments.anatomy,
         pretrain_patients=arguments.patients,
         evaluation_patients=4,
         retest_patients=0,
         fault_share=arguments.fault_share,
         seed=arguments.seed,
     )
-    for plan in plan_scans(arguments.line, config):
+    for plan in plan_scans(config):
         if plan.role == "pretrain":
             folder = arguments.out / plan.name
             table = scan(plan, folder)

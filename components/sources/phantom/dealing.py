@@ -15,7 +15,8 @@ from components.sources.phantom.faults import faults_of
 from components.sources.phantom.plan import FINDINGS, ICH_KINDS, OTHER_FINDINGS, ScanPlan
 from components.sources.phantom.seeds import generator, hash_int, uid
 
-_SHORT = {"wholebody": "wb", "head": "hd"}
+# What seeds and keys of an anatomy's patients are drawn from: with another name they would be other patients.
+_DRAWN_FROM = {"trunk": ("wholebody", "wb"), "head": ("head", "hd")}
 
 
 @dataclass(frozen=True)
@@ -28,34 +29,34 @@ class _Patient:
     fault: str
 
 
-def plan_scans(line: str, config: PhantomConfig) -> list[ScanPlan]:
-    """All scans of one line, in a fixed order.
+def plan_scans(config: PhantomConfig) -> list[ScanPlan]:
+    """All scans, in a fixed order.
 
     Raises:
         UserError: more retest patients than there are test patients.
     """
     plans: list[ScanPlan] = []
-    for patient in _patients(line, config):
+    for patient in _patients(config):
         first: ScanPlan | None = None
         for scan in range(1, patient.scans + 1):
-            plan = _scan(line, config.seed, patient, scan, first)
+            plan = _scan(config, patient, scan, first)
             first = first or plan
             plans.append(plan)
     return plans
 
 
-def _patients(line: str, config: PhantomConfig) -> list[_Patient]:
+def _patients(config: PhantomConfig) -> list[_Patient]:
     test = config.evaluation_patients // 2
     train = config.evaluation_patients - test
     if config.retest_patients > test:
         raise UserError(f"retest_patients {config.retest_patients} is not allowed: at most {test}, the test patients")
     clean = config.pretrain_patients + config.evaluation_patients + config.retest_patients
     bad = math.ceil(config.fault_share * clean / (1 - config.fault_share) - 1e-9)
-    faults = [fault.name for fault in faults_of(line)]
+    faults = [fault.name for fault in faults_of(config.anatomy)]
     numbers = iter(range(1, clean + bad + 1))
     patients: list[_Patient] = []
     for split, count in (("pretrain", config.pretrain_patients), ("train", train), ("test", test), ("bad", bad)):
-        findings = _deal_findings(line, config.seed, split, count)
+        findings = _deal_findings(config, split, count)
         for i in range(count):
             scans = 2 if split == "test" and i < config.retest_patients else 1
             fault = faults[i % len(faults)] if split == "bad" else ""
@@ -65,11 +66,11 @@ def _patients(line: str, config: PhantomConfig) -> list[_Patient]:
     return patients
 
 
-def _deal_findings(line: str, seed: int, split: str, count: int) -> list[tuple[str, ...]]:
+def _deal_findings(config: PhantomConfig, split: str, count: int) -> list[tuple[str, ...]]:
     """Findings of each of ``count`` patients: half bleed, each kind of bleeding in half of those; others in a third."""
-    if line != "head":
+    if config.anatomy != "head":
         return [()] * count
-    rng = generator("findings", line, seed, split)
+    rng = generator("findings", config.anatomy, config.seed, split)
     found: list[set[str]] = [set() for _ in range(count)]
     bleeding = rng.permutation(count)[: math.ceil(count * 0.5)]
     for kind in ICH_KINDS:
@@ -84,16 +85,16 @@ def _deal_findings(line: str, seed: int, split: str, count: int) -> list[tuple[s
     return [tuple(kind for kind in FINDINGS if kind in kinds) for kinds in found]
 
 
-def _scan(line: str, seed: int, patient: _Patient, scan: int, first: ScanPlan | None) -> ScanPlan:
-    names = ("phantom", line, seed, patient.number)
+def _scan(config: PhantomConfig, patient: _Patient, scan: int, first: ScanPlan | None) -> ScanPlan:
+    drawn_from, short = _DRAWN_FROM[config.anatomy]
+    names = ("phantom", drawn_from, config.seed, patient.number)
     person = generator(*names, "person")
     habitus = float(np.round(person.uniform(0.86, 1.14), 4))
     rng = generator(*names, "scan", scan)
     vendor = str(rng.choice(sorted(VENDORS)))
-    short = _SHORT[line]
-    sampling: dict[str, Any] = _body_sampling(rng, habitus) if line == "wholebody" else _head_sampling(rng, habitus)
+    sampling: dict[str, Any] = _SAMPLING[config.anatomy](rng, habitus)
     return ScanPlan(
-        line=line,
+        anatomy=config.anatomy,
         series_uid=uid(*names, "series", scan),
         study_uid=uid(*names, "study", scan),
         frame_uid=uid(*names, "frame", scan),
@@ -110,7 +111,7 @@ def _scan(line: str, seed: int, patient: _Patient, scan: int, first: ScanPlan | 
         findings=patient.findings,
         vendor=vendor,
         model=str(rng.choice(VENDORS[vendor].models)),
-        kernel=str(rng.choice(list(kernels(vendor, line)))),
+        kernel=str(rng.choice(list(kernels(vendor, config.anatomy)))),
         kvp=int(rng.choice([100, 120, 120, 120, 140])),
         mas=int(rng.integers(60, 300)),
         descending=bool(rng.random() < 0.5),
@@ -167,3 +168,6 @@ def _head_sampling(rng: np.random.Generator, habitus: float) -> dict[str, Any]:
         "turn_deg": _rounded(rng, (-7, 7), (-4, 4), (-7, 7)),
         "frame_mm": _rounded(rng, (-20, 20), (-150, 20), (-1200, 400)),
     }
+
+
+_SAMPLING = {"trunk": _body_sampling, "head": _head_sampling}

@@ -160,7 +160,7 @@ def _patient(plan: ScanPlan) -> dict[str, Any]:
 
 
 def _study(plan: ScanPlan) -> dict[str, Any]:
-    body = plan.line == "wholebody"
+    body = plan.anatomy == "trunk"
     return {
         "StudyInstanceUID": plan.study_uid,
         "SeriesInstanceUID": plan.series_uid,
@@ -196,7 +196,7 @@ def _equipment(plan: ScanPlan) -> dict[str, Any]:
         "ConvolutionKernel": plan.kernel,
         "XRayTubeCurrent": plan.mas,
         "ExposureTime": 1000,
-        "FilterType": "BODY" if plan.line == "wholebody" else "HEAD",
+        "FilterType": "BODY" if plan.anatomy == "trunk" else "HEAD",
         "ReconstructionDiameter": decimal(round(plan.pixel_mm * plan.matrix, 3)),
         "GantryDetectorTilt": decimal(plan.gantry_tilt_deg),
         "TableHeight": "150",
@@ -216,7 +216,7 @@ def _image(plan: ScanPlan, geometry: Geometry) -> dict[str, Any]:
         "BurnedInAnnotation": "NO",
         "LossyImageCompression": "00",
         "WindowCenter": "40",
-        "WindowWidth": "400" if plan.line == "wholebody" else "80",
+        "WindowWidth": "400" if plan.anatomy == "trunk" else "80",
     }
 
 

@@ -30,7 +30,7 @@ class Vendor:
 
     Attributes:
         manufacturer, models: as written in the headers.
-        body, head: kernels for each line.
+        body, head: kernels for trunks and for heads.
         intercept: RescaleIntercept.
         signed: pixels are signed 16-bit; else unsigned with 12 bits stored.
         padding: stored value outside of the reconstruction circle, or None.
@@ -103,7 +103,7 @@ VENDORS: dict[str, Vendor] = {
 }
 
 
-def kernels(vendor: str, line: str) -> dict[str, Kernel]:
-    """The vendor's kernels for a model line, by name."""
+def kernels(vendor: str, anatomy: str) -> dict[str, Kernel]:
+    """The vendor's kernels for an anatomy, by name."""
     found = VENDORS[vendor]
-    return {kernel.name: kernel for kernel in (found.body if line == "wholebody" else found.head)}
+    return {kernel.name: kernel for kernel in (found.body if anatomy == "trunk" else found.head)}

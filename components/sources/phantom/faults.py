@@ -43,16 +43,16 @@ class Fault:
     suite: str
     reason: str
     description: str
-    lines: tuple[str, ...] = ("wholebody", "head")
+    anatomies: tuple[str, ...] = ("trunk", "head")
     replan: Replan | None = None
     corrupt_hu: CorruptHU | None = None
     corrupt_slices: CorruptSlices | None = None
     corrupt_files: CorruptFiles | None = None
 
 
-def faults_of(line: str) -> tuple[Fault, ...]:
-    """The faults that apply to a model line."""
-    return tuple(fault for fault in FAULTS if line in fault.lines)
+def faults_of(anatomy: str) -> tuple[Fault, ...]:
+    """The faults that an anatomy can have."""
+    return tuple(fault for fault in FAULTS if anatomy in fault.anatomies)
 
 
 def fault_named(name: str) -> Fault:
@@ -232,7 +232,7 @@ def _few_slices(plan: ScanPlan) -> ScanPlan:
 
 
 def _thick_slices(plan: ScanPlan) -> ScanPlan:
-    thick = 8.0 if plan.line == "head" or plan.scan_seed % 2 else 10.0
+    thick = 8.0 if plan.anatomy == "head" or plan.scan_seed % 2 else 10.0
     extent = plan.slices * plan.increment_mm
     return replace(plan, thickness_mm=thick, increment_mm=thick, slices=max(18, int(extent / thick)))
 

@@ -63,7 +63,7 @@ def geometry_of(plan: ScanPlan) -> Geometry:
     grid[:3, 3] = np.array([0.0, 0.0, middle_z]) - grid[:3, :3] @ centre
 
     turn = np.eye(4)
-    pivot = np.array([0.0, 0.0, middle_z if plan.line == "wholebody" else 0.0])
+    pivot = np.array([0.0, 0.0, middle_z if plan.anatomy == "trunk" else 0.0])
     turn[:3, :3] = rotation(plan.turn_deg)
     turn[:3, 3] = pivot + np.asarray(plan.shift_mm) - turn[:3, :3] @ pivot
     anatomy = turn @ grid

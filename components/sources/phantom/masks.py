@@ -30,9 +30,9 @@ Row = tuple[str, str, float, float, float, float, bool]
 Labels = npt.NDArray[np.generic]
 
 
-def label_names(line: str, sites: list[Site]) -> dict[str, str]:
+def label_names(anatomy: str, sites: list[Site]) -> dict[str, str]:
     """Label value (as text, for JSON) to structure; every lesion has its own value."""
-    names = {str(value): name for name, value in (BODY_LABELS if line == "wholebody" else HEAD_LABELS).items()}
+    names = {str(value): name for name, value in (BODY_LABELS if anatomy == "trunk" else HEAD_LABELS).items()}
     return names | {str(site.label): site.structure for site in sites if site.label}
 
 
@@ -50,7 +50,7 @@ def write(folder: Path, geometry: Geometry, label: Labels, names: dict[str, str]
 def annotate(plan: ScanPlan, geometry: Geometry, label: Labels, sites: list[Site]) -> pd.DataFrame:
     """The annotation rows, from the label map (K, R, C) as stored; sorted as they are made."""
     measure = _Measure(geometry, label)
-    rows = _body_rows(measure, geometry, sites) if plan.line == "wholebody" else _head_rows(measure, plan)
+    rows = _body_rows(measure, geometry, sites) if plan.anatomy == "trunk" else _head_rows(measure, plan)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"volume_ml": float, "present": bool})
 
 

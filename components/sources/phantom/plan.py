@@ -21,7 +21,7 @@ class ScanPlan:
     """One scan, complete: equal plans give byte-identical series.
 
     Attributes:
-        line: 'wholebody' or 'head'.
+        anatomy: 'trunk' or 'head'.
         series_uid, study_uid, frame_uid: DICOM UIDs.
         patient_id: such as 'PHANTOM-WB-0007'.
         scan: 1, or 2 for the second scan of a retest pair.
@@ -42,7 +42,7 @@ class ScanPlan:
         frame_mm: the frame of reference's origin.
     """
 
-    line: str
+    anatomy: str
     series_uid: str
     study_uid: str
     frame_uid: str

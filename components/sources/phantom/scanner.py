@@ -57,7 +57,7 @@ def scan(plan: ScanPlan, folder: Path) -> pd.DataFrame:
         hu = fault.corrupt_hu(hu, rng)
     label = _flipped(canvas.label, geometry)
     table = masks.annotate(plan, geometry, label, sites)
-    masks.write(folder, geometry, label, masks.label_names(plan.line, sites))
+    masks.write(folder, geometry, label, masks.label_names(plan.anatomy, sites))
     slices = dicom.series(plan, geometry, _flipped(hu, geometry))
     if fault and fault.corrupt_slices:
         slices = fault.corrupt_slices(slices, rng)
@@ -71,15 +71,15 @@ def paint(plan: ScanPlan, geometry: Geometry) -> tuple[Canvas, list[Site]]:
     """The patient and the table on the scan's grid, sharp and without noise."""
     x, y, z = (_coordinate(geometry, axis) for axis in range(3))
     rng = generator("warp", plan.anatomy_seed)
-    warp = 5.0 if plan.line == "wholebody" else 2.5
+    warp = 5.0 if plan.anatomy == "trunk" else 2.5
     for axis, along in ((x, y), (y, z), (x, z)):
-        reach = np.float32(200 if plan.line == "wholebody" else 90)
+        reach = np.float32(200 if plan.anatomy == "trunk" else 90)
         axis += np.float32(rng.uniform(-warp, warp) / 2) * np.clip(along / reach, -1, 1) ** 2
     hu = np.full(geometry.shape, np.float32(AIR_HU))
     index = np.asarray(np.linalg.inv(geometry.anatomy), np.float64)
     canvas = Canvas(hu, np.zeros(geometry.shape, np.uint8), x, y, z, index, warp, max(plan.pixel_mm, 1.2))
     _table(plan, geometry, canvas)
-    if plan.line == "wholebody":
+    if plan.anatomy == "trunk":
         return canvas, paint_body(canvas, plan.anatomy_seed, plan.habitus)
     paint_head(canvas, plan.anatomy_seed, plan.habitus, plan.findings)
     return canvas, []
@@ -101,12 +101,12 @@ def _table(plan: ScanPlan, geometry: Geometry, canvas: Canvas) -> None:
     if plan.position in ("HFP", "FFP"):
         vertical = -vertical
     rng = generator("table", plan.vendor)
-    half, sag = (200.0, rng.uniform(25, 45)) if plan.line == "wholebody" else (95.0, 60.0)
-    top = 128.0 * plan.habitus + 12 if plan.line == "wholebody" else 104.0
+    half, sag = (200.0, rng.uniform(25, 45)) if plan.anatomy == "trunk" else (95.0, 60.0)
+    top = 128.0 * plan.habitus + 12 if plan.anatomy == "trunk" else 104.0
     curve = top - sag * np.minimum((lateral / half) ** 2, 1.0)
     below = vertical[:, None] - curve[None]
     inside = (np.abs(lateral) < half)[None]
-    thick = 18.0 if plan.line == "wholebody" else 9.0
+    thick = 18.0 if plan.anatomy == "trunk" else 9.0
     image = np.full((rows, columns), np.float32(AIR_HU))
     image[(below > 0) & (below < thick) & inside] = rng.uniform(-930, -850)
     image[((np.abs(below) < 1.5) | (np.abs(below - thick) < 1.5)) & inside] = rng.uniform(-250, 50)
@@ -115,12 +115,12 @@ def _table(plan: ScanPlan, geometry: Geometry, canvas: Canvas) -> None:
 
 def acquire(plan: ScanPlan, hu: F32) -> F32:
     """Blur by the kernel, add its noise, and shade a head slightly: (K, R, C) HU to (K, R, C) HU."""
-    kernel = kernels(plan.vendor, plan.line)[plan.kernel]
+    kernel = kernels(plan.vendor, plan.anatomy)[plan.kernel]
     rng = generator("noise", plan.scan_seed)
     sigma = kernel.psf_mm / plan.pixel_mm
     noise = _noise(plan, kernel, hu.shape, rng)
     out = np.empty_like(hu)
-    cup = np.float32(rng.uniform(-2, 2)) * _radius2(plan) if plan.line == "head" else np.float32(0)
+    cup = np.float32(rng.uniform(-2, 2)) * _radius2(plan) if plan.anatomy == "head" else np.float32(0)
     for k in range(hu.shape[0]):
         image = cv2.GaussianBlur(hu[k], (0, 0), sigma)
         if kernel.sharpen:
@@ -154,6 +154,6 @@ def _flipped(volume: npt.NDArray[np.generic], geometry: Geometry) -> npt.NDArray
     return np.ascontiguousarray(volume[:, rows, columns])
 
 
-def labels_of(line: str) -> dict[str, int]:
-    """Structure to label value of one line; lesions have values of their own (``labels.json``)."""
-    return dict(BODY_LABELS if line == "wholebody" else HEAD_LABELS)
+def labels_of(anatomy: str) -> dict[str, int]:
+    """Structure to label value of an anatomy; lesions have values of their own (``labels.json``)."""
+    return dict(BODY_LABELS if anatomy == "trunk" else HEAD_LABELS)

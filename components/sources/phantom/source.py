@@ -29,13 +29,13 @@ def _scanner_version() -> str:
 class PhantomSource:
     """Series that are planned from a seed and scanned when they are fetched."""
 
-    def __init__(self, line: str, config: PhantomConfig, pretrain: bool) -> None:
+    def __init__(self, config: PhantomConfig, pretrain: bool) -> None:
         """``pretrain``: list pretraining patients too, not evaluation patients only."""
-        self._line, self._config, self._pretrain = line, config, pretrain
+        self._config, self._pretrain = config, pretrain
         self.version = _scanner_version()
 
     def list_series(self, held_out: frozenset[str]) -> Listing:
-        plans = [p for p in plan_scans(self._line, self._config) if self._pretrain or p.role == "evaluation"]
+        plans = [p for p in plan_scans(self._config) if self._pretrain or p.role == "evaluation"]
         return Listing([self._listed(plan) for plan in plans])
 
     def _listed(self, plan: ScanPlan) -> Listed:

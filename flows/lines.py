@@ -1,0 +1,168 @@
+"""The model lines: option ``--line`` of every command, and ``ctfoundry line``, which lists them and writes new ones."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from components.arithmetic import MACHINE
+from components.errors import UserError
+from components.files import write_text
+from components.settings import LINE_NAME, PARAMS_FILE, REPRODUCIBLE, RESERVED, lines, read_yaml, require_line
+from flows.parameters import yaml_editor
+from flows.recipes import load_recipe, names
+
+DVC_FILE = Path("dvc.yaml")
+METRICS = "data/{line}/evaluate/metrics.json"
+
+
+def add_line(parser: argparse.ArgumentParser, text: str = "model line") -> None:
+    """Add ``--line``; :func:`chosen_line` checks it when the command runs, for ``--help`` needs no params.yaml."""
+    parser.add_argument("--line", metavar="NAME", help=f"{text} (default: the first of `lines` in params.yaml)")
+
+
+def chosen_line(wanted: str | None) -> str:
+    """The line that a command is about. Raises ParamsError where there is none of this name."""
+    return lines()[0] if wanted is None else require_line(wanted)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command ``ctfoundry line`` and what follows it."""
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    known = actions.add_parser("list", help="the lines of params.yaml, and what each sees and learns")
+    known.set_defaults(run=_list)
+    new = actions.add_parser(
+        "new", help="write a new line: a block of params.yaml, its metrics, its champion",
+        description="Write a new line. Its block of params.yaml is a copy of another line's, or of the one that a "
+        "published recipe goes with, changed as the recipe says. Then change there what is to differ: the source, the "
+        "steps, the tasks, the words of the model card.",
+    )  # fmt: skip
+    new.add_argument("name", help="a-z, 0-9 and _, a letter first; not yet in params.yaml")
+    new.add_argument(
+        "--from", dest="origin", required=True, metavar="LINE|RECIPE",
+        help=f"a line of params.yaml, or a published recipe: {', '.join(names())}",
+    )  # fmt: skip
+    new.add_argument(
+        "--as-coded", action="store_true", help="a recipe as its authors' code does it, where it differs from the text"
+    )
+    new.set_defaults(run=_new)
+
+
+def _list(_: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from components.progress import wide_console
+    from components.registry import check_file
+
+    check_file()
+    table = Table("line", "source", "sees", "encoder", "objective", "tasks", "release")
+    content = read_yaml()
+    for line in lines():
+        block, manifest = content[line], Path("releases") / line / "manifest.json"
+        pretrain = block["pretrain"]
+        table.add_row(
+            line, block["cohort"]["source"], pretrain["input"]["sees"], pretrain["encoder"]["kind"],
+            pretrain["objective"]["kind"], ", ".join(block["evaluate"]["tasks"]), "made" if manifest.is_file() else "",
+        )  # fmt: skip
+    wide_console().print(table)
+    return 0
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from flows.lock import checkout_lock
+
+    with checkout_lock(f"line new {arguments.name}"):
+        new_line(arguments.name, arguments.origin, arguments.as_coded)
+    print(
+        f"{PARAMS_FILE}: {arguments.name} follows {arguments.origin}; change its block, commit, then "
+        f"`make release LINE={arguments.name}`"
+    )
+    return 0
+
+
+def new_line(name: str, origin: str, as_coded: bool = False) -> None:
+    """Write the line ``name``: its block and its place in ``lines``, its metrics in dvc.yaml, its champion, none.
+
+    Args:
+        name: of the line.
+        origin: a line, or a recipe.
+        as_coded: of a recipe, as its authors' code differs from their text.
+
+    Raises:
+        UserError: a name that is not allowed or taken, an origin that is neither, or one with mistakes. Nothing is
+            then written.
+    """
+    from components.gate.champion import CHAMPIONS
+
+    present = read_yaml()
+    if not LINE_NAME.fullmatch(name) or name in RESERVED:
+        raise UserError(f"line {name!r} is not allowed: a-z, 0-9 and _, a letter first; not {', '.join(RESERVED)}")
+    if name in present:
+        raise UserError(f"line {name!r} is not allowed: {PARAMS_FILE} has one of this name")
+    champion = CHAMPIONS / f"{name}.json"
+    if champion.is_file() and '"champion": null' not in champion.read_text():
+        raise UserError(f"line {name!r} is not allowed: {champion} holds a champion; remove it, or take another name")
+    recipe = load_recipe(origin, as_coded) if origin in names() and origin not in lines() else None
+    if recipe is None and as_coded:
+        raise UserError(f"--as-coded is not allowed with --from {origin}: only with a recipe, {', '.join(names())}")
+    base = origin if recipe is None else str(recipe["base"])
+    if base not in lines():
+        raise UserError(f"--from {origin!r} is not allowed: {_allowed(recipe, base)}")
+    written = PARAMS_FILE.read_text().rstrip() + "\n"
+    written = PARAMS_FILE.read_text().rstrip() + "\n"
+    block = re.search(rf"^{base}:[ \t]*(?:#.*)?\n((?:[ \t].*\n|\n|#.*\n)*)", written, re.MULTILINE)
+    if block is None:
+        raise UserError(f"{PARAMS_FILE}: {base}: to be copied it must be a block of indented lines of its own")
+    text = _with(name, f"{written}\n{name}:\n{block[1].rstrip()}\n", recipe)
+    _check(text)
+    graph = _with_metrics(name, DVC_FILE.read_text())
+    if not champion.is_file():
+        write_text(champion, '{\n  "champion": null\n}\n')
+    write_text(DVC_FILE, graph)
+    write_text(PARAMS_FILE, text)  # last: it makes the line
+
+
+def _allowed(recipe: Any, base: str) -> str:
+    if recipe is not None:
+        return f"the recipe goes with line {base}, which {PARAMS_FILE} no longer has"
+    return f"one of the lines {', '.join(lines())} or of the recipes {', '.join(names())}"
+
+
+def _with(name: str, text: str, recipe: Any) -> str:
+    """params.yaml with its new block named, listed and changed as the recipe says; comments and layout stay."""
+    editor = yaml_editor()
+    content = editor.load(text)
+    content["lines"].append(name)
+    content[name]["bundle"].update({"name": f"ctfoundry-{name}", "title": f"ctfoundry {name} encoder"})
+    if recipe is not None:
+        for stage in ("preprocess", "pretrain"):
+            content[name][stage].update(recipe[stage])
+        if recipe["pretrain"]["precision"] != "float32":
+            content[name][REPRODUCIBLE] = MACHINE  # narrow arithmetic differs between processors
+    written = io.StringIO()
+    editor.dump(content, written)
+    return written.getvalue()
+
+
+def _check(text: str) -> None:
+    from components.registry import check_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / PARAMS_FILE
+        path.write_text(text)
+        check_file(path)
+
+
+def _with_metrics(name: str, graph: str) -> str:
+    """dvc.yaml with the line's figures among those that ``dvc metrics`` shows; DVC has no ``foreach`` for them."""
+    entry = f"  - {METRICS.format(line=name)}\n"
+    if entry in graph:
+        return graph
+    changed, count = re.subn(r"^metrics:\n(?:  - .*\n)*", lambda found: found[0] + entry, graph, flags=re.MULTILINE)
+    if count != 1:
+        raise UserError(f"{DVC_FILE}: no list `metrics` at the left margin, where the line's figures belong")
+    return changed
