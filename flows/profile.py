@@ -22,7 +22,7 @@ from components.pretrain.workers import World, on_gpus
 from components.settings import load_stage, parse
 
 TRACED_STEPS = 3
-ENDLESS = 10**9
+ENDLESS = 10**9 - 1  # the most that is allowed
 
 
 @dataclass(frozen=True)

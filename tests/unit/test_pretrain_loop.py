@@ -328,6 +328,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_one_befo
 
 TAKEN_AGAIN = """
 import resource, torch
+import components.pretrain.loop  # how soon a heap settles depends on what was loaded into it
 from components.pretrain.process import set_up_process
 set_up_process()
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
