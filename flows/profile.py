@@ -16,12 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from components.errors import UserError
 from components.files import replacing, require_file_name
 from components.pretrain.config import PretrainConfig
-from components.pretrain.loop import Trainer, set_up_process
+from components.pretrain.loop import Trainer
+from components.pretrain.process import set_up_process
 from components.pretrain.workers import World, on_gpus
 from components.settings import load_stage, parse
 
 TRACED_STEPS = 3
-ENDLESS = 10**9 - 1  # steps, the most that a run may have: none of these is reached
+ENDLESS = 10**9 - 1  # the most that is allowed
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Speed:
 def measure(trainer: Trainer, steps: int) -> Speed:
     """Time ``steps`` steps from the store and as many without data loading, each after a third as many that warm up."""
     step_s, waiting = _timed(trainer, steps)
-    trainer.repeat_batch()
+    trainer.incoming.repeat()
     without, _ = _timed(trainer, steps)
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         trainer.run_step()  # what torch.compile has made is not counted
@@ -57,12 +58,12 @@ def measure(trainer: Trainer, steps: int) -> Speed:
 def _timed(trainer: Trainer, steps: int) -> tuple[float, float]:
     for _ in range(max(2, steps // 3)):
         _step(trainer)
-    trainer.waited, taken, first = 0.0, [], time.perf_counter()
+    trainer.incoming.waited, taken, first = 0.0, [], time.perf_counter()
     for _ in range(steps):
         started = time.perf_counter()
         _step(trainer)
         taken.append(time.perf_counter() - started)
-    return statistics.median(taken), trainer.waited / (time.perf_counter() - first)
+    return statistics.median(taken), trainer.incoming.waited / (time.perf_counter() - first)
 
 
 def _step(trainer: Trainer) -> None:

@@ -16,9 +16,8 @@ import yaml
 
 from components.ct.store import Volume, write_volume
 from components.files import sha256_file
+from components.pretrain.checkpoints import State, write_candidate, write_state
 from components.pretrain.config import PretrainConfig
-from components.pretrain.local_driver import write_candidate, write_state
-from components.pretrain.loop import State
 from components.pretrain.workers import World
 from components.settings import _tuples, parse
 from components.tables import write_table

@@ -21,10 +21,10 @@ from components.errors import UserError
 from components.files import replacing, sha256_file, write_json, write_text
 from components.models.build import parameter_count
 from components.models.embed import EmbedConfig, Embedder, candidate_file, check_grid, write_weights
+from components.pretrain.checkpoints import State
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loading import load_batch
 from components.pretrain.local_driver import train_here
-from components.pretrain.loop import State
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.plots import plot_history, plot_views
 from components.pretrain.views import build_views

@@ -1,4 +1,4 @@
-"""Which volumes a step sees, and reading them ahead.
+"""Which volumes a step sees, reading them ahead, and what the model is handed of them.
 
 There is no random state: the volumes, crops and views of a step are a function of (seed, step, place in the global
 batch), so that neither the number of workers nor that of their loader processes changes what is drawn.
@@ -6,21 +6,25 @@ batch), so that neither the number of workers nor that of their loader processes
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from components.ct.store import StoredVolume, Volume
 from components.errors import UserError
 from components.pretrain.config import PretrainConfig
 from components.pretrain.views import RAGGED, Batch, Sample, Views, build_views
-from components.pretrain.workers import World
+from components.pretrain.workers import World, agree, sum_over_workers
 
 ORDER_STREAM, SAMPLE_STREAM, SUBSTITUTE_STREAM = 0, 1, 2  # independent random streams below one seed
 SUBSTITUTES = 8  # volumes tried in the place of one that cannot be read
@@ -146,3 +150,94 @@ def batches(config: PretrainConfig, volumes: tuple[Path, ...], world: World, ste
             multiprocessing_context="forkserver",  # a fork would copy Ray's and blosc2's threads in any state
         )
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the model will see, or why it cannot be read; numbers of volumes that were skipped."""
+
+    rendered: Batch
+    mistake: str = ""
+    skipped: Tensor | None = None
+
+
+class Incoming:
+    """What the model sees, one part of a step after the other, from the run's first step or :meth:`go_on`'s.
+
+    A GPU is handed each part before the step before is over: its copy and its views are made on a stream of their own,
+    beside the step.
+
+    Attributes:
+        views: the view maker.
+        waited: seconds without a batch.
+        skipped: int64 (volumes,), samples lost with each volume, on all workers.
+    """
+
+    def __init__(self, config: PretrainConfig, volumes: tuple[Path, ...], world: World) -> None:
+        self.config, self.volumes, self.world = config, volumes, world
+        self.views = build_views(config, world.device.type)
+        self.waited = 0.0
+        self.skipped = torch.zeros(len(volumes), dtype=torch.int64)
+        self._step = 0
+        self._batches: Iterator[Batch | str] | None = None
+        self._ahead: _Part | None = None
+        self._beside: torch.cuda.Stream | None = None
+        if world.device.type == "cuda":
+            self._beside = torch.cuda.Stream(world.device)  # type: ignore[no-untyped-call]
+
+    def go_on(self, step: int, skipped: Tensor) -> None:
+        """Begin at ``step``, with what was ``skipped`` before it."""
+        self._step, self.skipped = step, skipped
+
+    def next(self) -> Batch:
+        """What the next part sees. Raises UserError, on every worker, where one of them cannot read a volume."""
+        part, self._ahead = self._ahead or self._read(), None
+        assert part is not None  # a run has as many parts as its steps want
+        agree(self.world, UserError(part.mistake) if part.mistake else None)
+        if part.skipped is not None:
+            numbers = part.skipped.flatten()
+            lost = torch.bincount(numbers[numbers >= 0], minlength=len(self.volumes)).to(self.world.device)
+            self.skipped = self.skipped + sum_over_workers(lost).cpu()
+        if self._beside is not None:
+            here = torch.cuda.current_stream(self.world.device)
+            here.wait_stream(self._beside)
+            for value in part.rendered.values():
+                value.record_stream(here)  # or its memory would be used again before the step has read it
+        return part.rendered
+
+    def read_ahead(self) -> None:
+        """On a GPU, have the next part made while the step runs; elsewhere loader processes read ahead."""
+        if self._beside is not None:
+            self._ahead = self._read()
+
+    def repeat(self) -> None:
+        """See the next batch again and again from now on: what a step takes without data loading."""
+        batch = self._next_batch()
+        assert isinstance(batch, dict)
+        self._batches = itertools.repeat(self._on_device(batch))
+
+    def _read(self) -> _Part | None:
+        """Wait for the next batch, and have it copied and rendered. None at the run's end."""
+        batch = self._next_batch()
+        if batch is None:
+            return None
+        if isinstance(batch, str):
+            return _Part({}, mistake=batch)
+        skipped = batch.pop("skipped", None)
+        with torch.cuda.stream(self._beside):  # of None: nothing
+            return _Part(self.views.render(self._on_device(batch)), skipped=skipped)
+
+    def _next_batch(self) -> Batch | str | None:
+        if self._batches is None:
+            self._batches = batches(self.config, self.volumes, self.world, self._step)
+        started = time.monotonic()
+        batch = next(self._batches, None)
+        self.waited += time.monotonic() - started
+        return batch
+
+    def _on_device(self, batch: Batch) -> Batch:
+        """``batch`` on this worker's device, but for what the views want on the host."""
+        return {
+            key: value if key in self.views.on_host else value.to(self.world.device, non_blocking=True)
+            for key, value in batch.items()
+        }

@@ -1,10 +1,54 @@
-"""How the embedding fares during training, and when a run has collapsed."""
+"""How the embedding fares during training, and when a run is worth nothing: not finite, or collapsed."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from components.errors import UserError
+from components.pretrain.config import PretrainConfig
+from components.pretrain.workers import gather, mean_over_workers
+
+HistoryRow = dict[str, float]
+
+
+def monitored(scalars: Mapping[str, Tensor], embedding_BE: Tensor) -> HistoryRow:
+    """What a row of the history says of the model: how the embedding lies, and an objective's own ``scalars``.
+
+    Args:
+        scalars: of this worker's share of the step.
+        embedding_BE: of the same. All workers call it at the same step.
+    """
+    embedding_BE = gather(embedding_BE.float())
+    row: HistoryRow = {"embedding_spread": spread(embedding_BE), "effective_rank": effective_rank(embedding_BE)}
+    row["uniformity"] = uniformity(embedding_BE)
+    return row | {name: float(mean_over_workers(scalars[name])) for name in sorted(scalars)}
+
+
+def stop_if_not_finite(step: int, losses: Iterable[Tensor], norm: Tensor) -> None:
+    """Raise UserError where a step was worth nothing; the state, which it has spoilt, is not kept."""
+    for what, value in (*(("loss", loss) for loss in losses), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            raise UserError(f"step {step}: {what} {float(value)} is not finite; lower optimiser.learning_rate")
+
+
+def stop_if_collapsed(history: Sequence[HistoryRow], config: PretrainConfig) -> None:
+    """Raise UserError where the embedding has been nearly one vector for all since a while."""
+    collapse, warm = config.collapse, config.optimiser.warmup * config.steps
+    last = history[-collapse.patience :]
+    if len(last) == collapse.patience and all(
+        row["step"] > warm and row["embedding_spread"] < collapse.min_spread for row in last
+    ):
+        raise UserError(
+            f"step {last[-1]['step']:.0f}: training has collapsed: embedding_spread "
+            f"{last[-1]['embedding_spread']:.3g}, below collapse.min_spread {collapse.min_spread} in "
+            f"{collapse.patience} logged steps in a row; lower optimiser.learning_rate, or change the objective's "
+            "temperatures or weights"
+        )
 
 
 def spread(embedding_BE: Tensor) -> float:

@@ -34,22 +34,16 @@ from ray.train import CheckpointUploadMode
 
 from components.cluster import check_arithmetic, ray_cluster
 from components.errors import UserError
+from components.pretrain.checkpoints import State, read_state, write_candidate, write_state
 from components.pretrain.config import PretrainConfig
-from components.pretrain.local_driver import read_state, write_candidate, write_state
-from components.pretrain.loop import MMAP_THRESHOLD, TRIM_THRESHOLD, State, train
+from components.pretrain.loop import train
+from components.pretrain.process import MEMORY
 from components.pretrain.workers import World, agree, on_gpus, sum_over_workers
 
 START_S = "600"  # a busy machine takes more than Ray's 60 s to import torch twice
 ELASTIC_START_S = "90"  # a node that was lost counts as there for half a minute; then fewer workers must do
 WORKER_FAILURES_TOLERATED = 2  # without a new checkpoint
 RESIZE_AFTER_S = 10.0  # an elastic run looks so often whether the cluster has room for more workers
-# What `set_up_process` asks of glibc, asked at the start: Ray trains in a thread, to which glibc else gives an arena of
-# its own, of 64 MB pieces that go back to the system.
-MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(TRIM_THRESHOLD),
-    "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD),
-}
 STATE_FILE = "state.pt"
 PROGRESS_FILE = "progress.log"
 

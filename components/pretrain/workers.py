@@ -1,4 +1,5 @@
-"""What the workers of a run do together: agree on an error, average, gather with gradient, normalise over all rows.
+"""What the workers of a run do together: agree on an error, average, gather with gradient, normalise over all rows,
+train one model.
 
 For one worker each does what the plain operation does. Several need equal shares of rows.
 """
@@ -6,6 +7,7 @@ For one worker each does what the plain operation does. Several need equal share
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +15,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from components import arithmetic
 from components.errors import UserError
+from components.models.build import BLOCKS
 
 WIDE = 64  # channels, of which a CPU's kernels make good use
 
@@ -108,16 +112,42 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-def shard(model: nn.Module, blocks: tuple[type[nn.Module], ...], device: torch.device) -> None:
-    """Keep a share of the parameters only on each worker, in place; ``blocks`` are put together one at a time, where
-    they compute (FSDP, arXiv 2304.11277)."""
+def over_workers(model: nn.Module, world: World, sharded: bool) -> nn.Module:
+    """``model``, whose parameters stay where they are, as all workers train it together: what a step has to call.
+
+    Args:
+        model: on its device, with nothing in it to be replaced or wrapped later.
+        world: this worker.
+        sharded: keep a share of the parameters on each worker, instead of all on all.
+    """
+    if world.size == 1:
+        return model
+    if not sharded:
+        return DistributedDataParallel(model)
+    _shard(model, world.device)
+    return model
+
+
+def _shard(model: nn.Module, device: torch.device) -> None:
+    """Keep a share of the parameters only on each worker, in place; BLOCKS are put together one at a time, where they
+    compute (FSDP, arXiv 2304.11277)."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # those in channels_last cannot be cut up
     for module in model.modules():
-        if isinstance(module, blocks):
+        if isinstance(module, BLOCKS):
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def exchanging(model: nn.Module, gradients: bool) -> AbstractContextManager[None]:
+    """Where :func:`over_workers`' model runs forward and backward; whether ``gradients`` are exchanged there."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(gradients)
+    if isinstance(model, DistributedDataParallel) and not gradients:
+        alone: AbstractContextManager[None] = model.no_sync()
+        return alone
+    return nullcontext()
 
 
 def whole(tree: Any, kept: bool = True) -> Any:
@@ -139,6 +169,15 @@ def share_of(value: Tensor, like: Tensor) -> Tensor:
         return value
     shared: Tensor = distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return shared
+
+
+def normalise_together(model: nn.Module, world: World, compiled: bool) -> None:
+    """Make the batch norms of ``model`` take their statistics over all workers, in place."""
+    if world.device.type == "cuda":
+        if world.size > 1:
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    elif world.size > 1 or not compiled:  # torch.compile makes one worker's plain ones faster
+        GlobalBatchNorm.replace(model)
 
 
 class GlobalBatchNorm(_BatchNorm):

@@ -54,8 +54,9 @@ from components.ct.store import StoredVolume, write_volume
 from components.preprocess.config import PreprocessConfig
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loading import batches
-from components.pretrain.loop import Trainer, set_up_process
+from components.pretrain.loop import Trainer
 from components.pretrain.objectives.ntxent import within_volume_ntxent
+from components.pretrain.process import set_up_process
 from components.pretrain.views import build_views
 from components.pretrain.workers import World
 from components.settings import _tuples, load_stage, parse, read_yaml
@@ -320,10 +321,10 @@ def waiting(config: PretrainConfig, volumes: list[Path], rounds: int) -> float:
     """Share of the time that our loop waits for a batch, after its first step."""
     trainer = Trainer(config, tuple(volumes), HERE)
     trainer.run_step()
-    trainer.waited, started = 0.0, time.perf_counter()
+    trainer.incoming.waited, started = 0.0, time.perf_counter()
     for _ in range(rounds):
         trainer.run_step()
-    return trainer.waited / (time.perf_counter() - started)
+    return trainer.incoming.waited / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

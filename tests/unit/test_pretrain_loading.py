@@ -10,8 +10,8 @@ from pretrain_project import HERE, InMemory, block, config_of, volumes_of, write
 
 from components.ct.store import StoredVolume
 from components.errors import UserError
+from components.pretrain.checkpoints import read_state
 from components.pretrain.loading import Samples, batches, places, sample_order
-from components.pretrain.local_driver import read_state
 from components.pretrain.loop import train
 from components.pretrain.views import CropViews, build_views
 from components.pretrain.workers import World

@@ -1,4 +1,4 @@
-"""Self-distillation: the loss by its definition, the schedules over the whole run."""
+"""Self-distillation: the loss by its definition, centre and teacher."""
 
 import math
 
@@ -9,7 +9,6 @@ from torch import nn
 
 from components.pretrain.objectives.dino import (
     BatchStandardise,
-    cosine_schedule,
     dino_loss,
     entropy,
     logit_sums,
@@ -53,13 +52,6 @@ def test_gradients_reach_the_student_in_double_precision_and_not_the_teacher() -
     teacher = teacher_probabilities(logits, torch.zeros(5, dtype=torch.float64), 0.1)
     assert not teacher.requires_grad
     assert torch.autograd.gradcheck(lambda x: dino_loss(x, teacher, 0.2), (student,))
-
-
-def test_schedule_moves_from_its_first_to_its_last_step() -> None:
-    values = [cosine_schedule(0.994, 1.0, step / 100) for step in range(101)]
-    assert values[0] == pytest.approx(0.994)
-    assert values[-1] == pytest.approx(1.0)
-    assert values == sorted(values)
 
 
 def test_teacher_follows_the_student() -> None:

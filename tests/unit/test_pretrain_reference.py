@@ -55,14 +55,14 @@ class InDouble:
         self.trainer = Trainer(config_of(line, **self.changes), volumes, HERE)
         self.trainer.objective.double()
         self.seen: list[dict[str, Tensor]] = []
-        render = self.trainer.views.render
+        render = self.trainer.incoming.views.render
 
         def doubled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
             rendered = render(batch)
             self.seen.append({k: v.double() if v.is_floating_point() else v for k, v in rendered.items()})
             return self.seen[-1]
 
-        self.trainer.views.render = doubled  # type: ignore[method-assign]
+        self.trainer.incoming.views.render = doubled  # type: ignore[method-assign]
         self.plain = PlainRun(json.loads(json.dumps(block(line, **self.changes))), self.weights())
 
     def weights(self) -> dict[str, Tensor]:

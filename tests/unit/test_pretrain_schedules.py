@@ -9,9 +9,10 @@ import pytest
 import torch
 from pretrain_project import HERE, block, config_of, volumes_of, write_project
 
-from components.pretrain.config import PretrainConfig
-from components.pretrain.loop import Trainer, build_optimiser
+from components.pretrain.config import OptimiserConfig, PretrainConfig
+from components.pretrain.loop import Trainer
 from components.pretrain.objectives.build import build_objective
+from components.pretrain.optimiser import build_optimiser, cosine_schedule, learning_rate
 from components.settings import parse, read_yaml
 
 STEPS = 9
@@ -42,6 +43,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
              "decay_plain": plain["weight_decay"], "momentum": 1 - moved}
         )  # fmt: skip
     return rows
+
+
+def test_schedule_moves_from_its_first_to_its_last_step() -> None:
+    values = [cosine_schedule(0.994, 1.0, step / 100) for step in range(101)]
+    assert values[0] == pytest.approx(0.994)
+    assert values[-1] == pytest.approx(1.0)
+    assert values == sorted(values)
+
+
+def test_learning_rate_warms_up_then_falls_to_its_end() -> None:
+    config = parse(OptimiserConfig, block("head")["optimiser"] | {"final_learning_rate": 1e-6}, "optimiser")
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-3 / 20)
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] < 5e-6
 
 
 def test_the_rate_of_both_groups_warms_up_then_falls_along_a_cosine(run: list[dict[str, float]]) -> None:

@@ -21,7 +21,8 @@ from components.files import read_json
 from components.models.embed import candidate_file, device_of
 from components.pretrain import __main__ as stage
 from components.pretrain import ray_driver
-from components.pretrain.local_driver import read_state, train_here, write_candidate
+from components.pretrain.checkpoints import read_state, write_candidate
+from components.pretrain.local_driver import train_here
 from components.pretrain.loop import train
 from components.pretrain.workers import on_gpus
 from components.tables import read_table

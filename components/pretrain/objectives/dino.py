@@ -100,14 +100,10 @@ def entropy(probabilities_XM: Tensor) -> Tensor:
     return -(p * p.log()).sum(-1).mean() / math.log(p.shape[-1])
 
 
-def cosine_schedule(start: float, end: float, progress: float) -> float:
-    """From ``start`` at progress 0 to ``end`` at progress 1, along half a cosine."""
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
-
-
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move the teacher's parameters towards the student's: teacher = momentum * teacher + (1 - momentum) * student."""
+    # All parameters in two calls, as torch's optimisers do it; its own moving average ends in other last bits.
     kept: list[Tensor] = list(teacher.parameters())
     new: list[Tensor] = list(student.parameters())
     torch._foreach_mul_(kept, momentum)

@@ -12,7 +12,6 @@ from components.pretrain.config import HeadObjectiveConfig
 from components.pretrain.monitors import alignment
 from components.pretrain.objectives.dino import (
     DinoHead,
-    cosine_schedule,
     dino_loss,
     entropy,
     logit_sums,
@@ -23,6 +22,7 @@ from components.pretrain.objectives.dino import (
 from components.pretrain.objectives.ibot import ibot_loss
 from components.pretrain.objectives.koleo import koleo_loss
 from components.pretrain.objectives.mae import MaeDecoder, mae_loss
+from components.pretrain.optimiser import cosine_schedule
 from components.pretrain.views import Batch
 
 Outcome = dict[str, Tensor]
