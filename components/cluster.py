@@ -1,4 +1,4 @@
-"""Ray, as every stage starts it, and series in worker processes of their own: one that dies costs its series only."""
+"""Ray, as every stage starts it, and many items as its tasks: :func:`map_on_ray`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ import psutil
 from components import arithmetic
 from components.errors import PassingError, UserError
 from components.isolation import MAX_SECONDS, Deadline, Lost, guarded
+from components.processes import DIED, IN_FLIGHT, in_flight
 from components.progress import track
 
-IN_FLIGHT_PER_CORE = 2  # tasks that Ray holds at a time: one computed, one ready to be
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -280,28 +280,23 @@ def _room_of_a_node() -> int:
     return max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
 
 
-def map_isolated(
+def map_on_ray(
     function: Callable[[ItemT], ResultT],
     items: list[ItemT],
     label: str,
     *,
-    memory: Callable[[ItemT], int],
     max_memory: int,
     max_seconds: float = MAX_SECONDS,
+    memory: Callable[[ItemT], int],
 ) -> list[ResultT | Lost]:
-    """``function`` over ``items`` as Ray tasks, results in the order of ``items``, with progress.
+    """As :func:`components.processes.map_isolated`, on all nodes at RAY_ADDRESS, or on a Ray of our own.
 
     So many run at a time as there are cores, and as the memory that they announce allows. A worker that crashes is
-    tried once more; then, and where an item needs more memory or time than it may or ends in an error, the item
-    is :class:`Lost` and the rest goes on. Only a UserError ends the run. Workers have this process' settings: they
-    travel with each item, where nothing logs them.
+    tried once more. Workers have this process' settings: they travel with each item, where nothing logs them.
 
     Args:
-        function, items: what to do; picklable.
-        label: shown with the progress.
+        function, items, label, max_memory, max_seconds: as there.
         memory: bytes that an item is expected to need.
-        max_memory: bytes that a worker may take for an item.
-        max_seconds: that a worker may work on an item; one that takes longer is ended, and another takes its place.
     """
     if not items:
         return []
@@ -311,23 +306,17 @@ def map_isolated(
 
         whole, settings = _room_of_a_node(), {k: v for k, v in os.environ.items() if k.startswith(OURS)}
         task: Any = ray.remote(num_cpus=1, max_retries=1)(_limited)
-        limit = IN_FLIGHT_PER_CORE * int(ray.cluster_resources()["CPU"])
         here = str(Path.cwd())
 
-        def results() -> Iterator[tuple[int, ResultT | Lost]]:
-            running: dict[Any, int] = {}
-            for index, item in enumerate(items):
-                wanted = min(whole, max_memory, memory(item))
-                deadline = Deadline(Path(here, marks, str(index)), max_seconds)
-                running[task.options(memory=wanted).remote(function, item, here, settings, max_memory, deadline)] = (
-                    index
-                )
-                if len(running) >= limit:
-                    yield _next(running)
-            while running:
-                yield _next(running)
+        def submit(index: int) -> Any:
+            wanted = min(whole, max_memory, memory(items[index]))
+            deadline = Deadline(Path(here, marks, str(index)), max_seconds)
+            return task.options(memory=wanted).remote(function, items[index], here, settings, max_memory, deadline)
 
-        found = dict(track(results(), [1] * len(items), label))
+        most, waiting = IN_FLIGHT * int(ray.cluster_resources()["CPU"]), list(range(len(items) - 1, -1, -1))
+        running: dict[Any, int] = {}
+        results = in_flight(waiting, running, most, submit, _next)
+        found: dict[int, ResultT | Lost] = dict(track(results, [1] * len(items), label))
     return [found[index] for index in range(len(items))]
 
 
@@ -342,7 +331,7 @@ def _next(running: dict[Any, int]) -> tuple[int, Any]:
     except exceptions.RayTaskError as error:
         raise error.cause from None
     except (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.NodeDiedError) as error:
-        return index, Lost(f"its worker process died, twice ({type(error).__name__})")
+        return index, Lost(f"{DIED} ({type(error).__name__})")
 
 
 def _limited(

@@ -13,7 +13,7 @@ from pathlib import Path
 from components import arithmetic
 from components.errors import PassingError, UserError
 from components.files import disk_full
-from components.progress import short_socket_paths
+from components.processes import short_socket_paths
 from components.settings import reproducible, require_line, shards
 
 DATA = Path("data")

@@ -98,16 +98,16 @@ def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
         UserError: a file is missing, differs from the manifest or is not in it; or this code cannot read it.
     """
     manifest = verify_bundle(folder)
-    grid_file, quality_file = folder / "preprocess.json", folder / "quality.json"
+    grid_file, bounds_file = folder / "preprocess.json", folder / "acceptance.json"
     preprocess = parse(GridConfig, read_json(grid_file), "", str(grid_file))
-    quality = read_json(quality_file)
+    bounds = read_json(bounds_file)
     return ServedBundle(
         manifest,
         Embedder.load(folder, device=device),
         preprocess,
-        headers=headers_suite(parse(ScreenConfig, quality["headers"], "headers", str(quality_file)), rows=1),
-        volumes=volumes_suite(parse(CurateConfig, quality["volumes"], "volumes", str(quality_file)), rows=1),
-        only_largest_stack=quality.get("mixed_series") == "largest_stack",
+        headers=headers_suite(parse(ScreenConfig, bounds["headers"], "headers", str(bounds_file)), rows=1),
+        volumes=volumes_suite(parse(CurateConfig, bounds["volumes"], "volumes", str(bounds_file)), rows=1),
+        only_largest_stack=bounds.get("mixed_series") == "largest_stack",
     )
 
 

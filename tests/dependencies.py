@@ -19,7 +19,8 @@ GRAPH = ROOT / "dvc.yaml"
 # Modules that a stage imports, and that decide nothing of its output.
 WITHOUT_PART = {
     "": {
-        "components/progress.py": "runs the work and shows how far it is",
+        "components/processes.py": "runs the work",
+        "components/progress.py": "shows how far it is",
         "components/quality/offline.py": "draws the pages of a report",
     },
     # Days of training must not follow from the form of a table or a picture; an old picture is as good.

@@ -30,7 +30,7 @@ def write_release(folder: Path, line: str = "wholebody") -> None:
     Embedder.from_encoder(encoder, EmbedConfig(encoder=config, input=view)).save(folder)
     write_json(folder / "preprocess.json", parameters["preprocess"])
     judged = {"headers": parameters["screen"], "volumes": parameters["curate"]}
-    write_json(folder / "quality.json", {**judged, "mixed_series": parameters["acquire"]["mixed_series"]})
+    write_json(folder / "acceptance.json", {**judged, "mixed_series": parameters["acquire"]["mixed_series"]})
 
 
 def free_port() -> int:

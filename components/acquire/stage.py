@@ -17,7 +17,7 @@ from components.ct.nifti import measure_nifti
 from components.errors import UserError
 from components.files import StopStageError
 from components.isolation import GIB, Lost, check_unexpected
-from components.progress import map_series
+from components.processes import map_isolated
 from components.sources import raw, receipts
 from components.sources.config import AcquireConfig, SourceConfig
 from components.sources.series import SeriesJob, jobs_of, ready
@@ -70,10 +70,6 @@ def _received(job: SeriesJob, receipt: dict[str, Any]) -> Received:
     return Received(row, files, annotations)
 
 
-def _lost(job: SeriesJob, lost: Lost) -> Received:
-    return _without_files(job, "lost", lost.detail)
-
-
 def _without_files(job: SeriesJob, status: str, detail: str) -> Received:
     return Received({**job.row, "status": status, "detail": detail, **measure_series([])}, [], None)
 
@@ -103,15 +99,18 @@ def acquire_shard(
     known = {job.row["series"]: receipt for job in jobs if (receipt := receipts.read(job.receipt)) is not None}
     todo = [job for job in jobs if job.row["series"] not in known]
     with ready(jobs, todo):
-        fetched = map_series(
+        results = map_isolated(
             acquire_series,
             todo,
             "acquire",
             workers=config.workers or _workers(todo),
             size=lambda job: job.bytes,
             max_memory=int(config.max_memory_gib * GIB),
-            lost=_lost,
         )
+    fetched = [
+        _without_files(job, "lost", result.detail) if isinstance(result, Lost) else result
+        for job, result in zip(todo, results, strict=True)
+    ]
     new = {result.row["series"]: result for result in fetched}
     received = [
         new[job.row["series"]] if job.row["series"] in new else _received(job, known[job.row["series"]]) for job in jobs

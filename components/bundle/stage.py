@@ -156,7 +156,7 @@ def _copy_parts(folder: Path, sources: Sources, parameters: dict[str, Any]) -> N
     # The service preprocesses and judges with the very parameters of training.
     write_json(folder / "preprocess.json", parameters["preprocess"])
     judged = {"headers": parameters["screen"], "volumes": parameters["curate"]}
-    write_json(folder / "quality.json", {**judged, "mixed_series": parameters["acquire"]["mixed_series"]})
+    write_json(folder / "acceptance.json", {**judged, "mixed_series": parameters["acquire"]["mixed_series"]})
 
 
 def _without_names(funnel: dict[str, Any]) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def measure_volume(native: Volume, standard: Volume, body: Body | None) -> dict[
 
 def _percentile(counts: npt.NDArray[np.int64], lowest: int, share: float) -> float:
     """Of whole numbers that are counted from ``lowest`` on, linear between neighbours, as NumPy's."""
+    # NumPy's own sorts the values, which are counted anyway: 32 ms for .05 ms, of 2 million.
     upto = np.cumsum(counts)
     place = share * (int(upto[-1]) - 1)
     below, above = (lowest + int(np.searchsorted(upto, n, side="right")) for n in (int(place), int(np.ceil(place))))

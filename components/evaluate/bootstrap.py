@@ -57,6 +57,7 @@ def weighted_auc(scores: Array, positive: npt.NDArray[np.bool_], weights: Array)
     Returns:
         (replicates,)
     """
+    # scikit-learn's roc_auc_score agrees to 1e-16, but takes one replicate a call: 4 s for 1,001 of them, not 2.5 ms.
     order = np.argsort(scores, kind="stable")
     sorted_scores, sorted_positive = scores[order], positive[order]
     starts = np.flatnonzero(np.concatenate([[True], sorted_scores[1:] != sorted_scores[:-1]]))

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
+from sklearn.preprocessing import StandardScaler
 
 from components.evaluate.bootstrap import Array
 from components.evaluate.scores import DIAMETER, ENCODER, FIGURES, RANDOM
@@ -222,17 +224,15 @@ def draw_projection(path: Path, panels: dict[str, Array], labels: Sequence[str],
 
 
 def principal_components(features: Array) -> tuple[Array, Array]:
-    """First two principal components (cases, 2) of standardised features and their shares of variance.
+    """First two principal components (cases, 2) of standardised features and the shares of variance of all.
 
-    Signs are fixed by the largest loading.
+    Signs are fixed by the largest loading. Features that are all constant have no variance to share: zeros.
     """
-    centred = features - features.mean(axis=0)
-    centred = centred / np.maximum(centred.std(axis=0), 1e-12)
-    _, singular, loadings = np.linalg.svd(centred, full_matrices=False)
-    top = loadings[:2]
-    signs = np.sign(top[np.arange(len(top)), np.abs(top).argmax(axis=1)])
-    places: Array = centred @ (top * signs[:, None]).T
-    share: Array = singular**2 / max(float((singular**2).sum()), 1e-300)
+    standard = StandardScaler().fit_transform(features)
+    with np.errstate(invalid="ignore"):  # of constant features the shares are 0 / 0
+        pca = PCA(svd_solver="full").fit(standard)
+    places: Array = pca.transform(standard)[:, :2]
+    share: Array = np.nan_to_num(pca.explained_variance_ratio_)
     if places.shape[1] < 2:  # a single feature
         places, share = np.column_stack([places, np.zeros(len(places))]), np.append(share, 0.0)
     return places, share

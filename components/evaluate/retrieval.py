@@ -54,5 +54,6 @@ def _one_query(
     if not hits.any():
         raise ValueError("retrieval: a query has no case of its class in another patient")
     ranks = np.flatnonzero(hits) + 1
+    # Not scikit-learn's average_precision_score: it takes equal similarities as one rank, and 1.07 ms for .05 ms.
     average_precision = float(np.mean(np.arange(1, len(ranks) + 1) / ranks))
     return average_precision, float(hits[0]), float(hits[:5].mean())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from components.cluster import map_isolated
+from components.cluster import map_on_ray
 from components.ct.dicom import read_series
 from components.ct.measure import measure_volume
 from components.ct.nifti import read_nifti
@@ -157,7 +157,7 @@ def preprocess_shard(
     todo = [job for job in all_jobs if job.entry not in known]
     with ready(jobs, [job.series for job in todo]):
         limit = int(config.max_memory_gib * GIB)
-        results = map_isolated(preprocess_series, todo, "preprocess", memory=_memory, max_memory=limit)
+        results = map_on_ray(preprocess_series, todo, "preprocess", memory=_memory, max_memory=limit)
         known.update(_new_rows(todo, results))
         catalogue = _write(all_jobs, known, folder)
         for job in all_jobs:

@@ -172,6 +172,7 @@ class MultiCropViews:
         key = (volume.path, halved)
         level = self._levels.pop(key, None) or Level.of(volume.read().hu, self.view.windows, halved)
         self._levels[key] = level
+        # An lru_cache counts volumes, not their bytes; cachetools would be a requirement more, for these two lines.
         while sum(kept.values.nbytes for kept in self._levels.values()) > self.config.cache_mb * 2**20:
             del self._levels[next(iter(self._levels))]
         return level

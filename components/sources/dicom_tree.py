@@ -28,7 +28,8 @@ from components.ct.headers import CT_CLASSES, CT_IMAGE_STORAGE, read_instance, s
 from components.ct.instance import Instance
 from components.ct.keys import patient_key, series_key, study_key
 from components.errors import UserError
-from components.progress import map_series, track
+from components.processes import map_all
+from components.progress import track
 from components.sources.config import SourceConfig
 from components.sources.interface import Files, Listed, Listing
 from components.sources.tree import (
@@ -135,7 +136,7 @@ def _read(root: Path, found: list[Name], workers: int | None) -> tuple[list[Tree
     """Every file, and the digest of the tree (see ``tree.tree_digest``), in one pass."""
     blocks = [(root, found[start : start + BLOCK]) for start in range(0, len(found), BLOCK)]
     workers = workers or (None if len(found) >= MANY else 1)
-    read = map_series(_read_block, blocks, f"headers of {len(found)} files", workers=workers)
+    read = map_all(_read_block, blocks, f"headers of {len(found)} files", workers=workers)
     digest, files, owners = hashlib.sha256(), [], dict[Owner | None, Owner | None]()
     for (_, block), (listed, seen) in zip(blocks, read, strict=True):
         for name, (size, pieces) in zip([n for n in block if not n.status], GLANCE.iter_unpack(seen), strict=True):

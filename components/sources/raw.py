@@ -164,6 +164,8 @@ def _make_room(ours: dict[Path, int], others: dict[Path, int], volumes: int) -> 
         over = sum(planned.values()) - budget if budget is not None else 0
         return max(over, sum(to_come.values()) + volumes - _free())
 
+    # Not diskcache: it drops its own entries one by one, and knows neither a folder that a run, here or on another
+    # host, still needs, nor room for a whole shard, nor the free disk.
     while lacks() > 0 and free:
         oldest = free.pop()
         evict(oldest)

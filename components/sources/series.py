@@ -58,7 +58,7 @@ class SeriesJob:
             UserError or OSError: this series did not come, at the last attempt either.
         """
         attempt = 0
-        while True:
+        while True:  # not `retrying`, which tells a log neither the error nor the wait
             attempt += 1
             try:
                 with untimed():  # the transfer has its own deadline, by the bytes that are to come

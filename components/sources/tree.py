@@ -268,7 +268,7 @@ class Archives:
                 yield block
 
     def _archive(self, outer: str) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-        if outer not in self._open:
+        if outer not in self._open:  # not an lru_cache, which would not close what it drops
             while len(self._open) >= OPEN_ZIPS:
                 self._open.popitem(last=False)[1][0].close()
             try:

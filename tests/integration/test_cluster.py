@@ -27,10 +27,10 @@ LOCAL_S, HEAD_S, CLUSTER_S = 600, 300, int(START_S) + 1200
 SECRET = "a site's own secret, which nobody logs"
 MAP = """
 import sys
-from components.cluster import map_isolated
+from components.cluster import map_on_ray
 from components.command import run_stage
 def double(x): return 2 * x
-def main(line): print(map_isolated(double, [1, 2], "try", memory=lambda x: 10**8, max_memory=2**30))
+def main(line): print(map_on_ray(double, [1, 2], "try", memory=lambda x: 10**8, max_memory=2**30))
 if __name__ == "__main__":
     sys.argv = ["preprocess", "--line", "head"]
     run_stage("preprocess", "", main)
@@ -193,7 +193,7 @@ def driver(nodes: TwoNodes, folder: Path, script: str, **variables: str) -> subp
 
 SETTINGS = """
 import os, sys, time
-from components.cluster import map_isolated
+from components.cluster import map_on_ray
 from components.ct.keys import patient_key
 from components.command import run_stage
 def asked(item):
@@ -202,7 +202,7 @@ def asked(item):
     return patient_key("X"), os.environ.get("CTFOUNDRY_IDC_ENDPOINT"), ray.get_runtime_context().get_node_id()
 def main(line):
     # each asks for more than a node has beside it, and the last for more than any node has
-    found = map_isolated(asked, [1, 1, 4], "try", memory=lambda x: x * 10**9, max_memory=8 * 10**9)
+    found = map_on_ray(asked, [1, 1, 4], "try", memory=lambda x: x * 10**9, max_memory=8 * 10**9)
     assert {f[0] for f in found} == {patient_key("X")}, "the same patient has the same name everywhere"
     assert {f[1] for f in found} == {"http://mirror.local:9000"}
     assert len({f[2] for f in found}) == 2, "both nodes work"

@@ -24,7 +24,7 @@ from pydicom.uid import RLELossless
 from ray import cloudpickle
 
 from components.acquire.stage import acquire_shard
-from components.cluster import map_isolated
+from components.cluster import map_on_ray
 from components.cohort.config import CohortConfig
 from components.cohort.stage import write_slices
 from components.ct.dicom import read_series
@@ -185,7 +185,7 @@ def test_a_series_that_never_ends_costs_itself_only(tmp_path: Path, monkeypatch:
     acquired(4)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(stage, "preprocess_series", endless)
-    monkeypatch.setattr(stage, "map_isolated", partial(map_isolated, max_seconds=20))
+    monkeypatch.setattr(stage, "map_on_ray", partial(map_on_ray, max_seconds=20))
     begin = time.monotonic()
     catalogue = preprocessed().set_index("series")
     assert time.monotonic() - begin < 300

@@ -22,7 +22,7 @@ from components.cohort.config import CohortConfig
 from components.cohort.stage import FORGET_AFTER_DAYS, forget, shard_of, write_slices
 from components.errors import UserError
 from components.files import StopStageError
-from components.isolation import Lost, guarded
+from components.isolation import guarded
 from components.preprocess import kept
 from components.preprocess import stage as preprocess_stage
 from components.preprocess.config import PreprocessConfig
@@ -147,7 +147,7 @@ def test_twenty_series_and_one_more(s3: Bucket, scans: list[dict[str, bytes]]) -
 def test_another_grid_is_made_from_raw_files_that_were_kept(
     s3: Bucket, scans: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocess_stage, "map_isolated", guarded_in_process)  # Ray has its own tests
+    monkeypatch.setattr(preprocess_stage, "map_on_ray", guarded_in_process)  # Ray has its own tests
     rows = [series(s3, number, scan) for number, scan in enumerate(scans)]
     keep = CONFIG.model_copy(update={"raw": "keep"})
     acquired(rows, keep)
@@ -165,7 +165,7 @@ def test_a_source_that_changed_is_told_once_and_taken_as_it_is_now(
     s3: Bucket, scans: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found when the raw files are fetched again: a receipt kept for ever would make a dead end of it."""
-    monkeypatch.setattr(preprocess_stage, "map_isolated", guarded_in_process)
+    monkeypatch.setattr(preprocess_stage, "map_on_ray", guarded_in_process)
     rows = [series(s3, number, scan) for number, scan in enumerate(scans[:2])]
     first = acquired(rows)
     jobs = jobs_of(LINE, Path("cohort"), 0, idc(), CONFIG)
@@ -337,7 +337,7 @@ def test_an_error_that_nobody_foresaw_costs_its_series(
         return {**found, "body_part": ("CHEST", "ABDOMEN")} if paths[0].parent == job.folder else found
 
     monkeypatch.setattr(acquire_stage, "_measure", odd)
-    monkeypatch.setattr(acquire_stage, "map_series", in_process)
+    monkeypatch.setattr(acquire_stage, "map_isolated", guarded_in_process)
     with pytest.raises(UserError, match=r"acquire: 1 series of the shard gave no result \(1 x an error that nobody"):
         acquired(rows, CONFIG.model_copy(update={"max_unexpected": 0}))
     receipt = acquired(rows, CONFIG.model_copy(update={"max_unexpected": 1}))
@@ -349,14 +349,8 @@ def test_an_error_that_nobody_foresaw_costs_its_series(
 
 
 def guarded_in_process(function: Any, items: Any, label: str, *, max_memory: int, **_: Any) -> list[Any]:
-    """As ``map_isolated``."""
+    """As ``map_isolated`` and ``map_on_ray``, where the test can reach."""
     return [guarded(function, item, max_memory) for item in items]
-
-
-def in_process(function: Any, items: Any, label: str, *, max_memory: int, lost: Any, **_: Any) -> list[Any]:
-    """As ``map_series``, where the test can reach."""
-    results = [(item, guarded(function, item, max_memory)) for item in items]
-    return [lost(item, result) if isinstance(result, Lost) else result for item, result in results]
 
 
 # What is kept of series that have left.

@@ -118,7 +118,7 @@ def test_a_release_holds_all_its_parts_and_verifies(root: Path) -> None:
     ]  # fmt: skip
     assert read_json(release / "preprocess.json") == PARAMETERS["preprocess"]
     judged = {"headers": PARAMETERS["screen"], "volumes": PARAMETERS["curate"], "mixed_series": "whole"}
-    assert read_json(release / "quality.json") == judged
+    assert read_json(release / "acceptance.json") == judged
 
 
 def test_the_same_inputs_give_the_same_bytes(root: Path) -> None:

@@ -1,6 +1,7 @@
 """The whole stage on a tiny line: every output, equal bytes for equal inputs, nothing that names the machine."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,26 @@ def test_principal_components_of_a_line_lie_on_one_axis() -> None:
     places, share = principal_components(np.outer(np.arange(5.0), [3.0, 4.0]))
     assert share[0] == pytest.approx(1.0)
     assert places[:, 0] == pytest.approx((np.arange(5) - 2) / np.std(np.arange(5)) * np.sqrt(2))
+
+
+@pytest.mark.parametrize("cases", [1, 7])
+def test_principal_components_of_what_hardly_varies(cases: int) -> None:
+    single = np.arange(cases, dtype=np.float64)[:, None]
+    for features in (single, np.column_stack([single, np.full(cases, 3.0)]), np.full((cases, 4), 3.0)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            places, share = principal_components(features)
+        assert places.shape == (cases, 2)
+        assert places[:, 1].tolist() == [0.0] * cases
+        assert share.sum() == pytest.approx(float(features.std(axis=0).max() > 0))
+
+
+def test_principal_components_are_those_of_the_correlations_with_the_largest_loading_positive() -> None:
+    features = np.random.default_rng(0).normal(size=(30, 8)) @ np.random.default_rng(1).normal(size=(8, 8)) + 5.0
+    places, share = principal_components(features)
+    values, vectors = np.linalg.eigh(np.corrcoef(features.T))
+    top = vectors[:, [-1, -2]]
+    top *= np.sign(top[np.abs(top).argmax(axis=0), [0, 1]])
+    standard = (features - features.mean(axis=0)) / features.std(axis=0)
+    np.testing.assert_allclose(places, standard @ top, atol=1e-12)
+    np.testing.assert_allclose(share, values[::-1] / 8, atol=1e-12)

