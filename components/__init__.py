@@ -16,3 +16,4 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"(components|ser
 for _name in ("pydicom", "highdicom"):
     logging.getLogger(_name).propagate = False
     logging.getLogger(_name).addHandler(logging.NullHandler())
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)  # it has a handler of its own, on stderr

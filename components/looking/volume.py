@@ -69,7 +69,7 @@ def find(reference: str, line: str) -> Path:
         UserError: neither.
     """
     path = Path(reference)
-    if path.exists():
+    if reference and path.exists():  # pathlib takes an empty name for the folder that one is in
         return path
     stored = sorted(Path("data", line, "preprocess").glob(f"*/volumes/{path.name}.b2nd"))
     if not stored:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -88,7 +89,7 @@ def select(config: IdcConfig, evaluation_patients: frozenset[str] = frozenset())
     if config.query not in known:
         raise UserError(f"cohort query {config.query!r} is not allowed: {', '.join(known)}")
     sql = known[config.query].read_text(encoding="utf-8")
-    with duckdb.connect(":memory:", config={"threads": 2}) as database:
+    with database_in_memory() as database:
         tables = _open_tables(database)
         _check_names(database, config)
         _find_candidates(database, sql, config.idc_version)
@@ -113,6 +114,14 @@ def select(config: IdcConfig, evaluation_patients: frozenset[str] = frozenset())
         "evaluation_patients": len(evaluation_patients),
     }
     return Selection(series, funnel, attribution, receipt)
+
+
+@contextmanager
+def database_in_memory() -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty database that leaves standard output, which is the command's, alone."""
+    with duckdb.connect(":memory:", config={"threads": 2}) as database:
+        database.execute("SET enable_progress_bar = false")  # DuckDB shows one where Python runs no file
+        yield database
 
 
 def _find_candidates(database: duckdb.DuckDBPyConnection, sql: str, idc_version: int | None) -> None:
@@ -274,6 +283,6 @@ def _attribution(database: duckdb.DuckDBPyConnection) -> pd.DataFrame:
 
 def patients_of_ct() -> list[str]:
     """PatientIDs of all CT in the index, sorted."""
-    path = table_path("idc_index")
-    rows = duckdb.sql(f"SELECT DISTINCT PatientID FROM read_parquet('{path}') WHERE Modality = 'CT' ORDER BY 1")
-    return [str(row[0]) for row in rows.fetchall()]
+    query = "SELECT DISTINCT PatientID FROM read_parquet(?) WHERE Modality = 'CT' ORDER BY 1"
+    with database_in_memory() as database:
+        return [str(row[0]) for row in database.execute(query, [str(table_path("idc_index"))]).fetchall()]

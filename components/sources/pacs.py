@@ -60,6 +60,7 @@ MEANINGS = (
     ("proxyerror", "the proxy of this machine's environment does not let through"),
     ("sslerror", f"TLS failed; is {PREFIX}URL an https address, and _CA a PEM file of certificates?"),
     ("jsondecodeerror", NO_JSON),
+    ("badstatusline", f"answers in no HTTP; is the port of {PREFIX}URL right?"),
 )
 
 
@@ -153,6 +154,7 @@ def _url() -> str:
     """Raises UserError where it is not set or no address; it is not quoted, for it may hold a password."""
     url = _setting("URL").rstrip("/")
     try:
+        requests.Request("GET", url).prepare()  # refuses what no request could go to, such as a port that is no number
         parts = urlsplit(url)
     except ValueError:
         parts = urlsplit("")

@@ -83,6 +83,8 @@ def test_verify_takes_along_what_a_release_wrote_and_misses_nothing_that_it_did_
     MADE_ON.write_text("{}\n")
     verify("head", tmp_path / "with")
     assert (tmp_path / "with" / MADE_ON).read_bytes() == MADE_ON.read_bytes()
+    with pytest.raises(UserError, match=r"^git clone: destination path '.*/with' already exists and is not an empty"):
+        verify("head", tmp_path / "with")
 
 
 def test_what_is_not_installed_as_pinned_is_named_before_a_release(

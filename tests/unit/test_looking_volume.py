@@ -124,6 +124,8 @@ def test_mistakes_are_one_line(sided: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"volume 's9': no such file or folder, and no such series in data/head"):
         find("s9", "head")
+    with pytest.raises(UserError, match="volume '': no such file or folder"):
+        find("", "head")
     store = tmp_path / "data/head/preprocess/1/volumes"
     store.mkdir(parents=True)
     sided.rename(store / "s9.b2nd")

@@ -9,6 +9,8 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pydicom
 import pytest
 
@@ -91,6 +93,27 @@ def test_no_reader_repeats_a_header(tmp_path: Path) -> None:
     loud = set(planted.findall(said(tmp_path / "files", "loud")))
     assert loud >= {"055.4711", "GEHEIM", "19551131"}, "the files would be quoted"
     assert planted.findall(said(tmp_path / "files", "as it is")) == []
+
+
+NIFTI = """
+import logging, sys
+from pathlib import Path
+from components.ct.nifti import measure_nifti
+logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
+print(measure_nifti(Path(sys.argv[1])).get("unreadable_files"))
+"""
+
+
+def test_a_broken_nifti_is_a_figure_of_its_row_and_no_line_of_nibabel(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii"
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 4), np.int16), np.diag([1.0, 1.0, 2.0, 1.0])), path)
+    content = bytearray(path.read_bytes())
+    content[70:72] = (999).to_bytes(2, "little")  # datatype: of no kind of numbers (nifti1.h)
+    path.write_bytes(content)
+    done = subprocess.run([sys.executable, "-c", NIFTI, path], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "1\n"
+    assert "999" not in done.stderr
+    assert "nibabel" not in done.stderr
 
 
 READERS = re.compile(r"^\s*(?:import|from) (?:pydicom|highdicom|dicomsdl|dicomweb_client|SimpleITK)\b", re.MULTILINE)

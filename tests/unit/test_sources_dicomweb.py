@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -306,6 +307,20 @@ def test_a_dead_pacs_and_a_wrong_password_are_told_in_seconds(pacs: Pacs, monkey
     assert time.monotonic() - begin < 10
 
 
+def test_a_port_where_something_else_listens_is_told(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def greet() -> None:
+            with other.accept()[0] as connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        Thread(target=greet, daemon=True).start()
+        monkeypatch.setenv("CTFOUNDRY_DICOMWEB_URL", f"http://127.0.0.1:{other.getsockname()[1]}/dicom-web")
+        with pytest.raises(UserError, match="answers in no HTTP; is the port of CTFOUNDRY_DICOMWEB_URL right"):
+            source().check()
+
+
 def test_a_token_stands_in_for_the_password(pacs: Pacs, monkeypatch: pytest.MonkeyPatch) -> None:
     pacs.token = "abc.def"
     monkeypatch.delenv("CTFOUNDRY_DICOMWEB_USER")
@@ -318,6 +333,8 @@ def test_a_token_stands_in_for_the_password(pacs: Pacs, monkeypatch: pytest.Monk
     ("URL", "", "CTFOUNDRY_DICOMWEB_URL: not set"),
     ("URL", "pacs.local", "CTFOUNDRY_DICOMWEB_URL: not an address"),
     ("URL", "http://[::1/x", "CTFOUNDRY_DICOMWEB_URL: not an address"),
+    ("URL", "http://127.0.0.1:dicom/x", "CTFOUNDRY_DICOMWEB_URL: not an address"),
+    ("URL", "http://127.0.0.1:99999/x", "CTFOUNDRY_DICOMWEB_URL: not an address"),
     ("URL", "http://ct:hidden@127.0.0.1/", "holds a user name"),
     ("TOKEN", "abc", "set user and password, or the token, or none"),
     ("PASSWORD", "", "set user and password, or the token, or none"),

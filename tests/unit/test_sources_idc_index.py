@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -120,6 +122,15 @@ def test_every_query_and_the_lines_own_parameters_run() -> None:
         assert not set(chosen.series["license_short_name"]) - {"CC BY 3.0", "CC BY 4.0"}
         assert chosen.attribution["citation"].str.len().min() > 0
         assert chosen.attribution["series"].sum() == len(chosen.series)
+
+
+def test_a_query_that_takes_long_shows_no_bar_on_standard_output() -> None:
+    """DuckDB shows one after two seconds, there, where Python was given no file to run."""
+    code = """from components.sources.idc_index import database_in_memory
+with database_in_memory() as database:
+    print(database.execute("SELECT current_setting('enable_progress_bar')").fetchall())"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[(False,)]\n"
 
 
 def test_two_selections_are_compared_by_series_and_patient() -> None:

@@ -64,6 +64,11 @@ class Service:
         app: Any = self.app.starlette if timeout is None else TimeoutMiddleware(self.app.starlette, timeout)
         return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service", timeout=60)
 
+    def turns(self) -> anyio.CapacityLimiterStatistics:
+        """Who works, and who waits for a turn."""
+        assert self.app._turn is not None
+        return self.app._turn.statistics()
+
     def working(self) -> list[str]:
         """Process ids of children that are at work."""
         return [mark.name for mark in self.marks.iterdir() if Path("/proc", mark.name).exists()]
@@ -147,6 +152,40 @@ def test_a_request_whose_time_is_over_stops_its_work_and_only_then_gives_its_tur
     assert statuses == [504, 504, 504]
     assert most == 1
     assert one.counts.outcomes == ["timed_out"] * 3 + ["embedded"]
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "killed"])
+def test_a_turn_is_given_only_when_the_work_before_has_ended(service: Callable[[int], Service], finished: bool) -> None:
+    """However long that takes: here the program that ends a child, and sees its end, stands still meanwhile."""
+    one, statuses = service(1), []
+    program = one.forks._process
+    assert program is not None
+
+    async def work() -> None:
+        async with one.client() as client, anyio.create_task_group() as group, anyio.create_task_group() as first:
+
+            async def second() -> None:
+                statuses.append((await client.post("/embed", content="ok")).status_code)
+
+            first.start_soon(lambda: client.post("/embed", content="wait"))
+            await until(lambda: len(one.working()) == 1)
+            group.start_soon(second)
+            await until(lambda: one.turns().tasks_waiting == 1)
+            program.send_signal(signal.SIGSTOP)
+            try:
+                if finished:
+                    one.go_on.touch()
+                else:
+                    first.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True), anyio.move_on_after(1):
+                    await until(lambda: one.turns().tasks_waiting == 0)
+                assert one.turns().tasks_waiting == 1, "the next one has its turn, and the work before it goes on"
+            finally:
+                program.send_signal(signal.SIGCONT)
+
+    run(work)
+    assert statuses == [200]
+    assert one.counts.outcomes == ["embedded" if finished else "timed_out", "embedded"]
 
 
 def test_at_most_so_many_work_at_once(service: Callable[[int], Service]) -> None:
