@@ -16,7 +16,7 @@ from components.errors import UserError
 from components.files import read_json, sha256_file, write_json
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
