@@ -22,7 +22,6 @@ drawn within each. Encoders are kept in ``--out``: what is there is not trained 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import subprocess
 import sys
@@ -36,19 +35,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import ndimage
 from torch import nn
 
 from components.command import data_dir
-from components.ct.dicom import read_series
-from components.ct.keys import patient_key
-from components.ct.nifti import read_nifti
-from components.ct.standardise import resample_only
-from components.ct.store import Volume, voxel_of, write_volume
 from components.evaluate.bootstrap import class_mean, interval, macro_auc, patient_weights
 from components.evaluate.config import EvaluateConfig
-from components.evaluate.features import AnyVolume, Features, Method, Volumes, baselines, encoder_method, extract
-from components.evaluate.nodules import half_of, nodules
+from components.evaluate.features import Features, Method, Volumes, baselines, encoder_method, extract
 from components.evaluate.probes import linear_probe
 from components.evaluate.retrieval import retrieve
 from components.evaluate.stage import build_tasks
@@ -63,13 +55,13 @@ from components.pretrain.local_driver import train_here
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.views import build_views
 from components.settings import _tuples, load_stage, parse, read_yaml
-from components.sources.lidc import ROOT, nodule_file, read_labels
+from components.sources.lidc import ROOT
 from components.tables import read_table, write_table
+from tests.benchmarks.study_nodules import FOLDS, WholeNodules, prepare_nodules, sarcomas
 
 SEEDS, RANDOM_SEEDS = (7, 8, 9), (101, 102, 103)
 GRID: dict[str, Any] = {"orientation": "SPL", "spacing_mm": [1.0, 1.0, 1.0]}
 CROP = (24, 24, 24)  # of a file at its full extent; what lies outside is air, as everywhere in the store
-FOLDS = 5
 RUN = {"volumes_per_step": 64, "workers": 0, "checkpoint_every": 50, "log_every": 10}
 # Chosen within the training half, before any figure of these encoders on the test half (RESULTS.md). Three levels: a
 # crop of 24 voxels ends in 6^3 places. Of the line's five levels, untouched, the last tells calcium as well as any
@@ -108,19 +100,10 @@ class Study:
     runs: Mapping[str, dict[str, Any]]
 
 
-class WholeNodules(Volumes):
-    """A nodule's file at its full extent, where a task asks for it."""
-
-    def open(self, name: str) -> AnyVolume:
-        if name in self._nodules:
-            return resample_only(read_nifti(self._nodules[name]), self._preprocess)
-        return super().open(name)
-
-
 def nodule_runs() -> dict[str, dict[str, Any]]:
     content = read_yaml()
     body, head = content["wholebody"]["pretrain"], content["head"]["pretrain"]
-    grid = GRID | {"size_vox": list(CROP), "windows": body["input"]["windows"]}
+    grid = GRID | {"sees": "crop", "size_vox": list(CROP), "windows": body["input"]["windows"]}
     # Hounsfield units tell calcium: views that bend them teach the encoder to overlook it. With the line's histogram
     # shift and smoothing across_volume fell to .76 where random encoders have .89 (calcification, test half).
     views = body["objective"]["views"] | {
@@ -148,17 +131,6 @@ def nodule_runs() -> dict[str, dict[str, Any]]:
     return runs
 
 
-def part_of(part: str, seed: int, patient: str) -> str:
-    """``train``, ``test``, or ``out``: a patient of the test half, while exploring."""
-    if part.startswith("fold-"):
-        number = hashlib.sha256(f"{seed}/folds/{patient}".encode()).digest()[0] % FOLDS
-        return "test" if part == f"fold-{number}" else "train"
-    half = half_of(seed, patient)
-    if part == "explore":
-        return half_of(seed + 1, patient) if half == "train" else "out"
-    return half
-
-
 def nodule_study(ct: Path, out: Path, part: str) -> Study:
     os.environ[f"CTFOUNDRY_ROOT_{ROOT.upper()}"] = str((ct / ROOT).resolve())
     content = read_yaml()["wholebody"]
@@ -176,58 +148,6 @@ def nodule_study(ct: Path, out: Path, part: str) -> Study:
         "wholebody", tasks, read_table(out / "table.parquet"), tuple(sorted((out / "volumes").iterdir())),
         WholeNodules(evaluate, preprocess, CROP), evaluate, nodule_runs(),
     )  # fmt: skip
-
-
-def prepare_nodules(
-    ct: Path, out: Path, evaluate: EvaluateConfig, preprocess: PreprocessConfig, part: str
-) -> pd.DataFrame:
-    """Store what is pretrained on; the nodules' task table."""
-    nobody = pd.DataFrame({"status": [], "role": [], "patient": [], "series": []}, dtype=str)
-    table = nodules(Inputs("wholebody", "crop", nobody, nobody, evaluate, preprocess)).table
-    table["split"] = table["patient"].map(lambda patient: part_of(part, evaluate.seed, patient))
-    labels = read_labels(ct / ROOT, str(evaluate.lidc_nodules))
-    for row in labels.itertuples():
-        if part_of(part, evaluate.seed, str(row.patient)) == "train":
-            seen = resample_only(read_nifti(nodule_file(ct / ROOT, str(row.file))), preprocess)
-            write_volume(out / "volumes" / f"{row.case}.b2nd", seen, {})
-    for name, native in other_scans(ct):
-        if part_of(part, evaluate.seed, patient_key(name)) == "train":
-            write_volume(out / "volumes" / f"{name}.b2nd", resample_only(native, preprocess), {})
-    return table[table["split"] != "out"]
-
-
-def other_scans(ct: Path) -> list[tuple[str, Volume]]:
-    scans = [(p.name, read_series(sorted(p.glob("*.dcm")))) for p in sorted((ct / "dicom").glob("sts_*"))]
-    for folder in sorted((ct / "nifti").iterdir()):
-        image = next(p for p in sorted(folder.rglob("*.nii.gz")) if "mask" not in p.name and "label" not in p.name)
-        scans.append((folder.name, read_nifti(image)))
-    return scans
-
-
-def sarcomas(ct: Path, out: Path, preprocess: PreprocessConfig) -> pd.DataFrame:
-    """Five points within each tumour, five of the body at least 15 mm outside; patients split into halves."""
-    rows = []
-    for name, native in other_scans(ct):
-        if not name.startswith("sts"):
-            continue
-        volume = resample_only(native, preprocess)
-        path = out / "sarcomas" / f"{name}.b2nd"
-        write_volume(path, volume, {})
-        mask = read_nifti(ct / "labels" / name / "mask.nii.gz")
-        millimetres = np.linalg.norm(mask.affine[:3, :3], axis=0)
-        away = ndimage.distance_transform_edt(mask.hu == 0, sampling=millimetres)  # on the mask's own grid
-        rng = np.random.default_rng([read_yaml()["wholebody"]["evaluate"]["seed"], int(name[-3:])])
-        body = np.argwhere(volume.hu > -300)
-        points = body[rng.permutation(len(body))[:20_000]] @ volume.affine[:3, :3].T + volume.affine[:3, 3]
-        distance = ndimage.map_coordinates(away, voxel_of(mask.affine, points).T, order=0, cval=99.0)
-        for label, chosen in (("tumour", distance == 0), ("other", distance > 15)):
-            for number, (x, y, z) in enumerate(points[chosen][:5]):
-                patient = patient_key(name)
-                rows.append(
-                    {"task": "sarcoma", "case": f"{name}/{label}-{number}", "patient": patient, "volume": str(path),
-                     "x": x, "y": y, "z": z, "label": label, "split": "train" if int(name[-3:]) % 2 else "test"}
-                )  # fmt: skip
-    return pd.DataFrame(rows)
 
 
 def line_study(line: str) -> Study:

@@ -110,8 +110,8 @@ def test_a_release_holds_all_its_parts_and_verifies(root: Path) -> None:
     release = _make(root)
     manifest = verify_bundle(release)
     assert sorted(manifest.files) == [
-        "MODEL_CARD.md", "acceptance.json", "decision.json", "encoder.json", "encoder.safetensors", "figures.csv", "funnel.json",
-        "licences.csv", "metrics.json", "preprocess.json", "profile.json", "report.html",
+        "MODEL_CARD.md", "acceptance.json", "decision.json", "encoder.json", "encoder.safetensors", "figures.csv",
+        "funnel.json", "licences.csv", "metrics.json", "preprocess.json", "profile.json", "report.html",
     ]  # fmt: skip
     assert sorted(manifest.inputs) == [
         "code", "data/cohort", "data/curated", "data/receipt-0", "data/receipt-1", "lock", "parameters",
