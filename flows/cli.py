@@ -252,7 +252,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         return Result(embed_file(arguments.file, bundle, Limits.from_environment()).to_json())
 
     if not arguments.file.is_file():
-        raise UserError(f"{arguments.file.name}: no such file")
+        raise UserError(f"file {arguments.file.name!r}: no such file")
     with tempfile.TemporaryDirectory(prefix="ctfoundry-") as scratch:  # a child that is killed cleans nothing up
         answer = isolated(load, work, Bounds.from_environment(), arguments.file.name)
     print(json.dumps(answer.content, indent=2))
