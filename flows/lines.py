@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from components import yaml12
 from components.arithmetic import MACHINE
 from components.errors import UserError
 from components.files import write_text
@@ -99,7 +100,7 @@ def new_line(name: str, origin: str, as_coded: bool = False) -> None:
     from components.gate.champion import CHAMPIONS
 
     present = read_yaml()
-    if not LINE_NAME.fullmatch(name) or name in RESERVED:
+    if not LINE_NAME.fullmatch(name) or name in RESERVED or yaml12.load(name) != name:  # such as true
         raise UserError(f"line {name!r} is not allowed: a-z, 0-9 and _, a letter first; not {', '.join(RESERVED)}")
     if name in present:
         raise UserError(f"line {name!r} is not allowed: {PARAMS_FILE} has one of this name")

@@ -65,6 +65,7 @@ def test_a_line_of_a_recipe_is_published_sizes_on_the_shipped_data(
         ("Lungs", "head", "line 'Lungs' is not allowed: a-z, 0-9 and _"),
         ("../x", "head", "is not allowed: a-z, 0-9 and _"),
         ("shards", "head", "line 'shards' is not allowed"),
+        ("null", "head", "line 'null' is not allowed"),
         ("dicom", "head", "line 'dicom' is not allowed"),
         ("head", "wholebody", "params.yaml has one of this name"),
         ("lungs", "hed", "'hed' is not allowed: one of the lines wholebody, head or of the recipes ct_fm, fm_ct"),
