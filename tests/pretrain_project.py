@@ -154,7 +154,7 @@ def write_project(root: Path, line: str, volumes: int = 4, **changes: Any) -> Pa
     """``params.yaml`` and ``data/<line>/curate/curated.parquet`` with its volumes below ``root``."""
     root.mkdir(parents=True, exist_ok=True)
     block = {"reproducible": "machine", "pretrain": copy.deepcopy(BLOCKS[line]) | changes}
-    content = {"shards": [0], line: block}
+    content = {"lines": [line], "shards": [0], line: block}
     (root / "params.yaml").write_text(yaml.safe_dump(content))
     rows = []
     for index in range(volumes):

@@ -39,7 +39,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(folder / "data/wholebody/curate/annotations.parquet", inputs.annotations)
     pretrain = WHOLEBODY | {"encoder": EMBED["encoder"], "input": EMBED["input"]}
     blocks = {"pretrain": pretrain, "evaluate": EVALUATE, "preprocess": PREPROCESS}
-    content = {"wholebody": {"reproducible": "machine", **blocks}}
+    content = {"lines": ["wholebody"], "wholebody": {"reproducible": "machine", **blocks}}
     (folder / "params.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(content))))
     (folder / "dvc.yaml").touch()
     (folder / "infra" / "champions").mkdir(parents=True)

@@ -132,7 +132,7 @@ def test_phantoms_of_all_orientations_equal_simpleitk(tmp_path: Path) -> None:
     cases += cases[: 60 - len(cases)]
     vendors = sorted(VENDORS)
     for number, (position, descending, oblique) in enumerate(cases):
-        plan = small(("wholebody", "head")[number % 2], position=position, descending=descending, oblique_deg=oblique)
+        plan = small(("trunk", "head")[number % 2], position=position, descending=descending, oblique_deg=oblique)
         plan = with_vendor(
             replace(plan, matrix=64, slices=9, scan_seed=number), vendors[(number + number // 32) % len(vendors)]
         )

@@ -42,8 +42,10 @@ def files(scan: Scan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 def label(scan: Scan, path: Path, target: Path) -> None:
     """As a user does."""
     parser = argparse.ArgumentParser()
-    add_options(parser.add_subparsers().add_parser("volume"), ("wholebody",))
-    arguments = parser.parse_args(["volume", "label", str(scan.folder), str(path), "--output", str(target), "--force"])
+    add_options(parser.add_subparsers().add_parser("volume"))
+    arguments = parser.parse_args(
+        ["volume", "label", str(scan.folder), str(path), "--output", str(target), "--force", "--line", "head"]
+    )
     arguments.run(arguments)
 
 

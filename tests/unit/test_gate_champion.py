@@ -31,7 +31,9 @@ def project(tmp_path: Path) -> Path:
     write_json(tmp_path / CHAMPION, {"champion": None})
     bound = {"task": "organs", "figure": "linear_auc", "tolerance": 0.02}
     block = {"max_reject_rate": 0.3, "better_than_random": [], "floors": [], "champion": [bound]}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"wholebody": {"reproducible": "machine", "gate": block}}))
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump({"lines": ["wholebody"], "wholebody": {"reproducible": "machine", "gate": block}})
+    )
     return tmp_path
 
 

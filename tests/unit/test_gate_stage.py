@@ -38,7 +38,9 @@ def project(tmp_path: Path) -> Path:
 def set_floor(project: Path, minimum: float) -> None:
     block: dict[str, Any] = {"max_reject_rate": 0.3, "better_than_random": [], "champion": []}
     block["floors"] = [{"task": "organs", "figure": "linear_auc", "minimum": minimum}]
-    (project / "params.yaml").write_text(yaml.safe_dump({"wholebody": {"reproducible": "machine", "gate": block}}))
+    (project / "params.yaml").write_text(
+        yaml.safe_dump({"lines": ["wholebody"], "wholebody": {"reproducible": "machine", "gate": block}})
+    )
 
 
 def gate(project: Path) -> subprocess.CompletedProcess[str]:

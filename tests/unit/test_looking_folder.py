@@ -34,8 +34,8 @@ def scan(tmp_path: Path) -> Scan:
 
 def run(*words: str) -> int:
     parser = argparse.ArgumentParser()
-    add_options(parser.add_subparsers().add_parser("volume"), ("wholebody", "head"))
-    arguments = parser.parse_args(["volume", *words])
+    add_options(parser.add_subparsers().add_parser("volume"))
+    arguments = parser.parse_args(["volume", *words, "--line", "wholebody"])
     done: int = arguments.run(arguments)
     return done
 

@@ -29,7 +29,7 @@ PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 
 def marked(line: str, position: str, folder: Path, **changes: float) -> tuple[Volume, np.ndarray]:
     """A phantom as it was scanned, with a bright ball of 12 mm put into it at a point in RAS mm."""
-    scan(small(line, position=position, **{"oblique_deg": 0.6, **changes}), folder)
+    scan(small("head" if line == "head" else "trunk", position=position, **{"oblique_deg": 0.6, **changes}), folder)
     volume = read_series(sorted(folder.glob("*.dcm")))
     middle = volume.affine[:3, :3] @ (np.array(volume.hu.shape) / 2) + volume.affine[:3, 3]
     point = middle + np.array([17.0, -11.0, 8.0])
@@ -148,10 +148,10 @@ def test_the_commands_write_what_they_name(
     nib.save(nib.Nifti1Image((volume.hu > 0).astype(np.uint8), volume.affine), "block.nii.gz")
     Path("block.json").write_text('{"1": {"name": "block", "code": "SCT 1 Block"}}')
     parser = argparse.ArgumentParser()
-    add_options(parser.add_subparsers().add_parser("volume"), ("wholebody", "head"))
+    add_options(parser.add_subparsers().add_parser("volume"))
 
     def run(*words: str) -> str:
-        arguments = parser.parse_args(["volume", *words])
+        arguments = parser.parse_args(["volume", *words, "--line", "wholebody"])
         assert arguments.run(arguments) == 0
         return capsys.readouterr().out
 
