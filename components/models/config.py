@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -36,6 +36,8 @@ class InputConfig(StageConfig):
 class SegResConfig(StageConfig):
     """MONAI's SegResEncoder; the published size is 32 filters and blocks (1, 2, 2, 4, 4)."""
 
+    batch_norms: ClassVar[bool] = True  # their statistics are of all volumes of a step
+
     kind: Literal["segres"]
     init_filters: Annotated[int, Field(ge=1, le=512)]
     blocks_down: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=2, max_length=7)]
@@ -49,6 +51,8 @@ class VitConfig(StageConfig):
             ``customary`` ones up to 10,000, see ``vit.sincos_positions``.
         pooling: the embedding: the class token, the mean of the patch tokens, or both side by side.
     """
+
+    batch_norms: ClassVar[bool] = False
 
     kind: Literal["vit"]
     patch_vox: PositiveInt

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from components.models.config import EncoderConfig, InputConfig, SegResConfig, Side, VitConfig
+from components.models.config import EncoderConfig, InputConfig, Side, VitConfig
 from components.settings import Ordered, Seed, StageConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -273,8 +273,8 @@ class PretrainConfig(StageConfig):
         moved once a step by all parts; statistics and neighbours are not to be had without the whole.
         """
         objective = self.objective
-        if isinstance(self.encoder, SegResConfig):
-            return "encoder 'segres', by its batch norms"
+        if self.encoder.batch_norms:
+            return f"encoder {self.encoder.kind!r}, by its batch norms"
         if objective.kind in ("across_volume", "vicreg", "simsiam"):
             return f"objective {objective.kind!r}"
         if isinstance(objective, HeadObjectiveConfig) and objective.kind != "mae":
