@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from components.quality.derived import prepare
-from components.quality.geometry import even_stack, orthonormal
+from components.quality.geometry import OF_A_ROW
 from components.quality.rules import Rule, Suite
 
 
@@ -29,26 +29,26 @@ def warnings_of(measurements: Mapping[str, Any], suite: Suite) -> list[str]:
 
 
 def _fails(row: Mapping[Any, Any], rule: Rule) -> bool:
-    if rule.expectation == "ExpectSlicesToFormAnEvenStack":
-        stack = pd.DataFrame([{name: row.get(name) for name in rule.arguments["column_list"]}])
-        bounds = rule.arguments["max_gap_ratio"], rule.arguments["max_off_line_mm"]
-        return not bool(even_stack(stack, *bounds).iloc[0])
-    value = row.get(rule.arguments["column"])
-    if value is None or pd.isna(value):
+    values = {name: row.get(name) for name in _columns(rule)}
+    if all(value is None or pd.isna(value) for value in values.values()):
         return False
+    if own := OF_A_ROW.get(rule.expectation):
+        return not own(pd.DataFrame([values]), rule.arguments)
+    value = next(iter(values.values()))
     if rule.expectation == "ExpectColumnValuesToBeInSet":
         return value not in rule.arguments["value_set"]
     if rule.expectation == "ExpectColumnValuesToBeBetween":
         low, high = rule.arguments.get("min_value"), rule.arguments.get("max_value")
         return bool((low is not None and value < low) or (high is not None and value > high))
-    if rule.expectation == "ExpectColumnValuesToBeOrthonormalOrientation":
-        return not orthonormal(str(value), rule.arguments["tolerance"])
     raise ValueError(f"rule {rule.reason}: expectation {rule.expectation} is not known to the service")
 
 
+def _columns(rule: Rule) -> list[str]:
+    return list(rule.arguments.get("column_list") or [rule.arguments["column"]])
+
+
 def _found(row: Mapping[Any, Any], rule: Rule) -> str:
-    names = rule.arguments.get("column_list") or [rule.arguments["column"]]
-    return ", ".join(_shown(row.get(name)) for name in names)
+    return ", ".join(_shown(row.get(name)) for name in _columns(rule))
 
 
 def _shown(value: Any) -> str:

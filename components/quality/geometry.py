@@ -5,6 +5,7 @@ Plain functions of one or more columns: Great Expectations takes seconds to impo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,17 @@ def even_stack(table: pd.DataFrame, max_gap_ratio: float, max_off_line_mm: float
     largest, smallest, aside = (_floats(table[name]) for name in ("gap_ratio", "gap_min_ratio", "off_line_mm"))
     uneven = (largest > max_gap_ratio) | (smallest < 1 / max_gap_ratio) | (aside > max_off_line_mm)
     return ~uneven  # a comparison with a missing value is false: what was not measured is not judged
+
+
+# Expectations of our own, as the service judges one row by them: columns and bounds are the rule's arguments.
+OF_A_ROW: Mapping[str, Callable[[pd.DataFrame, Mapping[str, Any]], bool]] = {
+    "ExpectSlicesToFormAnEvenStack": lambda row, of: bool(
+        even_stack(row, of["max_gap_ratio"], of["max_off_line_mm"]).iloc[0]
+    ),
+    "ExpectColumnValuesToBeOrthonormalOrientation": lambda row, of: orthonormal(
+        str(row[of["column"]].iloc[0]), of["tolerance"]
+    ),
+}
 
 
 def _floats(column: pd.Series[Any]) -> pd.Series[float]:
