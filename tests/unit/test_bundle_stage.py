@@ -16,6 +16,7 @@ from components.gate import champion as champion_stage
 from components.settings import parse
 from components.tables import write_table
 from flows import champion as promoting
+from tests.unit.gate_blocks import params
 
 WORDS: dict[str, Any] = {
     "name": "ctfoundry-wholebody",
@@ -148,8 +149,7 @@ def test_a_promotion_changes_no_byte_of_the_release_that_it_promotes(
     """Release, promote, and the stages again: the champion's name is that of the release, then as later."""
     monkeypatch.chdir(root)
     bound = {"task": "organs", "figure": "linear_auc", "tolerance": 0.02}
-    gates = {"max_reject_rate": 0.3, "better_than_random": [], "floors": [], "champion": [bound]}
-    (root / "params.yaml").write_text(yaml.safe_dump({"wholebody": {"gate": gates}}))
+    (root / "params.yaml").write_text(yaml.safe_dump(params(champion=[bound])))
     write_json(root / "infra" / "champions" / "wholebody.json", {"champion": None})
     write_json(root / "data" / "wholebody" / "drift" / "drift.json", {"judged": False})
     champion_stage.run("wholebody")

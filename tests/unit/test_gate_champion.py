@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from components.files import read_json, sha256_file, write_json
+from tests.unit.gate_blocks import params
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAMPION = Path("infra/champions/wholebody.json")
@@ -30,10 +31,7 @@ def project(tmp_path: Path) -> Path:
     write_json(tmp_path / "data" / "wholebody" / "evaluate" / "metrics.json", metrics(0.9))
     write_json(tmp_path / CHAMPION, {"champion": None})
     bound = {"task": "organs", "figure": "linear_auc", "tolerance": 0.02}
-    block = {"max_reject_rate": 0.3, "better_than_random": [], "floors": [], "champion": [bound]}
-    (tmp_path / "params.yaml").write_text(
-        yaml.safe_dump({"lines": ["wholebody"], "wholebody": {"reproducible": "machine", "gate": block}})
-    )
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params(champion=[bound])))
     return tmp_path
 
 
