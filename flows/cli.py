@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from components import arithmetic
 from components.errors import UserError
 from components.settings import reproducible
+from components.sources.kinds import spelled
 from flows.environment import prepare
 from flows.lines import add_line, chosen_line
 from flows.lock import checkout_lock
@@ -90,9 +91,7 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
         return sub
 
     sub = command("release", _release, "Make a release: run the graph as a Prefect flow, build the Bento.")
-    sub.add_argument(
-        "--source", help="phantom, idc, dicomweb, dicom:<folder> or nifti:<folder> (default: what params.yaml says)"
-    )
+    sub.add_argument("--source", help=f"{spelled('<folder>')} (default: what params.yaml says)")
     sub.add_argument(
         "--evaluation",
         help="real evaluation set: lidc_nodules:<folder> or none (default: a folder lidc_nodules beside the source's)",

@@ -1,4 +1,4 @@
-"""Pin where a line's CT comes from: ``phantom``, ``idc``, ``dicomweb``, ``dicom:<dir>`` or ``nifti:<dir>``.
+"""Pin where a line's CT comes from: a kind of ``components/sources/kinds.py``, and its folder where it has one.
 
 A folder goes to this machine's own configuration; ``params.yaml`` gets the kind and the digest of the data, so that
 the parameters say what a release was made from and hold no path. What is taken from the IDC or a PACS stands in
@@ -15,14 +15,11 @@ from components.errors import UserError
 from components.files import sha256_file
 from components.settings import read_yaml
 from components.sources import lidc
+from components.sources.kinds import KINDS, spelled
 from components.sources.nifti import patient_missing
 from components.sources.roots import record_root
 from components.sources.tree import tree_digest
 from flows.parameters import pin
-
-SITES = ("dicom", "nifti", "dicomweb")  # their data are nobody else's to know
-FOLDERS = ("dicom", "nifti")
-KINDS = ("phantom", "idc", "dicomweb", *FOLDERS)
 
 
 def pin_source(line: str, source: str, evaluation: str | None) -> None:
@@ -38,9 +35,9 @@ def pin_source(line: str, source: str, evaluation: str | None) -> None:
             nothing that tells whose NIfTI volumes are where patients are held out.
     """
     kind, _, folder = source.partition(":")
-    if kind not in KINDS or (kind in FOLDERS) != (folder != ""):
-        raise UserError(f"source {source!r} is not allowed: phantom, idc, dicomweb, dicom:<folder> or nifti:<folder>")
-    if kind in SITES:
+    if kind not in KINDS or KINDS[kind].folder != (folder != ""):
+        raise UserError(f"source {source!r} is not allowed: {spelled('<folder>')}")
+    if KINDS[kind].site:
         require_secret(kind)
     if folder:
         _check_tree(kind, Path(folder))

@@ -10,6 +10,8 @@ import re
 import numpy as np
 import pandas as pd
 
+from components.sources.kinds import KINDS
+
 # Compressed transfer syntaxes that lose nothing (PS3.5 A.4); every other one may, whatever LossyImageCompression says:
 # JPEG, near-lossless JPEG-LS, JPEG 2000 and HTJ2K, video, JPEG XL, what only points to pixels, and those to come.
 COMPRESSED = "1.2.840.10008.1.2.4."
@@ -24,8 +26,8 @@ REGIONS = frozenset(re.findall(r"[A-Z]+", """
     NECKCHESTABDPELV ORBIT PANCREAS PELVIS PROSTATE RECTUM RIB SELLA SHOULDER SINUS SKULL SPINE SPLEEN STERNUM STOMACH
     TEMPORALBONE THIGH THORACICAORTA THORAX TMJ TSPINE UTERUS WHOLEBODY WRIST
 """))  # fmt: skip
-SIZED = ("idc", "dicom", "nifti")  # sources that know files and bytes before the transfer
-PER_FILE = ("idc", "dicom")  # of these, sources of one slice per file
+SIZED = [name for name, kind in KINDS.items() if kind.sized]
+PER_FILE = [name for name, kind in KINDS.items() if kind.a_slice]
 
 
 def region(text: str) -> str:

@@ -10,8 +10,6 @@ from components.sources.roots import root_of
 from components.sources.tree import resolve
 from components.tables import read_table
 
-TREES = ("dicom", "nifti")
-
 
 def locate(line: str, key: str) -> list[str]:
     """Where the bytes of a series or a file lie on this machine.
@@ -36,7 +34,7 @@ def locate(line: str, key: str) -> list[str]:
     source = row["source"].iloc[0] if len(row) else config.source
     if len(row) and source == "idc":
         return [f"s3://{row['location'].iloc[0]}"]
-    if source not in TREES and len(row):
+    if not members and len(row):
         raise UserError(f"series {key}: source {source!r} keeps no files of its own on this machine")
     if not members:
         raise UserError(f"key {key!r}: neither a series nor a file of line {line}'s cohort")

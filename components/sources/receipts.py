@@ -16,6 +16,7 @@ import numpy as np
 
 from components.code import code_digest
 from components.files import write_text
+from components.sources.kinds import KINDS
 
 KEPT = Path(".ctfoundry/receipts")
 # What the measurements of headers depend on.
@@ -32,7 +33,7 @@ def entry(line: str, row: dict[str, Any], members: list[str], mixed_series: str)
         row, members: of the cohort.
         mixed_series: as which a series of several stacks is measured.
     """
-    reader = NIFTI_READER if row["source"] == "nifti" else DICOM_READER
+    reader = NIFTI_READER if KINDS[row["source"]].nifti else DICOM_READER
     asked = [code_digest(reader, LIBRARIES), mixed_series, row.get("version", "")]
     asked += [row[name] for name in ("source", "location", "plan", "files", "bytes")]
     digest = hashlib.sha256(json.dumps([*asked, members], default=int).encode()).hexdigest()

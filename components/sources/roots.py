@@ -42,7 +42,8 @@ def root_of(name: str, line: str = "") -> Path:
     variable = f"CTFOUNDRY_ROOT_{name.upper()}"
     own = re.sub(r"\W", "_", f"CTFOUNDRY_ROOT_{line}_{name}".upper())
     recorded = _recorded()
-    value = os.environ.get(own) or os.environ.get(variable) or _of_line(recorded, line).get(name) or recorded.get(name)
+    flat = recorded.get(name) if isinstance(recorded.get(name), str) else None  # else a line's, of the same name
+    value = os.environ.get(own) or os.environ.get(variable) or _of_line(recorded, line).get(name) or flat
     of = f"root {name!r} of line {line}" if line else f"root {name!r}"
     if not value:
         raise UserError(f"{of}: not configured on this machine; set {variable}=<folder>")

@@ -16,6 +16,7 @@ from components.errors import UserError
 from components.settings import load_stage
 from components.sources import roots
 from components.sources.build import source_of
+from components.sources.kinds import KINDS
 from components.sources.lidc import COLUMNS
 from components.sources.roots import record_root, root_of
 from flows.sources import pin_source
@@ -35,7 +36,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("source", ["dicom", "nifti", "dicomweb"])
+@pytest.mark.parametrize("source", [name for name, kind in KINDS.items() if kind.site])
 @pytest.mark.parametrize(("key", "said"), [
     (None, "not set, which is not allowed"),
     ("", "not set, which is not allowed"),
@@ -54,7 +55,7 @@ def test_a_site_source_refuses_a_key_that_can_be_guessed(
     for run in (
         lambda: site.list_series(frozenset()),
         site.check,
-        lambda: pin_source("wholebody", source if source == "dicomweb" else f"{source}:a", None),
+        lambda: pin_source("wholebody", f"{source}:a" if KINDS[source].folder else source, None),
     ):
         with pytest.raises(UserError, match=f"CTFOUNDRY_PSEUDONYM_KEY: {said}.*openssl rand -hex 16") as caught:
             run()
@@ -94,6 +95,14 @@ def test_roots_recorded_before_lines_had_their_own_are_of_every_line(checkout: P
     assert root_of("dicom", "head") == checkout / "b"
     assert root_of("dicom", "wholebody") == checkout / "a"
     assert root_of("lidc_nodules") == checkout / "b"
+
+
+@pytest.mark.usefixtures("secret")
+def test_a_line_may_be_called_as_a_kind_of_source_that_came_later(checkout: Path) -> None:
+    record_root("dicom", checkout / "a", "urls")
+    assert root_of("dicom", "urls") == checkout / "a"
+    with pytest.raises(UserError, match="root 'urls' of line head: not configured"):
+        root_of("urls", "head")
 
 
 @pytest.mark.usefixtures("checkout")
