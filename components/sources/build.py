@@ -22,5 +22,7 @@ def source_of(name: str, line: str, config: SourceConfig) -> Source:
             return IdcSource(config.idc)
         case "dicomweb":
             return DicomwebSource(config, line)
-        case _:
+        case "nifti":
             return NiftiSource(config, line)
+        case _:
+            raise ValueError(f"source {name!r} is not known here; sources/kinds.py and SourceConfig may name it")
