@@ -79,8 +79,8 @@ def _new(arguments: argparse.Namespace) -> int:
     with checkout_lock(f"line new {arguments.name}"):
         new_line(arguments.name, arguments.origin, arguments.as_coded)
     print(
-        f"{PARAMS_FILE}: {arguments.name} follows {arguments.origin}; change its block, commit, then "
-        f"`make release LINE={arguments.name}`"
+        f"{PARAMS_FILE}: {arguments.name} follows {arguments.origin}; change its block, commit it with {DVC_FILE} and "
+        f"infra/champions/{arguments.name}.json, then `make release LINE={arguments.name}`"
     )
     return 0
 
