@@ -12,7 +12,6 @@ from typing import NoReturn
 from components.bundle.manifest import read_manifest, verify_bundle
 from components.confined import Bounds
 from components.errors import UserError
-from components.settings import lines
 from serving.build import bento_environment, bento_path, bento_tag
 from serving.limits import BUNDLE_VARIABLE, Limits
 
@@ -24,7 +23,7 @@ def serve_command(target: str, host: str = LOCALHOST, port: int = PORT) -> list[
     """The command that serves a release.
 
     Args:
-        target: a model line (its last release) or a Bento's tag.
+        target: a model line (its last release) or a Bento's tag, name:version.
         host: IP address to bind; other machines reach the service only where this is not the loopback address.
         port: TCP port.
 
@@ -37,7 +36,7 @@ def serve_command(target: str, host: str = LOCALHOST, port: int = PORT) -> list[
         raise UserError(f"host {host!r} is not allowed: an IP address, such as {LOCALHOST}") from None
     if not 0 < port < 65536:
         raise UserError(f"port {port} is not allowed: 1 to 65535")
-    tag = bento_tag(read_manifest(Path("releases") / target)) if target in lines() else target
+    tag = target if ":" in target else bento_tag(read_manifest(Path("releases") / target))
     bento = bento_path(tag)
     if bento is None:
         raise UserError(f"bento {tag}: not in the local store; run `make release` first")

@@ -20,6 +20,7 @@ from serving.embedding import embed_file, open_release
 def checkout(bundle: Path, tmp_path: Path) -> Path:
     """A folder with a release in it."""
     (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "params.yaml").write_text("lines: [wholebody]\n")
     (tmp_path / "releases").mkdir()
     (tmp_path / "releases" / "wholebody").symlink_to(bundle)
     (tmp_path / "scan.nii.gz").write_bytes(nifti())
@@ -45,4 +46,4 @@ def test_what_is_beyond_the_bounds_or_missing_is_one_line(checkout: Path) -> Non
     assert slow.stderr.startswith("ctfoundry: scan.nii.gz: needs more than 6.1e-05 GiB of memory")
     assert len(slow.stderr.splitlines()) == 1
     missing = embed(checkout, "other.zip")
-    assert (missing.returncode, missing.stderr) == (1, "ctfoundry: other.zip: no such file\n")
+    assert (missing.returncode, missing.stderr) == (1, "ctfoundry: file 'other.zip': no such file\n")
