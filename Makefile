@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
-	@echo "variables: LINE=wholebody|head  SOURCE=phantom|idc|dicomweb|dicom:<dir>|nifti:<dir>  EVALUATION=lidc_nodules:<dir>|none  PRIVACY=critical|reject|warning"
+	@echo "variables: LINE=<line of params.yaml>  SOURCE=phantom|idc|dicomweb|dicom:<dir>|nifti:<dir>  EVALUATION=lidc_nodules:<dir>|none  PRIVACY=critical|reject|warning"
 
 # Pip's own file list tells nothing of a half-done install: the stamp is written last.
 $(READY): constraints.txt pyproject.toml

@@ -57,7 +57,7 @@ def main() -> None:
     except OSError as error:  # of a file that was named; any other is a defect of ours
         if not isinstance(error.filename, str):
             raise
-        said = f"{error.filename}: {str(error.strerror).lower()}"
+        said = f"{error.filename2 or error.filename}: {str(error.strerror).lower()}"  # the second: what is replaced
     print("".join(f"ctfoundry: {text}\n" for text in said.splitlines()), end="", file=sys.stderr, flush=True)
     leave(code)
 

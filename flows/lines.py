@@ -14,7 +14,7 @@ from components.arithmetic import MACHINE
 from components.errors import UserError
 from components.files import write_text
 from components.settings import LINE_NAME, PARAMS_FILE, REPRODUCIBLE, RESERVED, lines, read_yaml, require_line
-from flows.parameters import yaml_editor
+from flows.parameters import follow, yaml_editor
 from flows.recipes import load_recipe, names
 
 DVC_FILE = Path("dvc.yaml")
@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "published recipe goes with, changed as the recipe says. Then change there what is to differ: the source, the "
         "steps, the tasks, the words of the model card.",
     )  # fmt: skip
-    new.add_argument("name", help="a-z, 0-9 and _, a letter first; not yet in params.yaml")
+    new.add_argument("name", help="a-z, 0-9 and _, a letter first, at most 40 characters; not yet in params.yaml")
     new.add_argument(
         "--from", dest="origin", required=True, metavar="LINE|RECIPE",
         help=f"a line of params.yaml, or a published recipe: {', '.join(names())}",
@@ -100,8 +100,11 @@ def new_line(name: str, origin: str, as_coded: bool = False) -> None:
     from components.gate.champion import CHAMPIONS
 
     present = read_yaml()
-    if not LINE_NAME.fullmatch(name) or name in RESERVED or yaml12.load(name) != name:  # such as true
-        raise UserError(f"line {name!r} is not allowed: a-z, 0-9 and _, a letter first; not {', '.join(RESERVED)}")
+    if not LINE_NAME.fullmatch(name) or name in RESERVED or yaml12.load(name) != name:
+        raise UserError(
+            f"line {name!r} is not allowed: a-z, 0-9 and _, a letter first, at most 40 characters; not "
+            f"{', '.join(RESERVED)}, nor what YAML reads as something else than text, such as true"
+        )
     if name in present:
         raise UserError(f"line {name!r} is not allowed: {PARAMS_FILE} has one of this name")
     champion = CHAMPIONS / f"{name}.json"
@@ -114,17 +117,34 @@ def new_line(name: str, origin: str, as_coded: bool = False) -> None:
     if base not in lines():
         raise UserError(f"--from {origin!r} is not allowed: {_allowed(recipe, base)}")
     written = PARAMS_FILE.read_text().rstrip() + "\n"
-    written = PARAMS_FILE.read_text().rstrip() + "\n"
     block = re.search(rf"^{base}:[ \t]*(?:#.*)?\n((?:[ \t].*\n|\n|#.*\n)*)", written, re.MULTILINE)
     if block is None:
         raise UserError(f"{PARAMS_FILE}: {base}: to be copied it must be a block of indented lines of its own")
     text = _with(name, f"{written}\n{name}:\n{block[1].rstrip()}\n", recipe)
     _check(text)
     graph = _with_metrics(name, DVC_FILE.read_text())
+    files = {DVC_FILE: graph, PARAMS_FILE: text}  # in this order: the last one makes the line
     if not champion.is_file():
-        write_text(champion, '{\n  "champion": null\n}\n')
-    write_text(DVC_FILE, graph)
-    write_text(PARAMS_FILE, text)  # last: it makes the line
+        files = {champion: '{\n  "champion": null\n}\n', **files}
+    _write_all(files)
+
+
+def _write_all(files: dict[Path, str]) -> None:
+    """All of them, or none: on an error, such as a full disk, those already written are put back."""
+    before = {path: path.read_text() if path.is_file() else None for path in files}
+    written: list[Path] = []
+    try:
+        for path, text in files.items():
+            write_text(path, text)
+            written.append(path)
+    except BaseException:
+        for path in written:
+            earlier = before[path]
+            if earlier is None:
+                path.unlink()
+            else:
+                write_text(path, earlier)
+        raise
 
 
 def _allowed(recipe: Any, base: str) -> str:
@@ -141,9 +161,9 @@ def _with(name: str, text: str, recipe: Any) -> str:
     content[name]["bundle"].update({"name": f"ctfoundry-{name}", "title": f"ctfoundry {name} encoder"})
     if recipe is not None:
         for stage in ("preprocess", "pretrain"):
-            content[name][stage].update(recipe[stage])
+            follow(content[name][stage], recipe[stage])
         if recipe["pretrain"]["precision"] != "float32":
-            content[name][REPRODUCIBLE] = MACHINE  # narrow arithmetic differs between processors
+            follow(content[name], {REPRODUCIBLE: MACHINE})  # narrow arithmetic differs between processors
     written = io.StringIO()
     editor.dump(content, written)
     return written.getvalue()

@@ -41,9 +41,9 @@ def _merge(block: Any, changes: Any) -> None:
 def pin_recipe(line: str, recipe: Any) -> None:
     """Put a recipe in the place of a line's parameters."""
     for stage in ("preprocess", "pretrain"):
-        pin(line, stage, recipe[stage])
+        pin(line, stage, recipe[stage], recipe=True)
     if recipe["pretrain"]["precision"] != "float32":
-        pin(line, None, {REPRODUCIBLE: MACHINE})  # narrow arithmetic differs between processors
+        pin(line, None, {REPRODUCIBLE: MACHINE}, recipe=True)  # narrow arithmetic differs between processors
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from components.errors import UserError
+from components.files import write_text
 from components.registry import check_file
 from components.settings import ParamsError, lines, read_yaml
 from flows.lines import _list, chosen_line, new_line
@@ -59,6 +61,32 @@ def test_a_line_of_a_recipe_is_published_sizes_on_the_shipped_data(
     check_file()
 
 
+def test_comments_explain_the_values_beside_them(checkout: Path) -> None:
+    new_line("published", "ct_fm")
+    block = Path("params.yaml").read_text().split("\npublished:\n")[1].splitlines()
+    assert "  reproducible: machine" in block, "the comment was about portable"
+    assert "    device: cuda # ours: ends where a worker has no GPU" in block
+    assert "    unreadable: stop  # or skip: another volume is seen in its place, and it is counted" in block
+
+
+@pytest.mark.parametrize("refused", [0, 1, 2])
+def test_what_cannot_be_written_leaves_nothing_half_written(
+    refused: int, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = written(checkout), []
+
+    def write(path: Path, text: str) -> None:
+        seen.append(path)
+        if len(seen) == refused + 1:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        write_text(path, text)
+
+    monkeypatch.setattr("flows.lines.write_text", write)
+    with pytest.raises(OSError, match="Read-only"):
+        new_line("lungs", "head")
+    assert written(checkout) == before
+
+
 @pytest.mark.parametrize(
     ("name", "origin", "told"),
     [
@@ -66,6 +94,8 @@ def test_a_line_of_a_recipe_is_published_sizes_on_the_shipped_data(
         ("../x", "head", "is not allowed: a-z, 0-9 and _"),
         ("shards", "head", "line 'shards' is not allowed"),
         ("null", "head", "line 'null' is not allowed"),
+        ("true", "head", "nor what YAML reads as something else than text, such as true"),
+        ("l" * 41, "head", "at most 40 characters"),
         ("dicom", "head", "line 'dicom' is not allowed"),
         ("head", "wholebody", "params.yaml has one of this name"),
         ("lungs", "hed", "'hed' is not allowed: one of the lines wholebody, head or of the recipes ct_fm, fm_ct"),
