@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from components.ct.store import StoredVolume, Volume, crops_at, write_volume
+from components.errors import UserError
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.features import Crops, Volumes, encoder_method, histogram, hu_statistics, middle
 from components.evaluate.nodules import RATINGS
@@ -206,3 +208,12 @@ def test_principal_components_are_those_of_the_correlations_with_the_largest_loa
     standard = (features - features.mean(axis=0)) / features.std(axis=0)
     np.testing.assert_allclose(places, standard @ top, atol=1e-12)
     np.testing.assert_allclose(share, values[::-1] / 8, atol=1e-12)
+
+
+def test_only_the_tasks_that_are_asked_for_are_built_and_none_of_points_for_whole_scans(tmp_path: Path) -> None:
+    inputs = tiny_line(tmp_path)
+    asked = replace(inputs, config=inputs.config.model_copy(update={"tasks": ("organs",)}))
+    assert set(build_tasks(asked).table["task"]) == {"organs"}
+    assert not build_tasks(asked).not_evaluated
+    with pytest.raises(UserError, match=r"wholebody\.evaluate\.tasks: \['organs'\] is not allowed"):
+        build_tasks(replace(asked, sees="scan"))

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from components.errors import UserError
 from components.models.build import build_encoder, parameter_count
 from components.preprocess.config import PreprocessConfig
 from components.pretrain.config import PretrainConfig
 from components.registry import check_file
 from components.settings import ParamsError, load_stage, parse, read_yaml
+from flows.champion import _of_recipe
 from flows.recipes import load_recipe, names, pin_recipe
 
 MILLIONS = {"ct_fm": 77.760992, "fm_ct": 89.4}
@@ -64,3 +66,15 @@ def test_a_mistake_in_a_recipe_is_named(project: Path) -> None:
     block = dict(load_recipe("ct_fm")["pretrain"]) | {"workers": 3}
     with pytest.raises(ParamsError, match="ct_fm: volumes_per_step 16 must be a multiple of workers x acc"):
         parse(PretrainConfig, block, "ct_fm")
+
+
+@pytest.mark.parametrize(("line", "recipe"), [("head", "ct_fm"), ("wholebody", "fm_ct")])
+def test_weights_of_a_recipe_for_another_grid_are_refused(line: str, recipe: str, project: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"recipe '{recipe}' is not allowed with line '{line}': its encoder sees spacing"
+    ):
+        _of_recipe(line, recipe)
+
+
+def test_weights_of_a_recipe_for_the_lines_grid_are_taken(project: Path) -> None:
+    assert _of_recipe("wholebody", "ct_fm").input.size_vox == (32, 128, 128)

@@ -18,6 +18,7 @@ from components.quality.judge import write_data_docs
 from components.quality.offline import write_index
 from components.quality.rules import Rule, Suite
 from components.summary import page as summary
+from components.summary.__main__ import _window
 from components.tables import write_table
 
 CONFIG = DriftConfig(warn_psi=0.1, critical_psi=0.25, confidence=0.99, critical_features=())
@@ -195,3 +196,10 @@ def test_the_index_of_data_docs_lists_every_suite_and_its_page_every_rule(tmp_pa
     assert "at least 60 mm long reject scan_too_short series rejected 1" in rows(pages[0].read_text())
     for path in [index, *pages]:
         assert not re.search(r"""(?:src|href)=["'](?:https?:)?//[^"']*\.(?:js|css)""", path.read_text()), path.name
+
+
+@pytest.mark.parametrize(("line", "window"), [("wholebody", "soft"), ("head", "brain")])
+def test_people_look_at_a_line_as_its_encoder_does_where_that_is_a_window_of_theirs(
+    line: str, window: str, project: Path
+) -> None:
+    assert _window(line) == window
