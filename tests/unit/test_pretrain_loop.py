@@ -3,6 +3,7 @@
 import json
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -328,19 +329,23 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_one_befo
 
 TAKEN_AGAIN = """
 import resource, torch
-import components.pretrain.loop  # how soon a heap settles depends on what was loaded into it
+import components.pretrain.loop  # where a heap's pieces lie depends on what was loaded into it
 from components.pretrain.process import set_up_process
 set_up_process()
-def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3): torch.ones(25_000_000)
-before = faults()
-for _ in range(5): torch.ones(25_000_000)
-print(faults() - before)
+def asked():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(25_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(*[asked() for _ in range(12)])
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library here is not glibc")
 def test_memory_of_freed_tensors_is_taken_again_without_asking_the_system() -> None:
-    """100 MB are 24,414 pages of 4 kB, each asked for where it is not kept."""
-    asked = subprocess.run([sys.executable, "-c", TAKEN_AGAIN], check=True, capture_output=True, text=True).stdout
-    assert int(asked) < 2_000
+    """100 MB are 24,414 pages of 4 kB, each asked for where it is not kept.
+
+    The median: a small piece laid into the freed one makes the heap grow once more, at a place that differs
+    from run to run with the randomised addresses.
+    """
+    printed = subprocess.run([sys.executable, "-c", TAKEN_AGAIN], check=True, capture_output=True, text=True).stdout
+    assert statistics.median(int(asked) for asked in printed.split()) < 2_000, printed
