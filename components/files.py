@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -96,6 +97,8 @@ def _take_name(temporary: Path, path: Path, aside: Path) -> None:
         UserError: a file would replace a folder and all that is in it.
     """
     if not path.is_dir() or path.is_symlink():
+        if path.is_file():
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))  # who may read it is not for a new version to change
         temporary.replace(path)
         return
     if not temporary.is_dir():

@@ -7,8 +7,9 @@ from typing import Any
 
 from components.bundle.config import BundleConfig
 from components.cohort.config import CohortConfig
+from components.ct.grid import GridConfig
 from components.curate.config import CurateConfig
-from components.evaluate.config import EvaluateConfig, mistaken_tasks
+from components.evaluate.config import OF_ANATOMY, EvaluateConfig, answered, mistaken_figure, mistaken_tasks
 from components.gate.config import GateConfig
 from components.models.config import InputConfig
 from components.preprocess.config import PreprocessConfig
@@ -83,8 +84,9 @@ def _mistakes(line: str, block: Any, path: Path) -> list[str]:
         mistakes.append(str(error))
     for stage in block:
         if stage not in (*BLOCKS, REPRODUCIBLE):
-            hint = did_you_mean(stage, list(BLOCKS))
-            mistakes.append(f"params.yaml: {line}.{stage}: unknown key; allowed here: {', '.join(BLOCKS)}{hint}")
+            known = [REPRODUCIBLE, *BLOCKS]
+            told = f"allowed here: {', '.join(known)}{did_you_mean(stage, known)}"
+            mistakes.append(f"params.yaml: {line}.{stage}: unknown key; {told}")
     valid: dict[str, Any] = {}
     for stage, config_class in BLOCKS.items():
         if stage not in block:
@@ -94,19 +96,46 @@ def _mistakes(line: str, block: Any, path: Path) -> list[str]:
             valid[stage] = parse(config_class, block[stage], f"{line}.{stage}")
         except ParamsError as error:
             mistakes.append(str(error))
-    if {"preprocess", "pretrain", "evaluate"} <= valid.keys():
-        mistakes += _contradictions(line, valid["preprocess"], valid["pretrain"].input, valid["evaluate"])
+    return mistakes + _contradictions(line, valid)
+
+
+def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
+    """What valid blocks say of one thing, and differently."""
+    mistakes: list[str] = []
+    if {"pretrain", "evaluate"} <= valid.keys():
+        mistakes += mistaken_tasks(line, valid["pretrain"].input.sees, valid["evaluate"])
+    if {"preprocess", "pretrain"} <= valid.keys():
+        mistakes += [
+            f"params.yaml: {line}.pretrain.input.{key}: {shown(told)} is not allowed with "
+            f"{line}.preprocess.{key} {shown(made)}: the encoder sees the stored volumes as they are"
+            for key, told, made in other_grid(valid["pretrain"].input, valid["preprocess"])
+        ]
+    if {"cohort", "evaluate", "gate"} <= valid.keys():
+        mistakes += _unanswered(line, valid["cohort"].phantom.anatomy, valid["evaluate"], valid["gate"])
     return mistakes
 
 
-def _contradictions(line: str, grid: PreprocessConfig, seen: InputConfig, evaluate: EvaluateConfig) -> list[str]:
-    """What two valid blocks say of one thing, and differently."""
-    return mistaken_tasks(line, seen.sees, evaluate) + [
-        f"params.yaml: {line}.pretrain.input.{key}: {shown(told)} is not allowed with "
-        f"{line}.preprocess.{key} {shown(made)}: the encoder sees the stored volumes as they are"
-        for key, told, made in (
-            ("spacing_mm", seen.spacing_mm, grid.spacing_mm),
-            ("orientation", seen.orientation, grid.orientation),
-        )
-        if told != made
-    ]
+def _unanswered(line: str, anatomy: str, evaluate: EvaluateConfig, gate: GateConfig) -> list[str]:
+    """What is to be judged by a figure that there will not be: told now, not after the training."""
+    tasks = answered(anatomy, evaluate)
+    if not tasks:
+        return [
+            f"params.yaml: {line}.evaluate.tasks: {shown(evaluate.tasks)} is not allowed with "
+            f"{line}.cohort.phantom.anatomy {shown(anatomy)}: those scans have labels for "
+            f"{', '.join(sorted(OF_ANATOMY[anatomy]))}"
+        ]
+    mistakes: list[str] = []
+    for key in ("better_than_random", "floors", "champion"):
+        for wanted in getattr(gate, key):
+            mistakes += mistaken_figure(f"{line}.gate.{key}", wanted.task, wanted.figure, tasks)
+    chosen = evaluate.selection
+    if chosen is not None:
+        classified = [task for task in tasks if task != "stability"]
+        mistakes += mistaken_figure(f"{line}.evaluate.selection", chosen.task, chosen.figure, classified)
+    return mistakes
+
+
+def other_grid(seen: InputConfig, made: GridConfig) -> list[tuple[str, Any, Any]]:
+    """Where what the encoder sees is not how volumes are stored: the key, what is seen, what is stored."""
+    pairs = [(key, getattr(seen, key), getattr(made, key)) for key in ("spacing_mm", "orientation")]
+    return [(key, told, stored) for key, told, stored in pairs if told != stored]

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -113,8 +113,15 @@ def _known_keys(config_class: type[BaseModel], path: tuple[Any, ...]) -> list[st
     """The keys allowed where ``path`` points, walking through nested blocks."""
     current: Any = config_class
     for part in path:
-        field = getattr(current, "model_fields", {}).get(part)
-        annotation = field.annotation if field is not None else None
+        kinds = [kind for kind in get_args(current) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if kinds:  # of several kinds, each a block: pydantic puts the kind in between
+            annotation = next((kind for kind in kinds if part in get_args(kind.model_fields["kind"].annotation)), None)
+        else:
+            field = getattr(current, "model_fields", {}).get(part)
+            annotation = field.annotation if field is not None else None
+        if get_args(annotation):
+            current = annotation
+            continue
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         current = annotation
@@ -137,7 +144,7 @@ def _line(config_class: type[BaseModel], problem: Any, prefix: str, block: Any, 
     path = _written(tuple(problem["loc"]), block)
     key = f"{file}: " + ".".join([*filter(None, [prefix]), *map(str, path)])
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(config_class, path[:-1])
+        known = _known_keys(config_class, tuple(problem["loc"])[:-1])
         hint = did_you_mean(path[-1], known)
         return f"{key}: unknown key (value {shown(problem['input'])}); allowed here: {', '.join(known)}{hint}"
     if problem["type"] == "missing":
@@ -168,7 +175,9 @@ def read_yaml(path: Path = PARAMS_FILE) -> dict[str, Any]:
         content = yaml12.load(path.read_text(encoding="utf-8-sig"))
         _tuples(content)  # of a block within itself there is no end
     except FileNotFoundError:
-        raise ParamsError(f"{path}: not found; run from the project's root") from None
+        raise ParamsError(
+            f"{path}: not found; run from the project's root, or bring it back with `git checkout {path}`"
+        ) from None
     except UnicodeDecodeError as error:
         raise ParamsError(
             f"{path}: not UTF-8 text: byte {error.start + 1} is {error.object[error.start]:#04x}"

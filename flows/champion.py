@@ -117,18 +117,15 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
 def _of_recipe(line: str, recipe: str) -> Any:
     from components.ct.grid import GridConfig
     from components.pretrain.config import PretrainConfig
+    from components.registry import other_grid
 
     config = parse(PretrainConfig, load_recipe(recipe)["pretrain"], recipe)
     grid = load_part(GridConfig, line, "preprocess")
-    for key, seen, made in (
-        ("spacing_mm", config.input.spacing_mm, grid.spacing_mm),
-        ("orientation", config.input.orientation, grid.orientation),
-    ):
-        if seen != made:
-            raise UserError(
-                f"recipe {recipe!r} is not allowed with line {line!r}: its encoder sees {key} {shown(seen)}, and "
-                f"{line}.preprocess.{key} is {shown(made)}"
-            )
+    for key, seen, made in other_grid(config.input, grid):
+        raise UserError(
+            f"recipe {recipe!r} is not allowed with line {line!r}: its encoder sees {key} {shown(seen)}, and "
+            f"{line}.preprocess.{key} is {shown(made)}"
+        )
     return config
 
 

@@ -34,6 +34,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_keeps_who_may_read_and_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("old")
+    path.chmod(0o640)
+    write_text(path, "new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o640)
+
+
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.mkdir()

@@ -115,6 +115,40 @@ def test_the_file_in_the_repository_is_valid() -> None:
             "RAS",
             "is not allowed with wholebody.preprocess.orientation",
         ),
+        (("wholebody", "reproducibel"), "machine", "allowed here: reproducible, cohort"),
+        (
+            ("wholebody", "pretrain", "encoder", "init_filter"),
+            8,
+            "pretrain.encoder.init_filter: unknown key (value 8); allowed here: blocks_down, init_filters, kind; did "
+            "you mean 'init_filters'?",
+        ),
+        (("head", "pretrain", "objective", "dino", "centre_momentu"), 0.9, "; did you mean 'centre_momentum'?"),
+        (("head", "pretrain", "objective", "views", "shfit"), 0.1, "; did you mean 'shift'?"),
+        (
+            ("wholebody", "gate", "floors"),
+            [{"task": "findings", "figure": "linear_auc", "minimum": 0.5}],
+            "wholebody.gate.floors: task 'findings' is not allowed: one of organs, lesions, stability, nodules",
+        ),
+        (
+            ("wholebody", "gate", "champion"),
+            [{"task": "organs", "figure": "linear_acu", "tolerance": 0.5}],
+            "wholebody.gate.champion: figure 'linear_acu' is not allowed: of organs, linear_auc",
+        ),
+        (
+            ("wholebody", "gate", "better_than_random"),
+            [{"task": "stability/organs", "figure": "linear_auc", "minimum_difference_low": 0.0}],
+            "figure 'linear_auc' is not allowed: of stability, cosine, identification",
+        ),
+        (
+            ("wholebody", "evaluate", "selection"),
+            {"task": "stability", "figure": "linear_auc"},
+            "wholebody.evaluate.selection: task 'stability' is not allowed: one of organs, lesions, nodules",
+        ),
+        (
+            ("wholebody", "evaluate", "tasks"),
+            ["findings"],
+            "evaluate.tasks: ['findings'] is not allowed with wholebody.cohort.phantom.anatomy 'trunk'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, keys: tuple[str, ...], value: object, said: str) -> None:
@@ -154,8 +188,26 @@ def test_configs_are_frozen(tmp_path: Path) -> None:
         config.min_instances = 3  # type: ignore[misc]
 
 
+def test_a_gate_on_what_the_scans_have_no_labels_for_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError) as caught:
+        check_file(changed(tmp_path, ("head", "cohort", "phantom", "anatomy"), "trunk"))
+    told = str(caught.value).splitlines()
+    assert len(told) == 3
+    assert told[0].startswith(
+        "params.yaml: head.gate.better_than_random: task 'findings' is not allowed: one of stability"
+    )
+
+
+@pytest.mark.parametrize("task", ["lidc_nodules", "lidc_nodules/texture", "organs"])
+def test_a_task_may_be_judged_by_its_parts_and_by_its_tables_name(tmp_path: Path, task: str) -> None:
+    floor = {"task": task, "figure": "retrieval_p5", "minimum": 0.5}
+    check_file(changed(tmp_path, ("wholebody", "gate", "floors"), [floor]))
+
+
 def test_missing_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="not found"):
+    with pytest.raises(
+        ParamsError, match=r"not found; run from the project's root, or bring it back with `git checkout"
+    ):
         shards(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [")
     with pytest.raises(ParamsError, match="not valid YAML"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from components.sources.config import PhantomConfig
+from components.sources.phantom import __main__ as command
 from components.sources.phantom.dealing import plan_scans
 from components.sources.phantom.faults import FAULTS, fault_named, faults_of
 from components.sources.phantom.plan import FINDINGS, ICH_KINDS, ScanPlan
@@ -75,6 +79,30 @@ def test_at_least_the_share_is_faulty_evenly_and_never_in_evaluation(anatomy: st
     counts = Counter(p.fault for p in faulty)
     if faulty:
         assert max(counts.values()) - min(counts.get(f.name, 0) for f in faults_of(anatomy)) <= 1
+
+
+def test_the_command_scans_what_is_asked_and_says_where_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Faulty ones are a share of what is written, not of patients that are not scanned here."""
+
+    def scan(plan: ScanPlan, folder: Path) -> pd.DataFrame:
+        folder.mkdir(parents=True)
+        return pd.DataFrame({"present": [True]})
+
+    monkeypatch.setattr(command, "scan", scan)
+    monkeypatch.setattr(
+        sys, "argv", ["phantom", "--out", str(tmp_path / "out"), "--patients", "3", "--fault-share", "0.5"]
+    )
+    command.main()
+    told = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert len(told) == 6
+    assert told.count("clean") == 3
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["phantom", "--out", str(tmp_path / "file" / "out"), "--patients", "1"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert capsys.readouterr().err == f"phantom: --out {tmp_path}/file/out: cannot be written: Not a directory\n"
 
 
 @pytest.mark.parametrize("split", ["pretrain", "train", "test"])

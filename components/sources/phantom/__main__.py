@@ -8,7 +8,7 @@ from pathlib import Path
 
 from components.errors import UserError
 from components.sources.config import PhantomConfig
-from components.sources.phantom.dealing import plan_scans
+from components.sources.phantom.dealing import faulty, plan_scans
 from components.sources.phantom.scanner import scan
 
 
@@ -32,23 +32,26 @@ def main() -> None:
     except UserError as error:
         print(f"phantom: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"phantom: --out {arguments.out}: cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _scan_all(arguments: argparse.Namespace) -> None:
     config = PhantomConfig(
         anatomy=arguments.anatomy,
         pretrain_patients=arguments.patients,
-        evaluation_patients=4,
+        evaluation_patients=4,  # the fewest there are; not scanned here
         retest_patients=0,
         fault_share=arguments.fault_share,
         seed=arguments.seed,
     )
-    for plan in plan_scans(config):
-        if plan.role == "pretrain":
-            folder = arguments.out / plan.name
-            table = scan(plan, folder)
-            table.to_csv(folder / "annotations.csv", index=False)
-            print(f"{plan.name}  {plan.fault or 'clean'}  {int(table['present'].sum())} structures")
+    plans = [plan for plan in plan_scans(config) if plan.role == "pretrain"]
+    for plan in plans[: arguments.patients + faulty(arguments.patients, arguments.fault_share)]:
+        folder = arguments.out / plan.name
+        table = scan(plan, folder)
+        table.to_csv(folder / "annotations.csv", index=False)
+        print(f"{plan.name}  {plan.fault or 'clean'}  {int(table['present'].sum())} structures")
 
 
 if __name__ == "__main__":

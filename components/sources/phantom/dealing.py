@@ -45,13 +45,18 @@ def plan_scans(config: PhantomConfig) -> list[ScanPlan]:
     return plans
 
 
+def faulty(clean: int, share: float) -> int:
+    """How many series with faults beside ``clean`` ones make at least this share of all."""
+    return math.ceil(share * clean / (1 - share) - 1e-9)
+
+
 def _patients(config: PhantomConfig) -> list[_Patient]:
     test = config.evaluation_patients // 2
     train = config.evaluation_patients - test
     if config.retest_patients > test:
         raise UserError(f"retest_patients {config.retest_patients} is not allowed: at most {test}, the test patients")
     clean = config.pretrain_patients + config.evaluation_patients + config.retest_patients
-    bad = math.ceil(config.fault_share * clean / (1 - config.fault_share) - 1e-9)
+    bad = faulty(clean, config.fault_share)
     faults = [fault.name for fault in faults_of(config.anatomy)]
     numbers = iter(range(1, clean + bad + 1))
     patients: list[_Patient] = []
