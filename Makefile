@@ -1,6 +1,6 @@
 # Every target makes .venv from the pinned constraints when it is missing or stale.
 LINE ?= wholebody
-SOURCE ?= phantom
+SOURCE ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -27,7 +27,7 @@ $(READY): constraints.txt pyproject.toml
 release: export MAKE_SOURCE = $(value SOURCE)
 release: export MAKE_EVALUATION = $(value EVALUATION)
 release: $(READY) ## make a release of LINE from SOURCE: run the graph, judge the gates, build the Bento
-	@$(BIN)/ctfoundry release --line $(LINE) --source "$$MAKE_SOURCE" $(if $(EVALUATION),--evaluation "$$MAKE_EVALUATION") $(if $(PRIVACY),--privacy '$(PRIVACY)')
+	@$(BIN)/ctfoundry release --line $(LINE) $(if $(SOURCE),--source "$$MAKE_SOURCE") $(if $(EVALUATION),--evaluation "$$MAKE_EVALUATION") $(if $(PRIVACY),--privacy '$(PRIVACY)')
 
 test: $(READY) ## fast unit tests and integration tests with the real tools
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -53,13 +53,13 @@ def entry_point(command: str) -> str:
     return path if (ROOT / path).is_file() else f"{stem}/__main__.py"
 
 
-def closure(modules: Iterable[str]) -> frozenset[str]:
-    """``modules`` and all that they import, directly or not."""
+def closure(modules: Iterable[str], apart: Collection[str] = ()) -> frozenset[str]:
+    """``modules`` and all that they import, directly or not; without those ``apart``, and what these alone import."""
     found: set[str] = set()
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        if module not in found:
+        if module not in found and module not in apart:
             found.add(module)
             waiting += sorted(imports(module))
     return frozenset(found)
@@ -69,7 +69,7 @@ def closure(modules: Iterable[str]) -> frozenset[str]:
 def code_digest(modules: tuple[str, ...], libraries: tuple[str, ...]) -> str:
     """Hex SHA-256 of the closure of ``modules``, without :data:`FORM`, and of the versions of ``libraries``."""
     digest = hashlib.sha256()
-    for path in sorted(closure(modules).difference(FORM)):
+    for path in sorted(closure(modules, FORM)):
         content = (ROOT / path).read_bytes()
         digest.update(f"{path}\0{len(content)}\0".encode() + content)
     digest.update(" ".join(f"{name} {version(name)}" for name in libraries).encode())

@@ -41,13 +41,14 @@ def run_stage(
     """Parse the arguments and run one stage.
 
     Args:
-        stage: its name, for the usage text.
+        stage: its name, before its messages.
         description: what it does, shown by ``--help``.
         function: called with the line; or None where ``sharded`` is given.
         sharded: called with line and shard.
 
     Exits with one line on stderr, and with 75 for a PassingError or with 1 for any other UserError (ParamsError among
-    them) and a full disk; anything else is a defect of ours and keeps its traceback. SIGTERM ends it in an orderly way.
+    them), a full disk, and an input missing below ``data/``; anything else is a defect of ours and keeps its traceback.
+    SIGTERM ends it in an orderly way.
     """
     started = getattr(sys.modules["__main__"], "__spec__", None)
     module = started.name.removesuffix(".__main__") if started else f"components.{stage}"

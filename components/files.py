@@ -97,8 +97,6 @@ def _take_name(temporary: Path, path: Path, aside: Path) -> None:
         UserError: a file would replace a folder and all that is in it.
     """
     if not path.is_dir() or path.is_symlink():
-        if path.is_file():
-            temporary.chmod(stat.S_IMODE(path.stat().st_mode))  # who may read it is not for a new version to change
         temporary.replace(path)
         return
     if not temporary.is_dir():
@@ -161,8 +159,11 @@ def sha256_tree(root: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
+    """A file that is there keeps its mode: who may read it is not for a new version to change."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+        if path.is_file():
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
 
 
 def write_json(path: Path, content: Any) -> None:

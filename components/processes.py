@@ -24,7 +24,7 @@ from components.isolation import MAX_SECONDS, Deadline, Lost, guarded
 from components.progress import track
 
 MAX_TMPDIR = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # unix(7): 108 characters, the last a zero
-IN_FLIGHT = 2  # items per core: one is worked on, one is ready to be
+IN_FLIGHT = 2  # items per process: one is worked on, one is ready to be
 DIED = "its worker process died, twice"
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

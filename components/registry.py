@@ -9,7 +9,7 @@ from components.bundle.config import BundleConfig
 from components.cohort.config import CohortConfig
 from components.ct.grid import GridConfig
 from components.curate.config import CurateConfig
-from components.evaluate.config import OF_ANATOMY, EvaluateConfig, answered, mistaken_figure, mistaken_tasks
+from components.evaluate.config import FIGURES, OF_PAIRS, RATED, EvaluateConfig, mistaken_tasks
 from components.gate.config import GateConfig
 from components.models.config import InputConfig
 from components.preprocess.config import PreprocessConfig
@@ -30,6 +30,8 @@ from components.settings import (
     shown,
 )
 from components.sources.config import AcquireConfig
+from components.sources.lidc import ROOT as LIDC_ROOT
+from components.sources.phantom.plan import FINDINGS
 
 BLOCKS: dict[str, type[StageConfig]] = {
     "cohort": CohortConfig,
@@ -42,10 +44,15 @@ BLOCKS: dict[str, type[StageConfig]] = {
     "gate": GateConfig,
     "bundle": BundleConfig,
 }
+JUDGED = ("better_than_random", "floors", "champion")  # the lists of gates on a figure
 
 
-def check_file(path: Path = PARAMS_FILE) -> None:
+def check_file(path: Path = PARAMS_FILE, nodules_to_come: bool = False) -> None:
     """Validate the whole file, every block of every line, and report all mistakes at once.
+
+    Args:
+        path: of the file.
+        nodules_to_come: ``evaluate.lidc_nodules`` is still to be pinned: gates on them are no mistake yet.
 
     Raises:
         ParamsError: all mistakes, one per line.
@@ -68,12 +75,12 @@ def check_file(path: Path = PARAMS_FILE) -> None:
     except ParamsError as error:
         mistakes.append(str(error))
     for line in named:
-        mistakes += _mistakes(line, content.get(line), path)
+        mistakes += _mistakes(line, content.get(line), path, nodules_to_come)
     if mistakes:
         raise ParamsError("\n".join(mistakes))
 
 
-def _mistakes(line: str, block: Any, path: Path) -> list[str]:
+def _mistakes(line: str, block: Any, path: Path, nodules_to_come: bool) -> list[str]:
     """What is wrong in a line's block, one line each."""
     if not isinstance(block, dict):
         return [f"params.yaml: {line}: missing; it needs one block per stage, see `ctfoundry line new --help`"]
@@ -96,6 +103,8 @@ def _mistakes(line: str, block: Any, path: Path) -> list[str]:
             valid[stage] = parse(config_class, block[stage], f"{line}.{stage}")
         except ParamsError as error:
             mistakes.append(str(error))
+    if nodules_to_come and "evaluate" in valid and "nodules" in valid["evaluate"].tasks:
+        valid["evaluate"] = valid["evaluate"].model_copy(update={"lidc_nodules": "0" * 64})
     return mistakes + _contradictions(line, valid)
 
 
@@ -104,35 +113,70 @@ def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
     mistakes: list[str] = []
     if {"pretrain", "evaluate"} <= valid.keys():
         mistakes += mistaken_tasks(line, valid["pretrain"].input.sees, valid["evaluate"])
+        kept = valid["pretrain"].candidates
+        if valid["evaluate"].selection is not None and kept < 2:
+            mistakes.append(
+                f"params.yaml: {line}.evaluate.selection: not allowed with {line}.pretrain.candidates {kept}: the run "
+                "keeps its last encoder only; set candidates above 1, or this to null"
+            )
     if {"preprocess", "pretrain"} <= valid.keys():
         mistakes += [
             f"params.yaml: {line}.pretrain.input.{key}: {shown(told)} is not allowed with "
             f"{line}.preprocess.{key} {shown(made)}: the encoder sees the stored volumes as they are"
             for key, told, made in other_grid(valid["pretrain"].input, valid["preprocess"])
         ]
-    if {"cohort", "evaluate", "gate"} <= valid.keys():
-        mistakes += _unanswered(line, valid["cohort"].phantom.anatomy, valid["evaluate"], valid["gate"])
+    if {"cohort", "pretrain", "evaluate", "gate"} <= valid.keys() and not mistakes:
+        mistakes += _unanswered(line, valid)
     return mistakes
 
 
-def _unanswered(line: str, anatomy: str, evaluate: EvaluateConfig, gate: GateConfig) -> list[str]:
+def _unanswered(line: str, valid: dict[str, Any]) -> list[str]:
     """What is to be judged by a figure that there will not be: told now, not after the training."""
-    tasks = answered(anatomy, evaluate)
-    if not tasks:
+    figures, evaluate, gate = _figures(valid), valid["evaluate"], valid["gate"]
+    if not figures:
         return [
-            f"params.yaml: {line}.evaluate.tasks: {shown(evaluate.tasks)} is not allowed with "
-            f"{line}.cohort.phantom.anatomy {shown(anatomy)}: those scans have labels for "
-            f"{', '.join(sorted(OF_ANATOMY[anatomy]))}"
+            f"params.yaml: {line}.evaluate.tasks: {shown(evaluate.tasks)} is not allowed with {line}.cohort.phantom: "
+            "its scans have no labels for any of them"
         ]
-    mistakes: list[str] = []
-    for key in ("better_than_random", "floors", "champion"):
-        for wanted in getattr(gate, key):
-            mistakes += mistaken_figure(f"{line}.gate.{key}", wanted.task, wanted.figure, tasks)
+    asked = [(f"gate.{key}", wanted) for key in JUDGED for wanted in getattr(gate, key)]
     chosen = evaluate.selection
+    mistakes = [
+        wrong for key, wanted in asked for wrong in _unknown(f"{line}.{key}", wanted.task, wanted.figure, figures)
+    ]
     if chosen is not None:
-        classified = [task for task in tasks if task != "stability"]
-        mistakes += mistaken_figure(f"{line}.evaluate.selection", chosen.task, chosen.figure, classified)
+        of_classes = {name: of for name, of in figures.items() if of == FIGURES}
+        of_classes |= {LIDC_ROOT: FIGURES} if any(name.startswith(LIDC_ROOT) for name in figures) else {}
+        mistakes += _unknown(f"{line}.evaluate.selection", chosen.task, chosen.figure, of_classes)
     return mistakes
+
+
+def _unknown(where: str, task: str, figure: str, figures: dict[str, tuple[str, ...]]) -> list[str]:
+    if task not in figures:
+        told = f"one of {', '.join(figures)}" if figures else "there is none to classify"
+        return [f"params.yaml: {where}: task {shown(task)} is not allowed, by evaluate.tasks and the labels: {told}"]
+    if figure not in figures[task]:
+        return [f"params.yaml: {where}: figure {shown(figure)} is not allowed: of {task}, {', '.join(figures[task])}"]
+    return []
+
+
+def _figures(valid: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The tasks that evaluation answers, by the names that they have in the metrics, and their figures. The scans are
+    the phantom's, whatever the source; nodules bring scans of their own."""
+    phantom, evaluate, sees = valid["cohort"].phantom, valid["evaluate"], valid["pretrain"].input.sees
+    trunk = phantom.anatomy == "trunk"
+    names: list[str] = []
+    for task in evaluate.tasks:
+        if task in ("organs", "lesions") and trunk:
+            names.append(task)
+        if task == "findings" and not trunk:
+            names += ["findings", *(f"findings/{name}" for name in FINDINGS)]
+        if task == "nodules" and evaluate.lidc_nodules is not None:
+            names += [f"{LIDC_ROOT}/{name}" for name in RATED]
+    pairs = []
+    if "stability" in evaluate.tasks and phantom.retest_patients:
+        pairs += ["stability/organs"] if trunk and sees == "crop" else []
+        pairs += ["stability/volume"] if evaluate.stability_gallery else []
+    return dict.fromkeys(names, FIGURES) | dict.fromkeys(pairs, OF_PAIRS)
 
 
 def other_grid(seen: InputConfig, made: GridConfig) -> list[tuple[str, Any, Any]]:

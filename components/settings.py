@@ -1,7 +1,7 @@
 """Typed, frozen view of ``params.yaml``: the only place where a run's settings come from.
 
 Every value lives in ``params.yaml``; the classes hold types and bounds, never defaults. A mistake ends in one line
-that names the key, its value, what is allowed and, for an unknown key, the did_you_mean known one.
+that names the key, its value, what is allowed and, for an unknown key, the nearest known one.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def parse(config_class: type[ConfigT], block: Any, prefix: str, file: str = str(
         file: where it was read.
 
     Raises:
-        ParamsError: one line per mistake: key, value, what is allowed, did_you_mean known key.
+        ParamsError: one line per mistake: key, value, what is allowed, the nearest known key.
     """
     try:
         return config_class.model_validate(_tuples(block))
@@ -110,33 +110,34 @@ def did_you_mean(name: object, known: Sequence[str]) -> str:
 
 
 def _known_keys(config_class: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """The keys allowed where ``path`` points, walking through nested blocks."""
-    current: Any = config_class
+    """The keys allowed where ``path`` points, walking through blocks, lists of them, and those that may be null."""
+    known: list[type[BaseModel]] = [config_class]
     for part in path:
-        kinds = [kind for kind in get_args(current) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if kinds:  # of several kinds, each a block: pydantic puts the kind in between
-            annotation = next((kind for kind in kinds if part in get_args(kind.model_fields["kind"].annotation)), None)
-        else:
-            field = getattr(current, "model_fields", {}).get(part)
-            annotation = field.annotation if field is not None else None
-        if get_args(annotation):
-            current = annotation
-            continue
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        current = annotation
-    return sorted(current.model_fields)
+        named = [k for k in known if "kind" in k.model_fields and part in get_args(k.model_fields["kind"].annotation)]
+        if len(known) > 1 and named:  # of several kinds, each a block: pydantic puts the kind in between
+            known = named
+        elif not isinstance(part, int):  # a number is a place in a list of blocks
+            known = [b for k in known if part in k.model_fields for b in _blocks(k.model_fields[part].annotation)]
+    return sorted({key for k in known for key in k.model_fields})
+
+
+def _blocks(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [block for part in get_args(annotation) for block in _blocks(part)]
 
 
 def _written(path: tuple[Any, ...], block: Any) -> tuple[Any, ...]:
     """``path`` as it stands in the file: where a block may be of several kinds, pydantic puts the kind in between."""
     kept: list[Any] = []
-    for number, part in enumerate(path):
-        inside = block[part] if isinstance(block, dict) and part in block else None
-        if inside is None and number < len(path) - 1 and isinstance(block, dict):
+    was_kind = False
+    for part in path:
+        if not was_kind and isinstance(block, dict) and block.get("kind") == part:
+            was_kind = True
             continue
         kept.append(part)
-        block = inside
+        was_kind = False
+        block = block[part] if isinstance(block, dict) and part in block else None
     return tuple(kept)
 
 
@@ -191,6 +192,15 @@ def read_yaml(path: Path = PARAMS_FILE) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ParamsError(f"{path}: expected a mapping at the top, found {type(content).__name__}")
     return content
+
+
+def block_of(line: str, stage: str, path: Path = PARAMS_FILE) -> dict[str, Any]:
+    """The block of one stage of one line, as it is. Raises ParamsError where line or block is missing."""
+    of_line = read_yaml(path).get(line)
+    block = of_line.get(stage) if isinstance(of_line, dict) else None
+    if not isinstance(block, dict):
+        raise ParamsError(f"params.yaml: {line}.{stage}: missing")
+    return block
 
 
 def decisive(block: dict[str, Any]) -> dict[str, Any]:

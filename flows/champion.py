@@ -21,7 +21,7 @@ from components.tables import read_table
 from flows.environment import STATE
 from flows.lines import add_line
 from flows.lock import checkout_lock
-from flows.recipes import load_recipe, names
+from flows.recipes import load_recipe, names, recipe_file
 
 HUB_FILE = "model.safetensors"
 
@@ -73,31 +73,31 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
     Raises:
         UserError: no such file or repository, weights that do not fit, a recipe for another grid, no data.
     """
-
+    from components.ct.grid import GridConfig
     from components.evaluate.config import EvaluateConfig
     from components.evaluate.stage import build_tasks, evaluate
     from components.evaluate.tasks import Inputs
-    from components.models.embed import EmbedConfig, device_of, imported
-    from components.preprocess.config import PreprocessConfig
+    from components.models.embed import EmbedConfig, imported
     from components.pretrain.config import PretrainConfig
 
     curated = data_dir(line, "curate") / "curated.parquet"
     if not curated.is_file():
         raise UserError(f"{curated}: not found; make the line's data first, `dvc repro curate@{line}`")
     config = load_stage(PretrainConfig, line, "pretrain") if recipe is None else _of_recipe(line, recipe)
+    evaluation = load_stage(EvaluateConfig, line, "evaluate")
     weights = _fetched(source)
     embedder = imported(
         weights,
         EmbedConfig(encoder=config.encoder, input=config.input),
-        device_of(load_stage(EvaluateConfig, line, "evaluate").device),
+        evaluation.device,
     )
     inputs = Inputs(
         line,
         config.input.sees,
         read_table(curated),
         read_table(data_dir(line, "curate") / "annotations.parquet"),
-        load_stage(EvaluateConfig, line, "evaluate"),
-        load_stage(PreprocessConfig, line, "preprocess"),
+        evaluation,
+        load_part(GridConfig, line, "preprocess"),
     )
     out = STATE / "imported" / line
     evaluate(inputs, build_tasks(inputs), embedder, out / "evaluate")
@@ -119,7 +119,7 @@ def _of_recipe(line: str, recipe: str) -> Any:
     from components.pretrain.config import PretrainConfig
     from components.registry import other_grid
 
-    config = parse(PretrainConfig, load_recipe(recipe)["pretrain"], recipe)
+    config = parse(PretrainConfig, load_recipe(recipe)["pretrain"], "pretrain", str(recipe_file(recipe)))
     grid = load_part(GridConfig, line, "preprocess")
     for key, seen, made in other_grid(config.input, grid):
         raise UserError(

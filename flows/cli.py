@@ -144,11 +144,11 @@ def _release_alone(arguments: argparse.Namespace, run: Run) -> int:
     from flows.places import require_pins, require_repository, require_server
     from flows.sources import pin_source
 
-    check_file()
+    check_file(nodules_to_come=arguments.evaluation not in (None, "none") or bool(arguments.source))
     require_repository()
     require_pins()
     require_server()
-    if arguments.source:
+    if arguments.source or arguments.evaluation:
         pin_source(arguments.line, arguments.source, arguments.evaluation)
     if arguments.privacy:
         pin(arguments.line, "screen", {"privacy": arguments.privacy})

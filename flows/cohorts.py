@@ -70,10 +70,13 @@ def _preview(arguments: argparse.Namespace) -> int:
 
 
 def _config(line: str, changes: dict[str, object]) -> IdcConfig:
-    from components.settings import parse, read_yaml
+    from components.settings import block_of, parse, shown
     from components.sources.config import IdcConfig
 
-    return parse(IdcConfig, {**read_yaml()[line]["cohort"]["idc"], **changes}, f"{line}.cohort.idc")
+    stated = block_of(line, "cohort").get("idc")
+    if not isinstance(stated, dict):
+        raise UserError(f"params.yaml: {line}.cohort.idc: {shown(stated)} is not allowed: a block of settings")
+    return parse(IdcConfig, {**stated, **changes}, f"{line}.cohort.idc")
 
 
 def _diff(arguments: argparse.Namespace) -> int:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import io
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from components import yaml12
-from components.arithmetic import MACHINE
 from components.errors import UserError
 from components.files import write_text
-from components.settings import LINE_NAME, PARAMS_FILE, REPRODUCIBLE, RESERVED, lines, read_yaml, require_line
-from flows.parameters import follow, yaml_editor
-from flows.recipes import load_recipe, names
+from components.settings import LINE_NAME, PARAMS_FILE, RESERVED, lines, read_yaml, require_line
+from flows.lock import checkout_lock
+from flows.parameters import check_text, written, yaml_editor
+from flows.recipes import follow_recipe, load_recipe, names
 
 DVC_FILE = Path("dvc.yaml")
 METRICS = "data/{line}/evaluate/metrics.json"
@@ -74,8 +72,6 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _new(arguments: argparse.Namespace) -> int:
-    from flows.lock import checkout_lock
-
     with checkout_lock(f"line new {arguments.name}"):
         new_line(arguments.name, arguments.origin, arguments.as_coded)
     print(
@@ -98,6 +94,7 @@ def new_line(name: str, origin: str, as_coded: bool = False) -> None:
             then written.
     """
     from components.gate.champion import CHAMPIONS
+    from components.registry import check_file
 
     present = read_yaml()
     if not LINE_NAME.fullmatch(name) or name in RESERVED or yaml12.load(name) != name:
@@ -116,12 +113,13 @@ def new_line(name: str, origin: str, as_coded: bool = False) -> None:
     base = origin if recipe is None else str(recipe["base"])
     if base not in lines():
         raise UserError(f"--from {origin!r} is not allowed: {_allowed(recipe, base)}")
-    written = PARAMS_FILE.read_text().rstrip() + "\n"
-    block = re.search(rf"^{base}:[ \t]*(?:#.*)?\n((?:[ \t].*\n|\n|#.*\n)*)", written, re.MULTILINE)
+    check_file()  # of the origin nothing but what is right is copied
+    before = PARAMS_FILE.read_text().rstrip() + "\n"
+    block = re.search(rf"^{base}:[ \t]*(?:#.*)?\n((?:[ \t].*\n|\n|#.*\n)*)", before, re.MULTILINE)
     if block is None:
         raise UserError(f"{PARAMS_FILE}: {base}: to be copied it must be a block of indented lines of its own")
-    text = _with(name, f"{written}\n{name}:\n{block[1].rstrip()}\n", recipe)
-    _check(text)
+    text = _with(name, f"{before}\n{name}:\n{block[1].rstrip()}\n", recipe)
+    check_text(text)
     graph = _with_metrics(name, DVC_FILE.read_text())
     files = {DVC_FILE: graph, PARAMS_FILE: text}  # in this order: the last one makes the line
     if not champion.is_file():
@@ -132,13 +130,13 @@ def new_line(name: str, origin: str, as_coded: bool = False) -> None:
 def _write_all(files: dict[Path, str]) -> None:
     """All of them, or none: on an error, such as a full disk, those already written are put back."""
     before = {path: path.read_text() if path.is_file() else None for path in files}
-    written: list[Path] = []
+    done: list[Path] = []
     try:
         for path, text in files.items():
             write_text(path, text)
-            written.append(path)
+            done.append(path)
     except BaseException:
-        for path in written:
+        for path in done:
             earlier = before[path]
             if earlier is None:
                 path.unlink()
@@ -160,22 +158,8 @@ def _with(name: str, text: str, recipe: Any) -> str:
     content["lines"].append(name)
     content[name]["bundle"].update({"name": f"ctfoundry-{name}", "title": f"ctfoundry {name} encoder"})
     if recipe is not None:
-        for stage in ("preprocess", "pretrain"):
-            follow(content[name][stage], recipe[stage])
-        if recipe["pretrain"]["precision"] != "float32":
-            follow(content[name], {REPRODUCIBLE: MACHINE})  # narrow arithmetic differs between processors
-    written = io.StringIO()
-    editor.dump(content, written)
-    return written.getvalue()
-
-
-def _check(text: str) -> None:
-    from components.registry import check_file
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / PARAMS_FILE
-        path.write_text(text)
-        check_file(path)
+        follow_recipe(content[name], recipe)
+    return written(editor, content)
 
 
 def _with_metrics(name: str, graph: str) -> str:

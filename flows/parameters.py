@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import io
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.files import write_text
-from components.settings import PARAMS_FILE, read_yaml
+from components.settings import PARAMS_FILE, block_of
 
 if TYPE_CHECKING:  # `ctfoundry --help` does without it
     from ruamel.yaml import YAML
 
 
-def pin(line: str, stage: str | None, values: dict[str, Any], recipe: bool = False) -> None:
-    """Change a stage's block of ``params.yaml``, or what belongs to no stage, and nothing else in the file: comments,
-    order and layout stay; where the values are a ``recipe``'s, see :func:`follow`."""
-    current = read_yaml()[line] if stage is None else read_yaml()[line][stage]
+def pin(line: str, stage: str, values: dict[str, Any]) -> None:
+    """Change a stage's block of ``params.yaml`` and nothing else in the file: comments, order and layout stay."""
+    current = block_of(line, stage)
     if all(current.get(key) == value for key, value in values.items()):
         return
     editor = yaml_editor()
     content = editor.load(PARAMS_FILE.read_text())
-    block = content[line] if stage is None else content[line][stage]
-    follow(block, values) if recipe else block.update(values)
+    content[line][stage].update(values)
+    write_text(PARAMS_FILE, written(editor, content))
+
+
+def written(editor: YAML, content: Any) -> str:
     text = io.StringIO()
     editor.dump(content, text)
-    write_text(PARAMS_FILE, text.getvalue())
+    return text.getvalue()
+
+
+def check_text(text: str) -> None:
+    """Raise ParamsError where ``params.yaml`` with this text would have mistakes."""
+    from components.registry import check_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / PARAMS_FILE
+        path.write_text(text)
+        check_file(path)
+
+
+def write_checked(editor: YAML, content: Any) -> None:
+    """Write ``params.yaml``, where it has no mistakes. Raises ParamsError."""
+    text = written(editor, content)
+    check_text(text)
+    write_text(PARAMS_FILE, text)
 
 
 def follow(block: Any, values: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from components.arithmetic import MACHINE
 from components.settings import PARAMS_FILE, REPRODUCIBLE, require_line
 from flows.lock import checkout_lock
-from flows.parameters import pin, yaml_editor
+from flows.parameters import follow, write_checked, yaml_editor
 
 FOLDER = Path("components/pretrain/recipes")
 
@@ -20,10 +20,14 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def recipe_file(name: str) -> Path:
+    return FOLDER / f"{name}.yaml"
+
+
 def load_recipe(name: str, as_coded: bool = False) -> Any:
     """``base`` (the line whose other stages it goes with), ``preprocess`` and ``pretrain`` of a recipe, with comments;
     with ``as_coded`` as its authors' code differs from their text."""
-    recipe = yaml_editor().load((FOLDER / f"{name}.yaml").read_text())
+    recipe = yaml_editor().load(recipe_file(name).read_text())
     changes = recipe.pop("as_coded")
     if as_coded:
         _merge(recipe, changes)
@@ -39,11 +43,20 @@ def _merge(block: Any, changes: Any) -> None:
 
 
 def pin_recipe(line: str, recipe: Any) -> None:
-    """Put a recipe in the place of a line's parameters."""
+    """Put a recipe in the place of a line's parameters: all of it, or nothing. Raises ParamsError where it contradicts
+    the line's other blocks."""
+    editor = yaml_editor()
+    content = editor.load(PARAMS_FILE.read_text())
+    follow_recipe(content[line], recipe)
+    write_checked(editor, content)
+
+
+def follow_recipe(block: Any, recipe: Any) -> None:
+    """Give a line's block the recipe's values, with their comments."""
     for stage in ("preprocess", "pretrain"):
-        pin(line, stage, recipe[stage], recipe=True)
+        follow(block[stage], recipe[stage])
     if recipe["pretrain"]["precision"] != "float32":
-        pin(line, None, {REPRODUCIBLE: MACHINE}, recipe=True)  # narrow arithmetic differs between processors
+        follow(block, {REPRODUCIBLE: MACHINE})  # narrow arithmetic differs between processors
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
@@ -62,7 +75,9 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 def _recipe(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.name, arguments.as_coded)
-    line = require_line(arguments.onto or recipe["base"])
+    line = arguments.onto or recipe["base"]
+    if arguments.onto or arguments.write:
+        require_line(line)
     if not arguments.write:
         yaml_editor().dump({line: {key: recipe[key] for key in ("preprocess", "pretrain")}}, sys.stdout)
         return 0

@@ -13,27 +13,31 @@ from pathlib import Path
 from components.ct.keys import require_secret
 from components.errors import UserError
 from components.files import sha256_file
-from components.settings import read_yaml
+from components.settings import block_of
 from components.sources import lidc
 from components.sources.kinds import KINDS, spelled
 from components.sources.nifti import patient_missing
 from components.sources.roots import record_root
-from components.sources.tree import tree_digest
+from components.sources.tree import names, tree_digest
 from flows.parameters import pin
 
 
-def pin_source(line: str, source: str, evaluation: str | None) -> None:
+def pin_source(line: str, source: str | None, evaluation: str | None) -> None:
     """Write the source into ``params.yaml`` where it differs from what stands there.
 
     Args:
         line: model line.
-        source: as above.
+        source: as above; None leaves it as it is.
         evaluation: ``lidc_nodules:<dir>`` or ``none``; None looks for a folder ``lidc_nodules`` beside the source's.
 
     Raises:
         UserError: an unknown kind, a folder that is not there, no secret for the pseudonyms of a site's data, or
             nothing that tells whose NIfTI volumes are where patients are held out.
     """
+    if source is None:
+        if evaluation is not None:
+            _pin_nodules(line, _nodules(line, "", evaluation))
+        return
     kind, _, folder = source.partition(":")
     if kind not in KINDS or KINDS[kind].folder != (folder != ""):
         raise UserError(f"source {source!r} is not allowed: {spelled('<folder>')}")
@@ -47,15 +51,19 @@ def pin_source(line: str, source: str, evaluation: str | None) -> None:
     digest = tree_digest(Path(folder)) if folder else None
     if folder:  # nothing is written before all is checked
         record_root(kind, Path(folder), line)
+    pin(line, "cohort", {"source": kind, "source_digest": digest})
+    _pin_nodules(line, nodules)
+
+
+def _pin_nodules(line: str, nodules: _Nodules | None) -> None:
     if nodules is not None:
         record_root(lidc.ROOT, nodules.root)
-    pin(line, "cohort", {"source": kind, "source_digest": digest})
     pin(line, "evaluate", {"lidc_nodules": None if nodules is None else nodules.digest})
 
 
 def _check_patient(line: str, nodules: str | None) -> None:
     """Of NIfTI volumes nobody knows the patient but by ``cohort.nifti.patient``."""
-    if read_yaml()[line]["cohort"]["nifti"]["patient"] is not None:
+    if block_of(line, "cohort")["nifti"]["patient"] is not None:
         return
     if nodules is not None:
         raise UserError(patient_missing(line))
@@ -67,7 +75,7 @@ def _check_tree(kind: str, folder: Path) -> None:
     if not folder.is_dir():
         hint = "; put the zip into a folder" if folder.suffix == ".zip" else ""
         raise UserError(f"source {kind}:{folder}: not a folder{hint}")
-    if not any(path.is_file() for path in folder.rglob("*")):
+    if not any(found.status == "" for found in names(folder)):  # which follows links, as archives are often made of
         raise UserError(f"source {kind}:{folder}: no file in it that can be read")
 
 
@@ -99,4 +107,4 @@ def _nodules(line: str, folder: str, evaluation: str | None) -> _Nodules | None:
 
 
 def _sees_nodules(line: str) -> bool:
-    return "nodules" in read_yaml()[line]["evaluate"]["tasks"]
+    return "nodules" in block_of(line, "evaluate")["tasks"]

@@ -18,7 +18,7 @@ from components.files import write_json
 from components.quality import judge
 from components.sources.build import source_of
 from components.sources.interface import Listed
-from components.sources.lidc import read_ratings
+from components.sources.lidc import ROOT, read_ratings
 from components.sources.roots import root_of
 from components.tables import write_table
 
@@ -158,4 +158,4 @@ def external_patients(lidc_nodules: str | None) -> frozenset[str]:
     """
     if lidc_nodules is None:
         return frozenset()
-    return frozenset(read_ratings(root_of("lidc_nodules"), lidc_nodules)["patient_id"].map(patient_key))
+    return frozenset(read_ratings(root_of(ROOT), lidc_nodules)["patient_id"].map(patient_key))

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from components.ct.instance import Instance
+from components.ct.instance import Instance
 
 # Header values that these measurements need, besides those that place a slice.
 TAGS = (

@@ -76,7 +76,7 @@ def write_funnel(curated: pd.DataFrame, path: Path) -> None:
     if not counts["accepted_by_role"].get("pretrain"):
         most = sorted(counts["rejected"].items(), key=lambda item: (-item[1], item[0]))
         why = f" ({', '.join(f'{reason} {count}' for reason, count in most[:SHOWN])})" if most else ""
-        raise UserError(f"curate: 0 of {len(curated)} series are left to pretrain on{why}; see {path}")
+        raise UserError(f"0 of {len(curated)} series are left to pretrain on{why}; see {path}")
 
 
 def _reject_twins(catalogue: pd.DataFrame, twins: dict[str, str]) -> None:

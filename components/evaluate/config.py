@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from components.settings import Seed, StageConfig, shown
-from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.lidc import LidcPin
 
 Task = Literal["organs", "lesions", "findings", "stability", "nodules"]
@@ -21,12 +19,10 @@ Figure = Literal[
     "retrieval_p1",
     "retrieval_p5",
 ]
+FIGURES: tuple[str, ...] = get_args(Figure)
 OF_PAIRS = ("cosine", "identification")  # the figures of stability, which has nothing to classify
+RATED = ("texture", "calcification", "malignancy")  # of nodules
 OF_POINTS: frozenset[Task] = frozenset({"organs", "lesions", "nodules"})
-OF_ANATOMY: dict[str, frozenset[Task]] = {  # what phantom scans have labels for; nodules bring scans of their own
-    "trunk": frozenset({"organs", "lesions", "stability", "nodules"}),
-    "head": frozenset({"findings", "stability", "nodules"}),
-}
 Window = Annotated[float, Field(ge=2, le=100)]
 
 
@@ -113,30 +109,3 @@ def mistaken_tasks(line: str, sees: str, config: EvaluateConfig) -> list[str]:
         f"params.yaml: {line}.evaluate.tasks: {shown(wrong)} is not allowed with {line}.pretrain.input.sees 'scan': "
         "they are of points, and such an encoder has one vector for a whole scan"
     ]
-
-
-def answered(anatomy: str, config: EvaluateConfig) -> list[Task]:
-    """Of the tasks, in their order, those that scans of this anatomy have labels for."""
-    return [task for task in config.tasks if task in OF_ANATOMY[anatomy]]
-
-
-def mistaken_figure(where: str, task: str, figure: str, allowed: Sequence[Task]) -> list[str]:
-    """A line of text where a figure is asked for that evaluation will not give.
-
-    Args:
-        where: who asks, such as ``wholebody.gate.floors``.
-        task: as in the task table, or the first part of several.
-        figure: of that task.
-        allowed: the tasks that there are figures of.
-    """
-    first = task.partition("/")[0]
-    name = "nodules" if first == LIDC_ROOT else first
-    if name not in allowed:
-        return [
-            f"params.yaml: {where}: task {shown(task)} is not allowed: one of {', '.join(allowed)}, "
-            "which evaluate.tasks asks for and the evaluation scans have labels for"
-        ]
-    figures = OF_PAIRS if name == "stability" else get_args(Figure)
-    if figure not in figures:
-        return [f"params.yaml: {where}: figure {shown(figure)} is not allowed: of {name}, {', '.join(figures)}"]
-    return []

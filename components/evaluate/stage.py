@@ -23,7 +23,7 @@ from components.evaluate.selection import draw_selection, selected_step, selecti
 from components.evaluate.sources import SOURCES
 from components.evaluate.tasks import STABILITY, Built, Inputs, check_splits, task_table, usable
 from components.files import sha256_file, write_json, write_text
-from components.models.embed import Embedder, described, device_of, load_candidates, random_embedder
+from components.models.embed import Embedder, described, load_candidates, random_embedder
 from components.settings import load_part, load_stage
 from components.tables import read_table, write_table
 
@@ -57,7 +57,7 @@ def chosen(inputs: Inputs, table: pd.DataFrame, folder: Path, out: Path) -> Embe
     Raises:
         UserError: there is nothing to choose from.
     """
-    selection, device = inputs.config.selection, device_of(inputs.config.device)
+    selection, device = inputs.config.selection, inputs.config.device
     if selection is None:
         return Embedder.load(folder, device)
     candidates = load_candidates(folder, device)

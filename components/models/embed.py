@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -134,9 +135,7 @@ class Embedder:
         """
         self._sees_crops("embed_points")
         check_grid(volume, self.config.input)
-        points_N3 = np.asarray(points_mm, dtype=np.float64)
-        if points_N3.ndim != 2 or points_N3.shape[1] != 3 or not np.isfinite(points_N3).all():
-            raise UserError(f"embed_points: points of shape {points_N3.shape} are not allowed: finite numbers, (N, 3)")
+        points_N3 = _points("embed_points", points_mm)
         if len(points_N3) == 0:
             return np.zeros((0, self.dim), dtype=np.float32)
         return self.embed_crops(crops_at(volume, points_N3, self.config.input.size_vox))
@@ -156,7 +155,7 @@ class Embedder:
         found = [(start, crop_of(whole, start, size)) for start in grid_starts((a, b, c), size)]
         found = [(start, crop) for start, crop in found if (crop > BODY_HU).mean() >= BODY_FRACTION]
         if not found:
-            raise UserError(f"embed_volume: no part of the volume {whole.hu.shape} holds enough body (HU > {BODY_HU})")
+            raise UserError(f"volume: no part of the volume {whole.hu.shape} holds enough body (HU > {BODY_HU})")
         centres_N3 = np.array([start for start, _ in found]) + np.array(size) // 2
         points_mm = centres_N3 @ whole.affine[:3, :3].T + whole.affine[:3, 3]
         return Grid(points_mm, self.embed_crops(np.stack([crop for _, crop in found])))
@@ -195,7 +194,7 @@ class Embedder:
                 seen = self._resized(volume)
             else:
                 check_grid(volume, self.config.input)
-                seen = self._windowed(crops_at(volume, np.asarray(point_mm, dtype=np.float64)[None], size))
+                seen = self._windowed(crops_at(volume, _points("levels", [point_mm]), size))
             return [level[0].float().cpu().numpy() for level in self.encoder.levels(seen)]
 
     def _batched(self, crops_NDHW: Int16Array) -> Float32Array:
@@ -226,6 +225,16 @@ class Embedder:
     def _sees_crops(self, asked: str) -> None:
         if self.config.input.sees == "scan":
             raise UserError(f"{asked}: this encoder sees whole scans; use embed_volume")
+
+
+def _points(asked: str, points_mm: Any) -> npt.NDArray[np.float64]:
+    try:
+        points_N3 = np.asarray(points_mm, dtype=np.float64)
+    except (TypeError, ValueError):  # ragged, or no numbers
+        raise UserError(f"{asked}: points {points_mm!r} are not allowed: finite numbers, (N, 3)") from None
+    if points_N3.ndim != 2 or points_N3.shape[1] != 3 or not np.isfinite(points_N3).all():
+        raise UserError(f"{asked}: points of shape {points_N3.shape} are not allowed: finite numbers, (N, 3)")
+    return points_N3
 
 
 def described(folder: Path) -> EmbedConfig:

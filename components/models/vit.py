@@ -186,8 +186,3 @@ class Vit(nn.Module):
 def take_tokens(x_BND: Tensor, index_BK: Tensor) -> Tensor:
     """Row ``index_BK[b, k]`` of ``x_BND[b]``: (B, K, D)."""
     return x_BND.gather(1, index_BK[:, :, None].expand(-1, -1, x_BND.shape[2]))
-
-
-def patch_count(size: Size3, patch: int) -> int:
-    """Patches in a box of ``size`` voxels."""
-    return math.prod(side // patch for side in size)

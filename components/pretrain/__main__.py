@@ -93,7 +93,7 @@ def write_outputs(
     objective.load_state_dict(state["objective"])
     weights = objective.encoder.state_dict().values()
     if not all(bool(torch.isfinite(weight).all()) for weight in weights if weight.is_floating_point()):
-        raise UserError(f"pretrain: the encoder's weights are not finite after step {config.steps}; try a lower "
+        raise UserError(f"the encoder's weights are not finite after step {config.steps}; try a lower "
                         f"{line}.pretrain.optimiser.learning_rate")  # fmt: skip
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)  # before the encoder is frozen
     embed_config = EmbedConfig(encoder=config.encoder, input=config.input)

@@ -1,4 +1,5 @@
-"""Parameters of pretraining: optimiser and run; with input, encoder and objective they are ``<line>.pretrain``."""
+"""Parameters of pretraining: objectives and their views, optimiser and run; with input and encoder
+(``models/config.py``) they are ``<line>.pretrain``."""
 
 from __future__ import annotations
 

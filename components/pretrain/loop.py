@@ -59,7 +59,7 @@ def train(
         UserError: no volumes, a volume that cannot be read, a loss that is not finite, a full disk.
     """
     if not volumes:
-        raise UserError("pretrain: no accepted series has the role 'pretrain'; nothing to train on")
+        raise UserError("no accepted series has the role 'pretrain'; nothing to train on")
     set_up_process()
     trainer = Trainer(config, volumes, world)
     state = checkpoints.load()

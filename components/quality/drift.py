@@ -58,7 +58,7 @@ FeatureName = Literal[
 
 
 class DriftConfig(StageConfig):
-    """How far the training set may be from the champion's, see ``components/quality/drift.py``.
+    """How far the training set may be from the champion's.
 
     Attributes:
         warn_psi: population stability index above which a feature has shifted.

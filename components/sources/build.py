@@ -1,4 +1,4 @@
-"""The source of a name; a new source is one module beside this one and a line here."""
+"""The source of a name. What a new one needs: components/README.md."""
 
 from __future__ import annotations
 

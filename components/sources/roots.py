@@ -30,7 +30,9 @@ def _recorded() -> dict[str, Any]:
 
 def _of_line(recorded: dict[str, Any], line: str) -> dict[str, str]:
     found = recorded.get(line)
-    return dict(found) if isinstance(found, dict) else {}
+    return (
+        {name: folder for name, folder in found.items() if isinstance(folder, str)} if isinstance(found, dict) else {}
+    )
 
 
 def root_of(name: str, line: str = "") -> Path:

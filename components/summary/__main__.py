@@ -1,4 +1,4 @@
-"""``python -m components.quality --line wholebody``: the one-page summary and Data Docs, for people to browse."""
+"""``python -m components.summary --line wholebody``: the one-page summary and Data Docs, for people to browse."""
 
 import logging
 from pathlib import Path

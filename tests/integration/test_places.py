@@ -64,6 +64,8 @@ def test_make_hands_a_folder_over_as_it_is_written(tmp_path: Path) -> None:
     )  # fmt: skip
     expected = ["release", "--line", "wholebody", "--source", source, "--evaluation", source]
     assert done.stdout.splitlines() == expected, done.stderr
+    plain = subprocess.run(["make", "release", "READY=", f"BIN={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
+    assert plain.stdout.splitlines() == expected[:3], "of the source that params.yaml names"
 
 
 @pytest.mark.slow

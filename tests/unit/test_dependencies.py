@@ -6,13 +6,16 @@ The table is printed with ``pytest -s``.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
+from components import code
 from components.preprocess import kept
 from components.registry import BLOCKS
 from components.settings import OF_THE_MACHINE, PARAMS_FILE, decisive, read_yaml
@@ -94,6 +97,31 @@ def test_a_kept_volume_is_made_again_where_the_code_of_its_voxels_changes(monkey
     voxels = {"dicom", "nifti", "standardise", "measure", "store"}
     assert {f"components/ct/{name}.py" for name in voxels} <= set(asked)
     assert kept.KEEPS not in asked
+
+
+def test_what_only_carries_voxels_is_no_part_of_a_kept_volumes_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor is what that imports: a word in the package's __init__ would otherwise make every volume again."""
+    shutil.copytree(ROOT / "components", tmp_path / "components", ignore=shutil.ignore_patterns("__pycache__"))
+    for module in (code, kept):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+
+    def version_with_a_word_in(*names: str) -> str:
+        for name in names:
+            with (tmp_path / "components" / name).open("a") as stream:
+                stream.write("# a word\n")
+        for cached in (code.imports, code.code_digest):
+            cached.cache_clear()
+        return kept.code_version()
+
+    try:
+        before = version_with_a_word_in()
+        assert version_with_a_word_in("__init__.py", "arithmetic.py", "settings.py") == before
+        assert version_with_a_word_in("ct/measure.py") != before
+    finally:
+        monkeypatch.undo()
+        version_with_a_word_in()
 
 
 def test_what_has_no_part_in_an_output_is_still_there() -> None:

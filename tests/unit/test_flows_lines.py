@@ -126,6 +126,17 @@ def test_a_faulty_original_is_not_copied(checkout: Path) -> None:
     assert written(checkout) == before
 
 
+@pytest.mark.parametrize(("stage", "origin"), [("bundle", "wholebody"), ("pretrain", "ct_fm")])
+def test_an_original_that_lacks_a_block_is_not_copied(stage: str, origin: str, checkout: Path) -> None:
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    del content["wholebody"][stage]
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    before = written(checkout)
+    with pytest.raises(ParamsError, match=f"wholebody.{stage}: missing"):
+        new_line("lungs", origin)
+    assert written(checkout) == before
+
+
 def test_a_command_is_about_the_first_line_unless_told_otherwise(checkout: Path) -> None:
     assert (chosen_line(None), chosen_line("head")) == ("wholebody", "head")
     with pytest.raises(ParamsError, match="line 'hed' is not allowed: use one of wholebody, head; did you mean 'head'"):

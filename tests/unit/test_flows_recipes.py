@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from components.errors import UserError
 from components.models.build import build_encoder, parameter_count
@@ -15,7 +17,7 @@ from components.pretrain.config import PretrainConfig
 from components.registry import check_file
 from components.settings import ParamsError, load_stage, parse, read_yaml
 from flows.champion import _of_recipe
-from flows.recipes import load_recipe, names, pin_recipe
+from flows.recipes import _recipe, load_recipe, names, pin_recipe
 
 MILLIONS = {"ct_fm": 77.760992, "fm_ct": 89.4}
 
@@ -78,3 +80,34 @@ def test_weights_of_a_recipe_for_another_grid_are_refused(line: str, recipe: str
 
 def test_weights_of_a_recipe_for_the_lines_grid_are_taken(project: Path) -> None:
     assert _of_recipe("wholebody", "ct_fm").input.size_vox == (32, 128, 128)
+
+
+@pytest.fixture
+def checkout(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what recipes are read from and written to."""
+    (tmp_path / "components/pretrain").mkdir(parents=True)
+    shutil.copytree(project / "components/pretrain/recipes", tmp_path / "components/pretrain/recipes")
+    shutil.copy(project / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_recipe_that_contradicts_the_line_is_not_written(checkout: Path) -> None:
+    before = (checkout / "params.yaml").read_text()
+    with pytest.raises(ParamsError, match=r"evaluate.tasks: .* not allowed with wholebody.pretrain.input.sees 'scan'"):
+        pin_recipe("wholebody", load_recipe("fm_ct"))
+    assert (checkout / "params.yaml").read_text() == before
+
+
+def test_a_recipe_can_be_shown_without_the_line_that_it_goes_with(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load((checkout / "params.yaml").read_text())
+    content["lines"] = ["head"]
+    del content["wholebody"]
+    (checkout / "params.yaml").write_text(yaml.safe_dump(content))
+    shown = {"name": "ct_fm", "as_coded": False, "onto": None, "write": False}
+    assert _recipe(argparse.Namespace(**shown)) == 0
+    assert "init_filters: 32" in capsys.readouterr().out
+    with pytest.raises(ParamsError, match="line 'wholebody' is not allowed"):
+        _recipe(argparse.Namespace(**shown | {"write": True}))

@@ -147,6 +147,9 @@ def test_what_does_not_fit_is_refused_with_its_value() -> None:
         embedder.embed_volume(Volume(np.full((20, 40, 44), -1000, dtype=np.int16), good.affine))
     with pytest.raises(UserError, match="points"):
         embedder.embed_points(good, [[1.0, 2.0]])
+    for point in ([1.0, 2.0], [[1.0, 2.0, 3.0]] * 2, [1.0, 2.0, float("nan")], "here"):
+        with pytest.raises(UserError, match="levels: points"):
+            embedder.levels(good, point)
     with pytest.raises(UserError, match=r"embed_crops: int16 \(2, 8, 8, 8\) is not allowed: .* \(N, 8, 16, 16\)"):
         embedder.embed_crops(np.zeros((2, 8, 8, 8), dtype=np.int16))
     with pytest.raises(UserError, match="whole scans"):

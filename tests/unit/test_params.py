@@ -127,7 +127,18 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (
             ("wholebody", "gate", "floors"),
             [{"task": "findings", "figure": "linear_auc", "minimum": 0.5}],
-            "wholebody.gate.floors: task 'findings' is not allowed: one of organs, lesions, stability, nodules",
+            "wholebody.gate.floors: task 'findings' is not allowed, by evaluate.tasks and the labels: one of organs, "
+            "lesions, stability/organs",
+        ),
+        (
+            ("wholebody", "gate", "floors"),
+            [{"task": "lidc_nodules/texture", "figure": "linear_auc", "minimum": 0.5}],
+            "task 'lidc_nodules/texture' is not allowed, by evaluate.tasks and the labels",
+        ),
+        (
+            ("wholebody", "gate", "floors"),
+            [{"task": "stability/volume", "figure": "cosine", "minimum": 0.5}],
+            "task 'stability/volume' is not allowed, by evaluate.tasks and the labels",
         ),
         (
             ("wholebody", "gate", "champion"),
@@ -137,17 +148,30 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (
             ("wholebody", "gate", "better_than_random"),
             [{"task": "stability/organs", "figure": "linear_auc", "minimum_difference_low": 0.0}],
-            "figure 'linear_auc' is not allowed: of stability, cosine, identification",
+            "figure 'linear_auc' is not allowed: of stability/organs, cosine, identification",
+        ),
+        (
+            ("wholebody", "gate", "floors"),
+            [{"task": "organs", "figure": "linear_auc", "minimun": 0.5, "minimum": 0.5}],
+            "gate.floors.0.minimun: unknown key (value 0.5); allowed here: figure, minimum, task; did you "
+            "mean 'minimum'?",
         ),
         (
             ("wholebody", "evaluate", "selection"),
-            {"task": "stability", "figure": "linear_auc"},
-            "wholebody.evaluate.selection: task 'stability' is not allowed: one of organs, lesions, nodules",
+            {"task": "organs", "figure": "linear_auc", "figur": 1},
+            "evaluate.selection.figur: unknown key (value 1); allowed here: figure, task; did you mean 'figure'?",
         ),
+        (
+            ("wholebody", "evaluate", "selection"),
+            {"task": "organs", "figure": "linear_auc"},
+            "evaluate.selection: not allowed with wholebody.pretrain.candidates 1",
+        ),
+        (("head", "pretrain", "encoder", "heads"), 7, "head.pretrain.encoder: dim 96 must be divisible by heads 7"),
+        (("head", "pretrain", "objective", "mae", "mask_ratio"), 7.0, "head.pretrain.objective.mae.mask_ratio: 7.0 is"),
         (
             ("wholebody", "evaluate", "tasks"),
             ["findings"],
-            "evaluate.tasks: ['findings'] is not allowed with wholebody.cohort.phantom.anatomy 'trunk'",
+            "evaluate.tasks: ['findings'] is not allowed with wholebody.cohort.phantom: its scans have no labels",
         ),
     ],
 )
@@ -192,16 +216,34 @@ def test_a_gate_on_what_the_scans_have_no_labels_for_is_told(tmp_path: Path) -> 
     with pytest.raises(ParamsError) as caught:
         check_file(changed(tmp_path, ("head", "cohort", "phantom", "anatomy"), "trunk"))
     told = str(caught.value).splitlines()
-    assert len(told) == 3
-    assert told[0].startswith(
-        "params.yaml: head.gate.better_than_random: task 'findings' is not allowed: one of stability"
-    )
+    assert [line.partition(": task")[0] for line in told] == [
+        f"params.yaml: head.gate.{key}" for key in ("better_than_random", "floors", "champion")
+    ]
 
 
-@pytest.mark.parametrize("task", ["lidc_nodules", "lidc_nodules/texture", "organs"])
-def test_a_task_may_be_judged_by_its_parts_and_by_its_tables_name(tmp_path: Path, task: str) -> None:
-    floor = {"task": task, "figure": "retrieval_p5", "minimum": 0.5}
-    check_file(changed(tmp_path, ("wholebody", "gate", "floors"), [floor]))
+def test_a_selection_is_of_a_task_with_classes(tmp_path: Path) -> None:
+    path = changed(tmp_path, ("wholebody", "pretrain", "candidates"), 3)
+    content = yaml.safe_load(path.read_text())
+    for task, allowed in (("organs", True), ("lesions", True), ("stability/organs", False), ("nodules", False)):
+        content["wholebody"]["evaluate"]["selection"] = {"task": task, "figure": "linear_auc"}
+        path.write_text(yaml.safe_dump(content))
+        if allowed:
+            check_file(path)
+            continue
+        with pytest.raises(
+            ParamsError, match=r"evaluate.selection: task '.*' is not allowed, .* one of organs, lesions$"
+        ):
+            check_file(path)
+
+
+def test_gates_on_nodules_want_them_pinned_or_to_come(tmp_path: Path) -> None:
+    floor = {"task": "lidc_nodules/texture", "figure": "retrieval_p5", "minimum": 0.5}
+    path = changed(tmp_path, ("wholebody", "gate", "floors"), [floor])
+    check_file(path, nodules_to_come=True)
+    content = yaml.safe_load(path.read_text())
+    content["wholebody"]["evaluate"]["lidc_nodules"] = "0" * 64
+    path.write_text(yaml.safe_dump(content))
+    check_file(path)
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

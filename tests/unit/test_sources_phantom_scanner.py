@@ -18,10 +18,11 @@ import pytest
 import SimpleITK
 from phantom_plans import small, with_vendor
 
+from components.sources.phantom.body import LABELS
 from components.sources.phantom.dicom import decimal
 from components.sources.phantom.equipment import VENDORS
 from components.sources.phantom.plan import FINDINGS
-from components.sources.phantom.scanner import labels_of, scan
+from components.sources.phantom.scanner import scan
 
 ANATOMIES = ("trunk", "head")
 POSITIONS = ("HFS", "FFS", "HFP", "FFP")
@@ -70,7 +71,7 @@ def test_mask_lies_on_the_voxels_that_simpleitk_reads(position: str, descending:
     assert mask.GetOrigin() == pytest.approx(image.GetOrigin(), abs=1e-2)
     hu, label = SimpleITK.GetArrayFromImage(image), SimpleITK.GetArrayFromImage(mask)
     assert hu.shape == label.shape
-    values = labels_of("trunk")
+    values = LABELS
     assert np.median(hu[label == values["lung_left"]]) < -700
     assert np.median(hu[label == values["spine"]]) > 80
     assert np.median(hu[label == 0]) < -950
@@ -148,7 +149,7 @@ def test_all_ten_findings_are_visible_when_planned_and_absent_when_not(tmp_path:
 def test_all_organs_are_in_most_scans(tmp_path: Path) -> None:
     table = scan(small("trunk"), tmp_path)
     organs = set(table[table.kind == "organ"].structure)
-    assert organs == set(labels_of("trunk")) - {"ribs", "body"}
+    assert organs == set(LABELS) - {"ribs", "body"}
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.5, -1234.56789, 1e-9, 0.123456789123, 123456.789123456])

@@ -87,6 +87,24 @@ def test_two_lines_are_made_from_two_archives(checkout: Path) -> None:
 
 
 @pytest.mark.usefixtures("secret")
+def test_a_tree_of_links_to_folders_is_a_source(checkout: Path) -> None:
+    (checkout / "links").mkdir()
+    (checkout / "links" / "site").symlink_to(checkout / "a")
+    pin_source("wholebody", "dicom:links", "none")
+    assert root_of("dicom", "wholebody") == checkout / "links"
+
+
+@pytest.mark.usefixtures("secret")
+def test_what_is_not_said_stays_as_it_is(checkout: Path) -> None:
+    """`make release` without SOURCE is of what params.yaml says."""
+    pin_source("wholebody", "dicom:a", "none")
+    before = (checkout / "params.yaml").read_text()
+    pin_source("wholebody", None, None)
+    pin_source("wholebody", None, "none")
+    assert (checkout / "params.yaml").read_text() == before
+
+
+@pytest.mark.usefixtures("secret")
 def test_roots_recorded_before_lines_had_their_own_are_of_every_line(checkout: Path) -> None:
     roots.ROOTS_FILE.parent.mkdir()
     roots.ROOTS_FILE.write_text(json.dumps({"dicom": str(checkout / "a"), "lidc_nodules": str(checkout / "b")}))
@@ -95,6 +113,9 @@ def test_roots_recorded_before_lines_had_their_own_are_of_every_line(checkout: P
     assert root_of("dicom", "head") == checkout / "b"
     assert root_of("dicom", "wholebody") == checkout / "a"
     assert root_of("lidc_nodules") == checkout / "b"
+    roots.ROOTS_FILE.write_text(json.dumps({"head": {"dicom": 7}}))
+    with pytest.raises(UserError, match="root 'dicom' of line head: not configured"):
+        root_of("dicom", "head")
 
 
 @pytest.mark.usefixtures("secret")

@@ -26,8 +26,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="other seeds are other patients (default 0)")
     arguments = parser.parse_args()
     try:
-        if arguments.patients < 1 or not 0 <= arguments.fault_share <= 0.5 or arguments.seed < 0:
-            raise UserError("--patients must be at least 1, --fault-share 0 to 0.5, --seed not negative")
+        counted, seeded = 1 <= arguments.patients <= 9999, 0 <= arguments.seed < 2**63
+        if not counted or not seeded or not 0 <= arguments.fault_share <= 0.5:
+            raise UserError("--patients must be 1 to 9999, --fault-share 0 to 0.5, --seed 0 to 2^63 - 1")
         _scan_all(arguments)
     except UserError as error:
         print(f"phantom: {error}", file=sys.stderr)

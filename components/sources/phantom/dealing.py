@@ -1,4 +1,8 @@
-"""Who is scanned, and what of each scan is drawn: see :mod:`components.sources.phantom.plan`."""
+"""Who is scanned, how, and what goes wrong: every draw of the phantom that is not anatomy or noise.
+
+Patients' splits, findings and faults are dealt out evenly rather than drawn one by one, so that a small run has
+positives and negatives of every kind in every split.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Who is scanned, how, and what goes wrong: every draw of the phantom that is not anatomy or noise.
-
-Patients' splits, findings and faults are dealt out evenly rather than drawn one by one, so that a small run has
-positives and negatives of every kind in every split.
-"""
+"""One scan as it is planned; :mod:`components.sources.phantom.dealing` deals them out."""
 
 from __future__ import annotations
 

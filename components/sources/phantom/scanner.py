@@ -10,14 +10,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from components.sources.phantom import dicom, masks
-from components.sources.phantom.body import LABELS as BODY_LABELS
 from components.sources.phantom.body import paint_body
 from components.sources.phantom.equipment import Kernel, kernels
 from components.sources.phantom.faults import fault_named
 from components.sources.phantom.geometry import Geometry, geometry_of
 from components.sources.phantom.head import paint_head
 from components.sources.phantom.lesions import Site
-from components.sources.phantom.patient_head import LABELS as HEAD_LABELS
 from components.sources.phantom.plan import ScanPlan
 from components.sources.phantom.seeds import generator
 from components.sources.phantom.shapes import F32, Canvas
@@ -152,8 +150,3 @@ def _noise(plan: ScanPlan, kernel: Kernel, shape: tuple[int, ...], rng: np.rando
 def _flipped(volume: npt.NDArray[np.generic], geometry: Geometry) -> npt.NDArray[np.generic]:
     rows, columns = (slice(None, None, -1) if reverse else slice(None) for reverse in geometry.flip)
     return np.ascontiguousarray(volume[:, rows, columns])
-
-
-def labels_of(anatomy: str) -> dict[str, int]:
-    """Structure to label value of an anatomy; lesions have values of their own (``labels.json``)."""
-    return dict(BODY_LABELS if anatomy == "trunk" else HEAD_LABELS)
