@@ -44,7 +44,7 @@ check: $(READY) ## style (ruff), types (mypy), layers (import-linter), parameter
 	$(BIN)/ctfoundry params
 	$(BIN)/python -m flows.pins
 
-serve: $(READY) ## serve the newest Bento of LINE on 127.0.0.1:3000
+serve: $(READY) ## serve the Bento of LINE's present release on 127.0.0.1:3000
 	@$(BIN)/ctfoundry serve --line $(LINE)
 
 bench: $(READY) ## benchmarks against the peers, ratios printed

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MODULES = {
     "line": ("flows.lines", "List the model lines, or write a new one from a line or a published recipe."),
     "cohort": ("flows.cohorts", "Preview and compare selections from the Imaging Data Commons."),
-    "volume": ("flows.volumes", "Look at one volume: facts, three planes as PNG, export to NIfTI."),
+    "volume": ("flows.volumes", "Look at one volume: facts, labels, three planes as PNG, export to NIfTI."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "import-weights": (
         "flows.champion",
@@ -39,7 +39,8 @@ MODULES = {
 
 def main() -> None:
     """Entry point of the console script. Exits with 1 and one line on stderr for a mistake of the user."""
-    parser = _parser(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
+    chosen = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    parser = _parser(chosen)
     code, said = 1, ""
     try:
         code = _run(parser)
@@ -47,7 +48,9 @@ def main() -> None:
     except UserError as error:
         said = str(error)
     except Stopped as stopped:
-        code, said = 128 + stopped.number, f"ended by {stopped}; the same command goes on where this stopped"
+        code, said = 128 + stopped.number, f"ended by {stopped}"
+        if chosen == "release":
+            said += "; the same command goes on where this stopped"
     except KeyboardInterrupt:
         code, said = 128 + signal.SIGINT, "interrupted"
     except BrokenPipeError:  # whoever read has enough, such as `head`
@@ -122,7 +125,7 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     sub.add_argument("key", help="a series' key, or a file's in the cohort's table of files")
     sub = command("promote", _promote, "Make the present release the champion that later ones must not fall behind.")
     sub.add_argument("--none", action="store_true", help="unset the champion")
-    sub = command("serve", _serve, "Serve the newest Bento of a line.")
+    sub = command("serve", _serve, "Serve the Bento of a line's present release.")
     sub.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
     sub.add_argument("--port", type=int, default=3000, help="port (default: 3000)")
     sub = command("embed", _embed, "Embed a DICOM series (zip) or NIfTI file with the release, without a server.")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -23,6 +26,7 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 _waiting_is_vain = False
+_scratch: set[Path] = set()  # folders that go with this process, however it ends
 
 
 def waiting_is_vain() -> None:
@@ -76,8 +80,21 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder, which is removed also where the deadline of a signal ends this process."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as name:
+        _scratch.add(Path(name))
+        try:
+            yield Path(name)
+        finally:
+            _scratch.discard(Path(name))
+
+
 def _end_now(number: int) -> None:
     end_children(grace=0)
+    for folder in _scratch:
+        shutil.rmtree(folder, ignore_errors=True)
     print(f"ctfoundry: ended by {signal.Signals(number).name}", file=sys.stderr, flush=True)
     os._exit(128 + number)
 

@@ -30,13 +30,12 @@ from components.errors import UserError  # noqa: E402
 from components.pretrain.config import PretrainConfig  # noqa: E402
 from components.settings import load_stage  # noqa: E402
 from flows import artifacts  # noqa: E402
+from flows import run as runs  # noqa: E402
 from flows.lock import checkout_lock  # noqa: E402
 from flows.processes import PREFECT_SERVER, end_children, waiting_is_vain  # noqa: E402
 from flows.run import ReleaseFailed, Run, StageFailed  # noqa: E402
 
 RETRY_DELAY_SECONDS = 10
-
-_run: Run | None = None  # the one that is under way, also for Prefect's own threads; a checkout has one at a time
 
 
 class _WithoutTraceback(logging.Filter):
@@ -52,9 +51,9 @@ class _LostServer(logging.Filter):
     """Prefect's own threads complain of a lost server with every event that they cannot send: once is enough."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if _run is None or record.levelno < logging.WARNING:
+        if runs.under_way is None or record.levelno < logging.WARNING:
             return True
-        _lose_page(_run, "events are not taken")
+        _lose_page(runs.under_way, "events are not taken")
         return False
 
 
@@ -79,8 +78,7 @@ def make_release(run: Run) -> None:
         GateFailed, StageFailed: no Bento is built, earlier releases stay as they are.
         UserError: the number of workers is not fixed, or another command holds the checkout.
     """
-    global _run
-    _run = run
+    runs.under_way = run
     try:
         release(run.line)
     except Exception as error:
@@ -92,7 +90,7 @@ def make_release(run: Run) -> None:
             _make_alone(run)
         assert run.complete
     finally:
-        _run = None
+        runs.under_way = None
 
 
 def _make_alone(run: Run) -> None:
@@ -111,16 +109,17 @@ def _make_alone(run: Run) -> None:
 
 def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
     """Prefect's question whether to try again: only what may pass the second time."""
-    ending = _run is not None and _run.stopped
+    ending = runs.under_way is not None and runs.under_way.stopped
     return isinstance(state.data, StageFailed) and state.data.passing and not ending
 
 
 @task(cache_policy=NO_CACHE)
 def run_step(name: str) -> str:
     """One step of the run that is under way. Returns ``ran`` or ``unchanged``, the Bento's tag, a report's page."""
-    assert _run is not None
-    (step,) = (step for step in _run.steps if step.name == name)
-    return _run.do(step, get_run_logger().info)
+    run = runs.under_way
+    assert run is not None
+    (step,) = (step for step in run.steps if step.name == name)
+    return run.do(step, get_run_logger().info)
 
 
 @flow(name="release", flow_run_name="release {line}", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
@@ -134,9 +133,8 @@ def release(line: str) -> dict[str, Any]:
         GateFailed, StageFailed: the flow run is then failed; no Bento is built, earlier releases stay as they are.
         UserError: the number of workers is not fixed, or another command holds the checkout.
     """
-    global _run
-    ours = _run is None  # a worker of Prefect has started it
-    run = _run = _run or Run(line)
+    ours = runs.under_way is None  # a worker of Prefect has started it
+    run = runs.under_way = runs.under_way or Run(line)
     logging.raiseExceptions = False  # of handlers: Prefect's would write of every line that its server does not take
     try:
         with checkout_lock(f"release --line {line}"):
@@ -152,7 +150,7 @@ def release(line: str) -> dict[str, Any]:
         raise
     finally:
         if ours:
-            _run = None
+            runs.under_way = None
     return {"tag": run.tag, "stages": run.stages, "data_docs": run.data_docs}
 
 

@@ -189,6 +189,11 @@ class Run:
         raise failure(name, process.returncode, tail, broken)
 
 
+# The one that is under way, also for Prefect's own threads; a checkout has one at a time. It stands here, and not
+# beside the flow: Prefect may copy a flow with all that stands beside it.
+under_way: Run | None = None
+
+
 def failure(name: str, code: int, tail: list[str], broken: bool) -> StageFailed:
     """What a stage's end means: ``code`` of dvc, the last lines, and whether a traceback was among them.
 

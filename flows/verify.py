@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from components.files import read_json, write_json
 from components.settings import reproducible
 from components.sources.roots import ROOTS_FILE
 from flows.graph import stages_for
-from flows.processes import started
+from flows.processes import scratch_folder, started
 from flows.repository import changed_files, clone, is_repository
 
 # A release run writes these; they carry over into the clone, all code comes from the commit.
@@ -90,8 +89,8 @@ def verify(line: str, keep: Path | None = None) -> list[Compared]:
     if missing:
         raise UserError(f"verify: {missing[0]} is not recorded in dvc.lock; run `make release LINE={line}` first")
     print(f"verify: {expectation(line)}", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(prefix="ctfoundry-verify-") as temporary:
-        copy = keep or Path(temporary) / "clone"
+    with scratch_folder("ctfoundry-verify-") as temporary:
+        copy = keep or temporary / "clone"
         clone(copy)
         for name in CARRIED:
             if Path(name).is_file() and (name in changed_files() or not (copy / name).exists()):

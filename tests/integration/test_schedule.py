@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,8 +17,10 @@ from pathlib import Path
 
 import pytest
 from released import free_port
+from tiny_graph import tiny, wait_until
 
 WITHIN_S = 75.0
+CLIENT = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_SERVER_ANALYTICS_ENABLED")
 START_S = 180.0  # migrations of an empty database, on a busy machine
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 SCHEDULED = """
@@ -95,6 +99,34 @@ def _scheduled(environment: dict[str, str]) -> str:
 def test_a_cron_gets_its_runs(tmp_path: Path) -> None:
     with prefect_server(tmp_path) as environment:
         assert _scheduled(environment) not in ("scheduled 0", "")
+
+
+def test_a_served_deployment_makes_a_release(tmp_path: Path) -> None:
+    """The script of infra/README.md. Prefect hands the flow to a process of its own as a copy."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "checkout").mkdir()
+    checkout = tiny(tmp_path / "checkout")
+    text = (checkout.folder / "infra/README.md").read_text()
+    (script,) = re.findall(r"```python\n(from flows.release import release\n.*?)```", text, re.DOTALL)
+    (checkout.folder / "nightly.py").write_text(script)
+    with prefect_server(tmp_path / "home") as environment:
+        inside = {**checkout.environment(), **{name: environment[name] for name in CLIENT}}
+        log = (tmp_path / "served.log").open("w")
+        served = subprocess.Popen(
+            [sys.executable, "nightly.py"], cwd=checkout.folder, env=inside, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            wait_until(lambda: "nightly" in (tmp_path / "served.log").read_text(), START_S, "the deployment")
+            run = [sys.executable, "-m", "prefect", "deployment", "run", "release/nightly", "--watch"]
+            done = subprocess.run(run, cwd=checkout.folder, env=inside, capture_output=True, text=True, timeout=300)
+            told = (tmp_path / "served.log").read_text()
+            assert "Completed()" in told, told[-3000:] + done.stdout[-1000:]
+            assert (checkout.folder / "releases/wholebody/manifest.json").is_file()
+        finally:
+            os.killpg(served.pid, signal.SIGTERM)
+            served.wait(timeout=60)
+            log.close()
 
 
 @pytest.mark.slow

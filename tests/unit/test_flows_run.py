@@ -192,9 +192,29 @@ def test_nothing_is_begun_or_tried_again_once_the_run_is_ending(monkeypatch: pyt
     from prefect.states import Failed
 
     from flows import release
+    from flows import run as runs
 
     run = Run("head", stopped=True)
     with pytest.raises(ReleaseFailed, match="the run is ending"):
         run.do(step("acquire@head", lambda tell: "ran"), print)
-    monkeypatch.setattr(release, "_run", run)
+    monkeypatch.setattr(runs, "under_way", run)
     assert not release._may_pass(None, None, Failed(data=StageFailed("killed", True)))
+
+
+def test_a_flow_that_prefect_has_copied_and_its_steps_know_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flow.serve` hands flows to a process as copies, with all that stands beside them in their module."""
+    import cloudpickle
+
+    from flows import release
+    from flows import run as runs
+
+    cloudpickle.register_pickle_by_value(release)
+    try:
+        copy = cloudpickle.loads(cloudpickle.dumps(release._may_pass))
+    finally:
+        cloudpickle.unregister_pickle_by_value(release)
+    assert copy is not release._may_pass
+    passing = type("State", (), {"data": StageFailed("killed", True)})
+    assert copy(None, None, passing)
+    monkeypatch.setattr(runs, "under_way", Run("head", stopped=True))
+    assert not copy(None, None, passing)
