@@ -13,9 +13,9 @@ import pandas as pd
 from components.ct.grid import GridConfig
 from components.ct.store import Int16Array, StoredVolume, Volume, crops_at
 from components.errors import UserError
-from components.evaluate.bootstrap import Array
 from components.evaluate.config import EvaluateConfig, HistogramConfig
 from components.evaluate.nodules import read_nodule
+from components.figures.arrays import Array
 from components.files import sha256_file
 from components.models.embed import Embedder
 from components.progress import track

@@ -19,8 +19,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
 from sklearn.preprocessing import StandardScaler
 
-from components.evaluate.bootstrap import Array
 from components.evaluate.scores import DIAMETER, ENCODER, FIGURES, RANDOM
+from components.figures.arrays import Array
 from components.files import replacing
 
 METHODS = {

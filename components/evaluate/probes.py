@@ -10,7 +10,8 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from components.evaluate.bootstrap import Array, Labels
+from components.figures.arrays import Array, Labels
+from components.figures.similarity import cosine_similarity
 
 NEIGHBOUR_TEMPERATURE = 0.07  # of similarity in the votes, as in DINO's k-NN protocol (arXiv 2104.14294)
 
@@ -33,18 +34,6 @@ def linear_probe(train: Array, labels: Labels, test: Array, classes: Sequence[st
     assert list(model.classes_) == list(classes)
     probabilities: Array = model.predict_proba((test[:, varying] - mean[varying]) / scale)
     return probabilities
-
-
-def cosine_similarity(queries: Array, gallery: Array, centre: Array) -> Array:
-    """Cosine similarity (queries, gallery) after subtracting ``centre``, the direction that all features share."""
-    # scikit-learn's differs in the last bit, by which near ties would be decided anew, and takes twice as long.
-    return _unit(queries - centre) @ _unit(gallery - centre).T
-
-
-def _unit(features: Array) -> Array:
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    unit: Array = features / np.maximum(length, 1e-12)
-    return unit
 
 
 def neighbour_probe(train: Array, labels: Labels, test: Array, classes: Sequence[str], neighbours: int) -> Array:

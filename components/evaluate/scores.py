@@ -9,21 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from components.evaluate.bootstrap import (
-    Array,
-    class_mean,
-    interval,
-    macro_auc,
-    mean_defined,
-    patient_weights,
-    weighted_mean,
-)
+from components.evaluate.bootstrap import interval, patient_weights
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.features import Features
 from components.evaluate.probes import linear_probe, neighbour_probe, predicted
 from components.evaluate.retrieval import retrieve
 from components.evaluate.stability import compare
 from components.evaluate.tasks import STABILITY
+from components.figures.arrays import Array
+from components.figures.averages import class_mean, mean_defined, weighted_mean
+from components.figures.classification import macro_auc
 
 ENCODER, RANDOM, DIAMETER = "encoder", "random", "diameter_only"
 DIGITS = 6

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from components.evaluate.bootstrap import Array
-from components.evaluate.probes import cosine_similarity
 from components.evaluate.tasks import RETEST
+from components.figures.agreement import compare_pairs
+from components.figures.arrays import Array
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ def compare(rows: pd.DataFrame, features: Array) -> Pairs:
     cosine, identified = [], []
     for _, same in rows.reset_index(drop=True).groupby("label", sort=True):
         first, again = same[same["split"] == "test"], same[same["split"] == "retest"]
-        gallery = features[first.index.to_numpy()]
-        similarity = cosine_similarity(features[again.index.to_numpy()], gallery, gallery.mean(axis=0))
         own = [first["case"].tolist().index(case.removesuffix(RETEST)) for case in again["case"]]
+        alike, found = compare_pairs(
+            features[first.index.to_numpy()], features[again.index.to_numpy()], np.asarray(own)
+        )
         patients += again["patient"].tolist()
-        cosine.append(similarity[np.arange(len(own)), own])
-        identified.append((similarity.argmax(axis=1) == np.asarray(own)).astype(np.float64))
+        cosine.append(alike)
+        identified.append(found)
     return Pairs(patients, np.concatenate(cosine), np.concatenate(identified))

@@ -38,13 +38,15 @@ import torch
 from torch import nn
 
 from components.command import data_dir
-from components.evaluate.bootstrap import class_mean, interval, macro_auc, patient_weights
+from components.evaluate.bootstrap import interval, patient_weights
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.features import Features, Method, Volumes, baselines, encoder_method, extract
 from components.evaluate.probes import linear_probe
 from components.evaluate.retrieval import retrieve
 from components.evaluate.stage import build_tasks
 from components.evaluate.tasks import Inputs, task_table
+from components.figures.averages import class_mean
+from components.figures.classification import macro_auc
 from components.files import sha256_file, write_text
 from components.models.embed import EmbedConfig, Embedder, random_embedder
 from components.preprocess.config import PreprocessConfig

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from components.evaluate.bootstrap import class_mean, interval, macro_auc, mean_defined, patient_weights, weighted_auc
+from components.evaluate.bootstrap import interval, patient_weights
+from components.figures.averages import class_mean, mean_defined
+from components.figures.classification import macro_auc, weighted_auc
 
 
 def test_weighted_auc_equals_sklearn_on_every_resampling_with_ties() -> None:
