@@ -66,7 +66,7 @@ def _check_patient(line: str, nodules: str | None) -> None:
     if block_of(line, "cohort")["nifti"]["patient"] is not None:
         return
     if nodules is not None:
-        raise UserError(patient_missing(line))
+        raise UserError(patient_missing(f"{line}.cohort"))
     print(f"{line}.cohort.nifti.patient is null: every volume counts as a patient of its own")
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from components.cohort import labelled
 from components.cohort.config import CohortConfig
 from components.cohort.readable import check_readable
 from components.cohort.suite import cohort_suite
@@ -17,9 +20,11 @@ from components.ct.keys import patient_key
 from components.files import write_json
 from components.quality import judge
 from components.sources.build import source_of
-from components.sources.interface import Listed
+from components.sources.config import SourceConfig
+from components.sources.interface import Listed, Listing
 from components.sources.lidc import ROOT, read_ratings
 from components.sources.roots import root_of
+from components.sources.sets import LabelledSet
 from components.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -31,11 +36,19 @@ ATTRIBUTION = ["collection", "licence", "doi"]
 FILE_COLUMNS = ("location", "bytes", "status", "series")
 
 
-def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozenset[str], folder: Path) -> pd.DataFrame:
+def make_cohort(
+    line: str,
+    config: CohortConfig,
+    shards: int,
+    held_out: frozenset[str],
+    folder: Path,
+    sets: Mapping[str, LabelledSet] | None = None,
+) -> pd.DataFrame:
     """List, assign, judge and write ``cohort.parquet``, ``files.parquet`` (every file of the source, accounted for),
-    ``attribution.parquet`` (whose data they are), ``quality.json`` (suite *cohort*), and for each shard its part of the
-    two tables, ``shards/<n>/``. A series that the suite rejects stays in the table, with its reason and without a
-    shard: nothing transfers it, and ``curate`` accounts for it.
+    ``attribution.parquet`` (whose data they are), ``labelled.parquet`` (which scan a row of a labelled set's table is
+    of) with ``labelled.json`` (what of it did not fit), ``quality.json`` (suite *cohort*), and for each shard its part
+    of the two tables, ``shards/<n>/``. A series that the suite rejects stays in the table, with its reason and without
+    a shard: nothing transfers it, and ``curate`` accounts for it.
 
     Args:
         line: model line.
@@ -43,20 +56,19 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
         shards: number of data shards; a series' key decides on its own, so that one more moves no other.
         held_out: patients of external evaluation sets: their series are kept out of pretraining.
         folder: output.
+        sets: the line's labelled sets; their patients are held out, too.
 
     Returns:
         The cohort, sorted by series.
 
     Raises:
-        UserError: a critical expectation failed, or too much of the source cannot be read.
+        UserError: a critical expectation failed, too much of the source cannot be read, or labels that fit no scan.
     """
-    names = [config.source] if config.source == "phantom" else [config.source, "phantom"]
     rows, files, cited = [], [], []
-    for name in names:
-        source = source_of(name, line, config)
-        listing = source.list_series(held_out)
-        check_readable(name, listing.files, len(listing.series), config.quality.max_unreadable_share)
-        rows += [_row(series, name, source.version, held_out) for series in listing.series]
+    listings, held_out = _listings(line, config, held_out, sets or {}, folder)
+    for of in listings:
+        listing = of.listing
+        rows += [_row(series, of, held_out) for series in listing.series]
         if len(listing.files):
             files.append(listing.files.table())
         if listing.selection is not None:
@@ -80,6 +92,59 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
         statuses = table["status"].value_counts().sort_index()
         log.info("%d files: %s", len(table), ", ".join(f"{name} {n}" for name, n in statuses.items()))
     return cohort
+
+
+@dataclass(frozen=True)
+class _Of:
+    """What a source lists.
+
+    Attributes:
+        source: its kind.
+        version: of its data.
+        set: the labelled set whose scans they are, or ''.
+    """
+
+    listing: Listing
+    source: str
+    version: str
+    set: str = ""
+
+
+def _listings(
+    line: str, config: CohortConfig, held_out: frozenset[str], sets: Mapping[str, LabelledSet], folder: Path
+) -> tuple[list[_Of], frozenset[str]]:
+    """Every source of the line: its labelled sets' own, the one that it is pretrained on, the phantom; and all patients
+    who are held out."""
+
+    def listed(name: str, place: str, of: SourceConfig, held_out: frozenset[str], set_name: str = "") -> _Of:
+        source = source_of(name, place, of)
+        listing = source.list_series(held_out)
+        check_readable(name, listing.files, len(listing.series), config.quality.max_unreadable_share)
+        return _Of(listing, name, source.version, set_name)
+
+    own: list[_Of] = []
+    tables, accounts = [], {}
+    for name, of_set in sets.items():
+        if of_set.source is not None:
+            found = listed(of_set.source.source, of_set.place, of_set.source, frozenset(), name)
+            rows, accounts[name] = labelled.matched(of_set, found.listing)
+            taken = {series.series for other in own for series in other.listing.series}
+            own.append(replace(found, listing=labelled.of_the_set(found.listing, rows, taken)))
+            tables.append(rows)
+    main = listed(config.source, line, config, held_out)
+    for name, of_set in sets.items():
+        if of_set.source is None:
+            rows, accounts[name] = labelled.matched(of_set, main.listing)
+            tables.append(rows)
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(labelled.COLUMNS)).astype(str)
+    labelled.check_external(rows, sets)
+    write_table(folder / "labelled.parquet", rows.astype({"row": "int64"}).sort_values(["set", "row", "series"]))
+    write_json(folder / "labelled.json", accounts)
+    elsewhere = {series.series for of in own for series in of.listing.series}
+    listings = [*own, replace(main, listing=labelled.beside(main.listing, elsewhere, rows))]
+    if config.source != "phantom":
+        listings.append(listed("phantom", line, config, held_out))
+    return listings, held_out | frozenset(rows["patient"])
 
 
 def shard_of(series: str, shards: int) -> int:
@@ -142,8 +207,8 @@ def _attribution(cohort: pd.DataFrame, cited: list[pd.DataFrame]) -> pd.DataFram
     return found.fillna({"citation": ""}).sort_values(ATTRIBUTION, ignore_index=True)
 
 
-def _row(series: Listed, source: str, version: str, held_out: frozenset[str]) -> dict[str, object]:
-    row = {**vars(series), "source": source, "version": series.version or version}
+def _row(series: Listed, of: _Of, held_out: frozenset[str]) -> dict[str, object]:
+    row = {**vars(series), "source": of.source, "set": of.set, "version": series.version or of.version}
     del row["members"]
     if series.role == "pretrain" and series.patient in held_out:
         row["role"] = row["split"] = "held_out"

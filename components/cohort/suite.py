@@ -17,7 +17,7 @@ def cohort_suite(config: CohortConfig, shards: int, rows: int) -> Suite:
     bounds = config.quality
     low_kb, high_kb = bounds.file_kb
     allowed = sorted({*bounds.licences, *(config.idc.licences if config.source == "idc" else ())})
-    uses = ["pretrain/pretrain", "evaluation/train", "evaluation/test", "held_out/held_out"]
+    uses = ["pretrain/pretrain", "evaluation/train", "evaluation/test", "held_out/held_out", "evaluation/held_out"]
     return Suite(
         "cohort",
         (

@@ -20,6 +20,18 @@ from components.files import write_json
 ROOTS_FILE = Path(".ctfoundry/roots.json")
 
 
+def place_of(line: str, name: str = "") -> str:
+    """Under which roots and maps of a line's source are kept, or those of the scans of its labelled set ``name``: no
+    line has such a name."""
+    return f"{line}-{name}" if name else line
+
+
+def key_of(place: str) -> str:
+    """The block of ``params.yaml`` that says what the source of a place is."""
+    line, _, name = place.partition("-")
+    return f"{line}.sets.{name}.scans" if name else f"{line}.cohort"
+
+
 def _recorded() -> dict[str, Any]:
     """Line to name to folder; folders right at the top are of every line, as ``--source`` once wrote them."""
     try:
