@@ -32,6 +32,7 @@ from components.settings import (
 from components.sources.config import AcquireConfig
 from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.phantom.plan import FINDINGS
+from components.sources.sets import SETS, sets_of
 
 BLOCKS: dict[str, type[StageConfig]] = {
     "cohort": CohortConfig,
@@ -89,9 +90,13 @@ def _mistakes(line: str, block: Any, path: Path, nodules_to_come: bool) -> list[
         reproducible(line, path)
     except ParamsError as error:
         mistakes.append(str(error))
+    try:
+        sets_of(line, path)
+    except ParamsError as error:
+        mistakes.append(str(error))
     for stage in block:
-        if stage not in (*BLOCKS, REPRODUCIBLE):
-            known = [REPRODUCIBLE, *BLOCKS]
+        if stage not in (*BLOCKS, REPRODUCIBLE, SETS):
+            known = [REPRODUCIBLE, SETS, *BLOCKS]
             told = f"allowed here: {', '.join(known)}{did_you_mean(stage, known)}"
             mistakes.append(f"params.yaml: {line}.{stage}: unknown key; {told}")
     valid: dict[str, Any] = {}

@@ -122,7 +122,7 @@ class LabelledSet:
         wanted = [of.column, *([self.config.split.column] if self.config.split.column else [])]
         for column in wanted:
             if column not in table:
-                raise UserError(f"{where}: {of.table} has no column {column!r}; it has {', '.join(table)}")
+                raise UserError(f"{where}: {of.table} has no column {column!r}; it has {', '.join(table.columns)}")
         keys = table[of.column].str.strip()
         twice = sorted(keys[(keys != "") & keys.duplicated()].index + 2)  # as an editor counts, after the head
         if twice:

@@ -2,8 +2,9 @@
 
 Names of a site's folders and files often hold patients' names, and tables keep the locations of files. With ``cohort.
 paths: keyed`` tables get keyed pseudonyms instead, and a map from these to the names stays on this machine:
-``.ctfoundry/paths/<place>-<root>.sqlite`` (a line, or a line's labelled set), which git ignores and only its owner may read. Where it is missing or
-outdated it is made again from the names alone; the same ``CTFOUNDRY_PSEUDONYM_KEY`` then gives the same pseudonyms.
+``.ctfoundry/paths/<place>-<root>.sqlite``, which git ignores and only its owner may read (a place is a line, or a
+labelled set of a line). Where it is missing or outdated it is made again from the names alone; the same
+``CTFOUNDRY_PSEUDONYM_KEY`` then gives the same pseudonyms.
 """
 
 from __future__ import annotations
