@@ -43,8 +43,8 @@ class Inputs:
     preprocess: GridConfig
 
     def scans(self) -> pd.DataFrame:
-        """Accepted series of the evaluation role, without second scans; sorted."""
-        return self._accepted("evaluation").query("retest_of == ''")
+        """Accepted series of the evaluation role, without second scans; sorted. Those of labelled sets are apart."""
+        return self._accepted("evaluation").query("retest_of == '' and split != 'held_out'")
 
     def retests(self) -> pd.DataFrame:
         """Accepted second scans of the evaluation role; sorted."""
