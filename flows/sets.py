@@ -1,4 +1,4 @@
-"""``ctfoundry set``: labelled sets of the user's own, written into ``params.yaml`` as blocks that can be changed there."""
+"""``ctfoundry set``: labelled sets of the user's own, as blocks of ``params.yaml`` that can be changed there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from components.ct.keys import require_secret
 from components.errors import UserError
 from components.files import sha256_file
-from components.settings import PARAMS_FILE, block_of, shown
+from components.settings import PARAMS_FILE, block_of
 from components.sources.kinds import KINDS, spelled
 from components.sources.roots import place_of, record_root
 from components.sources.sets import KEYS, SETS, read_text_table
@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--labels", required=True, type=Path, metavar="FILE", help="the table, .csv or .parquet")
     add.add_argument(
         "--key", required=True, metavar="KIND=COLUMN",
-        help=f"what names a scan, {', '.join(KEYS)}, and the column of the table that holds it, as in patient=PatientID",
+        help=f"what names a scan, {', '.join(KEYS)}, and the column that holds it, as in patient=PatientID",
     )  # fmt: skip
     add.add_argument("--label", action="append", default=[], metavar="COLUMN", help="ask for it (again for more)")
     side = add.add_mutually_exclusive_group()
@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def _add(arguments: argparse.Namespace) -> int:
     with checkout_lock(f"set add {arguments.name}"):
         add_set(arguments.line, arguments.name, _block(arguments), arguments.label, arguments.labels, arguments.scans)
-    asked = f", tasks {', '.join(arguments.label)}" if arguments.label else ""
+    asked = f", tasks {', '.join(map(task_name, arguments.label))}" if arguments.label else ""
     print(f"{PARAMS_FILE}: {arguments.line}.{SETS}.{arguments.name}{asked}; then `make release LINE={arguments.line}`")
     return 0
 
@@ -105,20 +105,31 @@ def add_set(line: str, name: str, block: dict[str, Any], tasks: list[str], table
         UserError: a set or task of this name is there, or one of the values is not allowed; nothing is then written.
     """
     if name in block_of(line, SETS):
-        raise UserError(
-            f"set {name!r} is not allowed: {line}.{SETS} has one of this name; `ctfoundry set pin` renews it"
-        )
-    taken = [task for task in tasks if task in block_of(line, TASKS)]
-    if taken:
-        raise UserError(f"--label {shown(taken[0])} is not allowed: {line}.{TASKS} has a task of this name")
+        raise UserError(f"set {name!r} is not allowed: {line}.{SETS} has it; `ctfoundry set pin` renews its digests")
+    named = {task_name(label): label for label in tasks}
+    taken = [task for task in named if task in block_of(line, TASKS)]
+    if taken or len(named) < len(tasks):
+        known = f"{line}.{TASKS} has a task {taken[0]!r}" if taken else "two of them make one task's name"
+        raise UserError(f"--label {', '.join(tasks)}: not allowed: {known}")
     editor = yaml_editor()
     content = editor.load(PARAMS_FILE.read_text())
-    content[line][SETS].update({name: block})
-    content[line][TASKS].update({task_name(task): {"kind": "classify", "set": name, "label": task} for task in tasks})
+    content[line][SETS][name] = {key: _in_a_line(value) for key, value in block.items()}
+    for task, of in named.items():
+        content[line][TASKS][task] = _in_a_line({"kind": "classify", "set": name, "label": of})
     for key in (SETS, TASKS):
         content[line][key].fa.set_block_style()
     write_checked(editor, content)
     _remember(line, name, table, scans)
+
+
+def _in_a_line(value: Any) -> Any:
+    from ruamel.yaml.comments import CommentedMap
+
+    if not isinstance(value, dict):
+        return value
+    block = CommentedMap(value)
+    block.fa.set_flow_style()
+    return block
 
 
 def task_name(label: str) -> str:

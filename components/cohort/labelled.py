@@ -40,20 +40,24 @@ def matched(of_set: LabelledSet, listing: Listing) -> tuple[pd.DataFrame, dict[s
             or both of one patient.
     """
     table = of_set.table()
-    scans = _by_key(listing, of_set.config.labels.key)
-    rows = [(number, series) for number, key in enumerate(table["key"]) if key for series in scans.get(key, ())]
+    scans, named = _by_key(listing, of_set.config.labels.key), table["keys"].map(len) > 0
+    rows = [
+        (number, series)
+        for number, keys in enumerate(table["keys"])
+        for series in sorted({series for key in keys for series in scans.get(key, ())})
+    ]
     if not rows:
         of = of_set.config.labels
         raise UserError(
             f"{of_set.line}.sets.{of_set.name}: no row of {of.table} names a scan of its source: "
-            f"{int((table['key'] != '').sum())} rows have a {of.key} in column {of.column!r}, and the source lists "
+            f"{int(named.sum())} rows have a {of.key} in column {of.column!r}, and the source lists "
             f"{len(listing.series)} scans"
         )
     patients = {series.series: series.patient for series in listing.series}
     found = pd.DataFrame(rows, columns=["row", "series"]).assign(set=of_set.name)
     found["patient"] = found["series"].map(patients)
     found["split"] = _sides(of_set, table, found)
-    named, with_scan = table["key"] != "", set(found["row"])
+    with_scan = set(found["row"])
     account = {
         "rows": len(table),
         "rows_without_key": int((~named).sum()),

@@ -34,7 +34,7 @@ def classify(
     """
     table, where = of_set.table(), f"{of_set.line}.tasks.{name}.label"
     if task.label not in table:
-        columns = ", ".join(column for column in table.columns if column != "key")
+        columns = ", ".join(column for column in table.columns if column != "keys")
         raise UserError(
             f"params.yaml: {where}: {shown(task.label)} is no column of {of_set.config.labels.table}: {columns}"
         )

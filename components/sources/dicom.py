@@ -15,7 +15,7 @@ from components.errors import UserError
 from components.sources.config import SourceConfig, TransferConfig
 from components.sources.dicom_tree import list_tree
 from components.sources.interface import Listing
-from components.sources.roots import key_of, root_of
+from components.sources.roots import root_of
 from components.sources.tree import (
     Archives,
     check_digest,
@@ -36,14 +36,14 @@ class DicomSource:
 
     def __init__(self, config: SourceConfig, place: str) -> None:
         """``place``: see ``roots.place_of``."""
-        self._config, self._place, self._key = config, place, f"{key_of(place)}.source_digest"
+        self._config, self._place = config, place
         self.version = config.source_digest or ""
 
     def list_series(self, held_out: frozenset[str]) -> Listing:
         require_secret("dicom")
         pinned = self._config.source_digest
-        listing = list_tree(pinned_root("dicom", pinned, self._key, self._place), self._config)
-        check_digest("dicom", pinned, self._key, listing.digest)
+        listing = list_tree(pinned_root("dicom", pinned, self._place), self._config)
+        check_digest("dicom", pinned, self._place, listing.digest)
         if not listing.series:
             raise none_found("dicom", "CT image", listing.files.status)
         if self._config.paths == "shown":

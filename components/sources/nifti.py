@@ -47,7 +47,7 @@ class NiftiSource:
 
     def __init__(self, config: SourceConfig, place: str) -> None:
         """``place``: see ``roots.place_of``."""
-        self._config, self._place, self._key = config, place, f"{key_of(place)}.source_digest"
+        self._config, self._place = config, place
         self.version = config.source_digest or ""
 
     def list_series(self, held_out: frozenset[str]) -> Listing:
@@ -55,12 +55,12 @@ class NiftiSource:
         of, rule = self._config, self._config.nifti.patient
         if held_out and rule is None:
             raise UserError(patient_missing(key_of(self._place)))
-        root = pinned_root("nifti", of.source_digest, self._key, self._place)
+        root = pinned_root("nifti", of.source_digest, self._place)
         digest, seen = hashlib.sha256(), {}
         for location, size, pieces in glances(root):
             add_to_digest(digest, location, size, pieces)
             seen[location] = f"{size} {pieces.hex()[:16]}"
-        check_digest("nifti", of.source_digest, self._key, digest.hexdigest())
+        check_digest("nifti", of.source_digest, self._place, digest.hexdigest())
         patient_of = _patients(root, rule)
         found = [(name.location, *_measured(root, name)) for name in names(root)]
         prefix = own_names(self._place)

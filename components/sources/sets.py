@@ -23,6 +23,7 @@ from components.files import sha256_file
 from components.settings import PARAMS_FILE, ParamsError, Seed, StageConfig, load_part, parse, read_yaml, shown
 from components.sources.config import Name, SourceConfig
 from components.sources.roots import place_of, root_of
+from components.sources.tree import own_names
 
 SETS = "sets"
 SET_NAME = r"[a-z][a-z0-9_]{0,39}"
@@ -101,8 +102,8 @@ class LabelledSet:
         return place_of(self.line, self.name)
 
     def table(self) -> pd.DataFrame:
-        """The table, row by row, every column as text; ``key`` is the pseudonym that a row names, '' where it names
-        none.
+        """The table, row by row, every column as text, with ``keys``: the pseudonyms by which a row may name a scan,
+        none where it names none.
 
         Raises:
             UserError: it is not on this machine, not the pinned one, no table, or without the columns it must have;
@@ -128,7 +129,17 @@ class LabelledSet:
         if twice:
             told = ", ".join(map(str, twice[:SHOWN_ROWS])) + (", ..." if len(twice) > SHOWN_ROWS else "")
             raise UserError(f"{where}: {of.table} names a {of.key} of column {of.column!r} twice, in line {told}")
-        return table.assign(key=[KEYS[of.key](text) if text else "" for text in keys])
+        return table.assign(keys=[self._keys(text) if text else () for text in keys])
+
+    def _keys(self, text: str) -> tuple[str, ...]:
+        kind = self.config.labels.key
+        if kind != "file":
+            return (KEYS[kind](text),)
+        files = (text, f"{text}!")  # as the folder that a zip counts for
+        if self.source is not None and self.source.paths == "shown":
+            return files
+        prefix = own_names(self.place) if self.source is not None else ""
+        return tuple(KEYS[kind](prefix + name) for name in files)
 
 
 def read_text_table(path: Path) -> pd.DataFrame:

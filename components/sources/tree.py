@@ -30,7 +30,7 @@ from components.ct.keys import file_key, require_secret
 from components.errors import UserError
 from components.files import NO_ROOM, DiskFullError, StopStageError, replacing
 from components.sources.interface import Listing
-from components.sources.roots import root_of
+from components.sources.roots import key_of, root_of
 
 PIECE_BYTES = 4096
 LARGE_BYTES = 4 * 2**20  # such files (volumes, zips) are looked at in their middle and at their end, too
@@ -180,19 +180,22 @@ def add_to_digest(digest: hashlib._Hash, location: str, size: int, pieces: bytes
     digest.update(f"{location}\0{size}\0{seen}\n".encode("utf-8", "surrogateescape"))  # a name may be any bytes
 
 
-def pinned_root(name: str, pinned: str | None, key: str, place: str) -> Path:
+def pinned_root(name: str, pinned: str | None, place: str) -> Path:
     """The folder behind the root ``name``. Raises UserError where none is configured, or no digest is pinned."""
     if not pinned:
-        raise UserError(f"params.yaml: {key}: null is not allowed with this source; run `ctfoundry release --source`")
+        told = f"params.yaml: {key_of(place)}.source_digest: null is not allowed with this source"
+        raise UserError(f"{told}; run `ctfoundry {'set pin' if '-' in place else 'release --source'}`")
     return root_of(name, place)
 
 
-def check_digest(name: str, pinned: str | None, key: str, found: str) -> None:
-    """Raise UserError where the tree is another than the one that ``params.yaml`` pins under ``key``."""
+def check_digest(name: str, pinned: str | None, place: str, found: str) -> None:
+    """Raise UserError where the tree is another than the one that ``params.yaml`` pins for the place."""
     if found != pinned:
+        line, _, of_set = place.partition("-")
+        command = f"set pin {of_set} --line {line}" if of_set else f"release --source {name}:<folder>"
         raise UserError(
-            f"root {name!r}: its files have changed (digest {found[:12]}, {key} pins {str(pinned)[:12]}); "
-            f"run `ctfoundry release --source {name}:<folder>` to pin them as they are now"
+            f"root {name!r}: its files have changed (digest {found[:12]}, {key_of(place)}.source_digest pins "
+            f"{str(pinned)[:12]}); run `ctfoundry {command}` to pin them as they are now"
         )
 
 
