@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from components.errors import UserError
@@ -67,6 +65,6 @@ def _left_out(rows: pd.DataFrame, known: pd.Series[bool], accepted: pd.Series[bo
     lost = rows[known & ~accepted]
     if len(lost):
         reasons = lost["reason"].fillna("").str.split(";").str[0].replace("", "not in the cohort")
-        counts: Mapping[str, int] = reasons.value_counts().sort_index().to_dict()
+        counts = reasons.value_counts().sort_index().to_dict()
         parts.append(f"{len(lost)} labelled scans rejected ({', '.join(f'{name} {n}' for name, n in counts.items())})")
     return f"Left out: {'; '.join(parts)}." if parts else ""

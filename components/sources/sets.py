@@ -129,7 +129,9 @@ class LabelledSet:
         if twice:
             told = ", ".join(map(str, twice[:SHOWN_ROWS])) + (", ..." if len(twice) > SHOWN_ROWS else "")
             raise UserError(f"{where}: {of.table} names a {of.key} of column {of.column!r} twice, in line {told}")
-        return table.assign(keys=[self._keys(text) if text else () for text in keys])
+        return table.assign(
+            keys=pd.Series([self._keys(text) if text else () for text in keys], index=table.index, dtype=object)
+        )
 
     def _keys(self, text: str) -> tuple[str, ...]:
         kind = self.config.labels.key
