@@ -47,8 +47,8 @@ class S3:
         return {
             "series": f"s{name}", "patient": f"p{name}", "study": "", "name": name, "location": f"{bucket}/{name}",
             "source": "idc", "set": "", "plan": "", "files": len(files), "bytes": sum(map(len, files.values())),
-            "collection": "c", "licence": "CC BY 4.0", "doi": "", "role": "pretrain", "split": "pretrain", "retest_of": "",
-            "shard": 0,
+            "collection": "c", "licence": "CC BY 4.0", "doi": "", "role": "pretrain", "split": "pretrain",
+            "retest_of": "", "shard": 0,
         }  # fmt: skip
 
     def stop(self) -> None:

@@ -52,7 +52,8 @@ def rows(count: int) -> list[dict[str, Any]]:
     )
     plans = [p for p in plan_scans(config) if p.role == "pretrain"][:count]
     common = {"source": "phantom", "set": "", "location": "", "files": 0, "bytes": 0, "collection": "c",
-              "licence": "Apache-2.0", "doi": "", "role": "pretrain", "split": "pretrain", "retest_of": "", "study": "", "shard": 0}  # fmt: skip
+              "licence": "Apache-2.0", "doi": "", "role": "pretrain", "split": "pretrain", "retest_of": "",
+              "study": "", "shard": 0}  # fmt: skip
     return [
         {**common, "series": f"s{n:016x}", "patient": f"p{n:016x}", "name": p.name,
          "plan": replace(p, matrix=48, pixel_mm=8.0, increment_mm=20.0, slices=9, fault="").to_json()}
