@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from components.errors import UserError
-from components.sources.build import source_of
 from components.sources.interface import Files, Listing
 from components.sources.sets import LabelledSet
 
@@ -24,16 +23,23 @@ COLUMNS = ("set", "row", "series", "patient", "split")
 SHOWN = 3  # rows or values named in a line of text
 
 
-def matched(of_set: LabelledSet, listing: Listing) -> tuple[pd.DataFrame, dict[str, Any]]:
+@dataclass(frozen=True)
+class Matched:
     """The scans that the rows of a set's table are of.
 
-    Args:
-        of_set: the set.
-        listing: of the source that holds its scans.
+    Attributes:
+        rows: a row per row of the table and scan, with :data:`COLUMNS`, sorted.
+        patients: all who are named, with or without a scan.
+        account: what was counted: rows without a key, rows whose key no scan has, scans that no row names.
+    """
 
-    Returns:
-        A row per row of the table and scan, with :data:`COLUMNS`, sorted; and what was counted: rows without a key,
-        rows whose key no scan has, scans that no row names.
+    rows: pd.DataFrame
+    patients: frozenset[str]
+    account: dict[str, Any]
+
+
+def matched(of_set: LabelledSet, listing: Listing) -> Matched:
+    """Find the scans of a set's table in ``listing``, which is of the source that holds them.
 
     Raises:
         UserError: no row has a scan; a column that says the side of a patient says something else than train or test,
@@ -68,7 +74,10 @@ def matched(of_set: LabelledSet, listing: Listing) -> tuple[pd.DataFrame, dict[s
         "patients_by_split": found.groupby("split")["patient"].nunique().astype(int).to_dict(),
     }
     _tell(of_set, account)
-    return found[list(COLUMNS)].sort_values(["row", "series"], ignore_index=True), account
+    by_patient = of_set.config.labels.key == "patient"
+    named_patients = {key for keys in table["keys"] for key in keys} if by_patient else set()
+    rows_found = found[list(COLUMNS)].sort_values(["row", "series"], ignore_index=True)
+    return Matched(rows_found, frozenset(found["patient"]) | frozenset(named_patients), account)
 
 
 def _tell(of_set: LabelledSet, account: Mapping[str, Any]) -> None:
@@ -126,6 +135,12 @@ def side_of(seed: int, patient: str, test: float) -> str:
     return "test" if drawn < test * 2**64 else "train"
 
 
+def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all sets, sorted; none where there is no set."""
+    empty = pd.DataFrame({name: pd.Series(dtype="int64" if name == "row" else "str") for name in COLUMNS})
+    return (pd.concat(tables) if tables else empty).sort_values(["set", "row", "series"], ignore_index=True)
+
+
 def check_external(rows: pd.DataFrame, sets: Mapping[str, LabelledSet]) -> None:
     """Raise UserError where a patient of an external set is one that heads are trained on."""
     trained = set(rows.loc[rows["split"] == "train", "patient"])
@@ -137,12 +152,6 @@ def check_external(rows: pd.DataFrame, sets: Mapping[str, LabelledSet]) -> None:
                     f"{of_set.line}.sets.{name}: {len(both)} of its patients are also in the training side of another "
                     f"set, first {min(both)}: it is not external to it"
                 )
-
-
-def own_scans(of_set: LabelledSet) -> Listing:
-    """What the source of a set's own scans lists."""
-    assert of_set.source is not None
-    return source_of(of_set.source.source, of_set.place, of_set.source).list_series(frozenset())
 
 
 def of_the_set(listing: Listing, rows: pd.DataFrame, taken: set[str]) -> Listing:

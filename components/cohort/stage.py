@@ -33,7 +33,7 @@ STATE = Path(".ctfoundry")
 FORGET_AFTER_DAYS = 30
 NO_SHARD = -1  # of a rejected series: no stage brings it in
 ATTRIBUTION = ["collection", "licence", "doi"]
-FILE_COLUMNS = ("location", "bytes", "status", "series")
+FILE_COLUMNS = ("location", "bytes", "status", "series", "set")
 
 
 def make_cohort(
@@ -70,7 +70,7 @@ def make_cohort(
         listing = of.listing
         rows += [_row(series, of, held_out) for series in listing.series]
         if len(listing.files):
-            files.append(listing.files.table())
+            files.append(listing.files.table().assign(set=of.set))
         if listing.selection is not None:
             write_json(folder / "selection.json", listing.selection)
         if listing.attribution is not None:
@@ -123,28 +123,24 @@ def _listings(
         return _Of(listing, name, source.version, set_name)
 
     own: list[_Of] = []
-    tables, accounts = [], {}
+    found: dict[str, labelled.Matched] = {}
     for name, of_set in sets.items():
         if of_set.source is not None:
-            found = listed(of_set.source.source, of_set.place, of_set.source, frozenset(), name)
-            rows, accounts[name] = labelled.matched(of_set, found.listing)
+            scans = listed(of_set.source.source, of_set.place, of_set.source, frozenset(), name)
+            found[name] = labelled.matched(of_set, scans.listing)
             taken = {series.series for other in own for series in other.listing.series}
-            own.append(replace(found, listing=labelled.of_the_set(found.listing, rows, taken)))
-            tables.append(rows)
+            own.append(replace(scans, listing=labelled.of_the_set(scans.listing, found[name].rows, taken)))
     main = listed(config.source, line, config, held_out)
-    for name, of_set in sets.items():
-        if of_set.source is None:
-            rows, accounts[name] = labelled.matched(of_set, main.listing)
-            tables.append(rows)
-    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(labelled.COLUMNS)).astype(str)
+    found |= {name: labelled.matched(of, main.listing) for name, of in sets.items() if of.source is None}
+    rows = labelled.joined([of.rows for of in found.values()])
     labelled.check_external(rows, sets)
-    write_table(folder / "labelled.parquet", rows.astype({"row": "int64"}).sort_values(["set", "row", "series"]))
-    write_json(folder / "labelled.json", accounts)
+    write_table(folder / "labelled.parquet", rows)
+    write_json(folder / "labelled.json", {name: of.account for name, of in found.items()})
     elsewhere = {series.series for of in own for series in of.listing.series}
     listings = [*own, replace(main, listing=labelled.beside(main.listing, elsewhere, rows))]
     if config.source != "phantom":
         listings.append(listed("phantom", line, config, held_out))
-    return listings, held_out | frozenset(rows["patient"])
+    return listings, held_out.union(*(of.patients for of in found.values()))
 
 
 def shard_of(series: str, shards: int) -> int:

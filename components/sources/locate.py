@@ -31,8 +31,7 @@ def locate(line: str, key: str) -> list[str]:
     row = cohort[cohort["series"] == key]
     found = files[(files["location"] == key) | (files["series"] == key)]
     members = found["location"].tolist()
-    owner = cohort[cohort["series"].isin(found["series"])]  # of a file
-    of_set = str(owner["set"].iloc[0]) if len(owner) else str(row["set"].iloc[0]) if len(row) else ""
+    of_set = str([*found["set"], *row["set"], ""][0])
     source, place = (row["source"].iloc[0] if len(row) else sources[of_set].source), place_of(line, of_set)
     if len(row) and source == "idc":
         return [f"s3://{row['location'].iloc[0]}"]

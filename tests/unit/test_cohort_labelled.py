@@ -112,6 +112,24 @@ def test_nobody_who_is_named_is_pretrained_on(checkout: Path) -> None:
     assert account["scans_without_row"] == PATIENTS + 1 - 3
 
 
+def test_who_is_named_without_a_scan_is_not_pretrained_on_either(checkout: Path) -> None:
+    shutil.move("tree/scan3", "scan3")
+    with_set(table_of("patient"))
+    pinned = read_yaml()[LINE]["sets"]["site"]["scans"]["source_digest"]
+    Path("elsewhere").mkdir()
+    shutil.move("scan3", "elsewhere/scan3")
+    shutil.copytree("tree/scan0", "elsewhere/scan9")
+    for n, image in enumerate(make_series(50, side=64)):
+        Path(f"elsewhere/{n}.dcm").write_bytes(as_file(image))
+    record_root("dicom", Path("elsewhere"), LINE)
+    config = load_stage(CohortConfig, LINE, "cohort")
+    config = config.model_copy(update={"source": "dicom", "source_digest": tree_digest(Path("elsewhere"))})
+    found = make_cohort(LINE, config, 2, frozenset(), Path("cohort"), sets_of(LINE))
+    assert pinned == tree_digest(Path("tree"))
+    real = found[(found["source"] == "dicom") & (found["set"] == "")]
+    assert sorted(real["role"]) == ["held_out", "pretrain"], "MRN3's only scan, MRN50's; MRN0's is the set's already"
+
+
 def test_labels_of_the_lines_own_scans(checkout: Path) -> None:
     with_set(table_of("accession").iloc[:2], "accession", scans=None)
     found, labelled = cohort("dicom")
@@ -124,6 +142,7 @@ def test_labels_of_the_lines_own_scans(checkout: Path) -> None:
 def test_sides_are_of_patients_and_of_the_seed_alone(checkout: Path) -> None:
     with_set(table_of("patient"))
     _, labelled = cohort()
+    assert set(labelled["split"]) == {"train", "test"}
     assert labelled.groupby("patient")["split"].nunique().eq(1).all()
     with_set(table_of("patient").iloc[::-1])
     _, again = cohort()
