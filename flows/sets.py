@@ -9,18 +9,17 @@ from typing import Any
 
 from components.ct.keys import require_secret
 from components.errors import UserError
+from components.evaluate.config import TASK_NAME, TASKS
 from components.files import sha256_file
 from components.settings import PARAMS_FILE, block_of
 from components.sources.kinds import KINDS, spelled
 from components.sources.roots import place_of, record_root
-from components.sources.sets import KEYS, SETS, read_text_table
+from components.sources.sets import KEYS, SETS, read_text_table, require_column
 from components.sources.tree import tree_digest
 from flows.lines import add_line
 from flows.lock import checkout_lock
 from flows.parameters import write_checked, yaml_editor
 from flows.sources import check_tree
-
-TASKS = "tasks"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +41,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--key", required=True, metavar="KIND=COLUMN",
         help=f"what names a scan, {', '.join(KEYS)}, and the column that holds it, as in patient=PatientID",
     )  # fmt: skip
-    add.add_argument("--label", action="append", default=[], metavar="COLUMN", help="ask for it (again for more)")
+    add.add_argument(
+        "--label", action="append", default=[], metavar="[TASK=]COLUMN",
+        help="a task that asks for a column (again for more); it is named as the column, if nothing else is said",
+    )  # fmt: skip
+    add.add_argument("--patient", metavar="PATTERN", help="of nifti: how a path names its patient, as '{patient}/**'")
     side = add.add_mutually_exclusive_group()
     side.add_argument("--split", metavar="COLUMN", help="of the table, that holds train or test (default: by patient)")
     side.add_argument("--external", action="store_true", help="another site's: tested on only")
@@ -55,13 +58,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add(arguments: argparse.Namespace) -> int:
     with checkout_lock(f"set add {arguments.name}"):
-        add_set(arguments.line, arguments.name, _block(arguments), arguments.label, arguments.labels, arguments.scans)
-    asked = f", tasks {', '.join(map(task_name, arguments.label))}" if arguments.label else ""
+        tasks = _tasks(arguments.label)
+        add_set(arguments.line, arguments.name, _block(arguments, tasks), tasks, arguments.labels, arguments.scans)
+    asked = f", tasks {', '.join(tasks)}" if tasks else ""
     print(f"{PARAMS_FILE}: {arguments.line}.{SETS}.{arguments.name}{asked}; then `make release LINE={arguments.line}`")
     return 0
 
 
-def _block(arguments: argparse.Namespace) -> dict[str, Any]:
+def _tasks(labels: list[str]) -> dict[str, str]:
+    """Task to column, of ``[TASK=]COLUMN``: ``Malignant (0/1)`` alone is the task ``malignant_0_1``."""
+    tasks: dict[str, str] = {}
+    for text in labels:
+        name, given, column = text.partition("=")
+        if not given:
+            name, column = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:40], text
+        if not TASK_NAME.fullmatch(name) or name in tasks:
+            told = f"{name!r} is taken by another" if name in tasks else f"{name!r} names no task"
+            raise UserError(
+                f"--label {text!r} is not allowed: {told}; write <task>=<column>, as in second_look={column}"
+            )
+        tasks[name] = column
+    return tasks
+
+
+def _block(arguments: argparse.Namespace, tasks: dict[str, str]) -> dict[str, Any]:
     """The set as it is written, before anything is."""
     kind, _, column = arguments.key.partition("=")
     if kind not in KEYS or not column:
@@ -70,21 +90,22 @@ def _block(arguments: argparse.Namespace) -> dict[str, Any]:
     if not path.is_file() or path.suffix not in (".csv", ".parquet"):
         raise UserError(f"--labels {path}: {'not a .csv or .parquet file' if path.is_file() else 'no such file'}")
     table = read_text_table(path)
-    for name in (column, *arguments.label, *([arguments.split] if arguments.split else [])):
-        if name not in table:
-            raise UserError(f"column {name!r}: {path.name} has none; it has {', '.join(table.columns)}")
+    for name in (column, *tasks.values(), *([arguments.split] if arguments.split else [])):
+        require_column(table, name, path.name)
     split: dict[str, Any] = {"seed": 1, "test": 0.5}
     if arguments.split:
         split = {"column": arguments.split}
     return {
-        "scans": _scans(arguments.scans),
+        "scans": _scans(arguments.scans, arguments.patient),
         "labels": {"table": path.name, "digest": sha256_file(path), "key": kind, "column": column},
         "split": split,
         "role": "external" if arguments.external else "internal",
     }
 
 
-def _scans(source: str) -> dict[str, Any] | None:
+def _scans(source: str, patient: str | None) -> dict[str, Any] | None:
+    if patient is not None and not source.startswith("nifti:"):
+        raise UserError("--patient is not allowed with these --scans: only with nifti:<folder>")
     if source == "line":
         return None
     kind, _, folder = source.partition(":")
@@ -95,10 +116,11 @@ def _scans(source: str) -> dict[str, Any] | None:
     if not folder:
         return {"source": kind}
     check_tree(kind, Path(folder))
-    return {"source": kind, "source_digest": tree_digest(Path(folder))}
+    found: dict[str, Any] = {"source": kind, "source_digest": tree_digest(Path(folder))}
+    return found if patient is None else found | {"nifti": {"patient": patient}}
 
 
-def add_set(line: str, name: str, block: dict[str, Any], tasks: list[str], table: Path, scans: str) -> None:
+def add_set(line: str, name: str, block: dict[str, Any], tasks: dict[str, str], table: Path, scans: str) -> None:
     """Write the set's block, and a task for each label, into ``params.yaml``, and remember its folders.
 
     Raises:
@@ -106,15 +128,13 @@ def add_set(line: str, name: str, block: dict[str, Any], tasks: list[str], table
     """
     if name in block_of(line, SETS):
         raise UserError(f"set {name!r} is not allowed: {line}.{SETS} has it; `ctfoundry set pin` renews its digests")
-    named = {task_name(label): label for label in tasks}
-    taken = [task for task in named if task in block_of(line, TASKS)]
-    if taken or len(named) < len(tasks):
-        known = f"{line}.{TASKS} has a task {taken[0]!r}" if taken else "two of them make one task's name"
-        raise UserError(f"--label {', '.join(tasks)}: not allowed: {known}")
+    taken = [task for task in tasks if task in block_of(line, TASKS)]
+    if taken:
+        raise UserError(f"task {taken[0]!r} is not allowed: {line}.{TASKS} has it; write --label <another>=<column>")
     editor = yaml_editor()
     content = editor.load(PARAMS_FILE.read_text())
     content[line][SETS][name] = {key: _in_a_line(value) for key, value in block.items()}
-    for task, of in named.items():
+    for task, of in tasks.items():
         content[line][TASKS][task] = _in_a_line({"kind": "classify", "set": name, "label": of})
     for key in (SETS, TASKS):
         content[line][key].fa.set_block_style()
@@ -132,13 +152,8 @@ def _in_a_line(value: Any) -> Any:
     return block
 
 
-def task_name(label: str) -> str:
-    """A task's name of a column's: ``Malignant (0/1)`` is ``malignant_0_1``."""
-    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")[:40]
-
-
 def _remember(line: str, name: str, table: Path, scans: str) -> None:
-    record_root(f"{name}_labels", table.resolve().parent, line)
+    record_root(f"{name}_labels", table.parent, line)
     kind, _, folder = scans.partition(":")
     if folder:
         record_root(kind, Path(folder), place_of(line, name))

@@ -17,7 +17,7 @@ from components.sources.sets import LabelledSet
 
 log = logging.getLogger(__name__)
 
-EVALUATION, HELD_OUT = "evaluation", "held_out"
+PRETRAIN, EVALUATION, HELD_OUT = "pretrain", "evaluation", "held_out"
 SIDES = ("train", "test")
 COLUMNS = ("set", "row", "series", "patient", "split")
 SHOWN = 3  # rows or values named in a line of text
@@ -29,12 +29,12 @@ class Matched:
 
     Attributes:
         rows: a row per row of the table and scan, with :data:`COLUMNS`, sorted.
-        patients: all who are named, with or without a scan.
+        keys: the pseudonyms that the table names.
         account: what was counted: rows without a key, rows whose key no scan has, scans that no row names.
     """
 
     rows: pd.DataFrame
-    patients: frozenset[str]
+    keys: frozenset[str]
     account: dict[str, Any]
 
 
@@ -45,19 +45,19 @@ def matched(of_set: LabelledSet, listing: Listing) -> Matched:
         UserError: no row has a scan; a column that says the side of a patient says something else than train or test,
             or both of one patient.
     """
-    table = of_set.table()
-    scans, named = _by_key(listing, of_set.config.labels.key), table["keys"].map(len) > 0
+    table, keys = of_set.table()
+    scans = _by_key(listing, of_set.config.labels.key)
     rows = [
         (number, series)
-        for number, keys in enumerate(table["keys"])
-        for series in sorted({series for key in keys for series in scans.get(key, ())})
+        for number, of_row in enumerate(keys)
+        for series in sorted({series for key in of_row for series in scans.get(key, ())})
     ]
+    named = sum(map(bool, keys))
     if not rows:
         of = of_set.config.labels
         raise UserError(
-            f"{of_set.line}.sets.{of_set.name}: no row of {of.table} names a scan of its source: "
-            f"{int(named.sum())} rows have a {of.key} in column {of.column!r}, and the source lists "
-            f"{len(listing.series)} scans"
+            f"{of_set.line}.sets.{of_set.name}: no row of {of.table} names a scan of its source: {named} rows have a "
+            f"{of.key} in column {of.column!r}, and the source lists {len(listing.series)} scans"
         )
     patients = {series.series: series.patient for series in listing.series}
     found = pd.DataFrame(rows, columns=["row", "series"]).assign(set=of_set.name)
@@ -66,18 +66,30 @@ def matched(of_set: LabelledSet, listing: Listing) -> Matched:
     with_scan = set(found["row"])
     account = {
         "rows": len(table),
-        "rows_without_key": int((~named).sum()),
-        "rows_without_scan": [row for row in range(len(table)) if named.iloc[row] and row not in with_scan],
+        "rows_without_key": len(keys) - named,
+        "rows_without_scan": [row for row, of_row in enumerate(keys) if of_row and row not in with_scan],
         "scans": int(found["series"].nunique()),
         "scans_without_row": len(patients.keys() - set(found["series"])),
         "patients": int(found["patient"].nunique()),
         "patients_by_split": found.groupby("split")["patient"].nunique().astype(int).to_dict(),
     }
     _tell(of_set, account)
-    by_patient = of_set.config.labels.key == "patient"
-    named_patients = {key for keys in table["keys"] for key in keys} if by_patient else set()
-    rows_found = found[list(COLUMNS)].sort_values(["row", "series"], ignore_index=True)
-    return Matched(rows_found, frozenset(found["patient"]) | frozenset(named_patients), account)
+    in_order = found[list(COLUMNS)].sort_values(["row", "series"], ignore_index=True)
+    return Matched(in_order, frozenset(key for of_row in keys for key in of_row), account)
+
+
+def named_patients(of_set: LabelledSet, found: Matched, listings: Iterable[Listing]) -> frozenset[str]:
+    """All who are named in a set's table, whether the scan that it names is in the set's source, in another, or in
+    none."""
+    patients = set(found.rows["patient"])
+    if of_set.config.labels.key == "patient":
+        return frozenset(patients | found.keys)
+    for listing in listings:
+        patients_of = {series.series: series.patient for series in listing.series}
+        for key, series in _by_key(listing, of_set.config.labels.key).items():
+            if key in found.keys:
+                patients.update(patients_of[one] for one in series)
+    return frozenset(patients)
 
 
 def _tell(of_set: LabelledSet, account: Mapping[str, Any]) -> None:
@@ -102,7 +114,8 @@ def _by_key(listing: Listing, key: str) -> dict[str, list[str]]:
         return {name: sorted(set(of)) for name, of in found.items()}
     attribute = {"series": "uid"}.get(key, key)
     for series_ in listing.series:
-        found[getattr(series_, attribute)].append(series_.series)
+        if named := getattr(series_, attribute):
+            found[named].append(series_.series)
     return found
 
 
@@ -114,17 +127,20 @@ def _sides(of_set: LabelledSet, table: pd.DataFrame, found: pd.DataFrame) -> lis
         assert split.seed is not None
         assert split.test is not None
         return [side_of(split.seed, patient, split.test) for patient in found["patient"]]
-    sides = [str(side).strip() for side in table[split.column].iloc[found["row"]]]
-    other = sorted(set(sides) - set(SIDES))
-    if other:
-        raise UserError(f"{where}.split.column {split.column!r}: {other[0]!r} is not allowed: {' or '.join(SIDES)}")
+    sides = [side.strip() for side in table[split.column].iloc[found["row"]]]
+    other = [int(row) + 1 for row, side in zip(found["row"], sides, strict=True) if side not in SIDES]
+    if other:  # what stands there is not told: of another column it may be a name
+        raise UserError(
+            f"{where}.split.column {split.column!r}: {len(other)} rows are not allowed, first row {other[0]} of "
+            f"{of_set.config.labels.table}: {' or '.join(SIDES)}"
+        )
     both = found.assign(side=sides).groupby("patient")["side"].nunique()
     if (both > 1).any():
         rows = found.loc[found["patient"].isin(both[both > 1].index), "row"]
-        lines = ", ".join(str(row + 2) for row in sorted(set(rows))[:SHOWN])
+        lines = ", ".join(str(row + 1) for row in sorted(set(rows))[:SHOWN])
         raise UserError(
             f"{where}.split.column {split.column!r}: {int((both > 1).sum())} patients are in train and in test, as in "
-            f"the lines {lines} of {of_set.config.labels.table}"
+            f"the rows {lines} of {of_set.config.labels.table}"
         )
     return sides
 
@@ -141,17 +157,16 @@ def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return (pd.concat(tables) if tables else empty).sort_values(["set", "row", "series"], ignore_index=True)
 
 
-def check_external(rows: pd.DataFrame, sets: Mapping[str, LabelledSet]) -> None:
-    """Raise UserError where a patient of an external set is one that heads are trained on."""
+def check_external(rows: pd.DataFrame, named: Mapping[str, frozenset[str]], sets: Mapping[str, LabelledSet]) -> None:
+    """Raise UserError where a patient who is named in an external set is one that heads are trained on."""
     trained = set(rows.loc[rows["split"] == "train", "patient"])
     for name, of_set in sets.items():
-        if of_set.config.role == "external":
-            both = trained & set(rows.loc[rows["set"] == name, "patient"])
-            if both:
-                raise UserError(
-                    f"{of_set.line}.sets.{name}: {len(both)} of its patients are also in the training side of another "
-                    f"set, first {min(both)}: it is not external to it"
-                )
+        both = trained & named[name]
+        if of_set.config.role == "external" and both:
+            raise UserError(
+                f"{of_set.line}.sets.{name}: {len(both)} of its patients are also in the training side of another set, "
+                f"first {min(both)}: it is not external to it"
+            )
 
 
 def of_the_set(listing: Listing, rows: pd.DataFrame, taken: set[str]) -> Listing:
@@ -172,7 +187,7 @@ def beside(listing: Listing, elsewhere: Iterable[str], rows: pd.DataFrame) -> Li
     """
     gone, named = set(elsewhere), set(rows["series"])
     series = [
-        replace(s, role=EVALUATION, split=HELD_OUT) if s.series in named else s
+        replace(s, role=EVALUATION, split=HELD_OUT) if s.series in named and s.role == PRETRAIN else s
         for s in listing.series
         if s.series not in gone
     ]

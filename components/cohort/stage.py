@@ -71,7 +71,7 @@ def make_cohort(
         rows += [_row(series, of, held_out) for series in listing.series]
         if len(listing.files):
             files.append(listing.files.table().assign(set=of.set))
-        if listing.selection is not None:
+        if listing.selection is not None and not of.set:
             write_json(folder / "selection.json", listing.selection)
         if listing.attribution is not None:
             cited.append(listing.attribution)
@@ -124,23 +124,28 @@ def _listings(
 
     own: list[_Of] = []
     found: dict[str, labelled.Matched] = {}
+    seen: list[Listing] = []
     for name, of_set in sets.items():
         if of_set.source is not None:
             scans = listed(of_set.source.source, of_set.place, of_set.source, frozenset(), name)
             found[name] = labelled.matched(of_set, scans.listing)
+            seen.append(scans.listing)
             taken = {series.series for other in own for series in other.listing.series}
             own.append(replace(scans, listing=labelled.of_the_set(scans.listing, found[name].rows, taken)))
-    main = listed(config.source, line, config, held_out)
+    theirs = frozenset(patient for of in found.values() for patient in of.rows["patient"])
+    main = listed(config.source, line, config, held_out | theirs)
     found |= {name: labelled.matched(of, main.listing) for name, of in sets.items() if of.source is None}
+    every = [*seen, main.listing]
+    named = {name: labelled.named_patients(sets[name], of, every) for name, of in found.items()}
     rows = labelled.joined([of.rows for of in found.values()])
-    labelled.check_external(rows, sets)
+    labelled.check_external(rows, named, sets)
     write_table(folder / "labelled.parquet", rows)
     write_json(folder / "labelled.json", {name: of.account for name, of in found.items()})
     elsewhere = {series.series for of in own for series in of.listing.series}
     listings = [*own, replace(main, listing=labelled.beside(main.listing, elsewhere, rows))]
     if config.source != "phantom":
         listings.append(listed("phantom", line, config, held_out))
-    return listings, held_out.union(*(of.patients for of in found.values()))
+    return listings, held_out.union(*named.values())
 
 
 def shard_of(series: str, shards: int) -> int:
@@ -178,7 +183,7 @@ def judged(
     Raises:
         UserError: a critical expectation failed.
     """
-    suite = cohort_suite(config, shards, listed)
+    suite = cohort_suite(config, shards, listed, bool((cohort["source"] == "idc").any()))
     judgement = judge.judge(cohort.assign(kept_out=cohort["patient"].isin(held_out)), suite)
     out = cohort.assign(reason=[";".join(judgement.reasons.get(series, [])) for series in cohort["series"]])
     out["shard"] = out["shard"].where(out["reason"] == "", NO_SHARD)

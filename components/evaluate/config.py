@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from components.settings import PARAMS_FILE, ParamsError, Seed, StageConfig, did_you_mean, parse, read_yaml, shown
 from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.lidc import LidcPin
+from components.sources.sets import LabelledSet
 
 Task = Literal["organs", "lesions", "findings", "stability", "nodules"]
 Figure = Literal[
@@ -131,12 +132,12 @@ def mistaken_tasks(line: str, sees: str, config: EvaluateConfig) -> list[str]:
     ]
 
 
-def tasks_of(line: str, sets: Collection[str], path: Path = PARAMS_FILE) -> dict[str, ClassifyConfig]:
+def tasks_of(line: str, sets: Mapping[str, LabelledSet], path: Path = PARAMS_FILE) -> dict[str, ClassifyConfig]:
     """The user's own tasks of a line, in their order.
 
     Args:
         line: model line.
-        sets: names of its labelled sets.
+        sets: its labelled sets.
         path: of the file.
 
     Raises:
@@ -149,10 +150,10 @@ def tasks_of(line: str, sets: Collection[str], path: Path = PARAMS_FILE) -> dict
     found, mistakes = {}, []
     for name, values in blocks.items():
         where = f"{line}.{TASKS}.{name}"
-        if not isinstance(name, str) or not TASK_NAME.fullmatch(name) or name in BUILT_IN:
+        if not isinstance(name, str) or not TASK_NAME.fullmatch(name) or name.startswith(BUILT_IN):
             mistakes.append(
                 f"params.yaml: {line}.{TASKS}: {shown(name)} is not allowed: a-z, 0-9 and _, a letter first, at most "
-                f"40, and not {', '.join(BUILT_IN)}"
+                f"40, and not beginning with {', '.join(BUILT_IN)}"
             )
             continue
         try:
@@ -164,6 +165,16 @@ def tasks_of(line: str, sets: Collection[str], path: Path = PARAMS_FILE) -> dict
             allowed = f"one of {', '.join(sets)}" if sets else f"{line}.sets has none yet"
             told = f"{shown(found[name].set)} is not allowed: {allowed}{did_you_mean(found[name].set, list(sets))}"
             mistakes.append(f"params.yaml: {where}.set: {told}")
+            continue
+        config = sets[found[name].set].config
+        if config.role == "external":
+            mistakes.append(
+                f"params.yaml: {where}.set: {shown(found[name].set)} is not allowed: nothing is trained on it"
+            )
+        if found[name].label == config.labels.column:
+            mistakes.append(
+                f"params.yaml: {where}.label: {shown(found[name].label)} is not allowed: it names the scans"
+            )
     if mistakes:
         raise ParamsError("\n".join(mistakes))
     return found

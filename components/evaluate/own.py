@@ -7,12 +7,10 @@ import pandas as pd
 from components.errors import UserError
 from components.evaluate.config import ClassifyConfig
 from components.evaluate.tasks import Built, none_built, task_table
-from components.settings import shown
-from components.sources.sets import LabelledSet
+from components.sources.sets import LabelledSet, require_column
 
 UNKNOWN = frozenset({"", "nan", "na", "n/a", "null", "none", "unknown"})  # no class, however it is written
 CLASSES = 20  # more distinct values than this are no classes: a measurement, a date, a report
-SHOWN = 3
 
 
 def classify(
@@ -28,24 +26,25 @@ def classify(
         curated: every series that reached curation, accepted or not.
 
     Raises:
-        UserError: no such column, or one that holds no classes.
+        UserError: no such column, one that holds no classes, or two labels of one scan.
     """
-    table, where = of_set.table(), f"{of_set.line}.tasks.{name}.label"
-    if task.label not in table:
-        columns = ", ".join(column for column in table.columns if column != "keys")
-        raise UserError(
-            f"params.yaml: {where}: {shown(task.label)} is no column of {of_set.config.labels.table}: {columns}"
-        )
+    table, where = of_set.table()[0], f"{of_set.line}.tasks.{name}.label"
+    require_column(table, task.label, f"params.yaml: {where}: {of_set.config.labels.table}")
     rows = labelled[labelled["set"] == of_set.name].merge(
         curated[["series", "volume", "accepted", "reason"]], on="series", how="left"
     )
     rows["label"] = table[task.label].str.strip().iloc[rows["row"]].to_numpy()
     known = ~rows["label"].str.lower().isin(UNKNOWN)
     classes = sorted(rows.loc[known, "label"].unique())
-    if len(classes) > CLASSES:
+    if len(classes) > CLASSES:  # which are not told: they may be names
         raise UserError(
-            f"params.yaml: {where}: column {task.label!r} is not allowed: it has {len(classes)} different values, such "
-            f"as {', '.join(map(repr, classes[:SHOWN]))}; at most {CLASSES} classes"
+            f"params.yaml: {where}: column {task.label!r} is not allowed: it has {len(classes)} different values, and a "
+            f"task at most {CLASSES} classes"
+        )
+    of_one = rows[known].groupby("series")["label"].nunique()
+    if (of_one > 1).any():
+        raise UserError(
+            f"params.yaml: {where}: {int((of_one > 1).sum())} scans have two different labels, first {of_one.idxmax()}"
         )
     accepted = rows["accepted"].fillna(False).astype(bool)
     cases = rows[known & accepted].drop_duplicates("series")

@@ -7,21 +7,35 @@ study, its series, its accession number or a file. Nobody who is named in it is 
 
 from __future__ import annotations
 
-import io
+import csv
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from components.ct.keys import accession_key, file_key, patient_key, study_key, uid_key
 from components.errors import UserError
 from components.files import sha256_file
-from components.settings import PARAMS_FILE, ParamsError, Seed, StageConfig, load_part, parse, read_yaml, shown
+from components.settings import (
+    PARAMS_FILE,
+    ParamsError,
+    Seed,
+    StageConfig,
+    did_you_mean,
+    load_part,
+    parse,
+    read_yaml,
+    shown,
+)
 from components.sources.config import Name, SourceConfig
+from components.sources.nifti import patient_missing
 from components.sources.roots import place_of, root_of
 from components.sources.tree import own_names
 
@@ -96,14 +110,16 @@ class LabelledSet:
     config: SetConfig
     source: SourceConfig | None
 
+    paths: str
+
     @property
     def place(self) -> str:
         """Under which the roots and maps of its scans are kept on this machine, as a line's are under its name."""
         return place_of(self.line, self.name)
 
-    def table(self) -> pd.DataFrame:
-        """The table, row by row, every column as text, with ``keys``: the pseudonyms by which a row may name a scan,
-        none where it names none.
+    def table(self) -> tuple[pd.DataFrame, list[tuple[str, ...]]]:
+        """The table, row by row, every column as text; and for each row the pseudonyms by which it may name a scan, none
+        where it names none.
 
         Raises:
             UserError: it is not on this machine, not the pinned one, no table, or without the columns it must have;
@@ -120,47 +136,72 @@ class LabelledSet:
                 f"pin it as it is now with `ctfoundry set pin {self.name} --line {self.line}`"
             )
         table = read_text_table(path)
-        wanted = [of.column, *([self.config.split.column] if self.config.split.column else [])]
-        for column in wanted:
-            if column not in table:
-                raise UserError(f"{where}: {of.table} has no column {column!r}; it has {', '.join(table.columns)}")
+        for column in [of.column, *([self.config.split.column] if self.config.split.column else [])]:
+            require_column(table, column, f"{where}: {of.table}")
         keys = table[of.column].str.strip()
-        twice = sorted(keys[(keys != "") & keys.duplicated()].index + 2)  # as an editor counts, after the head
+        twice = sorted(np.flatnonzero((keys != "") & keys.duplicated()) + 1)
         if twice:
             told = ", ".join(map(str, twice[:SHOWN_ROWS])) + (", ..." if len(twice) > SHOWN_ROWS else "")
-            raise UserError(f"{where}: {of.table} names a {of.key} of column {of.column!r} twice, in line {told}")
-        return table.assign(
-            keys=pd.Series([self._keys(text) if text else () for text in keys], index=table.index, dtype=object)
-        )
+            raise UserError(f"{where}: {of.table} names a {of.key} of column {of.column!r} twice, in row {told}")
+        return table, [self._keys(text) if text else () for text in keys]
 
     def _keys(self, text: str) -> tuple[str, ...]:
         kind = self.config.labels.key
         if kind != "file":
             return (KEYS[kind](text),)
-        files = (text, f"{text}!")  # as the folder that a zip counts for
-        if self.source is not None and self.source.paths == "shown":
+        files = (text.rstrip("/"), f"{text}!")  # as the folder that a zip counts for
+        if self.paths == "shown":
             return files
         prefix = own_names(self.place) if self.source is not None else ""
         return tuple(KEYS[kind](prefix + name) for name in files)
 
 
+def require_column(table: pd.DataFrame, column: str, where: str) -> None:
+    """Raise UserError where the table has no such column. Its others are not named: of a table without a head, they are
+    its first row's values."""
+    if column not in table:
+        near = did_you_mean(column, list(table.columns), cutoff=0.8)
+        raise UserError(f"{where}: no column {column!r} among its {len(table.columns)}{near}")
+
+
 def read_text_table(path: Path) -> pd.DataFrame:
-    """A .csv or .parquet file with every value as text, '' where there is none. Raises UserError where it is none, or
-    names a column twice."""
+    """A .csv or .parquet file with every value as text, '' where there is none. Whole numbers are written as such, though
+    a column with a gap holds them as floating point ones. Raises UserError where it is none, or names a column twice."""
     try:
         if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-            table = table.map(lambda value: "" if pd.isna(value) else str(value))
+            table = pq.read_table(path).to_pandas(ignore_metadata=True).map(_as_text)
         else:
-            text = path.read_text(encoding="utf-8-sig")
-            table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, skip_blank_lines=False)
+            table = _csv_table(path)
     except UnicodeDecodeError:
         raise UserError(f"table {path.name}: not UTF-8 text") from None
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's own among them
+    except (ValueError, OSError, csv.Error) as error:  # pyarrow's own among them
         raise UserError(f"table {path.name}: cannot be read as {path.suffix[1:]} ({type(error).__name__})") from None
+    if table.columns.duplicated().any():
+        raise UserError(f"table {path.name}: a column is named twice")
     if table.empty:
         raise UserError(f"table {path.name}: no row")
     return table.rename(columns=str)
+
+
+def _as_text(value: Any) -> str:
+    if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _csv_table(path: Path) -> pd.DataFrame:
+    # Not pandas': of rows that end in a comma it takes the first column for an index, and moves every label by one.
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        rows = [row for row in csv.reader(stream, strict=True) if any(cell.strip() for cell in row)]
+    if not rows:
+        return pd.DataFrame()
+    head = [name.strip() for name in rows[0]]
+    while head and not head[-1]:
+        head.pop()
+    for number, row in enumerate(rows[1:], start=1):
+        if any(cell.strip() for cell in row[len(head) :]):
+            raise UserError(f"table {path.name}: row {number} has more values than there are columns")
+    return pd.DataFrame([(row + [""] * len(head))[: len(head)] for row in rows[1:]], columns=head, dtype=str)
 
 
 def sets_of(line: str, path: Path = PARAMS_FILE) -> dict[str, LabelledSet]:
@@ -195,10 +236,18 @@ def _parsed(line: str, name: Any, values: Any, cohort: Mapping[str, Any]) -> Lab
         )
     config = parse(SetConfig, values, where)
     if config.scans is None:
-        return LabelledSet(line, name, config, None)
+        nifti = cohort.get("nifti")
+        if cohort.get("source") == "nifti" and isinstance(nifti, dict) and nifti.get("patient") is None:
+            raise ParamsError(patient_missing(f"{line}.cohort"))
+        return LabelledSet(line, name, config, None, str(cohort.get("paths")))
     known = {key: value for key, value in cohort.items() if key in SourceConfig.model_fields}
     unpinned = {} if "source_digest" in config.scans else {"source_digest": None}  # never the line's own
-    return LabelledSet(line, name, config, parse(SourceConfig, {**known, **unpinned, **config.scans}, f"{where}.scans"))
+    source = parse(SourceConfig, {**known, **unpinned, **config.scans}, f"{where}.scans")
+    if source.source == "phantom":
+        raise ParamsError(f"params.yaml: {where}.scans.source: 'phantom' is not allowed: no table names its scans")
+    if source.source == "nifti" and source.nifti.patient is None:
+        raise ParamsError(patient_missing(f"{where}.scans"))
+    return LabelledSet(line, name, config, source, source.paths)
 
 
 def sources_of(line: str) -> dict[str, SourceConfig]:
