@@ -38,8 +38,8 @@ def classify(
     classes = sorted(rows.loc[known, "label"].unique())
     if len(classes) > CLASSES:  # which are not told: they may be names
         raise UserError(
-            f"params.yaml: {where}: column {task.label!r} is not allowed: it has {len(classes)} different values, and a "
-            f"task at most {CLASSES} classes"
+            f"params.yaml: {where}: column {task.label!r} is not allowed: it has {len(classes)} different values, and "
+            f"a task at most {CLASSES} classes"
         )
     of_one = rows[known].groupby("series")["label"].nunique()
     if (of_one > 1).any():

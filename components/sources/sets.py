@@ -118,8 +118,8 @@ class LabelledSet:
         return place_of(self.line, self.name)
 
     def table(self) -> tuple[pd.DataFrame, list[tuple[str, ...]]]:
-        """The table, row by row, every column as text; and for each row the pseudonyms by which it may name a scan, none
-        where it names none.
+        """The table, row by row, every column as text; and for each row the pseudonyms by which it may name a scan,
+        none where it names none.
 
         Raises:
             UserError: it is not on this machine, not the pinned one, no table, or without the columns it must have;
@@ -165,8 +165,12 @@ def require_column(table: pd.DataFrame, column: str, where: str) -> None:
 
 
 def read_text_table(path: Path) -> pd.DataFrame:
-    """A .csv or .parquet file with every value as text, '' where there is none. Whole numbers are written as such, though
-    a column with a gap holds them as floating point ones. Raises UserError where it is none, or names a column twice."""
+    """A .csv or .parquet file with every value as text, '' where there is none. Whole numbers are written as such,
+    though a column with a gap holds them as floating point ones.
+
+    Raises:
+        UserError: it is none, has no row, or names a column twice.
+    """
     try:
         if path.suffix == ".parquet":
             table = pq.read_table(path).to_pandas(ignore_metadata=True).map(_as_text)
