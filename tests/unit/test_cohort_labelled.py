@@ -15,8 +15,8 @@ from components.cohort.stage import make_cohort
 from components.errors import UserError
 from components.files import read_json, sha256_file
 from components.settings import load_stage, read_yaml
-from components.sources.roots import record_root
-from components.sources.sets import KEYS, sets_of
+from components.sources.roots import record_root, root_of
+from components.sources.sets import KEYS, read_text_table, sets_of
 from components.sources.tree import tree_digest
 from components.tables import read_table
 from flows.parameters import written, yaml_editor
@@ -130,6 +130,68 @@ def test_who_is_named_without_a_scan_is_not_pretrained_on_either(checkout: Path)
     assert sorted(real["role"]) == ["held_out", "pretrain"], "MRN3's only scan, MRN50's; MRN0's is the set's already"
 
 
+@pytest.mark.parametrize("key", ["study", "series", "accession"])
+def test_who_is_named_by_a_scan_that_only_the_lines_source_has(key: str, checkout: Path) -> None:
+    """MRN5 was scanned twice: the first scan is named, and is in the line's own tree alone."""
+    Path("elsewhere").mkdir()
+    shutil.move("tree/scan5", "elsewhere/scan5")
+    shutil.move("tree/scan6", "elsewhere/scan6")
+    for n, image in enumerate(make_series(50, side=64)):
+        Path(f"elsewhere/{n}.dcm").write_bytes(as_file(image))
+    with_set(table_of(key), key)
+    record_root("dicom", Path("elsewhere"), LINE)
+    config = load_stage(CohortConfig, LINE, "cohort")
+    config = config.model_copy(update={"source": "dicom", "source_digest": tree_digest(Path("elsewhere"))})
+    found = make_cohort(LINE, config, 2, frozenset(), Path("cohort"), sets_of(LINE))
+    real = found[(found["source"] == "dicom") & (found["set"] == "")]
+    assert sorted(real["role"]) == ["held_out", "held_out", "pretrain"]
+
+
+def test_what_is_said_of_the_line_does_not_hold_for_its_sets(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_set(table_of("patient"))
+    Path("main").mkdir()
+    monkeypatch.setenv("CTFOUNDRY_ROOT_DICOM", str(Path("main").absolute()))
+    found, _ = cohort()
+    assert (found["set"] == "site").sum() == PATIENTS + 1
+    with pytest.raises(
+        UserError, match=r"root 'dicom' of set other of line wholebody: .* set CTFOUNDRY_ROOT_WHOLEBODY__"
+    ):
+        root_of("dicom", "wholebody-other")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("id,m\nMRN0,1,\nMRN1,0,\n", ""),
+        ("id,m\r\nMRN0,1\r\n\r\nMRN1,0\r\n\r\n", ""),
+        ('\ufeffid,m\n"MRN0",1\nMRN1\n', ""),
+        ("id,m,m\nMRN0,1,2\n", "table labels.csv: a column is named twice"),
+        ("id,m\nMRN0,1,2\n", "table labels.csv: row 1 has more values than there are columns"),
+        ('id,m\n"MRN0,1\n', "table labels.csv: cannot be read as csv (Error)"),
+        ("", "table labels.csv: no row"),
+    ],
+)
+def test_tables_as_people_have_them(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(text, newline="")
+    if said:
+        with pytest.raises(UserError) as caught:
+            read_text_table(path)
+        assert str(caught.value) == said
+        return
+    table = read_text_table(path)
+    assert table["id"].tolist() == ["MRN0", "MRN1"]
+    assert table["m"].iloc[0] == "1"
+
+
+def test_whole_numbers_of_parquet_are_written_as_such(tmp_path: Path) -> None:
+    pd.DataFrame({"id": [4711, None, 12], "m": [0.5, 1.0, None], "t": ["a", None, "b"]}).set_index("id").to_parquet(
+        tmp_path / "labels.parquet"
+    )
+    table = read_text_table(tmp_path / "labels.parquet")
+    assert table.to_dict("list") == {"m": ["0.5", "1", ""], "t": ["a", "", "b"], "id": ["4711", "", "12"]}
+
+
 def test_labels_of_the_lines_own_scans(checkout: Path) -> None:
     with_set(table_of("accession").iloc[:2], "accession", scans=None)
     found, labelled = cohort("dicom")
@@ -165,13 +227,13 @@ def test_a_column_says_the_side_and_external_sets_are_tested_on(checkout: Path) 
 @pytest.mark.parametrize(
     ("key", "change", "said"),
     [
-        ("patient", lambda t: t.assign(id="MRN0"), "names a patient of column 'id' twice, in line 3, 4, 5, ..."),
+        ("patient", lambda t: t.assign(id="MRN0"), "names a patient of column 'id' twice, in row 2, 3, 4, ..."),
         (
             "patient",
             lambda t: t.assign(id="nobody" + t["id"]),
             "no row of labels.csv names a scan of its source: 6 rows",
         ),
-        ("patient", lambda t: t.rename(columns={"id": "PatientID"}), "has no column 'id'; it has PatientID"),
+        ("patient", lambda t: t.rename(columns={"id": "PatientID"}), "no column 'id' among its 1"),
         ("patient", lambda t: t.iloc[:0], "table labels.csv: no row"),
     ],
 )
@@ -185,11 +247,11 @@ def test_what_is_wrong_with_a_table_is_one_line(key: str, change: Any, said: str
 
 def test_a_side_that_is_none_and_a_patient_on_both(checkout: Path) -> None:
     with_set(table_of("series", fold=["train", "validation"] * 3), "series", split={"column": "fold"})
-    with pytest.raises(UserError, match=r"split.column 'fold': 'validation' is not allowed: train or test"):
+    with pytest.raises(UserError, match=r"split.column 'fold': 3 rows are not allowed, first row 2 of labels.csv: "):
         cohort()
     both = pd.DataFrame({"id": ["1.2.826.6.5", "1.2.826.6.6"], "fold": ["train", "test"]})
     with_set(both, "series", split={"column": "fold"})
-    with pytest.raises(UserError, match=r"1 patients are in train and in test, as in the lines 2, 3 of labels.csv"):
+    with pytest.raises(UserError, match=r"1 patients are in train and in test, as in the rows 1, 2 of labels.csv"):
         cohort()
 
 
@@ -226,6 +288,8 @@ def test_what_params_yaml_says_of_sets_is_checked(checkout: Path) -> None:
         ({"role": "both"}, "sets.site.role: 'both' is not allowed: Input should be 'internal' or 'external'"),
         ({"split": {"seed": 1}}, "sets.site.split: {column: <of the table>} or {seed: <number>, test:"),
         ({"scans": {"sourc": "dicom"}}, "sets.site.scans.sourc: unknown key"),
+        ({"scans": {"source": "phantom"}}, "sets.site.scans.source: 'phantom' is not allowed"),
+        ({"scans": {"source": "nifti"}}, "wholebody.sets.site.scans.nifti.patient: null is not allowed where patients"),
     ):
         with_set(table_of("patient"), **changes)
         with pytest.raises(UserError) as caught:

@@ -21,12 +21,12 @@ class OfTable(LabelledSet):
     """A set whose table is given."""
 
     def __init__(self, labels: list[str]) -> None:
-        config = type("Config", (), {"labels": type("Labels", (), {"table": "labels.csv"})})
-        super().__init__("wholebody", "site", config, None)  # type: ignore[arg-type]
+        config = type("Config", (), {"labels": type("Labels", (), {"table": "labels.csv", "column": "id"}), "role": ""})
+        super().__init__("wholebody", "site", config, None, "keyed")  # type: ignore[arg-type]
         object.__setattr__(self, "labels", labels)
 
-    def table(self) -> pd.DataFrame:
-        return pd.DataFrame({"id": SERIES, "malignant": self.labels, "keys": ""})  # type: ignore[attr-defined]
+    def table(self) -> tuple[pd.DataFrame, list[tuple[str, ...]]]:
+        return pd.DataFrame({"id": SERIES, "malignant": self.labels}), []  # type: ignore[attr-defined]
 
 
 def built(labels: list[str], label: str = "malignant", accepted: list[bool] | None = None) -> tuple[pd.DataFrame, str]:
@@ -59,15 +59,25 @@ def test_what_is_no_case_is_told() -> None:
 
 
 def test_a_column_that_is_none_or_holds_no_classes_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        UserError, match=r"wholebody.tasks.malignant.label: 'benign' is no column of labels.csv: id, mal"
-    ):
+    """Neither other columns nor values are told: of a table without a head, or of another column, they may be names."""
+    with pytest.raises(UserError, match=r"tasks.malignant.label: labels.csv: no column 'benign' among its 2$"):
         built(["0"] * 6, label="benign")
+    with pytest.raises(UserError, match=r"no column 'malignent' among its 2; did you mean 'malignant'\?$"):
+        built(["0"] * 6, label="malignent")
     monkeypatch.setattr("components.evaluate.own.CLASSES", 5)
-    with pytest.raises(
-        UserError, match="column 'malignant' is not allowed: it has 6 different values, such as 'a', 'b'"
-    ):
+    with pytest.raises(UserError, match=r"column 'malignant' is not allowed: it has 6 different values, and a task at"):
         built(list("abcdef"))
+
+
+def test_two_labels_of_one_scan_are_refused() -> None:
+    """As of a folder and of a file in it: which of them holds would depend on the order of the rows."""
+    labelled = pd.DataFrame({"set": "site", "row": [0, 1], "series": SERIES[0], "patient": "p0", "split": "train"})
+    curated = pd.DataFrame({"series": SERIES[:1], "volume": "v", "accepted": True, "reason": ""})
+    task = ClassifyConfig(kind="classify", set="site", label="malignant")
+    with pytest.raises(UserError, match=f"1 scans have two different labels, first {SERIES[0]}"):
+        classify("malignant", task, OfTable(list("010101")), labelled, curated)
+    same = classify("malignant", task, OfTable(list("110101")), labelled, curated)
+    assert same.table["label"].tolist() == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +88,12 @@ def test_a_column_that_is_none_or_holds_no_classes_is_one_line(monkeypatch: pyte
         ("mine", {"kind": "classify", "set": "sit", "label": "x"}, "'sit' is not allowed: one of site; did you mean"),
         ("mine", {"kind": "segment", "set": "site", "label": "x"}, "mine.kind: 'segment' is not allowed"),
         ("mine", {"kind": "classify", "set": "site", "lable": "x"}, "did you mean 'label'?"),
+        (
+            "mine",
+            {"kind": "classify", "set": "site", "label": "id"},
+            "mine.label: 'id' is no label: it names the",
+        ),
+        ("stability_index", {"kind": "classify", "set": "site", "label": "x"}, "'stability_index' is not allowed"),
     ],
 )
 def test_a_mistake_in_a_task_is_one_line(
@@ -89,5 +105,5 @@ def test_a_mistake_in_a_task_is_one_line(
     path = tmp_path / "params.yaml"
     path.write_text(written(editor, content))
     with pytest.raises(ParamsError) as caught:
-        tasks_of("wholebody", ["site"], path)
+        tasks_of("wholebody", {"site": OfTable([])}, path)
     assert said in str(caught.value)
