@@ -168,13 +168,9 @@ def tasks_of(line: str, sets: Mapping[str, LabelledSet], path: Path = PARAMS_FIL
             continue
         config = sets[found[name].set].config
         if config.role == "external":
-            mistakes.append(
-                f"params.yaml: {where}.set: {shown(found[name].set)} is not allowed: nothing is trained on it"
-            )
+            mistakes.append(f"params.yaml: {where}.set: {shown(found[name].set)} is external: nothing is trained on it")
         if found[name].label == config.labels.column:
-            mistakes.append(
-                f"params.yaml: {where}.label: {shown(found[name].label)} is not allowed: it names the scans"
-            )
+            mistakes.append(f"params.yaml: {where}.label: {shown(found[name].label)} is no label: it names the scans")
     if mistakes:
         raise ParamsError("\n".join(mistakes))
     return found

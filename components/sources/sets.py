@@ -176,6 +176,8 @@ def read_text_table(path: Path) -> pd.DataFrame:
             table = pq.read_table(path).to_pandas(ignore_metadata=True).map(_as_text)
         else:
             table = _csv_table(path)
+    except UserError:
+        raise
     except UnicodeDecodeError:
         raise UserError(f"table {path.name}: not UTF-8 text") from None
     except (ValueError, OSError, csv.Error) as error:  # pyarrow's own among them

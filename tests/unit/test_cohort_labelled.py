@@ -274,7 +274,7 @@ def test_a_table_or_a_tree_that_changed_is_told(checkout: Path) -> None:
 
 
 def test_rows_without_a_scan_and_scans_without_a_row_are_counted(checkout: Path) -> None:
-    table = pd.concat([table_of("patient").iloc[:2], pd.DataFrame({"id": ["MRN99", ""]})])
+    table = pd.concat([table_of("patient").iloc[:2], pd.DataFrame({"id": ["MRN99", ""]})]).assign(m="1")
     with_set(table)
     cohort()
     account = read_json(Path("cohort/labelled.json"))["site"]

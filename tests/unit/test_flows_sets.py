@@ -53,7 +53,7 @@ def test_a_folder_and_a_table_become_ten_lines_that_are_valid(
         "set": "site",
         "label": "Malignant (0/1)",
     }
-    assert sets_of(LINE)["site"].table()["Malignant (0/1)"].tolist() == ["1"]
+    assert sets_of(LINE)["site"].table()[0]["Malignant (0/1)"].tolist() == ["1"]
     assert run(*COMMAND, monkeypatch=monkeypatch) == 1
     assert "`ctfoundry set pin` renews its digests" in capsys.readouterr().err
 
@@ -69,7 +69,7 @@ def test_what_changed_is_pinned_again(
     after = read_yaml()[LINE]["sets"]["site"]
     assert after["labels"]["digest"] != before["labels"]["digest"]
     assert after["scans"]["source_digest"] != before["scans"]["source_digest"]
-    assert len(sets_of(LINE)["site"].table()) == 2
+    assert len(sets_of(LINE)["site"].table()[0]) == 2
     assert run("set", "pin", "other", monkeypatch=monkeypatch) == 1
     assert "set 'other' is not allowed: site" in capsys.readouterr().err
 
