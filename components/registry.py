@@ -9,7 +9,7 @@ from components.bundle.config import BundleConfig
 from components.cohort.config import CohortConfig
 from components.ct.grid import GridConfig
 from components.curate.config import CurateConfig
-from components.evaluate.config import FIGURES, OF_PAIRS, RATED, EvaluateConfig, mistaken_tasks
+from components.evaluate.config import FIGURES, OF_PAIRS, RATED, TASKS, EvaluateConfig, mistaken_tasks, tasks_of
 from components.gate.config import GateConfig
 from components.models.config import InputConfig
 from components.preprocess.config import PreprocessConfig
@@ -32,6 +32,7 @@ from components.settings import (
 from components.sources.config import AcquireConfig
 from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.phantom.plan import FINDINGS
+from components.sources.sets import SETS, sets_of
 
 BLOCKS: dict[str, type[StageConfig]] = {
     "cohort": CohortConfig,
@@ -89,9 +90,14 @@ def _mistakes(line: str, block: Any, path: Path, nodules_to_come: bool) -> list[
         reproducible(line, path)
     except ParamsError as error:
         mistakes.append(str(error))
+    try:
+        own = tasks_of(line, sets_of(line, path), path)
+    except ParamsError as error:
+        mistakes.append(str(error))
+        own = {}
     for stage in block:
-        if stage not in (*BLOCKS, REPRODUCIBLE):
-            known = [REPRODUCIBLE, *BLOCKS]
+        if stage not in (*BLOCKS, REPRODUCIBLE, SETS, TASKS):
+            known = [REPRODUCIBLE, SETS, TASKS, *BLOCKS]
             told = f"allowed here: {', '.join(known)}{did_you_mean(stage, known)}"
             mistakes.append(f"params.yaml: {line}.{stage}: unknown key; {told}")
     valid: dict[str, Any] = {}
@@ -105,7 +111,7 @@ def _mistakes(line: str, block: Any, path: Path, nodules_to_come: bool) -> list[
             mistakes.append(str(error))
     if nodules_to_come and "evaluate" in valid and "nodules" in valid["evaluate"].tasks:
         valid["evaluate"] = valid["evaluate"].model_copy(update={"lidc_nodules": "0" * 64})
-    return mistakes + _contradictions(line, valid)
+    return mistakes + _contradictions(line, {**valid, TASKS: own})
 
 
 def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
@@ -176,7 +182,7 @@ def _figures(valid: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     if "stability" in evaluate.tasks and phantom.retest_patients:
         pairs += ["stability/organs"] if trunk and sees == "crop" else []
         pairs += ["stability/volume"] if evaluate.stability_gallery else []
-    return dict.fromkeys(names, FIGURES) | dict.fromkeys(pairs, OF_PAIRS)
+    return dict.fromkeys([*names, *valid[TASKS]], FIGURES) | dict.fromkeys(pairs, OF_PAIRS)
 
 
 def other_grid(seen: InputConfig, made: GridConfig) -> list[tuple[str, Any, Any]]:

@@ -103,9 +103,9 @@ def _tuples(value: Any) -> Any:
     return value
 
 
-def did_you_mean(name: object, known: Sequence[str]) -> str:
+def did_you_mean(name: object, known: Sequence[str], cutoff: float = 0.5) -> str:
     """The end of an error line: the known name that ``name`` was probably meant to be, or nothing."""
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

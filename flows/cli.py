@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MODULES = {
     "line": ("flows.lines", "List the model lines, or write a new one from a line or a published recipe."),
     "cohort": ("flows.cohorts", "Preview and compare selections from the Imaging Data Commons."),
+    "set": ("flows.sets", "Labelled scans of your own: every release is evaluated on them."),
     "volume": ("flows.volumes", "Look at one volume: facts, labels, three planes as PNG, export to NIfTI."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "import-weights": (

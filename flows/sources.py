@@ -44,7 +44,7 @@ def pin_source(line: str, source: str | None, evaluation: str | None) -> None:
     if KINDS[kind].site:
         require_secret(kind)
     if folder:
-        _check_tree(kind, Path(folder))
+        check_tree(kind, Path(folder))
     nodules = _nodules(line, folder, evaluation)
     if kind == "nifti":
         _check_patient(line, None if nodules is None else nodules.digest)
@@ -66,11 +66,11 @@ def _check_patient(line: str, nodules: str | None) -> None:
     if block_of(line, "cohort")["nifti"]["patient"] is not None:
         return
     if nodules is not None:
-        raise UserError(patient_missing(line))
+        raise UserError(patient_missing(f"{line}.cohort"))
     print(f"{line}.cohort.nifti.patient is null: every volume counts as a patient of its own")
 
 
-def _check_tree(kind: str, folder: Path) -> None:
+def check_tree(kind: str, folder: Path) -> None:
     """Raise UserError where there is no file below the folder, or no folder."""
     if not folder.is_dir():
         hint = "; put the zip into a folder" if folder.suffix == ".zip" else ""

@@ -202,7 +202,7 @@ class Catalogue:
     def cohort(self) -> list[Outcome]:
         config = self.cohort_config()
         clean = self.clean_cohort(config)
-        suite, folder = cohort_suite(config, SHARDS, len(clean)), self.work / "cohort"
+        suite, folder = cohort_suite(config, SHARDS, len(clean), config.source == "idc"), self.work / "cohort"
 
         def run(table: pd.DataFrame, held_out: frozenset[str] = frozenset()) -> pd.DataFrame:
             return judged(table, config, SHARDS, held_out, max(len(table), len(clean)), folder)

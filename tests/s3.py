@@ -46,9 +46,9 @@ class S3:
             self.put(f"{name}/{file}", content, bucket)
         return {
             "series": f"s{name}", "patient": f"p{name}", "study": "", "name": name, "location": f"{bucket}/{name}",
-            "source": "idc", "plan": "", "files": len(files), "bytes": sum(map(len, files.values())), "collection": "c",
-            "licence": "CC BY 4.0", "doi": "", "role": "pretrain", "split": "pretrain", "retest_of": "",
-            "shard": 0,
+            "source": "idc", "set": "", "plan": "", "files": len(files), "bytes": sum(map(len, files.values())),
+            "collection": "c", "licence": "CC BY 4.0", "doi": "", "role": "pretrain", "split": "pretrain",
+            "retest_of": "", "shard": 0,
         }  # fmt: skip
 
     def stop(self) -> None:

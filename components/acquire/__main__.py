@@ -2,8 +2,9 @@
 
 from components.acquire.stage import acquire_shard
 from components.command import data_dir, run_stage
-from components.settings import load_part, load_stage
-from components.sources.config import AcquireConfig, SourceConfig
+from components.settings import load_stage
+from components.sources.config import AcquireConfig
+from components.sources.sets import sources_of
 
 
 def main(line: str, shard: int) -> None:
@@ -11,7 +12,7 @@ def main(line: str, shard: int) -> None:
         line,
         shard,
         data_dir(line, "cohort"),
-        load_part(SourceConfig, line, "cohort"),
+        sources_of(line),
         load_stage(AcquireConfig, line, "acquire"),
         data_dir(line, "acquire", shard),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def _measure(paths: Sequence[Path], only_largest_stack: bool) -> dict[str, Any]:
 
 
 def acquire_shard(
-    line: str, shard: int, cohort_folder: Path, cohort: SourceConfig, config: AcquireConfig, folder: Path
+    line: str, shard: int, cohort_folder: Path, sources: Mapping[str, SourceConfig], config: AcquireConfig, folder: Path
 ) -> None:
     """Bring in every series of a shard; write ``receipt``, ``files`` and ``annotations`` (Parquet) to ``folder``.
 
@@ -95,7 +95,7 @@ def acquire_shard(
     Raises:
         UserError: source, cache or disk fail every series; or more series are lost than ``max_unexpected``.
     """
-    jobs = jobs_of(line, cohort_folder, shard, cohort, config)
+    jobs = jobs_of(line, cohort_folder, shard, sources, config)
     known = {job.row["series"]: receipt for job in jobs if (receipt := receipts.read(job.receipt)) is not None}
     todo = [job for job in jobs if job.row["series"] not in known]
     with ready(jobs, todo):

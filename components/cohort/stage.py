@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from components.cohort import labelled
 from components.cohort.config import CohortConfig
 from components.cohort.readable import check_readable
 from components.cohort.suite import cohort_suite
@@ -17,9 +20,11 @@ from components.ct.keys import patient_key
 from components.files import write_json
 from components.quality import judge
 from components.sources.build import source_of
-from components.sources.interface import Listed
+from components.sources.config import SourceConfig
+from components.sources.interface import Listed, Listing
 from components.sources.lidc import ROOT, read_ratings
 from components.sources.roots import root_of
+from components.sources.sets import LabelledSet
 from components.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -28,14 +33,22 @@ STATE = Path(".ctfoundry")
 FORGET_AFTER_DAYS = 30
 NO_SHARD = -1  # of a rejected series: no stage brings it in
 ATTRIBUTION = ["collection", "licence", "doi"]
-FILE_COLUMNS = ("location", "bytes", "status", "series")
+FILE_COLUMNS = ("location", "bytes", "status", "series", "set")
 
 
-def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozenset[str], folder: Path) -> pd.DataFrame:
+def make_cohort(
+    line: str,
+    config: CohortConfig,
+    shards: int,
+    held_out: frozenset[str],
+    folder: Path,
+    sets: Mapping[str, LabelledSet] | None = None,
+) -> pd.DataFrame:
     """List, assign, judge and write ``cohort.parquet``, ``files.parquet`` (every file of the source, accounted for),
-    ``attribution.parquet`` (whose data they are), ``quality.json`` (suite *cohort*), and for each shard its part of the
-    two tables, ``shards/<n>/``. A series that the suite rejects stays in the table, with its reason and without a
-    shard: nothing transfers it, and ``curate`` accounts for it.
+    ``attribution.parquet`` (whose data they are), ``labelled.parquet`` (which scan a row of a labelled set's table is
+    of) with ``labelled.json`` (what of it did not fit), ``quality.json`` (suite *cohort*), and for each shard its part
+    of the two tables, ``shards/<n>/``. A series that the suite rejects stays in the table, with its reason and without
+    a shard: nothing transfers it, and ``curate`` accounts for it.
 
     Args:
         line: model line.
@@ -43,23 +56,22 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
         shards: number of data shards; a series' key decides on its own, so that one more moves no other.
         held_out: patients of external evaluation sets: their series are kept out of pretraining.
         folder: output.
+        sets: the line's labelled sets; their patients are held out, too.
 
     Returns:
         The cohort, sorted by series.
 
     Raises:
-        UserError: a critical expectation failed, or too much of the source cannot be read.
+        UserError: a critical expectation failed, too much of the source cannot be read, or labels that fit no scan.
     """
-    names = [config.source] if config.source == "phantom" else [config.source, "phantom"]
     rows, files, cited = [], [], []
-    for name in names:
-        source = source_of(name, line, config)
-        listing = source.list_series(held_out)
-        check_readable(name, listing.files, len(listing.series), config.quality.max_unreadable_share)
-        rows += [_row(series, name, source.version, held_out) for series in listing.series]
+    listings, held_out = _listings(line, config, held_out, sets or {}, folder)
+    for of in listings:
+        listing = of.listing
+        rows += [_row(series, of, held_out) for series in listing.series]
         if len(listing.files):
-            files.append(listing.files.table())
-        if listing.selection is not None:
+            files.append(listing.files.table().assign(set=of.set))
+        if listing.selection is not None and not of.set:
             write_json(folder / "selection.json", listing.selection)
         if listing.attribution is not None:
             cited.append(listing.attribution)
@@ -80,6 +92,60 @@ def make_cohort(line: str, config: CohortConfig, shards: int, held_out: frozense
         statuses = table["status"].value_counts().sort_index()
         log.info("%d files: %s", len(table), ", ".join(f"{name} {n}" for name, n in statuses.items()))
     return cohort
+
+
+@dataclass(frozen=True)
+class _Of:
+    """What a source lists.
+
+    Attributes:
+        source: its kind.
+        version: of its data.
+        set: the labelled set whose scans they are, or ''.
+    """
+
+    listing: Listing
+    source: str
+    version: str
+    set: str = ""
+
+
+def _listings(
+    line: str, config: CohortConfig, held_out: frozenset[str], sets: Mapping[str, LabelledSet], folder: Path
+) -> tuple[list[_Of], frozenset[str]]:
+    """Every source of the line: its labelled sets' own, the one that it is pretrained on, the phantom; and all patients
+    who are held out."""
+
+    def listed(name: str, place: str, of: SourceConfig, held_out: frozenset[str], set_name: str = "") -> _Of:
+        source = source_of(name, place, of)
+        listing = source.list_series(held_out)
+        check_readable(name, listing.files, len(listing.series), config.quality.max_unreadable_share)
+        return _Of(listing, name, source.version, set_name)
+
+    own: list[_Of] = []
+    found: dict[str, labelled.Matched] = {}
+    seen: list[Listing] = []
+    for name, of_set in sets.items():
+        if of_set.source is not None:
+            scans = listed(of_set.source.source, of_set.place, of_set.source, frozenset(), name)
+            found[name] = labelled.matched(of_set, scans.listing)
+            seen.append(scans.listing)
+            taken = {series.series for other in own for series in other.listing.series}
+            own.append(replace(scans, listing=labelled.of_the_set(scans.listing, found[name].rows, taken)))
+    theirs = frozenset(patient for of in found.values() for patient in of.rows["patient"])
+    main = listed(config.source, line, config, held_out | theirs)
+    found |= {name: labelled.matched(of, main.listing) for name, of in sets.items() if of.source is None}
+    every = [*seen, main.listing]
+    named = {name: labelled.named_patients(sets[name], of, every) for name, of in found.items()}
+    rows = labelled.joined([of.rows for of in found.values()])
+    labelled.check_external(rows, named, sets)
+    write_table(folder / "labelled.parquet", rows)
+    write_json(folder / "labelled.json", {name: of.account for name, of in found.items()})
+    elsewhere = {series.series for of in own for series in of.listing.series}
+    listings = [*own, replace(main, listing=labelled.beside(main.listing, elsewhere, rows))]
+    if config.source != "phantom":
+        listings.append(listed("phantom", line, config, held_out))
+    return listings, held_out.union(*named.values())
 
 
 def shard_of(series: str, shards: int) -> int:
@@ -117,7 +183,7 @@ def judged(
     Raises:
         UserError: a critical expectation failed.
     """
-    suite = cohort_suite(config, shards, listed)
+    suite = cohort_suite(config, shards, listed, bool((cohort["source"] == "idc").any()))
     judgement = judge.judge(cohort.assign(kept_out=cohort["patient"].isin(held_out)), suite)
     out = cohort.assign(reason=[";".join(judgement.reasons.get(series, [])) for series in cohort["series"]])
     out["shard"] = out["shard"].where(out["reason"] == "", NO_SHARD)
@@ -142,8 +208,8 @@ def _attribution(cohort: pd.DataFrame, cited: list[pd.DataFrame]) -> pd.DataFram
     return found.fillna({"citation": ""}).sort_values(ATTRIBUTION, ignore_index=True)
 
 
-def _row(series: Listed, source: str, version: str, held_out: frozenset[str]) -> dict[str, object]:
-    row = {**vars(series), "source": source, "version": series.version or version}
+def _row(series: Listed, of: _Of, held_out: frozenset[str]) -> dict[str, object]:
+    row = {**vars(series), "source": of.source, "set": of.set, "version": series.version or of.version}
     del row["members"]
     if series.role == "pretrain" and series.patient in held_out:
         row["role"] = row["split"] = "held_out"

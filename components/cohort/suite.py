@@ -6,18 +6,19 @@ from components.cohort.config import CohortConfig
 from components.quality.rules import Rule, Suite, accounting, among, between, matching
 
 
-def cohort_suite(config: CohortConfig, shards: int, rows: int) -> Suite:
+def cohort_suite(config: CohortConfig, shards: int, rows: int, from_idc: bool) -> Suite:
     """What a cohort must be before anything is transferred.
 
     Args:
         config: the source with the licences that it may bring, and the thresholds.
         shards: number of data shards.
         rows: series that the sources listed.
+        from_idc: some of them come from the Imaging Data Commons.
     """
     bounds = config.quality
     low_kb, high_kb = bounds.file_kb
-    allowed = sorted({*bounds.licences, *(config.idc.licences if config.source == "idc" else ())})
-    uses = ["pretrain/pretrain", "evaluation/train", "evaluation/test", "held_out/held_out"]
+    allowed = sorted({*bounds.licences, *(config.idc.licences if from_idc else ())})
+    uses = ["pretrain/pretrain", "evaluation/train", "evaluation/test", "held_out/held_out", "evaluation/held_out"]
     return Suite(
         "cohort",
         (

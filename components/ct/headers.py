@@ -34,7 +34,7 @@ TAGS: tuple[str, ...] = (
 )  # fmt: skip
 LISTED_TAGS: tuple[str, ...] = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID",
-    "Modality", "Rows",
+    "Modality", "Rows", "AccessionNumber",
 )  # fmt: skip
 DELIMITER = b"\xfe\xff\xdd\xe0"  # ends encapsulated pixel data
 

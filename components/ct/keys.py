@@ -41,6 +41,17 @@ def series_key(identity: str) -> str:
     return _pseudonym("series", identity)
 
 
+def uid_key(series_uid: str) -> str:
+    """Pseudonym of a SeriesInstanceUID alone, as tables of labels name series: ``u`` and 16 hex digits; '' where none
+    is named. A series' own key may be drawn from more."""
+    return _pseudonym("uid", series_uid.strip()) if series_uid.strip() else ""
+
+
+def accession_key(number: str) -> str:
+    """Pseudonym of an AccessionNumber: ``a`` and 16 hex digits; '' where none is named."""
+    return _pseudonym("accession", number.strip()) if number.strip() else ""
+
+
 def study_key(study_uid: str) -> str:
     """Pseudonym of a study: ``e`` (examination) and 16 hex digits; '' where none is named."""
     return _pseudonym("examination", study_uid) if study_uid else ""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from components.settings import Seed, StageConfig, shown
+from components.settings import PARAMS_FILE, ParamsError, Seed, StageConfig, did_you_mean, parse, read_yaml, shown
+from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.lidc import LidcPin
+from components.sources.sets import LabelledSet
 
 Task = Literal["organs", "lesions", "findings", "stability", "nodules"]
 Figure = Literal[
@@ -20,6 +25,9 @@ Figure = Literal[
     "retrieval_p5",
 ]
 FIGURES: tuple[str, ...] = get_args(Figure)
+TASKS = "tasks"
+TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+BUILT_IN = (*get_args(Task), LIDC_ROOT)
 OF_PAIRS = ("cosine", "identification")  # the figures of stability, which has nothing to classify
 RATED = ("texture", "calcification", "malignancy")  # of nodules
 OF_POINTS: frozenset[Task] = frozenset({"organs", "lesions", "nodules"})
@@ -49,6 +57,19 @@ class SelectionConfig(StageConfig):
 
     task: str
     figure: Figure
+
+
+class ClassifyConfig(StageConfig):
+    """A block of ``<line>.tasks``: which class a labelled scan is of.
+
+    Attributes:
+        set: the labelled set.
+        label: the column of its table that holds the class of each scan.
+    """
+
+    kind: Literal["classify"]
+    set: Annotated[str, Field(min_length=1)]
+    label: Annotated[str, Field(min_length=1)]
 
 
 class EvaluateConfig(LidcPin):
@@ -109,3 +130,47 @@ def mistaken_tasks(line: str, sees: str, config: EvaluateConfig) -> list[str]:
         f"params.yaml: {line}.evaluate.tasks: {shown(wrong)} is not allowed with {line}.pretrain.input.sees 'scan': "
         "they are of points, and such an encoder has one vector for a whole scan"
     ]
+
+
+def tasks_of(line: str, sets: Mapping[str, LabelledSet], path: Path = PARAMS_FILE) -> dict[str, ClassifyConfig]:
+    """The user's own tasks of a line, in their order.
+
+    Args:
+        line: model line.
+        sets: its labelled sets.
+        path: of the file.
+
+    Raises:
+        ParamsError: one line per mistake.
+    """
+    of_line = read_yaml(path).get(line)
+    blocks = of_line.get(TASKS) if isinstance(of_line, dict) else None
+    if not isinstance(blocks, dict):
+        raise ParamsError(f"params.yaml: {line}.{TASKS}: {shown(blocks)} is not allowed: a block per task, or {{}}")
+    found, mistakes = {}, []
+    for name, values in blocks.items():
+        where = f"{line}.{TASKS}.{name}"
+        if not isinstance(name, str) or not TASK_NAME.fullmatch(name) or name.startswith(BUILT_IN):
+            mistakes.append(
+                f"params.yaml: {line}.{TASKS}: {shown(name)} is not allowed: a-z, 0-9 and _, a letter first, at most "
+                f"40, and not beginning with {', '.join(BUILT_IN)}"
+            )
+            continue
+        try:
+            found[name] = parse(ClassifyConfig, values, where)
+        except ParamsError as error:
+            mistakes.append(str(error))
+            continue
+        if found[name].set not in sets:
+            allowed = f"one of {', '.join(sets)}" if sets else f"{line}.sets has none yet"
+            told = f"{shown(found[name].set)} is not allowed: {allowed}{did_you_mean(found[name].set, list(sets))}"
+            mistakes.append(f"params.yaml: {where}.set: {told}")
+            continue
+        config = sets[found[name].set].config
+        if config.role == "external":
+            mistakes.append(f"params.yaml: {where}.set: {shown(found[name].set)} is external: nothing is trained on it")
+        if found[name].label == config.labels.column:
+            mistakes.append(f"params.yaml: {where}.label: {shown(found[name].label)} is no label: it names the scans")
+    if mistakes:
+        raise ParamsError("\n".join(mistakes))
+    return found

@@ -14,8 +14,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from components.command import data_dir
 from components.ct.grid import GridConfig
 from components.errors import UserError
-from components.evaluate.config import EvaluateConfig, mistaken_tasks
+from components.evaluate.config import EvaluateConfig, mistaken_tasks, tasks_of
 from components.evaluate.features import Features, Method, Volumes, baselines, encoder_method, extract
+from components.evaluate.own import classify
 from components.evaluate.plots import draw_all, draw_projection, save
 from components.evaluate.report import render_report
 from components.evaluate.scores import ENCODER, RANDOM, figure_table, score_all, task_metrics
@@ -25,6 +26,7 @@ from components.evaluate.tasks import STABILITY, Built, Inputs, check_splits, ta
 from components.files import sha256_file, write_json, write_text
 from components.models.embed import Embedder, described, load_candidates, random_embedder
 from components.settings import load_part, load_stage
+from components.sources.sets import sets_of
 from components.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -115,7 +117,7 @@ def build_tasks(inputs: Inputs) -> Built:
     """The usable task table of all of the line's plug-ins."""
     for mistake in mistaken_tasks(inputs.line, inputs.sees, inputs.config):
         raise UserError(mistake)
-    parts = [SOURCES[task](inputs) for task in inputs.config.tasks]
+    parts = [SOURCES[task](inputs) for task in inputs.config.tasks] + own_tasks(inputs)
     together = Built(
         table=task_table(part.table for part in parts),
         not_evaluated={task: reason for part in parts for task, reason in part.not_evaluated.items()},
@@ -123,6 +125,16 @@ def build_tasks(inputs: Inputs) -> Built:
     )
     check_splits(together.table)
     return usable(together, inputs.config.minimum_patients)
+
+
+def own_tasks(inputs: Inputs) -> list[Built]:
+    """The tasks of ``<line>.tasks``, of the labelled sets."""
+    sets = sets_of(inputs.line)
+    tasks = tasks_of(inputs.line, sets)
+    if not tasks:
+        return []
+    labelled = _table(data_dir(inputs.line, "cohort") / "labelled.parquet")
+    return [classify(name, task, sets[task.set], labelled, inputs.curated) for name, task in tasks.items()]
 
 
 def evaluation_digest(tasks_file: Path, table: pd.DataFrame, volumes: Volumes) -> str:

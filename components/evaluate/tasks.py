@@ -43,8 +43,8 @@ class Inputs:
     preprocess: GridConfig
 
     def scans(self) -> pd.DataFrame:
-        """Accepted series of the evaluation role, without second scans; sorted."""
-        return self._accepted("evaluation").query("retest_of == ''")
+        """Accepted series of the evaluation role, without second scans; sorted. Those of labelled sets are apart."""
+        return self._accepted("evaluation").query("retest_of == '' and split != 'held_out'")
 
     def retests(self) -> pd.DataFrame:
         """Accepted second scans of the evaluation role; sorted."""
@@ -121,7 +121,8 @@ def usable(built: Built, minimum_patients: int) -> Built:
         )
         if len(classes) < 2:
             alone = "" if len(counts) > 1 else f"one class only ({', '.join(counts)}); "
-            reasons[name] = f"{alone}at least {minimum_patients} patients per class and split are needed: {few}"
+            reason = f"{alone}at least {minimum_patients} patients per class and split are needed: {few}"
+            reasons[name] = ". ".join(filter(None, [reason, remarks.pop(name, "")]))
             continue
         if few:
             remarks[name] = " ".join(filter(None, [remarks.get(name), f"Classes left out, too few patients: {few}."]))

@@ -3,17 +3,18 @@
 from components.command import data_dir, run_stage
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.stage import preprocess_shard
-from components.settings import load_part, load_stage
-from components.sources.config import AcquireConfig, SourceConfig
+from components.settings import load_stage
+from components.sources.config import AcquireConfig
 from components.sources.series import jobs_of
+from components.sources.sets import sources_of
 from components.tables import read_table
 
 
 def main(line: str, shard: int) -> None:
-    cohort = load_part(SourceConfig, line, "cohort")
+    sources = sources_of(line)
     acquire = load_stage(AcquireConfig, line, "acquire")
     preprocess_shard(
-        jobs_of(line, data_dir(line, "cohort"), shard, cohort, acquire),
+        jobs_of(line, data_dir(line, "cohort"), shard, sources, acquire),
         data_dir(line, "acquire", shard),
         read_table(data_dir(line, "screen", shard) / "screened.parquet"),
         load_stage(PreprocessConfig, line, "preprocess"),

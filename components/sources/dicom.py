@@ -34,34 +34,35 @@ from components.sources.tree import (
 class DicomSource:
     """A tree of DICOM files under the line's root ``dicom``."""
 
-    def __init__(self, config: SourceConfig, line: str) -> None:
-        self._config, self._line, self._key = config, line, f"{line}.cohort.source_digest"
+    def __init__(self, config: SourceConfig, place: str) -> None:
+        """``place``: see ``roots.place_of``."""
+        self._config, self._place = config, place
         self.version = config.source_digest or ""
 
     def list_series(self, held_out: frozenset[str]) -> Listing:
         require_secret("dicom")
         pinned = self._config.source_digest
-        listing = list_tree(pinned_root("dicom", pinned, self._key, self._line), self._config)
-        check_digest("dicom", pinned, self._key, listing.digest)
+        listing = list_tree(pinned_root("dicom", pinned, self._place), self._config)
+        check_digest("dicom", pinned, self._place, listing.digest)
         if not listing.series:
             raise none_found("dicom", "CT image", listing.files.status)
         if self._config.paths == "shown":
             return shown(listing, "dicom")
-        return keyed(listing, "dicom", self._line)
+        return keyed(listing, "dicom", self._place)
 
     def check(self) -> None:
         require_secret("dicom")
-        root_of("dicom", self._line)
-        if self._config.paths == "keyed" and not has_map("dicom", self._line):
-            write_map("dicom", self._line)
+        root_of("dicom", self._place)
+        if self._config.paths == "keyed" and not has_map("dicom", self._place):
+            write_map("dicom", self._place)
 
     def fetch(
         self, row: dict[str, Any], members: list[str], folder: Path, transfer: TransferConfig
     ) -> pd.DataFrame | None:
         """Copy the members under numbered names: names from a zip are never used as paths."""
-        locations = resolve("dicom", self._line, members) if self._config.paths == "keyed" else members
+        locations = resolve("dicom", self._place, members) if self._config.paths == "keyed" else members
         in_order = sorted(enumerate(locations), key=lambda numbered: numbered[1])  # zip by zip
-        with Archives(root_of("dicom", self._line)) as archives:
+        with Archives(root_of("dicom", self._place)) as archives:
             for index, location in in_order:
                 try:
                     with (folder / f"{index:06d}.dcm").open("wb") as stream:

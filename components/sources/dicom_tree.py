@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -26,7 +26,7 @@ from components.ct.archive import (
 )
 from components.ct.headers import CT_CLASSES, CT_IMAGE_STORAGE, read_instance, series_identity
 from components.ct.instance import Instance
-from components.ct.keys import patient_key, series_key, study_key
+from components.ct.keys import accession_key, patient_key, series_key, study_key, uid_key
 from components.errors import UserError
 from components.processes import map_all
 from components.progress import track
@@ -53,6 +53,7 @@ MEMORY_BYTES = 64 * 2**20  # larger zip members are unpacked on disk
 BLOCK = 256  # files that a worker reads at a time
 MANY = 200_000  # below, starting workers takes longer than they save
 GLANCE = struct.Struct("q32s")  # size of a file, and a glance at it
+STATED = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber")  # by an owner, in its order
 CT_IMAGES = ("image", "truncated")
 INSTANCES = (*CT_IMAGES, "object", "other_image")
 DAMAGED = ("unreadable", *(reason for reason in OBSTACLES if reason != "link"))
@@ -60,11 +61,14 @@ DAMAGED = ("unreadable", *(reason for reason in OBSTACLES if reason != "link"))
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The series that a file states: identity (see ``series_identity``), PatientID, StudyInstanceUID."""
+    """The series that a file states: identity (see ``series_identity``), PatientID, StudyInstanceUID, and what does not
+    tell one series from another: SeriesInstanceUID, AccessionNumber."""
 
     identity: str
     patient: str
     study: str
+    uid: str = field(default="", compare=False)
+    accession: str = field(default="", compare=False)
 
 
 @dataclass(slots=True)
@@ -211,8 +215,8 @@ def _found(instance: Instance) -> TreeFile:
     if status in CT_IMAGES and not (tags.get("SOPClassUID", CT_IMAGE_STORAGE) in CT_CLASSES
                                     and tags.get("Modality", "CT") == "CT"):  # fmt: skip
         status = "other_image"
-    uid, patient, study = (str(tags.get(tag, "")) for tag in ("SOPInstanceUID", "PatientID", "StudyInstanceUID"))
-    return TreeFile(instance.location, instance.bytes, status, Owner(series_identity(instance), patient, study), uid)
+    owner = Owner(series_identity(instance), *(str(tags.get(tag, "")) for tag in STATED))
+    return TreeFile(instance.location, instance.bytes, status, owner, str(tags.get("SOPInstanceUID", "")))
 
 
 def _read_zip(path: Path, location: str, size: int) -> list[TreeFile]:
@@ -327,6 +331,8 @@ def _listed(owner: Owner, files: list[TreeFile], config: SourceConfig) -> Listed
         # Studies without a PatientID are nobody's: as one patient they would all fall into one split.
         patient=patient_key(owner.patient or f"no PatientID|{owner.study or owner.identity}"),
         study=study_key(owner.study),
+        uid=uid_key(owner.uid),
+        accession=accession_key(owner.accession),
         name=_name(folders[0]),
         location=";".join(folders),
         files=len(files),

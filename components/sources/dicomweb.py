@@ -4,7 +4,7 @@ How this machine reaches it stands in the environment, see ``components/sources/
 ``cohort.dicomweb``.
 
 Study and series UIDs lead to a patient, and a series cannot be fetched without them. So a series' ``location`` is its
-keyed pseudonym, and a map from pseudonym to UIDs stays on this machine: ``.ctfoundry/dicomweb/<line>.parquet``, which
+keyed pseudonym, and a map from pseudonym to UIDs stays on this machine: ``.ctfoundry/dicomweb/<place>.parquet``, which
 git ignores and only its owner may read. Stage `cohort` writes it. Where it is missing, or lacks a series (a fresh
 checkout, another machine), `acquire` asks the PACS for its CT series again; the same ``CTFOUNDRY_PSEUDONYM_KEY`` then
 gives the same pseudonyms.
@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from pydicom.errors import InvalidDicomError
 
 from components.ct.dataset import INFLATED_BYTES, InflateError, open_dataset
-from components.ct.keys import patient_key, require_secret, series_key, study_key
+from components.ct.keys import accession_key, patient_key, require_secret, series_key, study_key, uid_key
 from components.errors import UserError
 from components.sources.config import DicomwebConfig, SourceConfig, TransferConfig
 from components.sources.interface import Listed, Listing
@@ -47,11 +47,11 @@ QUESTIONS = 8  # at a time, where a PACS must be asked series by series: 150,000
 SLICE_BYTES = 526_000  # QIDO tells no bytes: a slice of 512x512 pixels of 16 bit, with its header
 COUNT = "NumberOfSeriesRelatedInstances"
 TAGS = {
-    "StudyDate": "00080020", "Modality": "00080060", "RetrieveURL": "00081190", "PatientID": "00100020",
-    "BodyPartExamined": "00180015", "StudyInstanceUID": "0020000D", "SeriesInstanceUID": "0020000E",
-    COUNT: "00201209", "SOPInstanceUID": "00080018",
+    "StudyDate": "00080020", "AccessionNumber": "00080050", "Modality": "00080060", "RetrieveURL": "00081190",
+    "PatientID": "00100020", "BodyPartExamined": "00180015", "StudyInstanceUID": "0020000D",
+    "SeriesInstanceUID": "0020000E", COUNT: "00201209", "SOPInstanceUID": "00080018",
 }  # fmt: skip
-ASKED = ("PatientID", "StudyDate", "BodyPartExamined", COUNT)
+ASKED = ("PatientID", "AccessionNumber", "StudyDate", "BodyPartExamined", COUNT)
 UID = re.compile(r"[0-9A-Za-z.]{1,64}")  # laxer than the standard, as PACS are, but safe in an address
 
 Row = dict[str, str]  # keyword to value; '' where the PACS says that it is empty, absent where it says nothing
@@ -62,8 +62,8 @@ class DicomwebSource:
 
     version = ""
 
-    def __init__(self, config: SourceConfig, line: str) -> None:
-        self._config, self._asked, self._map = config, config.dicomweb, MAPS / f"{line}.parquet"
+    def __init__(self, config: SourceConfig, place: str) -> None:
+        self._config, self._asked, self._map = config, config.dicomweb, MAPS / f"{place}.parquet"
 
     def list_series(self, held_out: frozenset[str]) -> Listing:
         require_secret("dicomweb")
@@ -86,6 +86,8 @@ class DicomwebSource:
             # Studies without a PatientID are nobody's: as one patient they would all fall into one split.
             patient=patient_key(row.get("PatientID") or f"no PatientID|{row['StudyInstanceUID']}"),
             study=study_key(row["StudyInstanceUID"]),
+            uid=uid_key(row["SeriesInstanceUID"]),
+            accession=accession_key(row.get("AccessionNumber", "")),
             name=key,
             location=key,
             files=files,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from components.ct.keys import patient_key, series_key, study_key
+from components.ct.keys import patient_key, series_key, study_key, uid_key
 from components.errors import UserError
 from components.sources.config import IdcConfig, TransferConfig
 from components.sources.idc_index import patients_of_ct, select
@@ -34,6 +34,7 @@ class IdcSource:
                 series=series_key(row["SeriesInstanceUID"]),
                 patient=patient_key(row["PatientID"]),
                 study=study_key(row["StudyInstanceUID"]),
+                uid=uid_key(row["SeriesInstanceUID"]),
                 name=row["crdc_series_uuid"],
                 location=f"{row['aws_bucket']}/{row['crdc_series_uuid']}",
                 files=int(row["instanceCount"]),

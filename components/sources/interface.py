@@ -20,7 +20,8 @@ class Listed:
 
     Attributes:
         series, patient: pseudonyms.
-        study: pseudonym, '' where the source names none.
+        study, uid, accession: pseudonyms of StudyInstanceUID, SeriesInstanceUID and AccessionNumber, by which tables of
+            labels may name a series; '' where the source knows none.
         name: short name for funnels and reports.
         location: where the source finds it again, relative to its root.
         files, bytes: size, 0 where it is known only after the transfer.
@@ -43,6 +44,8 @@ class Listed:
     licence: str
     doi: str
     study: str = ""
+    uid: str = ""
+    accession: str = ""
     role: str = "pretrain"
     split: str = "pretrain"
     retest_of: str = ""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from components.command import data_dir
 from components.errors import UserError
-from components.settings import load_part
-from components.sources.config import SourceConfig
-from components.sources.roots import root_of
+from components.sources.roots import place_of, root_of
+from components.sources.sets import sources_of
 from components.sources.tree import resolve
 from components.tables import read_table
 
@@ -27,17 +26,19 @@ def locate(line: str, key: str) -> list[str]:
     folder = data_dir(line, "cohort")
     if not (folder / "cohort.parquet").is_file():
         raise UserError(f"line {line}: no cohort yet; run `dvc repro cohort@{line}`")
-    config = load_part(SourceConfig, line, "cohort")
+    sources = sources_of(line)
     cohort, files = read_table(folder / "cohort.parquet"), read_table(folder / "files.parquet")
     row = cohort[cohort["series"] == key]
-    members = files.loc[(files["location"] == key) | (files["series"] == key), "location"].tolist()
-    source = row["source"].iloc[0] if len(row) else config.source
+    found = files[(files["location"] == key) | (files["series"] == key)]
+    members = found["location"].tolist()
+    of_set = str([*found["set"], *row["set"], ""][0])
+    source, place = (row["source"].iloc[0] if len(row) else sources[of_set].source), place_of(line, of_set)
     if len(row) and source == "idc":
         return [f"s3://{row['location'].iloc[0]}"]
     if not members and len(row):
         raise UserError(f"series {key}: source {source!r} keeps no files of its own on this machine")
     if not members:
         raise UserError(f"key {key!r}: neither a series nor a file of line {line}'s cohort")
-    root = root_of(source, line).resolve()
-    locations = resolve(source, line, members) if config.paths == "keyed" else members
+    root = root_of(source, place).resolve()
+    locations = resolve(source, place, members) if sources[of_set].paths == "keyed" else members
     return sorted(f"{root}/{location}" for location in locations)

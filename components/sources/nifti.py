@@ -15,7 +15,7 @@ from components.ct.keys import patient_key, require_secret, series_key
 from components.errors import UserError
 from components.sources.config import SourceConfig, TransferConfig, patient_pattern
 from components.sources.interface import Files, Listed, Listing
-from components.sources.roots import root_of
+from components.sources.roots import key_of, root_of
 from components.sources.tree import (
     TABLE_SUFFIX,
     Name,
@@ -26,6 +26,7 @@ from components.sources.tree import (
     keyed,
     names,
     none_found,
+    own_names,
     pinned_root,
     reason_of,
     resolve,
@@ -44,29 +45,31 @@ class NiftiSource:
     """Every ``.nii`` and ``.nii.gz`` below the line's root ``nifti`` is one series, of the patient that
     ``cohort.nifti.patient`` tells; the file itself does not."""
 
-    def __init__(self, config: SourceConfig, line: str) -> None:
-        self._config, self._line, self._key = config, line, f"{line}.cohort.source_digest"
+    def __init__(self, config: SourceConfig, place: str) -> None:
+        """``place``: see ``roots.place_of``."""
+        self._config, self._place = config, place
         self.version = config.source_digest or ""
 
     def list_series(self, held_out: frozenset[str]) -> Listing:
         require_secret("nifti")
         of, rule = self._config, self._config.nifti.patient
         if held_out and rule is None:
-            raise UserError(patient_missing(self._line))
-        root = pinned_root("nifti", of.source_digest, self._key, self._line)
+            raise UserError(patient_missing(key_of(self._place)))
+        root = pinned_root("nifti", of.source_digest, self._place)
         digest, seen = hashlib.sha256(), {}
         for location, size, pieces in glances(root):
             add_to_digest(digest, location, size, pieces)
             seen[location] = f"{size} {pieces.hex()[:16]}"
-        check_digest("nifti", of.source_digest, self._key, digest.hexdigest())
+        check_digest("nifti", of.source_digest, self._place, digest.hexdigest())
         patient_of = _patients(root, rule)
         found = [(name.location, *_measured(root, name)) for name in names(root)]
+        prefix = own_names(self._place)
         listed, statuses, keys = [], [], []
         for location, size, status in found:
             volume = _without_suffix(location)
             patient = patient_of(location) if status == "image" else None
             statuses.append("no_patient" if status == "image" and not patient else status)
-            keys.append(series_key(f"nifti|{location}") if patient else "")
+            keys.append(series_key(f"{prefix}nifti|{location}") if patient else "")
             if patient:
                 listed.append(
                     Listed(keys[-1], patient_key(patient), volume, location, 1, size, of.collection, of.licence,
@@ -75,35 +78,35 @@ class NiftiSource:
         if not listed:
             raise none_found("nifti", ".nii or .nii.gz file" + (f" of a patient by {rule!r}" if rule else ""), statuses)
         if nobodys := statuses.count("no_patient"):
-            log.warning("%d of %d volumes are left out: %s.cohort.nifti.patient tells no patient of them",
-                        nobodys, nobodys + len(listed), self._line)  # fmt: skip
+            log.warning("%d of %d volumes are left out: %s.nifti.patient tells no patient of them",
+                        nobodys, nobodys + len(listed), key_of(self._place))  # fmt: skip
         files = Files([location for location, _, _ in found], (size for _, size, _ in found), statuses, keys)
         listing = Listing(sorted(listed, key=lambda s: s.series), files, digest.hexdigest())
-        return shown(listing, "nifti") if of.paths == "shown" else keyed(listing, "nifti", self._line)
+        return shown(listing, "nifti") if of.paths == "shown" else keyed(listing, "nifti", self._place)
 
     def check(self) -> None:
         require_secret("nifti")
-        root_of("nifti", self._line)
-        if self._config.paths == "keyed" and not has_map("nifti", self._line):
-            write_map("nifti", self._line)
+        root_of("nifti", self._place)
+        if self._config.paths == "keyed" and not has_map("nifti", self._place):
+            write_map("nifti", self._place)
 
     def fetch(
         self, row: dict[str, Any], members: list[str], folder: Path, transfer: TransferConfig
     ) -> pd.DataFrame | None:
-        for location in resolve("nifti", self._line, members) if self._config.paths == "keyed" else members:
+        for location in resolve("nifti", self._place, members) if self._config.paths == "keyed" else members:
             suffix = ".nii.gz" if location.endswith(".gz") else ".nii"
             try:
-                shutil.copyfile(root_of("nifti", self._line) / location, folder / f"volume{suffix}")
+                shutil.copyfile(root_of("nifti", self._place) / location, folder / f"volume{suffix}")
             except OSError as error:
                 stop_if_too_many_open(error)
                 raise reason_of(error) from None
         return None
 
 
-def patient_missing(line: str) -> str:
-    """What to say where patients are held out and nothing tells whose the volumes are."""
+def patient_missing(block: str) -> str:
+    """What to say where patients are held out and nothing tells whose the volumes are. ``block``: the source's."""
     return (
-        f"params.yaml: {line}.cohort.nifti.patient: null is not allowed where patients are held out for evaluation: "
+        f"params.yaml: {block}.nifti.patient: null is not allowed where patients are held out for evaluation: "
         "say how a volume's path names its patient, such as '{patient}/**', '{patient}_*' or a table 'patients.csv' of "
         "the tree with the columns file and patient"
     )

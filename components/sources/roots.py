@@ -20,6 +20,18 @@ from components.files import write_json
 ROOTS_FILE = Path(".ctfoundry/roots.json")
 
 
+def place_of(line: str, name: str = "") -> str:
+    """Under which roots and maps of a line's source are kept, or those of the scans of its labelled set ``name``: no
+    line has such a name."""
+    return f"{line}-{name}" if name else line
+
+
+def key_of(place: str) -> str:
+    """The block of ``params.yaml`` that says what the source of a place is."""
+    line, _, name = place.partition("-")
+    return f"{line}.sets.{name}.scans" if name else f"{line}.cohort"
+
+
 def _recorded() -> dict[str, Any]:
     """Line to name to folder; folders right at the top are of every line, as ``--source`` once wrote them."""
     try:
@@ -35,23 +47,27 @@ def _of_line(recorded: dict[str, Any], line: str) -> dict[str, str]:
     )
 
 
-def root_of(name: str, line: str = "") -> Path:
-    """The folder behind a named root, of a line where it is a source's.
+def root_of(name: str, place: str = "") -> Path:
+    """The folder behind a named root, of a place where it is a source's. What is said of a line, or of all lines, does
+    not hold for the scans of its labelled sets: those are others.
 
     Raises:
         UserError: not configured on this machine, or not a folder.
     """
+    line, _, of_set = place.partition("-")
     variable = f"CTFOUNDRY_ROOT_{name.upper()}"
-    own = re.sub(r"\W", "_", f"CTFOUNDRY_ROOT_{line}_{name}".upper())
+    own = re.sub(r"\W", "_", f"CTFOUNDRY_ROOT_{place.replace('-', '__')}_{name}".upper())
     recorded = _recorded()
-    flat = recorded.get(name) if isinstance(recorded.get(name), str) else None  # else a line's, of the same name
-    value = os.environ.get(own) or os.environ.get(variable) or _of_line(recorded, line).get(name) or flat
-    of = f"root {name!r} of line {line}" if line else f"root {name!r}"
+    value = os.environ.get(own) or (not of_set and os.environ.get(variable)) or _of_line(recorded, place).get(name)
+    if not value and not of_set and isinstance(recorded.get(name), str):  # else a line's, of the same name
+        value = recorded[name]
+    of = f"root {name!r} of {f'set {of_set} of ' if of_set else ''}line {line}" if place else f"root {name!r}"
+    ask = own if of_set else variable
     if not value:
-        raise UserError(f"{of}: not configured on this machine; set {variable}=<folder>")
+        raise UserError(f"{of}: not configured on this machine; set {ask}=<folder>")
     path = Path(value)
     if not path.is_dir():
-        raise UserError(f"{of}: {value} is not a folder; set {variable}=<folder>")
+        raise UserError(f"{of}: {value} is not a folder; set {ask}=<folder>")
     return path
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from components.sources import raw, receipts
 from components.sources.build import source_of
 from components.sources.config import AcquireConfig, SourceConfig
 from components.sources.interface import Source
+from components.sources.roots import place_of
 from components.tables import read_table
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class SeriesJob:
 
     @property
     def source(self) -> Source:
-        return source_of(self.row["source"], self.line, self.cohort)
+        return source_of(self.row["source"], place_of(self.line, self.row["set"]), self.cohort)
 
     @property
     def folder(self) -> Path:
@@ -83,14 +84,20 @@ class SeriesJob:
             raise raw.SourceGoneError(str(error)) from None
 
 
-def jobs_of(line: str, cohort_folder: Path, shard: int, cohort: SourceConfig, config: AcquireConfig) -> list[SeriesJob]:
-    """One job per series of the shard, in the order of the cohort."""
+def jobs_of(
+    line: str, cohort_folder: Path, shard: int, sources: Mapping[str, SourceConfig], config: AcquireConfig
+) -> list[SeriesJob]:
+    """One job per series of the shard, in the order of the cohort. ``sources``: as ``sets.sources_of`` gives them."""
     part = cohort_slice(cohort_folder, shard)
     files = read_table(part / "files.parquet")
     members = files.groupby("series")["location"].apply(list).to_dict() if len(files) else {}
     rows = read_table(part / "cohort.parquet").to_dict("records")
-    return [SeriesJob(line, {str(k): v for k, v in row.items()}, members.get(row["series"], []), cohort, config)
-            for row in rows]  # fmt: skip
+    return [
+        SeriesJob(
+            line, {str(k): v for k, v in row.items()}, members.get(row["series"], []), sources[row["set"]], config
+        )
+        for row in rows
+    ]
 
 
 @contextmanager

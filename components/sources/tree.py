@@ -2,8 +2,9 @@
 
 Names of a site's folders and files often hold patients' names, and tables keep the locations of files. With ``cohort.
 paths: keyed`` tables get keyed pseudonyms instead, and a map from these to the names stays on this machine:
-``.ctfoundry/paths/<line>-<root>.sqlite``, which git ignores and only its owner may read. Where it is missing or
-outdated it is made again from the names alone; the same ``CTFOUNDRY_PSEUDONYM_KEY`` then gives the same pseudonyms.
+``.ctfoundry/paths/<place>-<root>.sqlite``, which git ignores and only its owner may read (a place is a line, or a
+labelled set of a line). Where it is missing or outdated it is made again from the names alone; the same
+``CTFOUNDRY_PSEUDONYM_KEY`` then gives the same pseudonyms.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from components.ct.keys import file_key, require_secret
 from components.errors import UserError
 from components.files import NO_ROOM, DiskFullError, StopStageError, replacing
 from components.sources.interface import Listing
-from components.sources.roots import root_of
+from components.sources.roots import key_of, root_of
 
 PIECE_BYTES = 4096
 LARGE_BYTES = 4 * 2**20  # such files (volumes, zips) are looked at in their middle and at their end, too
@@ -179,19 +180,22 @@ def add_to_digest(digest: hashlib._Hash, location: str, size: int, pieces: bytes
     digest.update(f"{location}\0{size}\0{seen}\n".encode("utf-8", "surrogateescape"))  # a name may be any bytes
 
 
-def pinned_root(name: str, pinned: str | None, key: str, line: str) -> Path:
+def pinned_root(name: str, pinned: str | None, place: str) -> Path:
     """The folder behind the root ``name``. Raises UserError where none is configured, or no digest is pinned."""
     if not pinned:
-        raise UserError(f"params.yaml: {key}: null is not allowed with this source; run `ctfoundry release --source`")
-    return root_of(name, line)
+        told = f"params.yaml: {key_of(place)}.source_digest: null is not allowed with this source"
+        raise UserError(f"{told}; run `ctfoundry {'set pin' if '-' in place else 'release --source'}`")
+    return root_of(name, place)
 
 
-def check_digest(name: str, pinned: str | None, key: str, found: str) -> None:
-    """Raise UserError where the tree is another than the one that ``params.yaml`` pins under ``key``."""
+def check_digest(name: str, pinned: str | None, place: str, found: str) -> None:
+    """Raise UserError where the tree is another than the one that ``params.yaml`` pins for the place."""
     if found != pinned:
+        line, _, of_set = place.partition("-")
+        command = f"set pin {of_set} --line {line}" if of_set else f"release --source {name}:<folder>"
         raise UserError(
-            f"root {name!r}: its files have changed (digest {found[:12]}, {key} pins {str(pinned)[:12]}); "
-            f"run `ctfoundry release --source {name}:<folder>` to pin them as they are now"
+            f"root {name!r}: its files have changed (digest {found[:12]}, {key_of(place)}.source_digest pins "
+            f"{str(pinned)[:12]}); run `ctfoundry {command}` to pin them as they are now"
         )
 
 
@@ -285,20 +289,26 @@ def reason_of(error: OSError) -> OSError:
     return OSError(error.errno, error.strerror)
 
 
-def keyed(listing: Listing, name: str, line: str) -> Listing:
-    """``listing`` with pseudonyms for its locations; their map is written for the line's root ``name``."""
-    files = listing.files
-    keys = [file_key(location) for location in files.location]
+def own_names(place: str) -> str:
+    """What goes before a location below the root of a labelled set, so that its pseudonym is not that of a file of the
+    same name below the line's own root."""
+    return f"{place}|" if "-" in place else ""
+
+
+def keyed(listing: Listing, name: str, place: str) -> Listing:
+    """``listing`` with pseudonyms for its locations; their map is written for the root ``name`` of the place."""
+    files, prefix = listing.files, own_names(place)
+    keys = [file_key(prefix + location) for location in files.location]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     if any(keys[one] == keys[next_one] for one, next_one in pairwise(order)):
         raise RuntimeError("listing: two files share a key")
-    _write_map(name, line, zip(keys, files.location, strict=True))
+    _write_map(name, place, zip(keys, files.location, strict=True))
     members: dict[str, list[str]] = defaultdict(list)
     for key, series in zip(keys, files.series, strict=True):
         if series:
             members[series].append(key)
     series_ = [
-        replace(of, name=of.series, location=file_key(of.location), members=tuple(members[of.series]))
+        replace(of, name=of.series, location=file_key(prefix + of.location), members=tuple(members[of.series]))
         for of in listing.series
     ]
     return replace(listing, series=series_, files=files.renamed(keys, order))
@@ -316,17 +326,17 @@ def shown(listing: Listing, name: str) -> Listing:
     return listing
 
 
-def resolve(name: str, line: str, keys: Sequence[str]) -> list[str]:
-    """The locations below the line's root ``name`` that ``keys`` stand for.
+def resolve(name: str, place: str, keys: Sequence[str]) -> list[str]:
+    """The locations below the root ``name`` of a place that ``keys`` stand for.
 
     Raises:
         UserError: one of them is not below the root, or the root is not configured.
     """
-    root = root_of(name, line)
-    found = _look_up(name, line, keys)
+    root = root_of(name, place)
+    found = _look_up(name, place, keys)
     if any(key not in found or not (root / split_inside(root, found[key])[0]).exists() for key in keys):
-        write_map(name, line)
-        found = _look_up(name, line, keys)
+        write_map(name, place)
+        found = _look_up(name, place, keys)
     missing = [key for key in keys if key not in found]
     if missing:
         raise UserError(
@@ -336,16 +346,16 @@ def resolve(name: str, line: str, keys: Sequence[str]) -> list[str]:
     return [found[key] for key in keys]
 
 
-def has_map(name: str, line: str) -> bool:
-    return _map(name, line).is_file()
+def has_map(name: str, place: str) -> bool:
+    return _map(name, place).is_file()
 
 
-def write_map(name: str, line: str) -> None:
-    """Make the map of the line's root ``name`` again, from names alone. Raises UserError without a secret: a process
+def write_map(name: str, place: str) -> None:
+    """Make the map of a place's root ``name`` again, from names alone. Raises UserError without a secret: a process
     that lacks it would give every file another pseudonym."""
     require_secret(name)
-    root = root_of(name, line)
-    _write_map(name, line, ((file_key(location), location) for location in _locations(root)))
+    root, prefix = root_of(name, place), own_names(place)
+    _write_map(name, place, ((file_key(prefix + location), location) for location in _locations(root)))
 
 
 def _locations(root: Path) -> Iterator[str]:
@@ -363,21 +373,21 @@ def _locations(root: Path) -> Iterator[str]:
             stop_if_machine(error)
 
 
-def _map(name: str, line: str) -> Path:
-    return MAPS / f"{line}-{name}.sqlite"
+def _map(name: str, place: str) -> Path:
+    return MAPS / f"{place}-{name}.sqlite"
 
 
-def _write_map(name: str, line: str, pairs: Iterable[tuple[str, str]]) -> None:
-    with replacing(_map(name, line)) as temporary:
+def _write_map(name: str, place: str, pairs: Iterable[tuple[str, str]]) -> None:
+    with replacing(_map(name, place)) as temporary:
         temporary.touch(mode=0o600)
         with closing(sqlite3.connect(temporary)) as base, base:
             base.execute("CREATE TABLE paths (key TEXT PRIMARY KEY, location BLOB NOT NULL) WITHOUT ROWID")
             base.executemany("INSERT OR REPLACE INTO paths VALUES (?, ?)", ((k, os.fsencode(v)) for k, v in pairs))
 
 
-def _look_up(name: str, line: str, keys: Sequence[str]) -> dict[str, str]:
-    if not _map(name, line).is_file():
+def _look_up(name: str, place: str, keys: Sequence[str]) -> dict[str, str]:
+    if not _map(name, place).is_file():
         return {}
-    with closing(sqlite3.connect(_map(name, line))) as base:
+    with closing(sqlite3.connect(_map(name, place))) as base:
         rows = (base.execute("SELECT key, location FROM paths WHERE key = ?", (key,)).fetchone() for key in keys)
         return {row[0]: os.fsdecode(row[1]) for row in rows if row}

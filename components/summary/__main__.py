@@ -39,7 +39,9 @@ def main(line: str) -> None:
     folder = Path("reports") / line
     cohort = read_table(data_dir(line, "cohort") / "cohort.parquet")
     cohort["accepted"] = (cohort["reason"] == "").astype(float)
-    selected = cohort_suite(load_stage(CohortConfig, line, "cohort"), len(shards()), len(cohort))
+    selected = cohort_suite(
+        load_stage(CohortConfig, line, "cohort"), len(shards()), len(cohort), bool((cohort["source"] == "idc").any())
+    )
     tables = [("cohort", cohort, selected)]
     for shard in shards():
         screened = read_table(data_dir(line, "screen", shard) / "screened.parquet")

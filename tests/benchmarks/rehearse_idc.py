@@ -62,10 +62,10 @@ def make_templates() -> None:
                "retest_patients": 0}  # fmt: skip
     config, acquire = config_of({"phantom": phantom}), parse(AcquireConfig, PARAMETERS["acquire"], "acquire")
     cohort = make_cohort("wholebody", config, 1, frozenset(), TEMPLATES / "cohort")
-    acquire_shard("wholebody", 0, TEMPLATES / "cohort", config, acquire, TEMPLATES / "acquire")
+    acquire_shard("wholebody", 0, TEMPLATES / "cohort", {"": config}, acquire, TEMPLATES / "acquire")
     screen = parse(ScreenConfig, PARAMETERS["screen"], "screen")
     screened = screen_shard(TEMPLATES / "acquire", cohort, 0, screen, TEMPLATES / "screen")
-    jobs = jobs_of("wholebody", TEMPLATES / "cohort", 0, config, acquire)
+    jobs = jobs_of("wholebody", TEMPLATES / "cohort", 0, {"": config}, acquire)
     preprocess = parse(PreprocessConfig, PARAMETERS["preprocess"], "preprocess")
     preprocess_shard(jobs, TEMPLATES / "acquire", screened, preprocess, TEMPLATES / "preprocess")
 

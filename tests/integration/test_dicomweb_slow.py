@@ -119,7 +119,7 @@ def listing(config: CohortConfig) -> Listing:
 
 
 def jobs(config: CohortConfig) -> list[SeriesJob]:
-    rows = [{**vars(series), "source": "dicomweb"} for series in listing(config).series]
+    rows = [{**vars(series), "source": "dicomweb", "set": ""} for series in listing(config).series]
     return [SeriesJob("head", row, [], config, ACQUIRE) for row in rows]
 
 

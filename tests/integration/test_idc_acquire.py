@@ -63,7 +63,7 @@ def test_every_series_has_its_status_and_the_good_ones_are_unharmed(s3: S3, coho
     rows.append(s3.store("forbidden", two, CLOSED))
     s3.delete("missing/b.dcm")
     s3.put("truncated/b.dcm", b"2" * 400)
-    acquire_shard("wholebody", 0, write_cohort(rows), cohort, CONFIG, Path("out"))
+    acquire_shard("wholebody", 0, write_cohort(rows), {"": cohort}, CONFIG, Path("out"))
     receipt = read_table(Path("out/receipt.parquet")).set_index("series")
     assert receipt["status"].to_dict() == {"sforbidden": "failed", "sgood": "acquired", "smissing": "failed",
                                            "struncated": "failed", "swell": "acquired"}  # fmt: skip
@@ -79,22 +79,22 @@ def test_every_series_has_its_status_and_the_good_ones_are_unharmed(s3: S3, coho
 
 def test_an_outage_stops_the_stage_at_once_and_a_later_run_goes_on(s3: S3, cohort: CohortConfig) -> None:
     folder = write_cohort([s3.store(name, {"a.dcm": name.encode() * 1000}) for name in ("a", "b", "c")])
-    jobs_of("wholebody", folder, 0, cohort, CONFIG)[0].fetch()
+    jobs_of("wholebody", folder, 0, {"": cohort}, CONFIG)[0].fetch()
     first = next((raw.RAW / "wholebody").iterdir())
     arrived = (first / "a.dcm").stat().st_ino
     s3.stop()
     begin = time.monotonic()
     with pytest.raises(UserError, match="not reachable"):  # asked for before any series is tried
-        acquire_shard("wholebody", 0, folder, cohort, CONFIG, Path("out"))
+        acquire_shard("wholebody", 0, folder, {"": cohort}, CONFIG, Path("out"))
     with pytest.raises(StopStageError, match="not reachable"):  # gone midway: no series is failed for it
-        jobs_of("wholebody", folder, 0, cohort, CONFIG)[1].fetch()
+        jobs_of("wholebody", folder, 0, {"": cohort}, CONFIG)[1].fetch()
     assert time.monotonic() - begin < 60
     assert not Path("out").exists()
     again = S3(Path(), s3.port)
     try:
         for name in ("b", "c"):
             again.store(name, {"a.dcm": name.encode() * 1000})
-        acquire_shard("wholebody", 0, folder, cohort, CONFIG, Path("out"))
+        acquire_shard("wholebody", 0, folder, {"": cohort}, CONFIG, Path("out"))
     finally:
         again.stop()
     assert set(read_table(Path("out/receipt.parquet"))["status"]) == {"acquired"}
@@ -122,8 +122,8 @@ def test_twelve_shards_pass_through_a_cache_of_two(
     processed = []
     try:
         for shard in range(shards):
-            acquire_shard("wholebody", shard, folder, cohort, CONFIG, Path("out") / str(shard))
-            for job in jobs_of("wholebody", folder, shard, cohort, CONFIG):  # as preprocessing does
+            acquire_shard("wholebody", shard, folder, {"": cohort}, CONFIG, Path("out") / str(shard))
+            for job in jobs_of("wholebody", folder, shard, {"": cohort}, CONFIG):  # as preprocessing does
                 processed.append(len(raw.data_files(job.folder)))
                 raw.let_go(job.folder, "keep")
     finally:
@@ -146,9 +146,9 @@ def test_shards_that_nobody_preprocesses_fill_the_cache_and_the_next_is_refused(
     rows = [s3.store(f"{shard}", {"a.dcm": os.urandom(10_000)}) | {"shard": shard} for shard in range(3)]
     folder = write_cohort(rows)
     for shard in (0, 1):
-        acquire_shard("wholebody", shard, folder, cohort, CONFIG, Path("out") / str(shard))
+        acquire_shard("wholebody", shard, folder, {"": cohort}, CONFIG, Path("out") / str(shard))
     with pytest.raises(UserError, match="of wholebody still wait for `preprocess` and are not evicted"):
-        acquire_shard("wholebody", 2, folder, cohort, CONFIG, Path("out/2"))
+        acquire_shard("wholebody", 2, folder, {"": cohort}, CONFIG, Path("out/2"))
     assert sorted(p.name.split("-")[0] for p in (raw.RAW / "wholebody").iterdir()) == ["s0", "s1"]
 
 
@@ -176,10 +176,10 @@ def test_a_shard_larger_than_the_budget_is_told(s3: S3, cohort: CohortConfig, mo
     monkeypatch.setenv(raw.BUDGET_VARIABLE, "0.000001")
     folder = write_cohort([s3.store("big", {"a.dcm": bytes(5000)})])
     with pytest.raises(UserError, match=r"CTFOUNDRY_RAW_BUDGET_GB .* raise it, or use more shards"):
-        acquire_shard("wholebody", 0, folder, cohort, CONFIG, Path("out"))
+        acquire_shard("wholebody", 0, folder, {"": cohort}, CONFIG, Path("out"))
     monkeypatch.setenv(raw.BUDGET_VARIABLE, "much")
     with pytest.raises(UserError, match="'much' is not allowed: a number of gigabytes"):
-        acquire_shard("wholebody", 0, folder, cohort, CONFIG, Path("out"))
+        acquire_shard("wholebody", 0, folder, {"": cohort}, CONFIG, Path("out"))
 
 
 def test_idc_index_is_silent_where_we_are_not(s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

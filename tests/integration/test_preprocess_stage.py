@@ -51,8 +51,9 @@ def rows(count: int) -> list[dict[str, Any]]:
         anatomy="trunk", pretrain_patients=count, evaluation_patients=4, retest_patients=0, fault_share=0.0, seed=5
     )
     plans = [p for p in plan_scans(config) if p.role == "pretrain"][:count]
-    common = {"source": "phantom", "location": "", "files": 0, "bytes": 0, "collection": "c", "licence": "Apache-2.0",
-              "doi": "", "role": "pretrain", "split": "pretrain", "retest_of": "", "study": "", "shard": 0}  # fmt: skip
+    common = {"source": "phantom", "set": "", "location": "", "files": 0, "bytes": 0, "collection": "c",
+              "licence": "Apache-2.0", "doi": "", "role": "pretrain", "split": "pretrain", "retest_of": "",
+              "study": "", "shard": 0}  # fmt: skip
     return [
         {**common, "series": f"s{n:016x}", "patient": f"p{n:016x}", "name": p.name,
          "plan": replace(p, matrix=48, pixel_mm=8.0, increment_mm=20.0, slices=9, fault="").to_json()}
@@ -65,14 +66,14 @@ def acquired(count: int) -> Path:
     write_slices(pd.DataFrame(rows(42)[:count]), pd.DataFrame({"location": [""], "series": [""]}), 1, Path("cohort"))
     acquire = load_stage(AcquireConfig, LINE, "acquire", PARAMS)
     cohort = load_stage(CohortConfig, LINE, "cohort", PARAMS)
-    acquire_shard(LINE, 0, Path("cohort"), cohort, acquire, Path("acquire"))
+    acquire_shard(LINE, 0, Path("cohort"), {"": cohort}, acquire, Path("acquire"))
     return Path("acquire")
 
 
 def preprocessed(**changes: Any) -> pd.DataFrame:
     config = load_stage(PreprocessConfig, LINE, "preprocess", PARAMS).model_copy(update=changes)
     acquire = load_stage(AcquireConfig, LINE, "acquire", PARAMS)
-    jobs = jobs_of(LINE, Path("cohort"), 0, load_stage(CohortConfig, LINE, "cohort", PARAMS), acquire)
+    jobs = jobs_of(LINE, Path("cohort"), 0, {"": load_stage(CohortConfig, LINE, "cohort", PARAMS)}, acquire)
     screened = read_table(Path("acquire/receipt.parquet")).assign(accepted=True)
     return preprocess_shard(jobs, Path("acquire"), screened, config, Path("preprocess"))
 

@@ -47,13 +47,13 @@ def brought_in(root: Path, kind: str, held_out: frozenset[str], privacy: str) ->
             "wholebody",
             shard,
             data / "cohort",
-            config,
+            {"": config},
             acquire,
             folders["acquire"],
         )
         screening = load_stage(ScreenConfig, "wholebody", "screen", PARAMS).model_copy(update={"privacy": privacy})
         screened = screen_shard(folders["acquire"], cohort, shard, screening, folders["screen"])
-        jobs = jobs_of("wholebody", data / "cohort", shard, config, acquire)
+        jobs = jobs_of("wholebody", data / "cohort", shard, {"": config}, acquire)
         grid = load_stage(PreprocessConfig, "wholebody", "preprocess", PARAMS)
         preprocess_shard(jobs, folders["acquire"], screened, grid, folders["preprocess"])
     curate(data, (0, 1), load_stage(CurateConfig, "wholebody", "curate", PARAMS), data / "curate")

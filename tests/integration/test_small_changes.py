@@ -98,14 +98,14 @@ def series(s3: S3, number: int, files: dict[str, bytes]) -> dict[str, Any]:
 
 
 def acquired(rows: list[dict[str, Any]], config: AcquireConfig = CONFIG) -> pd.DataFrame:
-    acquire_shard(LINE, 0, listed(rows), idc(), config, Path("acquire/0"))
+    acquire_shard(LINE, 0, listed(rows), {"": idc()}, config, Path("acquire/0"))
     return read_table(Path("acquire/0/receipt.parquet"))
 
 
 def preprocessed(config: AcquireConfig, **changes: Any) -> pd.DataFrame:
     grid = load_stage(PreprocessConfig, LINE, "preprocess", PARAMS).model_copy(update=changes)
     screened = read_table(Path("acquire/0/receipt.parquet")).assign(accepted=True)
-    jobs = jobs_of(LINE, Path("cohort"), 0, idc(), config)
+    jobs = jobs_of(LINE, Path("cohort"), 0, {"": idc()}, config)
     return preprocess_shard(jobs, Path("acquire/0"), screened, grid, Path("preprocess"))
 
 
@@ -119,7 +119,7 @@ def test_twenty_series_and_one_more(s3: Bucket, scans: list[dict[str, bytes]]) -
     first = acquired(rows)
     assert s3.given() == objects_in(rows)
 
-    for job in jobs_of(LINE, Path("cohort"), 0, idc(), CONFIG):  # as preprocessing leaves it
+    for job in jobs_of(LINE, Path("cohort"), 0, {"": idc()}, CONFIG):  # as preprocessing leaves it
         raw.let_go(job.folder, "evict")
     transfer = CONFIG.transfer.model_copy(update={"stall_s": 7.0, "attempts": 5})
     other = CONFIG.model_copy(update={"transfer": transfer, "workers": 2, "raw": "keep", "max_unexpected": 1})
@@ -168,7 +168,7 @@ def test_a_source_that_changed_is_told_once_and_taken_as_it_is_now(
     monkeypatch.setattr(preprocess_stage, "map_on_ray", guarded_in_process)
     rows = [series(s3, number, scan) for number, scan in enumerate(scans[:2])]
     first = acquired(rows)
-    jobs = jobs_of(LINE, Path("cohort"), 0, idc(), CONFIG)
+    jobs = jobs_of(LINE, Path("cohort"), 0, {"": idc()}, CONFIG)
     for job in jobs:  # as another line's need for room leaves it
         raw.evict(job.folder)
     name = min(scans[0])
@@ -195,7 +195,16 @@ def test_one_series_more_moves_no_other() -> None:
 
 def test_slices_hold_their_shard_and_an_empty_one_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    row = {"patient": "p", "source": "idc", "location": "b/u", "plan": "", "files": 1, "bytes": 5, "version": ""}
+    row = {
+        "patient": "p",
+        "source": "idc",
+        "set": "",
+        "location": "b/u",
+        "plan": "",
+        "files": 1,
+        "bytes": 5,
+        "version": "",
+    }
     table = pd.DataFrame([{**row, "series": f"s{n:016x}", "shard": n % 2} for n in range(4)])
     files = pd.DataFrame({"location": ["x", "y", "z"], "series": [f"s{1:016x}", f"s{2:016x}", ""]})
     write_slices(table, files, 3, Path("cohort"))
@@ -203,8 +212,8 @@ def test_slices_hold_their_shard_and_an_empty_one_is_a_table(tmp_path: Path, mon
     assert parts == [[f"s{0:016x}", f"s{2:016x}"], [f"s{1:016x}", f"s{3:016x}"], []]
     held = [read_table(Path(f"cohort/shards/{n}/files.parquet"))["location"].tolist() for n in range(3)]
     assert held == [["y"], ["x"], []], "another shard's files would make this one stale"
-    assert [job.members for job in jobs_of(LINE, Path("cohort"), 1, idc(), CONFIG)] == [["x"], []]
-    acquire_shard(LINE, 2, Path("cohort"), idc(), CONFIG, Path("acquire/0"))
+    assert [job.members for job in jobs_of(LINE, Path("cohort"), 1, {"": idc()}, CONFIG)] == [["x"], []]
+    acquire_shard(LINE, 2, Path("cohort"), {"": idc()}, CONFIG, Path("acquire/0"))
     assert len(read_table(Path("acquire/0/receipt.parquet"))) == 0
     write_slices(table[table["shard"] == 2], files, 1, Path("cohort"))
     assert len(preprocessed(CONFIG)) == 0
@@ -218,7 +227,7 @@ def test_an_error_that_nobody_foresaw_costs_its_series(
 ) -> None:
     rows = [series(s3, number, dict(list(scans[0].items())[:1])) for number in range(3)]
     folder = listed(rows)
-    job = jobs_of(LINE, folder, 0, idc(), CONFIG)[1]
+    job = jobs_of(LINE, folder, 0, {"": idc()}, CONFIG)[1]
     measure = acquire_stage._measure
 
     def odd(paths: list[Path], only_largest: bool) -> dict[str, Any]:

@@ -56,6 +56,11 @@ def test_organ_points_are_cases_but_second_scans_and_rejected_ones_are_not() -> 
     assert organs(given).table["case"].tolist() == ["s2/liver", "s3/liver", "s4/liver"]
 
 
+def test_scans_of_labelled_sets_are_apart() -> None:
+    given = inputs("wholebody", [("s1", "p1", "train", ""), ("s2", "p2", "held_out", "")], [])
+    assert given.scans()["series"].tolist() == ["s1"]
+
+
 def test_knowing_the_organ_says_nothing_about_lesion_or_not() -> None:
     generator = np.random.default_rng(0)
     scans = [(f"s{i:02d}", f"p{i:02d}", "train" if i % 2 else "test", "") for i in range(40)]

@@ -115,7 +115,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
             "RAS",
             "is not allowed with wholebody.preprocess.orientation",
         ),
-        (("wholebody", "reproducibel"), "machine", "allowed here: reproducible, cohort"),
+        (("wholebody", "reproducibel"), "machine", "allowed here: reproducible, sets, tasks, cohort"),
         (
             ("wholebody", "pretrain", "encoder", "init_filter"),
             8,

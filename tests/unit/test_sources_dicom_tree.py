@@ -351,10 +351,10 @@ def test_locate_leads_back_to_the_bytes(site: tuple[Path, CohortConfig], tmp_pat
     (tmp_path / "params.yaml").write_text(text)
     listing = DicomSource(config, "wholebody").list_series(frozenset())
     folder = tmp_path / "data" / "wholebody" / "cohort"
-    rows = [{"series": of.series, "source": "dicom", "location": of.location} for of in listing.series]
-    rows.append({"series": "s0", "source": "phantom", "location": ""})
+    rows = [{"series": of.series, "source": "dicom", "set": "", "location": of.location} for of in listing.series]
+    rows.append({"series": "s0", "source": "phantom", "set": "", "location": ""})
     write_table(folder / "cohort.parquet", pd.DataFrame(rows))
-    write_table(folder / "files.parquet", listing.files.table())
+    write_table(folder / "files.parquet", listing.files.table().assign(set=""))
     found = locate("wholebody", listing.series[0].series)
     assert len(found) == 12
     assert str(root / "MEIER^ANNA" / "CT" / "0001.dcm") in found

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from components import arithmetic
-from components.ct.keys import patient_key, series_key, study_key
+from components.ct.keys import patient_key, series_key, study_key, uid_key
 from components.sources.config import PhantomConfig, TransferConfig
 from components.sources.interface import Listed, Listing
 from components.sources.phantom.dealing import plan_scans
@@ -43,6 +43,7 @@ class PhantomSource:
             series=series_key(plan.series_uid),
             patient=patient_key(plan.patient_id),
             study=study_key(plan.study_uid),
+            uid=uid_key(plan.series_uid),
             name=plan.name,
             location="",
             files=0,

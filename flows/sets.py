@@ -1,0 +1,180 @@
+"""``ctfoundry set``: labelled sets of the user's own, as blocks of ``params.yaml`` that can be changed there."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from components.ct.keys import require_secret
+from components.errors import UserError
+from components.evaluate.config import TASK_NAME, TASKS
+from components.files import sha256_file
+from components.settings import PARAMS_FILE, block_of
+from components.sources.kinds import KINDS, spelled
+from components.sources.roots import place_of, record_root
+from components.sources.sets import KEYS, SETS, read_text_table, require_column
+from components.sources.tree import tree_digest
+from flows.lines import add_line
+from flows.lock import checkout_lock
+from flows.parameters import write_checked, yaml_editor
+from flows.sources import check_tree
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command ``ctfoundry set`` and what follows it."""
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    add = actions.add_parser(
+        "add", help="scans of your own and a table of labels, to evaluate every release on",
+        description="Write a labelled set, and with --label a task for each column, into params.yaml. Its patients are "
+        "never pretrained on. Folders are remembered on this machine; params.yaml gets the digests of what is in them.",
+    )  # fmt: skip
+    add.add_argument("name", help="of the set: a-z, 0-9 and _, a letter first")
+    add_line(add)
+    add.add_argument(
+        "--scans", required=True, metavar="SOURCE",
+        help=f"where they are: {spelled('<folder>')}; or `line`, scans of the line's own source",
+    )  # fmt: skip
+    add.add_argument("--labels", required=True, type=Path, metavar="FILE", help="the table, .csv or .parquet")
+    add.add_argument(
+        "--key", required=True, metavar="KIND=COLUMN",
+        help=f"what names a scan, {', '.join(KEYS)}, and the column that holds it, as in patient=PatientID",
+    )  # fmt: skip
+    add.add_argument(
+        "--label", action="append", default=[], metavar="[TASK=]COLUMN",
+        help="a task that asks for a column (again for more); it is named as the column, if nothing else is said",
+    )  # fmt: skip
+    add.add_argument("--patient", metavar="PATTERN", help="of nifti: how a path names its patient, as '{patient}/**'")
+    side = add.add_mutually_exclusive_group()
+    side.add_argument("--split", metavar="COLUMN", help="of the table, that holds train or test (default: by patient)")
+    side.add_argument("--external", action="store_true", help="another site's: tested on only")
+    add.set_defaults(run=_add)
+    pin = actions.add_parser("pin", help="pin a set's table and scans as they are now, after they changed")
+    pin.add_argument("name")
+    add_line(pin)
+    pin.set_defaults(run=_pin)
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    with checkout_lock(f"set add {arguments.name}"):
+        tasks = _tasks(arguments.label)
+        add_set(arguments.line, arguments.name, _block(arguments, tasks), tasks, arguments.labels, arguments.scans)
+    asked = f", tasks {', '.join(tasks)}" if tasks else ""
+    print(f"{PARAMS_FILE}: {arguments.line}.{SETS}.{arguments.name}{asked}; then `make release LINE={arguments.line}`")
+    return 0
+
+
+def _tasks(labels: list[str]) -> dict[str, str]:
+    """Task to column, of ``[TASK=]COLUMN``: ``Malignant (0/1)`` alone is the task ``malignant_0_1``."""
+    tasks: dict[str, str] = {}
+    for text in labels:
+        name, given, column = text.partition("=")
+        if not given:
+            name, column = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:40], text
+        if not TASK_NAME.fullmatch(name) or name in tasks:
+            told = f"{name!r} is taken by another" if name in tasks else f"{name!r} names no task"
+            raise UserError(
+                f"--label {text!r} is not allowed: {told}; write <task>=<column>, as in second_look={column}"
+            )
+        tasks[name] = column
+    return tasks
+
+
+def _block(arguments: argparse.Namespace, tasks: dict[str, str]) -> dict[str, Any]:
+    """The set as it is written, before anything is."""
+    kind, _, column = arguments.key.partition("=")
+    if kind not in KEYS or not column:
+        raise UserError(f"--key {arguments.key!r} is not allowed: <kind>=<column>, the kind one of {', '.join(KEYS)}")
+    path = arguments.labels
+    if not path.is_file() or path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--labels {path}: {'not a .csv or .parquet file' if path.is_file() else 'no such file'}")
+    table = read_text_table(path)
+    for name in (column, *tasks.values(), *([arguments.split] if arguments.split else [])):
+        require_column(table, name, path.name)
+    split: dict[str, Any] = {"seed": 1, "test": 0.5}
+    if arguments.split:
+        split = {"column": arguments.split}
+    return {
+        "scans": _scans(arguments.scans, arguments.patient),
+        "labels": {"table": path.name, "digest": sha256_file(path), "key": kind, "column": column},
+        "split": split,
+        "role": "external" if arguments.external else "internal",
+    }
+
+
+def _scans(source: str, patient: str | None) -> dict[str, Any] | None:
+    if patient is not None and not source.startswith("nifti:"):
+        raise UserError("--patient is not allowed with these --scans: only with nifti:<folder>")
+    if source == "line":
+        return None
+    kind, _, folder = source.partition(":")
+    if kind not in KINDS or kind == "phantom" or KINDS[kind].folder != (folder != ""):
+        raise UserError(f"--scans {source!r} is not allowed: {spelled('<folder>')}, or line; the phantom has no table")
+    if KINDS[kind].site:
+        require_secret(kind)
+    if not folder:
+        return {"source": kind}
+    check_tree(kind, Path(folder))
+    found: dict[str, Any] = {"source": kind, "source_digest": tree_digest(Path(folder))}
+    return found if patient is None else found | {"nifti": {"patient": patient}}
+
+
+def add_set(line: str, name: str, block: dict[str, Any], tasks: dict[str, str], table: Path, scans: str) -> None:
+    """Write the set's block, and a task for each label, into ``params.yaml``, and remember its folders.
+
+    Raises:
+        UserError: a set or task of this name is there, or one of the values is not allowed; nothing is then written.
+    """
+    if name in block_of(line, SETS):
+        raise UserError(f"set {name!r} is not allowed: {line}.{SETS} has it; `ctfoundry set pin` renews its digests")
+    taken = [task for task in tasks if task in block_of(line, TASKS)]
+    if taken:
+        raise UserError(f"task {taken[0]!r} is not allowed: {line}.{TASKS} has it; write --label <another>=<column>")
+    editor = yaml_editor()
+    content = editor.load(PARAMS_FILE.read_text())
+    content[line][SETS][name] = {key: _in_a_line(value) for key, value in block.items()}
+    for task, of in tasks.items():
+        content[line][TASKS][task] = _in_a_line({"kind": "classify", "set": name, "label": of})
+    for key in (SETS, TASKS):
+        content[line][key].fa.set_block_style()
+    write_checked(editor, content)
+    _remember(line, name, table, scans)
+
+
+def _in_a_line(value: Any) -> Any:
+    from ruamel.yaml.comments import CommentedMap
+
+    if not isinstance(value, dict):
+        return value
+    block = CommentedMap(value)
+    block.fa.set_flow_style()
+    return block
+
+
+def _remember(line: str, name: str, table: Path, scans: str) -> None:
+    record_root(f"{name}_labels", table.parent, line)
+    kind, _, folder = scans.partition(":")
+    if folder:
+        record_root(kind, Path(folder), place_of(line, name))
+
+
+def _pin(arguments: argparse.Namespace) -> int:
+    from components.sources.roots import root_of
+    from components.sources.sets import sets_of
+
+    line, name = arguments.line, arguments.name
+    sets = sets_of(line)
+    if name not in sets:
+        raise UserError(f"set {name!r} is not allowed: {', '.join(sets) or f'{line}.{SETS} has none'}")
+    of_set = sets[name]
+    with checkout_lock(f"set pin {name}"):
+        editor = yaml_editor()
+        content = editor.load(PARAMS_FILE.read_text())
+        block = content[line][SETS][name]
+        block["labels"]["digest"] = sha256_file(root_of(f"{name}_labels", line) / of_set.config.labels.table)
+        if of_set.source is not None and KINDS[of_set.source.source].folder:
+            block["scans"]["source_digest"] = tree_digest(root_of(of_set.source.source, of_set.place))
+        write_checked(editor, content)
+    print(f"{PARAMS_FILE}: {line}.{SETS}.{name} is pinned as it is now")
+    return 0

@@ -1,0 +1,109 @@
+"""The user's own tasks: a column of a table becomes classes, and what is no case is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from components.errors import UserError
+from components.evaluate.config import ClassifyConfig, tasks_of
+from components.evaluate.own import classify
+from components.settings import ParamsError
+from components.sources.sets import LabelledSet
+from flows.parameters import written, yaml_editor
+
+SERIES = [f"s{n:016x}" for n in range(6)]
+
+
+class OfTable(LabelledSet):
+    """A set whose table is given."""
+
+    def __init__(self, labels: list[str]) -> None:
+        config = type("Config", (), {"labels": type("Labels", (), {"table": "labels.csv", "column": "id"}), "role": ""})
+        super().__init__("wholebody", "site", config, None, "keyed")  # type: ignore[arg-type]
+        object.__setattr__(self, "labels", labels)
+
+    def table(self) -> tuple[pd.DataFrame, list[tuple[str, ...]]]:
+        return pd.DataFrame({"id": SERIES, "malignant": self.labels}), []  # type: ignore[attr-defined]
+
+
+def built(labels: list[str], label: str = "malignant", accepted: list[bool] | None = None) -> tuple[pd.DataFrame, str]:
+    labelled = pd.DataFrame({"set": "site", "row": range(6), "series": SERIES, "split": ["train"] * 4 + ["test"] * 2})
+    labelled["patient"] = [f"p{n // 2}" for n in range(6)]
+    curated = pd.DataFrame({"series": SERIES, "volume": [f"{s}.b2nd" for s in SERIES],
+                            "accepted": accepted or [True] * 6,
+                            "reason": ["" if ok else "too_few_slices" for ok in accepted or [True] * 6]})  # fmt: skip
+    task = ClassifyConfig(kind="classify", set="site", label=label)
+    found = classify("malignant", task, OfTable(labels), labelled, curated)
+    return found.table, found.remarks.get("malignant", found.not_evaluated.get("malignant", ""))
+
+
+def test_a_case_is_a_scan_with_the_class_of_its_row() -> None:
+    table, told = built(["0", "1", " 1 ", "0", "1", "0"])
+    assert table["label"].tolist() == ["0", "1", "1", "0", "1", "0"]
+    assert table["case"].tolist() == SERIES
+    assert table["split"].tolist() == ["train"] * 4 + ["test"] * 2
+    assert table["x"].isna().all()
+    assert set(table["task"]) == {"malignant"}
+    assert told == ""
+
+
+def test_what_is_no_case_is_told() -> None:
+    table, told = built(["0", "NaN", "", "unknown", "1", "0"], accepted=[True] * 4 + [False, True])
+    assert table["case"].tolist() == [SERIES[0], SERIES[5]]
+    assert told == "Left out: 3 scans without a label; 1 labelled scans rejected (too_few_slices 1)."
+    table, told = built([""] * 6)
+    assert (len(table), told) == (0, "Left out: 6 scans without a label.")
+
+
+def test_a_column_that_is_none_or_holds_no_classes_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither other columns nor values are told: of a table without a head, or of another column, they may be names."""
+    with pytest.raises(UserError, match=r"tasks.malignant.label: labels.csv: no column 'benign' among its 2$"):
+        built(["0"] * 6, label="benign")
+    with pytest.raises(UserError, match=r"no column 'malignent' among its 2; did you mean 'malignant'\?$"):
+        built(["0"] * 6, label="malignent")
+    monkeypatch.setattr("components.evaluate.own.CLASSES", 5)
+    with pytest.raises(UserError, match=r"column 'malignant' is not allowed: it has 6 different values, and a task at"):
+        built(list("abcdef"))
+
+
+def test_two_labels_of_one_scan_are_refused() -> None:
+    """As of a folder and of a file in it: which of them holds would depend on the order of the rows."""
+    labelled = pd.DataFrame({"set": "site", "row": [0, 1], "series": SERIES[0], "patient": "p0", "split": "train"})
+    curated = pd.DataFrame({"series": SERIES[:1], "volume": "v", "accepted": True, "reason": ""})
+    task = ClassifyConfig(kind="classify", set="site", label="malignant")
+    with pytest.raises(UserError, match=f"1 scans have two different labels, first {SERIES[0]}"):
+        classify("malignant", task, OfTable(list("010101")), labelled, curated)
+    same = classify("malignant", task, OfTable(list("110101")), labelled, curated)
+    assert same.table["label"].tolist() == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "said"),
+    [
+        ("organs", {"kind": "classify", "set": "site", "label": "x"}, "'organs' is not allowed: a-z, 0-9 and _"),
+        ("Bad name", {"kind": "classify", "set": "site", "label": "x"}, "'Bad name' is not allowed"),
+        ("mine", {"kind": "classify", "set": "sit", "label": "x"}, "'sit' is not allowed: one of site; did you mean"),
+        ("mine", {"kind": "segment", "set": "site", "label": "x"}, "mine.kind: 'segment' is not allowed"),
+        ("mine", {"kind": "classify", "set": "site", "lable": "x"}, "did you mean 'label'?"),
+        (
+            "mine",
+            {"kind": "classify", "set": "site", "label": "id"},
+            "mine.label: 'id' is no label: it names the",
+        ),
+        ("stability_index", {"kind": "classify", "set": "site", "label": "x"}, "'stability_index' is not allowed"),
+    ],
+)
+def test_a_mistake_in_a_task_is_one_line(
+    name: str, block: dict[str, str], said: str, project: Path, tmp_path: Path
+) -> None:
+    editor = yaml_editor()
+    content = editor.load(Path("params.yaml").read_text())
+    content["wholebody"]["tasks"] = {name: block}
+    path = tmp_path / "params.yaml"
+    path.write_text(written(editor, content))
+    with pytest.raises(ParamsError) as caught:
+        tasks_of("wholebody", {"site": OfTable([])}, path)
+    assert said in str(caught.value)
