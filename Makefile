@@ -20,7 +20,7 @@ $(READY): constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@# Peers of the tests; what else they want (jupyter, torchvision) the tests do not.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps lighter-zoo lightly
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps lighter-zoo lightly surface-distance
 	@touch $@
 
 # Handed over as they are: a folder's name may hold a space, a quote or a dollar.

@@ -173,7 +173,7 @@ def read_text_table(path: Path) -> pd.DataFrame:
     """
     try:
         if path.suffix == ".parquet":
-            table = pq.read_table(path).to_pandas(ignore_metadata=True).map(_as_text)
+            table = pd.DataFrame(pq.read_table(path).to_pandas(ignore_metadata=True).map(_as_text))
         else:
             table = _csv_table(path)
     except UserError:
