@@ -1,4 +1,4 @@
-"""The thin command line that every stage shares: ``python -m components.<stage> --line wholebody [--shard 0]``."""
+"""The thin command line that every stage shares: ``python -m components.<stage> --line wholebody [--shard 0 | --task organs]``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from components import arithmetic
 from components.errors import PassingError, UserError
 from components.files import disk_full
 from components.processes import short_socket_paths
-from components.settings import reproducible, require_line, shards
+from components.settings import block_of, reproducible, require_line, shards
 
 DATA = Path("data")
 EXIT_PASSING = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
@@ -37,14 +37,16 @@ def run_stage(
     function: Callable[[str], None] | None,
     *,
     sharded: Callable[[str, int], None] | None = None,
+    by_task: Callable[[str, str], None] | None = None,
 ) -> None:
     """Parse the arguments and run one stage.
 
     Args:
         stage: its name, before its messages.
         description: what it does, shown by ``--help``.
-        function: called with the line; or None where ``sharded`` is given.
+        function: called with the line; or None where one of the others is given.
         sharded: called with line and shard.
+        by_task: called with line and task.
 
     Exits with one line on stderr, and with 75 for a PassingError or with 1 for any other UserError (ParamsError among
     them), a full disk, and an input missing below ``data/``; anything else is a defect of ours and keeps its traceback.
@@ -56,6 +58,8 @@ def run_stage(
     parser.add_argument("--line", required=True, help="model line: a block of params.yaml")
     if sharded is not None:
         parser.add_argument("--shard", required=True, type=int, help="shard number, one of params.yaml's `shards`")
+    if by_task is not None:
+        parser.add_argument("--task", required=True, help="a block of the line's `tasks`")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # temporary files and clusters go with it
     logging.basicConfig(level=logging.INFO, format=f"{stage}: %(message)s", stream=sys.stderr)
@@ -66,6 +70,11 @@ def run_stage(
             if arguments.shard not in shards():
                 raise UserError(f"--shard {arguments.shard} is not allowed: one of {', '.join(map(str, shards()))}")
             sharded(arguments.line, arguments.shard)
+        elif by_task is not None:
+            known = list(block_of(arguments.line, "tasks"))
+            if arguments.task not in known:
+                raise UserError(f"--task {arguments.task!r} is not allowed: one of {', '.join(map(str, known))}")
+            by_task(arguments.line, arguments.task)
         elif function is not None:
             function(arguments.line)
     except UserError as error:

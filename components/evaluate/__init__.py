@@ -1,1 +1,1 @@
-"""Evaluation of a frozen encoder: probes, retrieval and test-retest stability, beside baselines, with intervals."""
+"""Evaluation of a frozen encoder, beside untrained ones and baselines: cases, features, tasks, and their report."""

@@ -4,4 +4,4 @@ from components.command import run_stage
 from components.evaluate.stage import run
 
 if __name__ == "__main__":
-    run_stage("evaluate", "judge the frozen encoder on held-out patients, beside baselines", run)
+    run_stage("evaluate", "Collect what the tasks found, in one table, one file of metrics and one report.", run)

@@ -1,193 +1,92 @@
-"""Features of every place in the task table, by every method: each volume is opened once, each place embedded once."""
+"""``python -m components.evaluate.features``, stage ``features``: the encoder that is released, and what it sees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from components.command import data_dir, run_stage
 from components.ct.grid import GridConfig
-from components.ct.store import Int16Array, StoredVolume, Volume, crops_at
 from components.errors import UserError
-from components.evaluate.config import EvaluateConfig, HistogramConfig
-from components.evaluate.nodules import read_nodule
-from components.figures.arrays import Array
-from components.files import sha256_file
-from components.models.embed import Embedder
-from components.progress import track
-from components.sources.lidc import ROOT, nodule_file, read_ratings
-from components.sources.roots import root_of
+from components.evaluate.cases import read_cases, read_places
+from components.evaluate.layout import Layout
+from components.evaluate.selection import draw_selection, selected_step, selection_figures
+from components.files import replacing, write_text
+from components.models.embed import Embedder, load_candidates
+from components.settings import load_part, load_stage
+from components.sources.sets import sets_of
+from components.tasks.classify import ClassifyConfig
+from components.tasks.config import EvaluateConfig
+from components.tasks.features import Volumes, encoder_method, extract
+from components.tasks.kinds import tasks_of
+from components.tasks.pictures import save
+from components.tasks.scores import ENCODER
 
-AnyVolume = StoredVolume | Volume
-PERCENTILES = (5, 25, 50, 75, 95)
-PLACE = ["volume", "x", "y", "z"]
-BATCH = 64  # crops given to a method at once, from as many volumes as it takes
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Crops:
-    """Crops of equal size, voxel size and orientation, each with its point in the middle.
+def run(line: str) -> None:
+    """Choose the encoder and write it and its features to ``data/<line>/features``.
 
-    Attributes:
-        hu: int16 (N, n0, n1, n2).
-        directions: (3, 3), the first three rows and columns of the volumes' affines.
+    Raises:
+        UserError: an input is missing, or there is nothing to choose from.
     """
+    layout, config = Layout.of(line), load_stage(EvaluateConfig, line, "evaluate")
+    grid = load_part(GridConfig, line, "preprocess")
+    folder = data_dir(line, "pretrain") / "encoder"
+    with replacing(layout.features) as temporary:
+        temporary.mkdir(parents=True)
+        if config.selection is None:
+            embedder = Embedder.load(folder, config.device)
+        else:
+            embedder = chosen(line, config, grid, folder, _classified(line, layout), temporary)
+        write_features(
+            temporary, read_places(layout.cases), embedder, Volumes(config, grid, embedder.config.input.size_vox)
+        )
 
-    hu: npt.NDArray[np.int16]
-    directions: Array
+
+def write_features(folder: Path, places: pd.DataFrame, embedder: Embedder, volumes: Volumes) -> None:
+    """Write the encoder, for what was judged is what is released, and the features of every place."""
+    found = extract(places, {ENCODER: encoder_method(embedder)}, volumes, embedder.config.input.size_vox)
+    found.write(folder)
+    embedder.save(folder / "encoder")
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to turn CT into a vector.
+def _classified(line: str, layout: Layout) -> pd.DataFrame:
+    tasks = tasks_of(line, sets_of(line))
+    names = [name for name, task in tasks.items() if isinstance(task, ClassifyConfig)]
+    return pd.concat([read_cases(layout.cases, name).table for name in names], ignore_index=True)
 
-    Attributes:
-        points: crops round N points to features (N, dimension).
-        whole: volume to a feature (dimension,).
+
+def chosen(
+    line: str, config: EvaluateConfig, grid: GridConfig, folder: Path, table: pd.DataFrame, out: Path
+) -> Embedder:
+    """The encoder that ``evaluate.selection`` names, one of ``pretrain.candidates``.
+
+    Writes ``selection.csv`` and ``selection.png`` to ``out``.
+
+    Raises:
+        UserError: there is nothing to choose from.
     """
-
-    points: Callable[[Crops], npt.NDArray[np.floating]]
-    whole: Callable[[AnyVolume], npt.NDArray[np.floating]]
-
-
-def encoder_method(embedder: Embedder) -> Method:
-    """An encoder, untouched."""
-    return Method(points=lambda crops: embedder.embed_crops(crops.hu), whole=embedder.embed_volume)
-
-
-def histogram(hu: Int16Array, config: HistogramConfig) -> Array:
-    """Share of voxels in each of the equal bins (bins,); values outside the range count in the end bins."""
-    of_value = np.bincount(hu.ravel().view(np.uint16), minlength=2**16)  # the bins of 65,536 values, not of all voxels
-    values = np.arange(2**16).astype(np.uint16).view(np.int16).astype(np.int64)
-    bins = (values - config.low_hu) * config.bins // (config.high_hu - config.low_hu)
-    counts = np.bincount(np.clip(bins, 0, config.bins - 1), weights=of_value, minlength=config.bins)
-    share: Array = counts / counts.sum()
-    return share
+    selection = config.selection
+    assert selection is not None
+    candidates: Mapping[int, Embedder] = load_candidates(folder, config.device)
+    if len(candidates) < 2:
+        raise UserError(
+            f"{line}.evaluate.selection: the run kept its last encoder only; set {line}.pretrain.candidates above 1, "
+            "or the selection to null"
+        )
+    volumes = Volumes(config, grid, next(iter(candidates.values())).config.input.size_vox)
+    figures = selection_figures(table, candidates, volumes, config)
+    step = selected_step(figures)
+    log.info("encoder of step %d chosen of %s, by %s of %s", step, sorted(candidates), selection.figure, selection.task)
+    write_text(out / "selection.csv", figures.to_csv(index=False, lineterminator="\n"))
+    save(draw_selection(figures, selection), out / "selection.png")
+    return candidates[step]
 
 
-def hu_statistics(hu: Int16Array) -> Array:
-    """Mean, standard deviation, least, greatest, and the 5th, 25th, 50th, 75th, 95th percentile of HU; (9,)."""
-    values = hu.astype(np.float64).ravel()
-    return np.array([values.mean(), values.std(), values.min(), values.max(), *np.percentile(values, PERCENTILES)])
-
-
-def baselines(config: EvaluateConfig) -> dict[str, Method]:
-    """Features that need no training: the histogram of what the encoder sees, and HU statistics of its centre."""
-
-    def of_centres(crops: Crops) -> Array:
-        return np.stack([hu_statistics(middle(hu, crops.directions, config.centre_mm)) for hu in crops.hu])
-
-    return {
-        "histogram": Method(
-            points=lambda crops: np.stack([histogram(hu, config.histogram) for hu in crops.hu]),
-            whole=lambda volume: histogram(_voxels(volume), config.histogram),
-        ),
-        "hu_statistics": Method(
-            points=of_centres,
-            whole=lambda volume: hu_statistics(middle(_voxels(volume), volume.affine[:3, :3], config.centre_mm)),
-        ),
-    }
-
-
-def middle(hu: Int16Array, directions: Array, side_mm: float) -> Int16Array:
-    """The central box of ``side_mm``, cut to the array where it is smaller."""
-    sides = [max(1, round(side_mm / mm)) for mm in np.linalg.norm(directions, axis=0)]
-    starts = [n // 2 - side // 2 for n, side in zip(hu.shape, sides, strict=True)]
-    box = tuple(slice(max(0, start), start + side) for start, side in zip(starts, sides, strict=True))
-    return hu[box]
-
-
-def _voxels(volume: AnyVolume) -> Int16Array:
-    return volume.read().hu if isinstance(volume, StoredVolume) else volume.hu
-
-
-class Volumes:
-    """Opens what the task table names: stored volumes by path, nodules by ``lidc_nodules:<row>``."""
-
-    def __init__(self, config: EvaluateConfig, preprocess: GridConfig, patch: tuple[int, int, int]) -> None:
-        self._config, self._preprocess, self._patch = config, preprocess, patch
-        self._nodules: dict[str, Path] = {}
-        if config.lidc_nodules is not None:
-            root = root_of(ROOT)
-            labels = read_ratings(root, config.lidc_nodules)
-            named = zip(labels["volume"], labels["file"], strict=True)
-            self._nodules = {str(volume): nodule_file(root, str(name)) for volume, name in named}
-
-    def open(self, name: str) -> AnyVolume:
-        """Raises UserError where a stored volume is missing."""
-        if name in self._nodules:
-            return read_nodule(self._nodules[name], self._preprocess, self._config.nodule_window_mm, self._patch)
-        try:
-            return StoredVolume(Path(name))
-        except (FileNotFoundError, ValueError) as error:
-            raise UserError(f"{error}; run `dvc repro` to make it again") from None
-
-    def sha256(self, name: str) -> str:
-        """Digest of the file behind a name."""
-        return sha256_file(self._nodules.get(name, Path(name)))
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features by place.
-
-    Attributes:
-        places: place (see :func:`place_of`) to row.
-        by_method: method to (rows, dimension).
-    """
-
-    places: Mapping[str, int]
-    by_method: Mapping[str, Array]
-
-    def of(self, method: str, rows: pd.DataFrame) -> Array:
-        """Features (cases, dimension) of rows of the task table."""
-        return self.by_method[method][[self.places[place] for place in place_of(rows)]]
-
-
-def place_of(rows: pd.DataFrame) -> list[str]:
-    """One text per row that is equal for equal (volume, point)."""
-    return [f"{volume} {x:.4f} {y:.4f} {z:.4f}" for volume, x, y, z in rows[PLACE].itertuples(index=False)]
-
-
-def extract(
-    table: pd.DataFrame, methods: Mapping[str, Method], volumes: Volumes, patch: tuple[int, int, int]
-) -> Features:
-    """Features of every distinct place of the task table by every method; progress goes to stderr."""
-    distinct = table.assign(place=place_of(table)).drop_duplicates("place").sort_values(["volume", "place"])
-    found: dict[str, list[npt.NDArray[np.floating]]] = {name: [] for name in methods}
-    order: list[str] = []
-    waiting: list[tuple[str, Int16Array]] = []
-    directions = np.eye(3)
-
-    def embed_waiting() -> None:
-        if waiting:
-            crops = Crops(np.stack([hu for _, hu in waiting]), directions)
-            order.extend(place for place, _ in waiting)
-            for name, method in methods.items():
-                found[name].append(method.points(crops))
-            waiting.clear()
-
-    for volume_name, rows in track(distinct.groupby("volume"), [1] * distinct["volume"].nunique(), "embedding"):
-        volume = volumes.open(str(volume_name))
-        directions = volume.affine[:3, :3]  # of every volume the same: they are on the line's grid
-        for place, x, y, z in rows[["place", "x", "y", "z"]].itertuples(index=False):
-            if np.isnan(x):
-                order.append(place)
-                whole = volume.read() if isinstance(volume, StoredVolume) else volume
-                for name, method in methods.items():
-                    found[name].append(method.whole(whole)[None])
-            else:
-                waiting.append((place, crops_at(volume, [[x, y, z]], patch)[0]))
-        if len(waiting) >= BATCH:
-            embed_waiting()
-    embed_waiting()
-    by_method = {name: np.concatenate(parts).astype(np.float64) for name, parts in found.items() if parts}
-    for name, features in by_method.items():
-        wrong = int((~np.isfinite(features)).sum())
-        if wrong:
-            raise ValueError(f"features of method {name!r}: {wrong} values are not finite")
-    return Features({place: row for row, place in enumerate(order)}, by_method)
+if __name__ == "__main__":
+    run_stage("features", "Choose the encoder and embed the cases by it.", run)

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,28 +14,18 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
 from sklearn.preprocessing import StandardScaler
 
-from components.evaluate.scores import DIAMETER, ENCODER, FIGURES, RANDOM
 from components.figures.arrays import Array
-from components.files import replacing
+from components.tasks.classify import DIAMETER
+from components.tasks.kinds import measures
+from components.tasks.pictures import STYLE, save
+from components.tasks.scores import ENCODER, RANDOM
 
 METHODS = {
     ENCODER: ("this encoder", "#1f5fbf"),
-    RANDOM: ("random encoders, mean", "#8a8f98"),
+    RANDOM: ("untrained encoders, mean", "#8a8f98"),
     "histogram": ("intensity histogram", "#d9822b"),
     "hu_statistics": ("HU statistics of the centre", "#2f9e7e"),
     DIAMETER: ("diameter alone", "#9b51b0"),
-}
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.color": "#e6e8eb",
-    "axes.axisbelow": True,
-    "figure.dpi": 110,
 }
 PANELS = {
     "auc": ("linear_auc", "knn_auc"),
@@ -51,19 +36,12 @@ PANELS = {
 COMPARED = ("linear_auc", "knn_auc", "retrieval_map")
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG without software or time stamp, and close the figure."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None}, bbox_inches="tight")
-    plt.close(figure)
-
-
 def draw_all(folder: Path, figures: pd.DataFrame, cases: pd.DataFrame, differences: pd.DataFrame) -> None:
     """Write auc, balanced_accuracy, retrieval, stability, difference and roc (.png) to ``folder``.
 
     Args:
         folder: where to.
-        figures: as :func:`components.evaluate.scores.figure_table`.
+        figures: as :func:`components.tasks.scores.figure_table`.
         cases: per-case predictions.
         differences: task, figure, difference, difference_low, difference_high.
     """
@@ -98,7 +76,7 @@ def _forest(figures: pd.DataFrame, shown: Sequence[str]) -> Figure:
         offset = _offset(methods.index(RANDOM), len(methods)) if RANDOM in methods else 0.0
         places = seeds["task"].map(tasks.index).to_numpy(dtype=np.float64) + offset
         axes.plot(seeds["value"], places, "|", color=METHODS[RANDOM][1], markersize=7, alpha=0.7, label="_seeds")
-        axes.set_title(FIGURES[name])
+        axes.set_title(measures()[name].title)
         if name.endswith("_auc"):
             axes.axvline(0.5, color="#9aa1ab", linewidth=0.8, linestyle=":")  # chance
         axes.set_xlim(-0.02 if rows["low"].min() >= 0 else rows["low"].min() - 0.05, 1.02)
@@ -137,8 +115,8 @@ def _differences(differences: pd.DataFrame) -> Figure:
             colour = "#1f5fbf" if low > 0 else "#c0392b" if high < 0 else "#8a8f98"
             axes.hlines(place, low, high, color=colour, linewidth=2)
             axes.plot(float(str(row.difference)), place, "o", color=colour, markersize=5)
-        axes.set_title(FIGURES[name])
-        axes.set_xlabel("encoder less random")
+        axes.set_title(measures()[name].title)
+        axes.set_xlabel("encoder less an untrained one")
     panels[0][0].set_yticks(range(len(tasks)), tasks)
     panels[0][0].set_ylim(len(tasks) - 0.5, -0.5)
     figure.tight_layout()
@@ -179,7 +157,7 @@ def _binary_roc(axes: Axes, rows: pd.DataFrame, positive: str) -> None:
     rows = rows[rows["of_class"] == positive]
     for method in sorted(rows["method"].unique()):
         if method.startswith(f"{RANDOM}_"):
-            label = "random encoders" if method == f"{RANDOM}_{_first_seed(rows)}" else "_seed"
+            label = "untrained encoders" if method == f"{RANDOM}_{_first_seed(rows)}" else "_seed"
             _curve(axes, rows[rows["method"] == method], label, METHODS[RANDOM][1], 0.8)
     for method, (label, colour) in reversed(METHODS.items()):
         if method in set(rows["method"]):

@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from components.errors import UserError
-from components.evaluate.config import EvaluateConfig, SelectionConfig
-from components.evaluate.features import Volumes, encoder_method, extract
-from components.evaluate.nodules import half_of
-from components.evaluate.plots import STYLE
-from components.evaluate.scores import FIGURES, score_all
-from components.evaluate.tasks import STABILITY, Built, usable
 from components.models.embed import Embedder
+from components.tasks.classify import FIGURES, score_task
+from components.tasks.config import EvaluateConfig, SelectionConfig
+from components.tasks.features import Volumes, encoder_method, extract, places_of
+from components.tasks.nodules import half_of
+from components.tasks.pictures import STYLE
+from components.tasks.table import Built, usable
 
 
 def selection_figures(
@@ -29,7 +29,7 @@ def selection_figures(
     """Each candidate's figure on training cases: one half of the patients judged by the other, and the reverse.
 
     Args:
-        table: the usable task table; its test cases are not looked at.
+        table: cases of the tasks that classify; its test cases are not looked at.
         candidates: step to encoder, of which there are several.
         volumes: opens what the table names.
         config: ``config.selection`` names task and figure.
@@ -43,7 +43,7 @@ def selection_figures(
     wanted = config.selection
     assert wanted is not None
     of_task = (table["task"] == wanted.task) | table["task"].str.startswith(f"{wanted.task}/")
-    rows = table[of_task & (table["split"] == "train") & ~table["task"].str.startswith(STABILITY)]
+    rows = table[of_task & (table["split"] == "train")]
     halves = rows["patient"].map(lambda patient: half_of(config.seed + 1, patient))
     directions = (halves, halves.map({"train": "test", "test": "train"}))
     tables = [usable(Built(rows.assign(split=split)), config.minimum_patients).table for split in directions]
@@ -54,13 +54,14 @@ def selection_figures(
         )
     methods = {str(step): encoder_method(embedder) for step, embedder in candidates.items()}
     patch = next(iter(candidates.values())).config.input.size_vox
-    features = extract(rows, methods, volumes, patch)
+    features = extract(places_of([rows]), methods, volumes, patch)
     found = pd.DataFrame(
         [
             {"step": int(score.method), "figure": score.value}
-            for part in tables
-            for score in score_all(part, features, config).scores
-            if score.method in methods and score.figure == wanted.figure
+            for table_of in tables
+            for task, part in table_of.groupby("task")
+            for score in score_task(str(task), part, {m: features.of(m, part) for m in methods}, config)[0]
+            if score.figure == wanted.figure
         ]
     )
     return found.groupby("step")["figure"].mean().round(6).reset_index()
@@ -79,7 +80,7 @@ def draw_selection(figures: pd.DataFrame, wanted: SelectionConfig) -> Figure:
         axes.plot(figures["step"], figures["figure"], marker="o", color="#6b7280")
         axes.plot(best["step"], best["figure"], marker="o", color="#c2410c", linestyle="none")
         axes.annotate("chosen", (best["step"].item(), best["figure"].item()), (0, 8), textcoords="offset points")
-        axes.set(title=f"{wanted.task}, training cases", xlabel="step", ylabel=FIGURES[wanted.figure])
+        axes.set(title=f"{wanted.task}, training cases", xlabel="step", ylabel=FIGURES[wanted.figure].title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(y=0.2)
     return figure

@@ -292,10 +292,9 @@ def load_candidates(folder: Path, device: str = "cpu") -> dict[int, Embedder]:
     return {step: Embedder.load(folder, device, name) for step, name in steps.items()}
 
 
-def random_embedder(embedder: Embedder, seed: int) -> Embedder:
-    """The same architecture with fresh weights from ``seed``: the baseline that pretraining has to beat."""
-    config = embedder.config
-    return Embedder(build_encoder(config.encoder, config.input, seed), config, str(embedder.device))
+def untrained_embedder(config: EmbedConfig, seed: int, device: str = "cpu") -> Embedder:
+    """The architecture with fresh weights from ``seed``: what pretraining has to beat."""
+    return Embedder(build_encoder(config.encoder, config.input, seed), config, device)
 
 
 def orientation_of(affine: npt.NDArray[np.float64]) -> str:

@@ -1,44 +1,41 @@
-"""The user's own tasks: a block of ``<line>.tasks`` asks of a labelled set what its table says in a column."""
+"""Cases of a labelled set: what its table says in a column is the class of each scan."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from components.errors import UserError
-from components.evaluate.config import ClassifyConfig
-from components.evaluate.tasks import Built, none_built, task_table
-from components.sources.sets import LabelledSet, require_column
+from components.sources.sets import require_column, sets_of
+from components.tasks.table import Built, Inputs, none_built, task_table
 
 UNKNOWN = frozenset({"", "nan", "na", "n/a", "null", "none", "unknown"})  # no class, however it is written
 CLASSES = 20  # more distinct values than this are no classes: a measurement, a date, a report
 
 
-def classify(
-    name: str, task: ClassifyConfig, of_set: LabelledSet, labelled: pd.DataFrame, curated: pd.DataFrame
-) -> Built:
-    """A case per labelled scan: the value of the task's column is its class.
+def classify(name: str, of: str, column: str, inputs: Inputs) -> Built:
+    """A case per labelled scan: the value of ``column`` is its class.
 
     Args:
         name: of the task.
-        task: its block.
-        of_set: whose table holds the labels.
-        labelled: of the cohort: which scan a row of the table is of, and on which side its patient is.
-        curated: every series that reached curation, accepted or not.
+        of: the labelled set whose table holds the labels.
+        column: of that table.
+        inputs: of the line.
 
     Raises:
         UserError: no such column, one that holds no classes, or two labels of one scan.
     """
-    table, where = of_set.table()[0], f"{of_set.line}.tasks.{name}.label"
-    require_column(table, task.label, f"params.yaml: {where}: {of_set.config.labels.table}")
-    rows = labelled[labelled["set"] == of_set.name].merge(
-        curated[["series", "volume", "accepted", "reason"]], on="series", how="left"
+    of_set = sets_of(inputs.line)[of]
+    table, where = of_set.table()[0], f"{inputs.line}.tasks.{name}.label"
+    require_column(table, column, f"params.yaml: {where}: {of_set.config.labels.table}")
+    rows = inputs.labelled[inputs.labelled["set"] == of].merge(
+        inputs.curated[["series", "volume", "accepted", "reason"]], on="series", how="left"
     )
-    rows["label"] = table[task.label].str.strip().iloc[rows["row"]].to_numpy()
+    rows["label"] = table[column].str.strip().iloc[rows["row"]].to_numpy()
     known = ~rows["label"].str.lower().isin(UNKNOWN)
     classes = sorted(rows.loc[known, "label"].unique())
     if len(classes) > CLASSES:  # which are not told: they may be names
         raise UserError(
-            f"params.yaml: {where}: column {task.label!r} is not allowed: it has {len(classes)} different values, and "
+            f"params.yaml: {where}: column {column!r} is not allowed: it has {len(classes)} different values, and "
             f"a task at most {CLASSES} classes"
         )
     of_one = rows[known].groupby("series")["label"].nunique()

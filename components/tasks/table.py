@@ -1,7 +1,7 @@
 """The task table: every evaluation task is rows of (task, case, patient, volume, place, label, split).
 
-A task is a plug-in: a function from :class:`Inputs` to :class:`Built`, listed in ``components.evaluate.sources``. What
-cannot be evaluated comes back with its reason; nothing is dropped in silence.
+A kind of task builds its cases by a function from :class:`Inputs` to :class:`Built`. What cannot be evaluated comes back
+with its reason; nothing is dropped in silence.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import numpy as np
 import pandas as pd
 
 from components.ct.grid import GridConfig
-from components.evaluate.config import EvaluateConfig
+from components.tasks.config import EvaluateConfig
 
 COLUMNS = ("task", "case", "patient", "volume", "x", "y", "z", "label", "split", "diameter_mm")
 NUMBERS = dict.fromkeys(("x", "y", "z", "diameter_mm"), "float64")
-STABILITY = "stability"  # tasks below it compare two scans of a patient; there is nothing to classify
 RETEST = "/retest"  # ends the case of the second scan of a pair, after the case of the first
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the plug-ins build their tasks from.
+    """What cases are built from.
 
     Attributes:
         line: the model line.
@@ -33,6 +32,7 @@ class Inputs:
         annotations: points and findings of accepted series.
         config: of evaluation.
         preprocess: the line's grid, for volumes that come from outside the store.
+        labelled: which scan each row of a labelled set's table is of, as stage ``cohort`` found it.
     """
 
     line: str
@@ -41,6 +41,7 @@ class Inputs:
     annotations: pd.DataFrame
     config: EvaluateConfig
     preprocess: GridConfig
+    labelled: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def scans(self) -> pd.DataFrame:
         """Accepted series of the evaluation role, without second scans; sorted. Those of labelled sets are apart."""
@@ -73,12 +74,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Built:
-    """A plug-in's rows, tasks without rows and why, and remarks on what was left out of a task.
+    """A task's rows, parts without rows and why, and remarks on what was left out of a task.
 
     Attributes:
         table: rows with ``COLUMNS``.
-        not_evaluated: task to reason.
-        remarks: task to remark, shown in the report.
+        not_evaluated: part to reason.
+        remarks: part to remark, shown in the report.
     """
 
     table: pd.DataFrame
@@ -102,16 +103,11 @@ def task_table(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def usable(built: Built, minimum_patients: int) -> Built:
-    """Leave out classes with too few patients in train or test, and tasks with fewer than two classes left.
-
-    Stability tasks pass unchanged. The reasons come back beside the rows.
-    """
+    """Leave out classes with too few patients in train or test, and parts with fewer than two classes left; the reasons
+    come back beside the rows."""
     kept, reasons, remarks = [], dict(built.not_evaluated), dict(built.remarks)
     for task, rows in built.table.groupby("task"):
         name = str(task)
-        if name.startswith(STABILITY):
-            kept.append(rows)
-            continue
         counts = {label: _patients(rows, str(label)) for label in sorted(rows["label"].unique())}
         classes = [label for label, count in counts.items() if min(count) >= minimum_patients]
         few = "; ".join(
@@ -138,8 +134,7 @@ def _patients(rows: pd.DataFrame, label: str) -> tuple[int, int]:
 
 def check_splits(table: pd.DataFrame) -> None:
     """Raise ValueError where a patient is on both sides of a task's split: such figures would mean nothing."""
-    probes = table[~table["task"].str.startswith(STABILITY)]
-    sides = probes.groupby(["task", "patient"])["split"].nunique()
+    sides = table.groupby(["task", "patient"])["split"].nunique()
     both = sides[sides > 1]
     if len(both):
         task, patient = both.index[0]

@@ -21,9 +21,9 @@ from components.ct.nifti import read_nifti
 from components.ct.standardise import resample_only
 from components.ct.store import Volume
 from components.errors import UserError
-from components.evaluate.tasks import Built, Inputs, none_built, task_table
 from components.sources.lidc import LABELS, ROOT, nodule_file, read_ratings
 from components.sources.roots import root_of
+from components.tasks.table import Built, Inputs, none_built, task_table
 
 EXTENT = ("superior_mm", "posterior_mm", "left_mm")  # of a file, in the order of the window
 # Task to column and to the label of each rating; a rating without one is left out, and counted.
@@ -37,7 +37,7 @@ RATINGS: dict[str, tuple[str, dict[int, str]]] = {
 }
 
 
-def nodules(inputs: Inputs) -> Built:
+def nodules(task: str, inputs: Inputs) -> Built:
     """Texture, calcification and malignancy of nodules; split by patient.
 
     Patients that the encoder has seen are left out, with a remark.
@@ -45,7 +45,7 @@ def nodules(inputs: Inputs) -> Built:
     Raises:
         UserError: the data is asked for but not configured, not the pinned one, or incomplete.
     """
-    names = [f"{ROOT}/{name}" for name in RATINGS]
+    names = [f"{task}/{name}" for name in RATINGS]
     if inputs.config.lidc_nodules is None:
         return none_built(dict.fromkeys(names, "not asked for: evaluate.lidc_nodules is null"))
     root = root_of(ROOT)
@@ -58,12 +58,12 @@ def nodules(inputs: Inputs) -> Built:
     parts, remarks = [], {}
     for name, (column, wording) in RATINGS.items():
         label = labels[column].map(wording)
-        parts.append(labels.assign(task=f"{ROOT}/{name}", label=label)[label.notna()])
+        parts.append(labels.assign(task=f"{task}/{name}", label=label)[label.notna()])
         left_out = {"rated in between": int(label.isna().sum()), "of patients in pretraining": int(seen.sum())}
         said = ", ".join(f"{count} {why}" for why, count in left_out.items() if count)
         window = "The window is larger than {} of {} files, mirrored there, which tells something of a nodule's extent."
         told = [f"Nodules left out: {said}."] if said else []
-        remarks[f"{ROOT}/{name}"] = " ".join(told + [window.format(outside, len(labels))] * (outside > 0))
+        remarks[f"{task}/{name}"] = " ".join(told + [window.format(outside, len(labels))] * (outside > 0))
     return Built(task_table(parts), remarks=remarks)
 
 

@@ -1,0 +1,89 @@
+"""``python -m components.evaluate.cases``, stage ``cases``: what each task of a line asks, and where to look for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from components.command import run_stage
+from components.errors import UserError
+from components.evaluate.layout import Layout, inputs_of, table
+from components.files import read_json, replacing, write_json
+from components.sources.sets import sets_of
+from components.tables import write_table
+from components.tasks.features import places_of
+from components.tasks.kinds import kind_of, mistaken_index, of_points, tasks_of
+from components.tasks.table import Built, Inputs
+
+log = logging.getLogger(__name__)
+
+TABLE, ACCOUNT, PLACES = "table.parquet", "account.json", "places.parquet"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task and its cases, as they were written."""
+
+    task: Any
+    built: Built
+
+
+def run(line: str) -> None:
+    """Write the cases of every task of the line to ``data/<line>/cases``.
+
+    Raises:
+        UserError: an input is missing, the tasks are not those of ``tasks``, or cases cannot be built.
+    """
+    for mistake in mistaken_index():
+        raise UserError(mistake)
+    inputs = inputs_of(line)
+    write_cases(Layout.of(line).cases, build_cases(inputs, tasks_of(line, sets_of(line))))
+
+
+def build_cases(inputs: Inputs, tasks: Mapping[str, Any]) -> dict[str, Asked]:
+    """The cases of every task, by its name.
+
+    Raises:
+        UserError: a task of points is asked of an encoder that sees whole scans.
+    """
+    for mistake in of_points(inputs.line, inputs.sees, tasks):
+        raise UserError(mistake)
+    found = {name: Asked(task, kind_of(task).cases(name, task, inputs)) for name, task in tasks.items()}
+    for name, asked in found.items():
+        rows = asked.built.table
+        log.info("task %s: %d cases of %d patients", name, len(rows), rows["patient"].nunique())
+        for part, why in asked.built.not_evaluated.items():
+            log.warning("task %s not evaluated: %s", part, why)
+    return found
+
+
+def write_cases(folder: Path, asked: Mapping[str, Asked]) -> None:
+    """Write each task's table, what became of the rest of it, and the places whose features are wanted."""
+    with replacing(folder) as temporary:
+        temporary.mkdir(parents=True)
+        for name, of in asked.items():
+            write_table(temporary / name / TABLE, of.built.table)
+            account = {"not_evaluated": of.built.not_evaluated, "remarks": of.built.remarks}
+            write_json(temporary / name / ACCOUNT, account)
+        placed = [of.built.table for of in asked.values() if kind_of(of.task).placed]
+        write_table(temporary / PLACES, places_of(placed))
+
+
+def read_cases(folder: Path, name: str) -> Built:
+    """One task's cases. Raises UserError where stage ``cases`` has not run."""
+    rows = table(folder / name / TABLE)
+    return Built(rows, **read_json(folder / name / ACCOUNT))
+
+
+def read_places(folder: Path) -> pd.DataFrame:
+    """The places whose features are wanted. Raises UserError as :func:`read_cases`."""
+    return table(folder / PLACES)
+
+
+if __name__ == "__main__":
+    run_stage("cases", "Say which places and scans each task asks for, and what is left out.", run)

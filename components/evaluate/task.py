@@ -1,0 +1,102 @@
+"""``python -m components.evaluate.task``, stage ``task``: how the encoder does at one task, beside all others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from components.command import run_stage
+from components.ct.grid import GridConfig
+from components.evaluate.cases import read_cases, read_places
+from components.evaluate.layout import Layout
+from components.evaluate.untrained import untrained_encoders
+from components.files import replacing, write_json, write_text
+from components.models.embed import Embedder, described
+from components.settings import load_part, load_stage
+from components.sources.sets import sets_of
+from components.tables import write_table
+from components.tasks.config import EvaluateConfig
+from components.tasks.features import Features, Volumes
+from components.tasks.interface import Outcome, Question
+from components.tasks.kinds import kind_of, tasks_of
+from components.tasks.pictures import save
+from components.tasks.scores import CASE_COLUMNS, ENCODER, figure_table, task_metrics
+
+log = logging.getLogger(__name__)
+
+FIGURES, CASES, METRICS, PLOTS = "figures.csv", "cases.parquet", "metrics.json", "plots"
+
+
+def run(line: str, name: str) -> None:
+    """Judge the line's encoder at one task and write ``data/<line>/tasks/<name>``.
+
+    Raises:
+        UserError: an input is missing.
+    """
+    layout = Layout.of(line)
+    task = tasks_of(line, sets_of(line))[name]
+    folder, config = layout.features / "encoder", load_stage(EvaluateConfig, line, "evaluate")
+    embed = described(folder)
+    encoders = {ENCODER: lambda: Embedder.load(folder, config.device)}
+    volumes = Volumes(config, load_part(GridConfig, line, "preprocess"), embed.input.size_vox)
+    judge_task(line, name, task, config, layout, encoders | untrained_encoders(embed, config), volumes)
+
+
+def judge_task(
+    line: str,
+    name: str,
+    task: Any,
+    config: EvaluateConfig,
+    layout: Layout,
+    encoders: Mapping[str, Callable[[], Embedder]],
+    volumes: Volumes,
+) -> None:
+    """Judge the encoders at a task whose cases and features are written.
+
+    Args:
+        line, name: of the task.
+        task: its block.
+        config: of evaluation.
+        layout: where cases and features lie, and results go.
+        encoders: by method, see :class:`components.tasks.interface.Question`.
+        volumes: opens what the cases name.
+    """
+    built = read_cases(layout.cases, name)
+    features = Features.read(read_places(layout.cases), layout.features, layout.untrained)
+    question = Question(line, name, task, built.table, config, features, encoders, volumes)
+    with threadpool_limits(1):  # sums in the same order, whatever the number of cores
+        outcome = Outcome([], no_cases()) if built.table.empty else kind_of(task).judge(question)
+        write_outcome(layout.task(name), task, outcome)
+
+
+def no_cases() -> pd.DataFrame:
+    """The table of cases of a task that has none."""
+    return pd.DataFrame({name: pd.Series(dtype="str") for name in CASE_COLUMNS}).astype({"score": "float64"})
+
+
+def write_outcome(folder: Path, task: Any, outcome: Outcome) -> None:
+    """Write figures, cases, metrics and pictures of a task."""
+    measures = kind_of(task).figures
+    with replacing(folder) as temporary:
+        temporary.mkdir(parents=True)
+        table = figure_table(outcome.scores, measures)
+        write_text(temporary / FIGURES, table.to_csv(index=False, lineterminator="\n"))
+        write_table(
+            temporary / CASES,
+            outcome.cases.sort_values(["task", "method", "probe", "case", "of_class"], ignore_index=True),
+        )
+        captions = {}
+        for picture, (figure, caption) in sorted(outcome.pictures.items()):
+            save(figure, temporary / PLOTS / f"{picture}.png")
+            captions[picture] = caption
+        found = {"tasks": task_metrics(outcome.scores, measures), "remarks": outcome.remarks, "pictures": captions}
+        write_json(temporary / METRICS, found)
+
+
+if __name__ == "__main__":
+    run_stage("task", "Judge the encoder at one task, beside untrained encoders and baselines.", None, by_task=run)

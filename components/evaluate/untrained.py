@@ -1,0 +1,57 @@
+"""``python -m components.evaluate.untrained``, stage ``untrained``: the features that any training has to beat.
+
+They follow from the places, the architecture and the seeds; another training changes none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from components.command import run_stage
+from components.ct.grid import GridConfig
+from components.evaluate.cases import read_places
+from components.evaluate.layout import Layout
+from components.files import replacing
+from components.models.embed import EmbedConfig, Embedder, untrained_embedder
+from components.settings import block_of, load_part, load_stage, parse
+from components.tasks.config import EvaluateConfig
+from components.tasks.features import Volumes, baselines, encoder_method, extract
+from components.tasks.scores import RANDOM
+
+
+def run(line: str) -> None:
+    """Write the features of untrained encoders and of the plain baselines to ``data/<line>/untrained``."""
+    layout = Layout.of(line)
+    config = load_stage(EvaluateConfig, line, "evaluate")
+    pretrain = block_of(line, "pretrain")
+    shape = {name: pretrain.get(name) for name in EmbedConfig.model_fields}
+    embed = parse(EmbedConfig, shape, f"{line}.pretrain")
+    volumes = Volumes(config, load_part(GridConfig, line, "preprocess"), embed.input.size_vox)
+    write_untrained(layout.untrained, read_places(layout.cases), embed, config, volumes)
+
+
+def write_untrained(
+    folder: Path, places: pd.DataFrame, embed: EmbedConfig, config: EvaluateConfig, volumes: Volumes
+) -> None:
+    """Extract and write them."""
+    methods = {name: encoder_method(make()) for name, make in untrained_encoders(embed, config).items()}
+    features = extract(places, methods | baselines(config), volumes, embed.input.size_vox)
+    with replacing(folder) as temporary:
+        temporary.mkdir(parents=True)
+        features.write(temporary)
+
+
+def untrained_encoders(embed: EmbedConfig, config: EvaluateConfig) -> dict[str, Callable[[], Embedder]]:
+    """Method to untrained encoder, each made when it is asked for."""
+
+    def of_seed(seed: int) -> Callable[[], Embedder]:
+        return lambda: untrained_embedder(embed, seed, config.device)
+
+    return {f"{RANDOM}_{seed}": of_seed(seed) for seed in config.random_seeds}
+
+
+if __name__ == "__main__":
+    run_stage("untrained", "Embed the cases by untrained encoders and plain baselines.", run)

@@ -1,0 +1,231 @@
+"""Features of every place that a task asks for, by every method: each volume is opened once, each place embedded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from components.ct.grid import GridConfig
+from components.ct.store import Int16Array, StoredVolume, Volume, crops_at
+from components.errors import UserError
+from components.figures.arrays import Array
+from components.files import replacing, sha256_file
+from components.models.embed import Embedder
+from components.progress import track
+from components.sources.lidc import ROOT, nodule_file, read_ratings
+from components.sources.roots import root_of
+from components.tasks.config import EvaluateConfig, HistogramConfig
+from components.tasks.nodules import read_nodule
+
+AnyVolume = StoredVolume | Volume
+PERCENTILES = (5, 25, 50, 75, 95)
+PLACE = ["volume", "x", "y", "z"]
+ARRAY = ".npy"
+BATCH = 64  # crops given to a method at once, from as many volumes as it takes
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops of equal size, voxel size and orientation, each with its point in the middle.
+
+    Attributes:
+        hu: int16 (N, n0, n1, n2).
+        directions: (3, 3), the first three rows and columns of the volumes' affines.
+    """
+
+    hu: npt.NDArray[np.int16]
+    directions: Array
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to turn CT into a vector.
+
+    Attributes:
+        points: crops round N points to features (N, dimension).
+        whole: volume to a feature (dimension,).
+    """
+
+    points: Callable[[Crops], npt.NDArray[np.floating]]
+    whole: Callable[[AnyVolume], npt.NDArray[np.floating]]
+
+
+def encoder_method(embedder: Embedder) -> Method:
+    """An encoder, untouched."""
+    return Method(points=lambda crops: embedder.embed_crops(crops.hu), whole=embedder.embed_volume)
+
+
+def histogram(hu: Int16Array, config: HistogramConfig) -> Array:
+    """Share of voxels in each of the equal bins (bins,); values outside the range count in the end bins."""
+    of_value = np.bincount(hu.ravel().view(np.uint16), minlength=2**16)  # the bins of 65,536 values, not of all voxels
+    values = np.arange(2**16).astype(np.uint16).view(np.int16).astype(np.int64)
+    bins = (values - config.low_hu) * config.bins // (config.high_hu - config.low_hu)
+    counts = np.bincount(np.clip(bins, 0, config.bins - 1), weights=of_value, minlength=config.bins)
+    share: Array = counts / counts.sum()
+    return share
+
+
+def hu_statistics(hu: Int16Array) -> Array:
+    """Mean, standard deviation, least, greatest, and the 5th, 25th, 50th, 75th, 95th percentile of HU; (9,)."""
+    values = hu.astype(np.float64).ravel()
+    return np.array([values.mean(), values.std(), values.min(), values.max(), *np.percentile(values, PERCENTILES)])
+
+
+def baselines(config: EvaluateConfig) -> dict[str, Method]:
+    """Features that need no training: the histogram of what the encoder sees, and HU statistics of its centre."""
+
+    def of_centres(crops: Crops) -> Array:
+        return np.stack([hu_statistics(middle(hu, crops.directions, config.centre_mm)) for hu in crops.hu])
+
+    return {
+        "histogram": Method(
+            points=lambda crops: np.stack([histogram(hu, config.histogram) for hu in crops.hu]),
+            whole=lambda volume: histogram(_voxels(volume), config.histogram),
+        ),
+        "hu_statistics": Method(
+            points=of_centres,
+            whole=lambda volume: hu_statistics(middle(_voxels(volume), volume.affine[:3, :3], config.centre_mm)),
+        ),
+    }
+
+
+def middle(hu: Int16Array, directions: Array, side_mm: float) -> Int16Array:
+    """The central box of ``side_mm``, cut to the array where it is smaller."""
+    sides = [max(1, round(side_mm / mm)) for mm in np.linalg.norm(directions, axis=0)]
+    starts = [n // 2 - side // 2 for n, side in zip(hu.shape, sides, strict=True)]
+    box = tuple(slice(max(0, start), start + side) for start, side in zip(starts, sides, strict=True))
+    return hu[box]
+
+
+def _voxels(volume: AnyVolume) -> Int16Array:
+    return volume.read().hu if isinstance(volume, StoredVolume) else volume.hu
+
+
+class Volumes:
+    """Opens what the task table names: stored volumes by path, nodules by ``lidc_nodules:<row>``."""
+
+    def __init__(self, config: EvaluateConfig, preprocess: GridConfig, patch: tuple[int, int, int]) -> None:
+        self._config, self._preprocess, self._patch = config, preprocess, patch
+        self._nodules: dict[str, Path] = {}
+        if config.lidc_nodules is not None:
+            root = root_of(ROOT)
+            labels = read_ratings(root, config.lidc_nodules)
+            named = zip(labels["volume"], labels["file"], strict=True)
+            self._nodules = {str(volume): nodule_file(root, str(name)) for volume, name in named}
+
+    def open(self, name: str) -> AnyVolume:
+        """Raises UserError where a stored volume is missing."""
+        if name in self._nodules:
+            return read_nodule(self._nodules[name], self._preprocess, self._config.nodule_window_mm, self._patch)
+        try:
+            return StoredVolume(Path(name))
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(f"{error}; run `dvc repro` to make it again") from None
+
+    def sha256(self, name: str) -> str:
+        """Digest of the file behind a name."""
+        return sha256_file(self._nodules.get(name, Path(name)))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features by place.
+
+    Attributes:
+        places: place (see :func:`place_of`) to row.
+        by_method: method to (rows, dimension).
+    """
+
+    places: Mapping[str, int]
+    by_method: Mapping[str, npt.NDArray[np.floating]]
+
+    @property
+    def methods(self) -> list[str]:
+        """All methods, sorted."""
+        return sorted(self.by_method)
+
+    def of(self, method: str, rows: pd.DataFrame) -> Array:
+        """Features (cases, dimension) of rows of a task's table."""
+        found = self.by_method[method][[self.places[place] for place in place_of(rows)]]
+        return np.asarray(found, dtype=np.float64)
+
+    def write(self, folder: Path) -> None:
+        """One array per method, in the order of the places, beside each other."""
+        for name, found in self.by_method.items():
+            with replacing(folder / f"{name}{ARRAY}") as temporary, temporary.open("wb") as stream:
+                np.save(stream, found, allow_pickle=False)
+
+    @classmethod
+    def read(cls, places: pd.DataFrame, *folders: Path) -> Features:
+        """What was written, opened and not loaded: a task reads the rows that it needs.
+
+        Raises:
+            UserError: an array is not of these places.
+        """
+        paths = [path for folder in folders for path in sorted(folder.glob(f"*{ARRAY}"))]
+        found = {path.name.removesuffix(ARRAY): np.load(path, mmap_mode="r", allow_pickle=False) for path in paths}
+        for path in paths:
+            if len(found[path.name.removesuffix(ARRAY)]) != len(places):
+                raise UserError(f"{path}: features of other places; run `dvc repro` to make it again")
+        return cls({place: row for row, place in enumerate(place_of(places))}, found)
+
+
+def place_of(rows: pd.DataFrame) -> list[str]:
+    """One text per row that is equal for equal (volume, point)."""
+    return [f"{volume} {x:.4f} {y:.4f} {z:.4f}" for volume, x, y, z in rows[PLACE].itertuples(index=False)]
+
+
+def places_of(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The distinct places of several tables: volume, x, y, z, sorted."""
+    rows = pd.concat([table[PLACE] for table in tables]) if tables else pd.DataFrame(columns=PLACE)
+    distinct = rows.assign(place=place_of(rows)).drop_duplicates("place").sort_values(["volume", "place"])
+    return distinct[PLACE].reset_index(drop=True)
+
+
+def extract(
+    places: pd.DataFrame, methods: Mapping[str, Method], volumes: Volumes, patch: tuple[int, int, int]
+) -> Features:
+    """Features of every place by every method; progress goes to stderr.
+
+    Args:
+        places: see :func:`places_of`.
+        methods: by name.
+        volumes: opens what the places name.
+        patch: of a crop round a point.
+    """
+    found: dict[str, dict[int, npt.NDArray[np.floating]]] = {name: {} for name in methods}
+    waiting: list[tuple[int, Int16Array]] = []
+    directions = np.eye(3)
+
+    def embed_waiting() -> None:
+        if waiting:
+            crops = Crops(np.stack([hu for _, hu in waiting]), directions)
+            for name, method in methods.items():
+                vectors = method.points(crops)
+                found[name].update({row: vector for (row, _), vector in zip(waiting, vectors, strict=True)})
+            waiting.clear()
+
+    for volume_name, rows in track(places.groupby("volume"), [1] * places["volume"].nunique(), "embedding"):
+        volume = volumes.open(str(volume_name))
+        directions = volume.affine[:3, :3]  # of every volume the same: they are on the line's grid
+        for row, x, y, z in rows[["x", "y", "z"]].itertuples():
+            if np.isnan(x):
+                whole = volume.read() if isinstance(volume, StoredVolume) else volume
+                for name, method in methods.items():
+                    found[name][row] = method.whole(whole)
+            else:
+                waiting.append((row, crops_at(volume, [[x, y, z]], patch)[0]))
+        if len(waiting) >= BATCH:
+            embed_waiting()
+    embed_waiting()
+    by_method = {name: np.stack([of[row] for row in range(len(places))]) for name, of in found.items() if of}
+    for name, features in by_method.items():
+        wrong = int((~np.isfinite(features)).sum())
+        if wrong:
+            raise ValueError(f"features of method {name!r}: {wrong} values are not finite")
+    return Features({place: row for row, place in enumerate(place_of(places))}, by_method)

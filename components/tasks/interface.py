@@ -1,0 +1,97 @@
+"""What a kind of task is: its block of parameters, the cases it asks for, and how it judges an encoder by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from components.figures.resampling import SHARE
+from components.settings import StageConfig
+from components.tasks.table import Built, Inputs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from components.models.embed import Embedder
+    from components.tasks.config import EvaluateConfig
+    from components.tasks.features import Features, Volumes
+    from components.tasks.scores import Score
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of merit as it is shown and gated.
+
+    Attributes:
+        title: for people.
+        bounds: possible values; intervals stay inside.
+        lower_is_better: as for a distance or an error.
+    """
+
+    title: str
+    bounds: tuple[float, float] = SHARE
+    lower_is_better: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a kind judges an encoder by.
+
+    Attributes:
+        line, name: of the task.
+        task: its block, of the kind's class.
+        rows: the task's table, as its cases were built.
+        config: of evaluation: seed, bootstrap, probes.
+        features: of every place in ``rows``, by method; empty for a kind whose cases have no place.
+        encoders: method to encoder: ``encoder`` and one ``random_<seed>`` for each untrained one; for kinds that need
+            more than the features of places. Each is made when it is asked for.
+        volumes: opens what ``rows`` names.
+    """
+
+    line: str
+    name: str
+    task: Any
+    rows: pd.DataFrame
+    config: EvaluateConfig
+    features: Features
+    encoders: Mapping[str, Callable[[], Embedder]]
+    volumes: Volumes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a kind found.
+
+    Attributes:
+        scores: every figure of every method, on the task and on what it is made of (``<task>/<part>``).
+        cases: a row per case, method and score, with ``scores.CASE_COLUMNS``: figures can be computed from it again.
+        pictures: file name without ending to picture and caption.
+        head: what is released, and with which metadata; None for a task without one.
+    """
+
+    scores: list[Score]
+    cases: pd.DataFrame
+    pictures: dict[str, tuple[Figure, str]] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of task.
+
+    Attributes:
+        config: the class of its block; its ``kind`` is the name.
+        figures: what it may measure; the first that a task has is the one by which a release must not be worse.
+        cases: from the task's name, its block and the line's data to its table.
+        judge: from the cases and the encoders to figures.
+        placed: whether its cases are places or whole scans whose features are to be extracted beforehand.
+    """
+
+    config: type[StageConfig]
+    figures: Mapping[str, Measure]
+    cases: Callable[[str, Any, Inputs], Built]
+    judge: Callable[[Question], Outcome]
+    placed: bool = True
