@@ -1,4 +1,5 @@
-"""The thin command line that every stage shares: ``python -m components.<stage> --line wholebody [--shard 0 | --task organs]``."""
+"""The thin command line that every stage shares: ``python -m components.<stage> --line wholebody [--shard 0]``, or
+``[--task organs]``."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from components.bundle.config import BundleConfig
 from components.cohort.config import CohortConfig
 from components.ct.grid import GridConfig
 from components.curate.config import CurateConfig
-from components.evaluate.config import FIGURES, OF_PAIRS, RATED, TASKS, EvaluateConfig, mistaken_tasks, tasks_of
 from components.gate.config import GateConfig
 from components.models.config import InputConfig
 from components.preprocess.config import PreprocessConfig
@@ -33,6 +32,10 @@ from components.sources.config import AcquireConfig
 from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.phantom.plan import FINDINGS
 from components.sources.sets import SETS, sets_of
+from components.tasks.classify import FIGURES, ClassifyConfig
+from components.tasks.config import LINE, RATED, TASKS, EvaluateConfig
+from components.tasks.kinds import kind_of, mistaken_index, of_points, tasks_of
+from components.tasks.stability import StabilityConfig
 
 BLOCKS: dict[str, type[StageConfig]] = {
     "cohort": CohortConfig,
@@ -77,6 +80,7 @@ def check_file(path: Path = PARAMS_FILE, nodules_to_come: bool = False) -> None:
         mistakes.append(str(error))
     for line in named:
         mistakes += _mistakes(line, content.get(line), path, nodules_to_come)
+    mistakes += mistaken_index(path) if named else []
     if mistakes:
         raise ParamsError("\n".join(mistakes))
 
@@ -109,16 +113,25 @@ def _mistakes(line: str, block: Any, path: Path, nodules_to_come: bool) -> list[
             valid[stage] = parse(config_class, block[stage], f"{line}.{stage}")
         except ParamsError as error:
             mistakes.append(str(error))
-    if nodules_to_come and "evaluate" in valid and "nodules" in valid["evaluate"].tasks:
+    if nodules_to_come and "evaluate" in valid and _of_nodules(own):
         valid["evaluate"] = valid["evaluate"].model_copy(update={"lidc_nodules": "0" * 64})
     return mistakes + _contradictions(line, {**valid, TASKS: own})
+
+
+def _of_nodules(tasks: dict[str, Any]) -> list[str]:
+    return [name for name, task in tasks.items() if isinstance(task, ClassifyConfig) and task.set == LIDC_ROOT]
 
 
 def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
     """What valid blocks say of one thing, and differently."""
     mistakes: list[str] = []
     if {"pretrain", "evaluate"} <= valid.keys():
-        mistakes += mistaken_tasks(line, valid["pretrain"].input.sees, valid["evaluate"])
+        mistakes += of_points(line, valid["pretrain"].input.sees, valid[TASKS])
+        if valid["evaluate"].lidc_nodules is not None and valid[TASKS] and not _of_nodules(valid[TASKS]):
+            mistakes.append(
+                f"params.yaml: {line}.evaluate.lidc_nodules: pinned, but no task of {line}.tasks is of set "
+                f"{LIDC_ROOT}: add one, or set this to null"
+            )
         kept = valid["pretrain"].candidates
         if valid["evaluate"].selection is not None and kept < 2:
             mistakes.append(
@@ -141,7 +154,7 @@ def _unanswered(line: str, valid: dict[str, Any]) -> list[str]:
     figures, evaluate, gate = _figures(valid), valid["evaluate"], valid["gate"]
     if not figures:
         return [
-            f"params.yaml: {line}.evaluate.tasks: {shown(evaluate.tasks)} is not allowed with {line}.cohort.phantom: "
+            f"params.yaml: {line}.tasks: {shown(list(valid[TASKS]))} is not allowed with {line}.cohort.phantom: "
             "its scans have no labels for any of them"
         ]
     asked = [(f"gate.{key}", wanted) for key in JUDGED for wanted in getattr(gate, key)]
@@ -150,8 +163,9 @@ def _unanswered(line: str, valid: dict[str, Any]) -> list[str]:
         wrong for key, wanted in asked for wrong in _unknown(f"{line}.{key}", wanted.task, wanted.figure, figures)
     ]
     if chosen is not None:
-        of_classes = {name: of for name, of in figures.items() if of == FIGURES}
-        of_classes |= {LIDC_ROOT: FIGURES} if any(name.startswith(LIDC_ROOT) for name in figures) else {}
+        of_classes = {name: of for name, of in figures.items() if of == tuple(FIGURES)}
+        families = {name.split("/")[0] for name in of_classes}
+        of_classes |= dict.fromkeys(sorted(families), tuple(FIGURES))
         mistakes += _unknown(f"{line}.evaluate.selection", chosen.task, chosen.figure, of_classes)
     return mistakes
 
@@ -159,7 +173,7 @@ def _unanswered(line: str, valid: dict[str, Any]) -> list[str]:
 def _unknown(where: str, task: str, figure: str, figures: dict[str, tuple[str, ...]]) -> list[str]:
     if task not in figures:
         told = f"one of {', '.join(figures)}" if figures else "there is none to classify"
-        return [f"params.yaml: {where}: task {shown(task)} is not allowed, by evaluate.tasks and the labels: {told}"]
+        return [f"params.yaml: {where}: task {shown(task)} is not allowed, by its tasks and the labels: {told}"]
     if figure not in figures[task]:
         return [f"params.yaml: {where}: figure {shown(figure)} is not allowed: of {task}, {', '.join(figures[task])}"]
     return []
@@ -167,22 +181,25 @@ def _unknown(where: str, task: str, figure: str, figures: dict[str, tuple[str, .
 
 def _figures(valid: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     """The tasks that evaluation answers, by the names that they have in the metrics, and their figures. The scans are
-    the phantom's, whatever the source; nodules bring scans of their own."""
-    phantom, evaluate, sees = valid["cohort"].phantom, valid["evaluate"], valid["pretrain"].input.sees
+    the phantom's, whatever the source; nodules and labelled sets bring scans of their own."""
+    return {
+        part: tuple(kind_of(task).figures) for name, task in valid[TASKS].items() for part in _parts(name, task, valid)
+    }
+
+
+def _parts(name: str, task: Any, valid: dict[str, Any]) -> list[str]:
+    phantom, sees = valid["cohort"].phantom, valid["pretrain"].input.sees
     trunk = phantom.anatomy == "trunk"
-    names: list[str] = []
-    for task in evaluate.tasks:
-        if task in ("organs", "lesions") and trunk:
-            names.append(task)
-        if task == "findings" and not trunk:
-            names += ["findings", *(f"findings/{name}" for name in FINDINGS)]
-        if task == "nodules" and evaluate.lidc_nodules is not None:
-            names += [f"{LIDC_ROOT}/{name}" for name in RATED]
-    pairs = []
-    if "stability" in evaluate.tasks and phantom.retest_patients:
-        pairs += ["stability/organs"] if trunk and sees == "crop" else []
-        pairs += ["stability/volume"] if evaluate.stability_gallery else []
-    return dict.fromkeys([*names, *valid[TASKS]], FIGURES) | dict.fromkeys(pairs, OF_PAIRS)
+    if isinstance(task, StabilityConfig):
+        asked = {f"{name}/organs": trunk and sees == "crop", f"{name}/volume": task.gallery > 0}
+        return [part for part, there in asked.items() if there and phantom.retest_patients]
+    if isinstance(task, ClassifyConfig) and task.set == LINE:
+        if task.label == "finding":
+            return [] if trunk else [name, *(f"{name}/{finding}" for finding in FINDINGS)]
+        return [name] if trunk else []
+    if isinstance(task, ClassifyConfig) and task.set == LIDC_ROOT:
+        return [f"{name}/{rated}" for rated in RATED] if valid["evaluate"].lidc_nodules is not None else []
+    return [name]
 
 
 def other_grid(seen: InputConfig, made: GridConfig) -> list[tuple[str, Any, Any]]:

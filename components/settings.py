@@ -23,7 +23,7 @@ from components.errors import UserError
 PARAMS_FILE = Path("params.yaml")
 SHOWN = 200  # characters of a value, in messages
 LINE_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")  # names folders, DVC stages and Bentos
-KEYS = ("lines", "shards")  # those of the file that are no line
+KEYS = ("lines", "shards", "tasks")  # those of the file that are no line
 RESERVED = (*KEYS, "dicom", "nifti", "lidc_nodules")  # folders of a machine have these names in roots.json
 REPRODUCIBLE = "reproducible"  # the one setting of a line that belongs to no stage
 # Settings of transport and scheduling, which change no output: no stage and no release depends on them.

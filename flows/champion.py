@@ -17,7 +17,6 @@ from components.errors import UserError
 from components.files import read_json, sha256_file, write_json
 from components.gate.champion import CHAMPIONS, COMPARISON
 from components.settings import load_part, load_stage, parse, reproducible, shown
-from components.tables import read_table
 from flows.environment import STATE
 from flows.lines import add_line
 from flows.lock import checkout_lock
@@ -73,36 +72,24 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
     Raises:
         UserError: no such file or repository, weights that do not fit, a recipe for another grid, no data.
     """
-    from components.ct.grid import GridConfig
-    from components.evaluate.config import EvaluateConfig
-    from components.evaluate.stage import build_tasks, evaluate
-    from components.evaluate.tasks import Inputs
+    from components.evaluate.layout import Layout, inputs_of
+    from components.evaluate.stage import evaluate
     from components.models.embed import EmbedConfig, imported
     from components.pretrain.config import PretrainConfig
+    from components.sources.sets import sets_of
+    from components.tasks.kinds import tasks_of
 
     curated = data_dir(line, "curate") / "curated.parquet"
     if not curated.is_file():
         raise UserError(f"{curated}: not found; make the line's data first, `dvc repro curate@{line}`")
     config = load_stage(PretrainConfig, line, "pretrain") if recipe is None else _of_recipe(line, recipe)
-    evaluation = load_stage(EvaluateConfig, line, "evaluate")
+    inputs = inputs_of(line, config.input)
     weights = _fetched(source)
-    embedder = imported(
-        weights,
-        EmbedConfig(encoder=config.encoder, input=config.input),
-        evaluation.device,
-    )
-    inputs = Inputs(
-        line,
-        config.input.sees,
-        read_table(curated),
-        read_table(data_dir(line, "curate") / "annotations.parquet"),
-        evaluation,
-        load_part(GridConfig, line, "preprocess"),
-    )
-    out = STATE / "imported" / line
-    evaluate(inputs, build_tasks(inputs), embedder, out / "evaluate")
-    embedder.save(out / "encoder")
-    metrics = read_json(out / "evaluate" / "metrics.json")
+    embed = EmbedConfig(encoder=config.encoder, input=config.input)
+    embedder = imported(weights, embed, inputs.config.device)
+    layout = Layout(STATE / "imported" / line)
+    evaluate(inputs, tasks_of(line, sets_of(line)), embedder, layout)
+    metrics = read_json(layout.evaluate / "metrics.json")
     digest = sha256_file(weights)
     champion = {"bundle": digest, "evaluation_data": metrics["evaluation_data"], "metrics": metrics, "profile": None}
     write_json(
@@ -110,7 +97,7 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
     )
     return (
         f"{_file(line)}: champion is {source}, weights {digest[:16]}; commit this file\n"
-        f"{out / 'evaluate' / 'report.html'}: its figures; {out / 'encoder'}: the encoder"
+        f"{layout.evaluate / 'report.html'}: its figures; {layout.features / 'encoder'}: the encoder"
     )
 
 

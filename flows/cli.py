@@ -109,7 +109,8 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
         "verify", _verify, "Recompute the release from its commit without any cache and compare every output."
     )
     sub.add_argument("--keep", type=Path, help="leave the clone in this new folder")
-    command("params", _params, "Check params.yaml: every mistake in one line.", line=False)
+    sub = command("params", _params, "Check params.yaml: every mistake in one line.", line=False)
+    sub.add_argument("--write", action="store_true", help="list the lines' tasks for dvc.yaml, where one came or went")
     command("docs", _docs, "Build Great Expectations Data Docs of the judged tables.")
     for name, (module, text) in MODULES.items():
         sub = commands.add_parser(name, help=text, description=text)
@@ -144,10 +145,11 @@ def _release(arguments: argparse.Namespace) -> int:
 
 def _release_alone(arguments: argparse.Namespace, run: Run) -> int:
     from components.registry import check_file
-    from flows.parameters import pin
+    from flows.parameters import list_tasks, pin
     from flows.places import require_pins, require_repository, require_server
     from flows.sources import pin_source
 
+    list_tasks()
     check_file(nodules_to_come=arguments.evaluation not in (None, "none") or bool(arguments.source))
     require_repository()
     require_pins()
@@ -201,7 +203,10 @@ def _profile(arguments: argparse.Namespace) -> int:
 
 def _params(arguments: argparse.Namespace) -> int:
     from components.registry import check_file
+    from flows.parameters import list_tasks
 
+    if arguments.write and list_tasks():
+        print("params.yaml: tasks: listed as the lines have them")
     check_file()
     print("params.yaml: every block is valid")
     return 0

@@ -65,7 +65,7 @@ def _list(_: argparse.Namespace) -> int:
         pretrain = block["pretrain"]
         table.add_row(
             line, block["cohort"]["source"], pretrain["input"]["sees"], pretrain["encoder"]["kind"],
-            pretrain["objective"]["kind"], ", ".join(block["evaluate"]["tasks"]), "made" if manifest.is_file() else "",
+            pretrain["objective"]["kind"], ", ".join(block["tasks"]), "made" if manifest.is_file() else "",
         )  # fmt: skip
     wide_console().print(table)
     return 0

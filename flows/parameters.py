@@ -26,9 +26,38 @@ def pin(line: str, stage: str, values: dict[str, Any]) -> None:
 
 
 def written(editor: YAML, content: Any) -> str:
+    """The file's text, with the tasks of its lines listed as they are."""
+    _list_tasks(content)
     text = io.StringIO()
     editor.dump(content, text)
     return text.getvalue()
+
+
+def _list_tasks(content: Any) -> None:
+    """Put :func:`components.tasks.kinds.index_of` the content into its list of tasks, from which dvc.yaml makes stages;
+    what is right stays as it is, comments too."""
+    from ruamel.yaml.comments import CommentedMap
+
+    from components.tasks.kinds import INDEX, listed_tasks
+
+    wanted = listed_tasks(content)
+    if content.get(INDEX) == wanted:
+        return
+    entries = CommentedMap({name: CommentedMap(entry) for name, entry in wanted.items()})
+    for entry in entries.values():
+        entry.fa.set_flow_style()
+    content[INDEX] = entries
+
+
+def list_tasks() -> bool:
+    """Bring the list of tasks up to date; whether it was not."""
+    from components.tasks.kinds import mistaken_index
+
+    if not mistaken_index():
+        return False
+    editor = yaml_editor()
+    write_text(PARAMS_FILE, written(editor, editor.load(PARAMS_FILE.read_text())))
+    return True
 
 
 def check_text(text: str) -> None:

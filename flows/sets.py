@@ -9,13 +9,13 @@ from typing import Any
 
 from components.ct.keys import require_secret
 from components.errors import UserError
-from components.evaluate.config import TASK_NAME, TASKS
 from components.files import sha256_file
 from components.settings import PARAMS_FILE, block_of
 from components.sources.kinds import KINDS, spelled
 from components.sources.roots import place_of, record_root
 from components.sources.sets import KEYS, SETS, read_text_table, require_column
 from components.sources.tree import tree_digest
+from components.tasks.config import TASK_NAME, TASKS
 from flows.lines import add_line
 from flows.lock import checkout_lock
 from flows.parameters import write_checked, yaml_editor

@@ -99,7 +99,7 @@ def _nodules(line: str, folder: str, evaluation: str | None) -> _Nodules | None:
         raise UserError(f"evaluation {evaluation!r} is not allowed: none, or lidc_nodules:<folder with labels.csv>")
     if not _sees_nodules(line):
         raise UserError(
-            f"evaluation {evaluation!r} is not allowed with line {line}: {line}.evaluate.tasks has no nodules"
+            f"evaluation {evaluation!r} is not allowed with line {line}: no task of {line}.tasks is of set {lidc.ROOT}"
         )
     found = _Nodules(Path(root), sha256_file(Path(root) / lidc.LABELS))
     lidc.read_ratings(found.root, found.digest)
@@ -107,4 +107,5 @@ def _nodules(line: str, folder: str, evaluation: str | None) -> _Nodules | None:
 
 
 def _sees_nodules(line: str) -> bool:
-    return "nodules" in block_of(line, "evaluate")["tasks"]
+    tasks = block_of(line, "tasks").values()
+    return any(isinstance(task, dict) and task.get("set") == lidc.ROOT for task in tasks)

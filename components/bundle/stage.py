@@ -65,7 +65,7 @@ class Sources:
             curated=data / "curate" / "curated.parquet",
             funnel=data / "curate" / "funnel.json",
             profile=data / "curate" / "profile.json",
-            encoder=data / "evaluate" / "encoder",
+            encoder=data / "features" / "encoder",
             metrics=data / "evaluate" / "metrics.json",
             figures=data / "evaluate" / "plots" / "figures.csv",
             report=data / "evaluate" / "report.html",

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from components.command import run_stage
 from components.errors import UserError
-from components.evaluate.layout import Layout, inputs_of, table
-from components.files import read_json, replacing, write_json
+from components.evaluate.layout import ACCOUNT, PLACES, TABLE, Layout, inputs_of
+from components.files import replacing, write_json
 from components.sources.sets import sets_of
 from components.tables import write_table
 from components.tasks.features import places_of
@@ -21,8 +20,6 @@ from components.tasks.kinds import kind_of, mistaken_index, of_points, tasks_of
 from components.tasks.table import Built, Inputs
 
 log = logging.getLogger(__name__)
-
-TABLE, ACCOUNT, PLACES = "table.parquet", "account.json", "places.parquet"
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,11 @@ def run(line: str) -> None:
     """
     for mistake in mistaken_index():
         raise UserError(mistake)
-    inputs = inputs_of(line)
-    write_cases(Layout.of(line).cases, build_cases(inputs, tasks_of(line, sets_of(line))))
+    inputs, layout, tasks = inputs_of(line), Layout.of(line), tasks_of(line, sets_of(line))
+    write_cases(layout.cases, build_cases(inputs, tasks))
+    for folder in sorted(layout.tasks.glob("[!.]*")):  # of a task that is no more: stage `evaluate` depends on them all
+        if folder.name not in tasks:
+            shutil.rmtree(folder)
 
 
 def build_cases(inputs: Inputs, tasks: Mapping[str, Any]) -> dict[str, Asked]:
@@ -72,17 +72,6 @@ def write_cases(folder: Path, asked: Mapping[str, Asked]) -> None:
             write_json(temporary / name / ACCOUNT, account)
         placed = [of.built.table for of in asked.values() if kind_of(of.task).placed]
         write_table(temporary / PLACES, places_of(placed))
-
-
-def read_cases(folder: Path, name: str) -> Built:
-    """One task's cases. Raises UserError where stage ``cases`` has not run."""
-    rows = table(folder / name / TABLE)
-    return Built(rows, **read_json(folder / name / ACCOUNT))
-
-
-def read_places(folder: Path) -> pd.DataFrame:
-    """The places whose features are wanted. Raises UserError as :func:`read_cases`."""
-    return table(folder / PLACES)
 
 
 if __name__ == "__main__":

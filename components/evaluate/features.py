@@ -11,8 +11,7 @@ import pandas as pd
 from components.command import data_dir, run_stage
 from components.ct.grid import GridConfig
 from components.errors import UserError
-from components.evaluate.cases import read_cases, read_places
-from components.evaluate.layout import Layout
+from components.evaluate.layout import Layout, read_cases, read_places
 from components.evaluate.selection import draw_selection, selected_step, selection_figures
 from components.files import replacing, write_text
 from components.models.embed import Embedder, load_candidates

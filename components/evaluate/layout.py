@@ -10,11 +10,14 @@ import pandas as pd
 from components.command import DATA, data_dir
 from components.ct.grid import GridConfig
 from components.errors import UserError
+from components.files import read_json
 from components.models.config import InputConfig
 from components.settings import block_of, load_part, load_stage, parse
 from components.tables import read_table
 from components.tasks.config import EvaluateConfig
-from components.tasks.table import Inputs
+from components.tasks.table import Built, Inputs
+
+TABLE, ACCOUNT, PLACES = "table.parquet", "account.json", "places.parquet"
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,12 @@ class Layout:
     def features(self) -> Path:
         return self.root / "features"
 
+    @property
+    def tasks(self) -> Path:
+        return self.root / "tasks"
+
     def task(self, name: str) -> Path:
-        return self.root / "tasks" / name
+        return self.tasks / name
 
     @property
     def evaluate(self) -> Path:
@@ -81,3 +88,14 @@ def table(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: not found; run `dvc repro` so that the stages before this one are done")
     return read_table(path)
+
+
+def read_cases(folder: Path, name: str) -> Built:
+    """One task's cases. Raises UserError where stage ``cases`` has not run."""
+    rows = table(folder / name / TABLE)
+    return Built(rows, **read_json(folder / name / ACCOUNT))
+
+
+def read_places(folder: Path) -> pd.DataFrame:
+    """The places whose features are wanted. Raises UserError as :func:`read_cases`."""
+    return table(folder / PLACES)

@@ -11,7 +11,9 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from components.evaluate.scores import DIAMETER, ENCODER, FIGURES, RANDOM
+from components.tasks.classify import DIAMETER
+from components.tasks.kinds import measures
+from components.tasks.scores import ENCODER, RANDOM
 
 BASELINES = {"histogram": "Histogram", "hu_statistics": "HU statistics", DIAMETER: "Diameter"}
 PICTURES = {
@@ -98,7 +100,7 @@ def _section(
     own = figures[figures["task"] == task]
     encoder = own[own["method"] == ENCODER].iloc[0]
     shown = {method: name for method, name in BASELINES.items() if method in set(own["method"])}
-    rows = tuple(_row(name, of_task[name], own, shown) for name in FIGURES if name in of_task)
+    rows = tuple(_row(name, of_task[name], own, shown) for name in measures() if name in of_task)
     return Section(
         task=task,
         size=f"{encoder['n_cases']} test cases of {encoder['n_patients']} patients{_classes(task, table)}",
@@ -110,7 +112,7 @@ def _section(
 
 def _classes(task: str, table: pd.DataFrame) -> str:
     rows = table[table["task"] == task]
-    if rows.empty or task.startswith("stability"):
+    if rows.empty or (rows["split"] == "retest").any():
         return ""
     train = int((rows["split"] == "train").sum())
     counts = rows[rows["split"] == "test"]["label"].value_counts().sort_index()
@@ -121,7 +123,7 @@ def _row(name: str, numbers: Mapping[str, float], own: pd.DataFrame, baselines: 
     low, high = numbers["difference_low"], numbers["difference_high"]
     values = own[own["figure"] == name].set_index("method")
     return Row(
-        figure=FIGURES[name],
+        figure=measures()[name].title,
         encoder=_with_interval(numbers["value"], numbers["low"], numbers["high"]),
         random=_with_range(numbers["random"], values[values.index.str.startswith(f"{RANDOM}_")]["value"]),
         difference=_with_interval(numbers["difference"], low, high, signed=True),

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from components.ct.grid import GridConfig
-from components.evaluate.cases import build_cases, read_cases, read_places, write_cases
+from components.evaluate.cases import build_cases, write_cases
 from components.evaluate.features import write_features
-from components.evaluate.layout import Layout, table
+from components.evaluate.layout import Layout, read_cases, read_places, table
 from components.evaluate.plots import draw_all, draw_projection
 from components.evaluate.report import render_report
 from components.evaluate.task import CASES, FIGURES, METRICS, judge_task
@@ -84,7 +84,7 @@ def collect(
     write_table(out / "cases.parquet", cases)
     write_table(out / "table.parquet", figures)
     write_text(plots / "figures.csv", figures.to_csv(index=False, lineterminator="\n"))
-    metrics = {
+    metrics: dict[str, Any] = {
         "line": line,
         "patients": int(rows["patient"].nunique()),
         "evaluation_data": evaluation_digest(out / "tasks.parquet", rows, volumes),
@@ -109,7 +109,7 @@ def _scans(curated: pd.DataFrame) -> pd.DataFrame:
 def _together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     kept = [part for part in parts if len(part)]
     joined = pd.concat(kept or parts[:1], ignore_index=True)
-    return joined.sort_values([name for name in joined if name not in ("value", "low", "high")], ignore_index=True)
+    return joined.sort_values([str(name) for name in joined if name not in ("value", "low", "high")], ignore_index=True)
 
 
 def _remarks(built: Mapping[str, Built], found: Mapping[str, Any]) -> dict[str, str]:

@@ -12,8 +12,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from components.command import run_stage
 from components.ct.grid import GridConfig
-from components.evaluate.cases import read_cases, read_places
-from components.evaluate.layout import Layout
+from components.evaluate.layout import Layout, read_cases, read_places
 from components.evaluate.untrained import untrained_encoders
 from components.files import replacing, write_json, write_text
 from components.models.embed import Embedder, described

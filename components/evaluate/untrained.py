@@ -12,8 +12,7 @@ import pandas as pd
 
 from components.command import run_stage
 from components.ct.grid import GridConfig
-from components.evaluate.cases import read_places
-from components.evaluate.layout import Layout
+from components.evaluate.layout import Layout, read_places
 from components.files import replacing
 from components.models.embed import EmbedConfig, Embedder, untrained_embedder
 from components.settings import block_of, load_part, load_stage, parse

@@ -12,11 +12,12 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class BetterThanRandom(StageConfig):
-    """The lower end of the paired difference's 95 % interval (encoder less random) must be above the bound."""
+    """By how much the encoder is better than an untrained one must be above the bound, at the level at which at most
+    5 % of untrained encoders would pass (``least_gain`` of the metrics)."""
 
     task: Name
     figure: Name
-    minimum_difference_low: Annotated[float, Field(ge=-1, le=1)]
+    minimum_gain: Annotated[float, Field(ge=-1, le=1)]
 
 
 class Floor(StageConfig):
@@ -41,12 +42,15 @@ class GateConfig(StageConfig):
 
     Attributes:
         max_reject_rate: rejected series over all series that came in.
-        better_than_random: beside the random encoders, see ``components.evaluate``.
+        worse_alpha: chance at which an encoder that is no worse than untrained ones, at any evaluated task, is refused
+            all the same; null judges nothing. A figure is a task's first.
+        better_than_random: beside untrained encoders.
         floors: absolute.
         champion: against the release now in use, where there is one; judged by stage ``champion``.
     """
 
     max_reject_rate: Annotated[float, Field(ge=0, le=1)]
+    worse_alpha: Annotated[float, Field(gt=0, le=0.5)] | None
     better_than_random: tuple[BetterThanRandom, ...]
     floors: tuple[Floor, ...]
     champion: tuple[NotWorse, ...]

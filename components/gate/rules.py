@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from components.figures.families import holm
 from components.gate.config import GateConfig
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SHOWN = 3  # tasks named in a verdict
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def verdicts_of(config: GateConfig, evidence: Evidence) -> list[Verdict]:
         leakage(evidence),
         same_scan(evidence),
         reject_rate(config, evidence),
+        no_worse(config, evidence),
         *(better_than_random(config, evidence) or [not_judged("better_than_random")]),
         *(floors(config, evidence) or [not_judged("floors")]),
     ]
@@ -110,21 +114,46 @@ def reject_rate(config: GateConfig, evidence: Evidence) -> Verdict:
     return Verdict("reject_rate", rate, config.max_reject_rate, _word(rate <= config.max_reject_rate), detail)
 
 
+def no_worse(config: GateConfig, evidence: Evidence) -> Verdict:
+    """At no evaluated task is the encoder clearly worse than untrained ones: no task that went well makes up for it.
+
+    One figure a task; their p-values by Holm's correction, since one of them refuses the release.
+    """
+    alpha, tasks = config.worse_alpha, evidence.metrics["tasks"]
+    if alpha is None:
+        return Verdict("no_worse", None, None, "not judged", "gate.worse_alpha is null: nothing of this kind was asked")
+    if not tasks:
+        return Verdict("no_worse", None, 0, "fail", "no task was evaluated")
+    figures = {task: evidence.metrics["primary"][task] for task in sorted(tasks)}
+    adjusted = holm([float(tasks[task][figure]["p_worse"]) for task, figure in figures.items()])
+    worse = sorted((p, task) for p, task in zip(adjusted, figures, strict=True) if p <= alpha)
+    told = [
+        f"{task} {figures[task]} {numbers['value']:.3f}, untrained {numbers['random']:.3f}, difference "
+        f"{numbers['difference']:+.3f} [{numbers['difference_low']:+.3f}, {numbers['difference_high']:+.3f}]"
+        for _, task in worse[:SHOWN]
+        for numbers in [tasks[task][figures[task]]]
+    ]
+    which = f": {'; '.join(told)}{', ...' if len(worse) > SHOWN else ''}" if told else ""
+    detail = f"of {len(tasks)} evaluated tasks, those clearly worse than untrained encoders (Holm, {alpha:g}){which}"
+    return Verdict("no_worse", len(worse), 0, _word(not worse), detail)
+
+
 def better_than_random(config: GateConfig, evidence: Evidence) -> list[Verdict]:
-    """The interval of the paired difference to random encoders lies above the bound."""
+    """The encoder is better than an untrained one by more than the bound."""
     verdicts = []
     for wanted in config.better_than_random:
-        name, bound = f"better_than_random {wanted.task} {wanted.figure}", wanted.minimum_difference_low
+        name, bound = f"better_than_random {wanted.task} {wanted.figure}", wanted.minimum_gain
         numbers, reason = _numbers(evidence.metrics, wanted.task, wanted.figure)
         if numbers is None:
             verdicts.append(Verdict(name, None, bound, "fail", reason))
             continue
-        low = float(numbers["difference_low"])
+        gain = float(numbers["least_gain"])
         detail = (
-            f"encoder {numbers['value']:.3f}, random {numbers['random']:.3f}, difference {numbers['difference']:+.3f} "
-            f"[{low:+.3f}, {numbers['difference_high']:+.3f}]; its lower end must be above the bound"
+            f"encoder {numbers['value']:.3f}, untrained {numbers['random']:.3f} (spread {numbers['spread']:.3f}), "
+            f"difference {numbers['difference']:+.3f} [{numbers['difference_low']:+.3f}, "
+            f"{numbers['difference_high']:+.3f}]; the least gain must be above the bound"
         )
-        verdicts.append(Verdict(name, low, bound, _word(low > bound), detail))
+        verdicts.append(Verdict(name, gain, bound, _word(gain > bound), detail))
     return verdicts
 
 

@@ -1,4 +1,4 @@
-"""Kind ``classify``: which class a place or a scan is of, by probes of frozen features, and whether its like is found."""
+"""Kind ``classify``: which class a place or a scan is of, by probes of frozen features; and is its like found?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features of every place that a task asks for, by every method: each volume is opened once, each place embedded once."""
+"""Features of every place that a task asks for, by every method: a volume is opened once, a place embedded once."""
 
 from __future__ import annotations
 

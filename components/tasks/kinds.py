@@ -1,4 +1,4 @@
-"""The kinds of task that there are, and the tasks of a line. A new kind is a module with a ``KIND``, and a line here."""
+"""The kinds of task and the tasks of a line. A new kind is a module with a ``KIND``, and one line here."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from components.tasks.interface import Kind, Measure
 KINDS: dict[str, Kind] = {
     str(get_args(kind.config.model_fields["kind"].annotation)[0]): kind for kind in (classify.KIND, stability.KIND)
 }
+BUILT_IN = {LINE: list(ANNOTATED), LIDC_ROOT: [RATINGS_LABEL]}  # sets that are no block of the line, and their labels
 INDEX = "tasks"  # of the file: which tasks of which lines there are, for dvc.yaml
 
 
@@ -77,15 +78,14 @@ def _parsed(line: str, name: Any, values: Any) -> StageConfig:
 
 def _of_a_set(where: str, task: ClassifyConfig, sets: Mapping[str, LabelledSet], line: str) -> list[str]:
     """What is wrong in the set and the label of a task."""
-    built_in = {LINE: list(ANNOTATED), LIDC_ROOT: [RATINGS_LABEL]}
-    if task.set in built_in:
-        labels = built_in[task.set]
+    if task.set in BUILT_IN:
+        labels = BUILT_IN[task.set]
         if task.label in labels:
             return []
         told = f"of set {task.set}, {', '.join(labels)}{did_you_mean(task.label, labels)}"
         return [f"params.yaml: {where}.label: {shown(task.label)} is not allowed: {told}"]
     if task.set not in sets:
-        known = [*sets, *built_in]
+        known = [*sets, *BUILT_IN]
         told = f"{shown(task.set)} is not allowed: one of {', '.join(known)}{did_you_mean(task.set, known)}"
         return [f"params.yaml: {where}.set: {told}"]
     config = sets[task.set].config
@@ -100,8 +100,8 @@ def _of_a_set(where: str, task: ClassifyConfig, sets: Mapping[str, LabelledSet],
 def of_points(line: str, sees: str, tasks: Mapping[str, Any]) -> list[str]:
     """A line of text for each task of points that is asked of an encoder that sees whole scans."""
     return [
-        f"params.yaml: {line}.{TASKS}.{name}: not allowed with {line}.pretrain.input.sees 'scan': its cases are points, "
-        "and such an encoder has one vector for a whole scan"
+        f"params.yaml: {line}.{TASKS}.{name}: not allowed with {line}.pretrain.input.sees 'scan': its cases are "
+        "points, and such an encoder has one vector for a whole scan"
         for name, task in tasks.items()
         if sees == "scan"
         and isinstance(task, ClassifyConfig)
@@ -110,29 +110,25 @@ def of_points(line: str, sees: str, tasks: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def index_of(path: Path = PARAMS_FILE) -> list[dict[str, str]]:
-    """What ``tasks`` of the file must be: the tasks of all lines, in their order."""
-    content = read_yaml(path)
+def listed_tasks(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What :data:`INDEX` of the file's content must be: the tasks of all lines, by the names of their stages."""
     blocks = {line: content.get(line) for line in content.get("lines") or ()}
-    return [
-        {"line": line, "task": str(name)}
+    return {
+        f"{line}-{name}": {"line": str(line), "task": str(name)}
         for line, block in blocks.items()
         if isinstance(block, dict) and isinstance(block.get(TASKS), dict)
         for name in block[TASKS]
-    ]
+    }
 
 
 def mistaken_index(path: Path = PARAMS_FILE) -> list[str]:
-    """A line of text where ``tasks`` of the file is not :func:`index_of` it, up to order."""
-    found, wanted = read_yaml(path).get(INDEX), index_of(path)
-    listed = found if isinstance(found, list) else []
-    lacking = [entry for entry in wanted if entry not in listed]
-    surplus = [entry for entry in listed if entry not in wanted]
-    if not lacking and not surplus and len(listed) == len(wanted):
+    """A line of text where :data:`INDEX` of the file lists other tasks than its lines have."""
+    content = read_yaml(path)
+    found, wanted = content.get(INDEX), listed_tasks(content)
+    if found == wanted:
         return []
-    told = [f"lacks {shown(entry)}" for entry in lacking] + [
-        f"has {shown(entry)}, which is no task" for entry in surplus
-    ]
-    return [
-        f"params.yaml: {INDEX}: {'; '.join(told) or 'a task is listed twice'}: `ctfoundry params --write` puts it right"
-    ]
+    listed = found if isinstance(found, dict) else {}
+    told = [f"lacks {name}" for name in wanted if name not in listed]
+    told += [f"{shown(name)} is no task of a line" for name in listed if name not in wanted]
+    told += [f"{name} is {shown(listed[name])}" for name, of in wanted.items() if name in listed and listed[name] != of]
+    return [f"params.yaml: {INDEX}: {'; '.join(told)}; `ctfoundry params --write` puts it right"]

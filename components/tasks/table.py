@@ -1,7 +1,7 @@
 """The task table: every evaluation task is rows of (task, case, patient, volume, place, label, split).
 
-A kind of task builds its cases by a function from :class:`Inputs` to :class:`Built`. What cannot be evaluated comes back
-with its reason; nothing is dropped in silence.
+A kind of task builds its cases by a function from :class:`Inputs` to :class:`Built`. What cannot be evaluated comes
+back with its reason; nothing is dropped in silence.
 """
 
 from __future__ import annotations
