@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from components.evaluate.probes import linear_probe
 from components.figures.arrays import Array, Bools, Integers, Labels
 from components.figures.averages import class_mean
 from components.figures.retrieval import over_queries, retrieve
 from components.figures.similarity import cosine_similarity
+from components.tasks.probes import linear_probe
 
 SHOWN, SIGNAL = 32, 8  # directions of a case, and how many of them tell classes apart
 ORGANS = ("liver", "spleen")

@@ -37,18 +37,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from components.command import data_dir
-from components.evaluate.bootstrap import interval, patient_weights
-from components.evaluate.config import EvaluateConfig
-from components.evaluate.features import Features, Method, Volumes, baselines, encoder_method, extract
-from components.evaluate.probes import linear_probe
-from components.evaluate.retrieval import retrieve
-from components.evaluate.stage import build_tasks
-from components.evaluate.tasks import Inputs, task_table
+from components.evaluate.cases import build_cases
+from components.evaluate.layout import inputs_of
 from components.figures.averages import class_mean
 from components.figures.classification import macro_auc
+from components.figures.resampling import draws, percentile_interval
+from components.figures.retrieval import retrieve
+from components.figures.similarity import cosine_similarity
 from components.files import sha256_file, write_text
-from components.models.embed import EmbedConfig, Embedder, random_embedder
+from components.models.embed import EmbedConfig, Embedder, untrained_embedder
 from components.preprocess.config import PreprocessConfig
 from components.pretrain.__main__ import training_volumes
 from components.pretrain.config import PretrainConfig
@@ -56,9 +53,15 @@ from components.pretrain.loading import load_batch
 from components.pretrain.local_driver import train_here
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.views import build_views
-from components.settings import _tuples, load_stage, parse, read_yaml
+from components.settings import _tuples, parse, read_yaml
 from components.sources.lidc import ROOT
+from components.sources.sets import sets_of
 from components.tables import read_table, write_table
+from components.tasks.config import EvaluateConfig
+from components.tasks.features import Features, Method, Volumes, baselines, encoder_method, extract, places_of
+from components.tasks.kinds import tasks_of
+from components.tasks.probes import linear_probe
+from components.tasks.table import task_table
 from tests.benchmarks.study_nodules import FOLDS, WholeNodules, prepare_nodules, sarcomas
 
 SEEDS, RANDOM_SEEDS = (7, 8, 9), (101, 102, 103)
@@ -154,13 +157,9 @@ def nodule_study(ct: Path, out: Path, part: str) -> Study:
 
 def line_study(line: str) -> Study:
     """A line's own phantoms, as its release was made from them."""
-    evaluate = load_stage(EvaluateConfig, line, "evaluate")
-    preprocess = load_stage(PreprocessConfig, line, "preprocess")
-    curated = read_table(data_dir(line, "curate") / "curated.parquet")
-    annotations = read_table(data_dir(line, "curate") / "annotations.parquet")
-    table = build_tasks(
-        Inputs(line, read_yaml()[line]["pretrain"]["input"]["sees"], curated, annotations, evaluate, preprocess)
-    ).table
+    inputs, tasks = inputs_of(line), tasks_of(line, sets_of(line))
+    evaluate, preprocess, curated = inputs.config, inputs.preprocess, inputs.curated
+    table = task_table([asked.built.table for asked in build_cases(inputs, tasks).values()])
     named = "organs" if line == "wholebody" else "findings"
     table = table[table["task"].str.startswith(named)]
     pretrain = read_yaml()[line]["pretrain"]
@@ -213,9 +212,9 @@ def methods_of(study: Study, out: Path) -> dict[str, Method]:
         seen[kind] = objective
         like = Embedder.load(out / objective / str(SEEDS[0]) / "encoder")
         for seed in RANDOM_SEEDS:
-            methods[f"random {kind}|{seed}"] = encoder_method(random_embedder(like, seed))
+            methods[f"random {kind}|{seed}"] = encoder_method(untrained_embedder(like.config, seed))
             if kind == "segres":
-                again = recalibrated(random_embedder(like, seed), config, study.training)
+                again = recalibrated(untrained_embedder(like.config, seed), config, study.training)
                 methods[f"random {kind}, recalibrated|{seed}"] = encoder_method(again)
     return methods
 
@@ -230,19 +229,23 @@ def replicates(study: Study, task: str, figure: str, features: Callable[[pd.Data
         labels, patients = rows["label"].to_numpy(np.str_), rows["patient"].to_numpy(np.str_)
         classes = sorted(set(labels.tolist()))
         vectors = features(rows)
-        weights = patient_weights(patients[test].tolist(), study.evaluate.bootstrap, study.evaluate.seed)
+        weights = draws(patients[test].tolist(), study.evaluate.bootstrap, study.evaluate.seed).weights(
+            patients[test].tolist()
+        )
         if figure == "linear_auc":
             scores = linear_probe(vectors[~test], labels[~test], vectors[test], classes, study.evaluate.linear_c)
             found.append(macro_auc(scores, labels[test], classes, weights))
         else:
-            precision = retrieve(vectors, labels, patients, test).average_precision
+            similarity = cosine_similarity(vectors[test], vectors, vectors[~test].mean(axis=0))
+            once = np.ones((1, len(labels)))
+            precision = retrieve(similarity, np.flatnonzero(test), labels, patients, once).average_precision[0]
             found.append(class_mean(precision, labels[test], classes, weights))
     return np.nanmean(found, axis=0)
 
 
 def figures(study: Study, out: Path) -> dict[str, dict[str, Any]]:
     """Task to method (``name|seed``) to its figure and replicates."""
-    features: Features = extract(study.table, methods_of(study, out), study.volumes, study.volumes._patch)
+    features: Features = extract(places_of([study.table]), methods_of(study, out), study.volumes, study.volumes._patch)
     found: dict[str, dict[str, Any]] = {}
     for task, figure in study.tasks.items():
         found[task] = {
@@ -276,7 +279,7 @@ def report(studies: Mapping[Path, Study]) -> str:
 
 
 def difference(ours: Any, theirs: Any) -> str:
-    low, high = interval(ours - theirs)
+    low, high = percentile_interval(ours - theirs)
     return f"{float(ours[0] - theirs[0]):+.3f} [{low:+.3f}, {high:+.3f}]"
 
 

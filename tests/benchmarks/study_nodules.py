@@ -14,13 +14,13 @@ from components.ct.keys import patient_key
 from components.ct.nifti import read_nifti
 from components.ct.standardise import resample_only
 from components.ct.store import Volume, voxel_of, write_volume
-from components.evaluate.config import EvaluateConfig
-from components.evaluate.features import AnyVolume, Volumes
-from components.evaluate.nodules import half_of, nodules
-from components.evaluate.tasks import Inputs
 from components.preprocess.config import PreprocessConfig
 from components.settings import read_yaml
 from components.sources.lidc import ROOT, nodule_file, read_ratings
+from components.tasks.config import EvaluateConfig
+from components.tasks.features import AnyVolume, Volumes
+from components.tasks.nodules import half_of, nodules
+from components.tasks.table import Inputs
 
 FOLDS = 5
 
@@ -50,7 +50,7 @@ def prepare_nodules(
 ) -> pd.DataFrame:
     """Store what is pretrained on; the nodules' task table."""
     nobody = pd.DataFrame({"status": [], "role": [], "patient": [], "series": []}, dtype=str)
-    table = nodules(Inputs("wholebody", "crop", nobody, nobody, evaluate, preprocess)).table
+    table = nodules(ROOT, Inputs("wholebody", "crop", nobody, nobody, evaluate, preprocess)).table
     table["split"] = table["patient"].map(lambda patient: part_of(part, evaluate.seed, patient))
     labels = read_ratings(ct / ROOT, str(evaluate.lidc_nodules))
     for row in labels.itertuples():

@@ -6,15 +6,16 @@ import pandas as pd
 import pytest
 
 from components.errors import UserError
-from components.evaluate.config import EvaluateConfig
-from components.evaluate.features import Volumes
+from components.evaluate.features import chosen
 from components.evaluate.selection import draw_selection, selected_step, selection_figures
-from components.evaluate.stage import build_tasks, chosen
-from components.evaluate.tasks import Inputs
-from components.models.embed import Embedder, candidate_file, random_embedder, write_weights
+from components.models.embed import Embedder, candidate_file, untrained_embedder, write_weights
 from components.settings import parse
+from components.tasks.annotated import lesions, organs
+from components.tasks.config import EvaluateConfig
+from components.tasks.features import Volumes
+from components.tasks.table import Inputs, task_table, usable
 from tests.unit.test_evaluate_stage import tiny_embedder, tiny_line
-from tests.unit.test_evaluate_tasks import EVALUATE
+from tests.unit.test_tasks_cases import EVALUATE
 
 PATCH = (8, 16, 16)
 
@@ -22,6 +23,15 @@ PATCH = (8, 16, 16)
 def with_selection(inputs: Inputs, task: str = "organs") -> Inputs:
     config = parse(EvaluateConfig, EVALUATE | {"selection": {"task": task, "figure": "linear_auc"}}, "t")
     return Inputs(inputs.line, inputs.sees, inputs.curated, inputs.annotations, config, inputs.preprocess)
+
+
+def classified(inputs: Inputs) -> pd.DataFrame:
+    """The cases of all tasks that classify."""
+    return task_table([usable(of(of.__name__, inputs), 2).table for of in (organs, lesions)])
+
+
+def choose(inputs: Inputs, folder: Path, out: Path) -> Embedder:
+    return chosen(inputs.line, inputs.config, inputs.preprocess, folder, classified(inputs), out)
 
 
 def blind() -> Embedder:
@@ -34,8 +44,8 @@ def blind() -> Embedder:
 
 def test_the_best_on_training_cases_is_chosen_and_test_cases_take_no_part(tmp_path: Path) -> None:
     inputs = with_selection(tiny_line(tmp_path))
-    table, volumes = build_tasks(inputs).table, Volumes(inputs.config, inputs.preprocess, PATCH)
-    candidates = {5: blind(), 10: tiny_embedder(), 15: random_embedder(tiny_embedder(), 3)}
+    table, volumes = classified(inputs), Volumes(inputs.config, inputs.preprocess, PATCH)
+    candidates = {5: blind(), 10: tiny_embedder(), 15: untrained_embedder(tiny_embedder().config, 3)}
     figures = selection_figures(table, candidates, volumes, inputs.config)
     assert figures["step"].tolist() == [5, 10, 15]
     assert figures["figure"][0] == 0.5
@@ -55,13 +65,13 @@ def test_the_stage_takes_the_chosen_one_and_shows_why(tmp_path: Path) -> None:
     inputs, out = with_selection(tiny_line(tmp_path)), tmp_path / "out"
     tiny_embedder().save(tmp_path / "encoder")
     with pytest.raises(UserError, match=r"wholebody.evaluate.selection: the run kept its last encoder only; set "):
-        chosen(inputs, build_tasks(inputs).table, tmp_path / "encoder", out)
+        choose(inputs, tmp_path / "encoder", out)
     for step, embedder in ((5, tiny_embedder()), (10, blind())):
         write_weights(tmp_path / "encoder" / candidate_file(step), embedder.encoder.state_dict())
-    found = chosen(inputs, build_tasks(inputs).table, tmp_path / "encoder", out)
+    found = choose(inputs, tmp_path / "encoder", out)
     assert any(parameter.any() for parameter in found.encoder.parameters()), "not the last one, which is blind"
     assert pd.read_csv(out / "selection.csv")["step"].tolist() == [5, 10]
-    assert (out / "plots" / "selection.png").stat().st_size > 5_000
+    assert (out / "selection.png").stat().st_size > 5_000
     found.save(tmp_path / "again")
     assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (
         tmp_path / "encoder" / candidate_file(5)
@@ -74,7 +84,7 @@ def test_a_task_that_cannot_choose_is_named(tmp_path: Path) -> None:
         write_weights(tmp_path / "encoder" / candidate_file(step), tiny_embedder().encoder.state_dict())
     tiny_embedder().save(tmp_path / "encoder")
     with pytest.raises(UserError, match=r"evaluate.selection: task 'lesions' has no two classes of 2 patients in each"):
-        chosen(inputs, build_tasks(inputs).table, tmp_path / "encoder", tmp_path / "out")
+        choose(inputs, tmp_path / "encoder", tmp_path / "out")
 
 
 def test_a_choice_is_drawn() -> None:

@@ -12,12 +12,10 @@ import pytest
 
 from components.ct.store import StoredVolume, Volume, crops_at, write_volume
 from components.errors import UserError
-from components.evaluate.config import EvaluateConfig
-from components.evaluate.features import Crops, Volumes, encoder_method, histogram, hu_statistics, middle
-from components.evaluate.nodules import RATINGS
+from components.evaluate.cases import build_cases
+from components.evaluate.layout import Layout
 from components.evaluate.plots import principal_components
-from components.evaluate.stage import build_tasks, evaluate, evaluation_digest
-from components.evaluate.tasks import Inputs
+from components.evaluate.stage import evaluate, evaluation_digest
 from components.files import sha256_tree
 from components.gate.config import GateConfig
 from components.gate.rules import Evidence, verdicts_of
@@ -26,10 +24,22 @@ from components.models.embed import EmbedConfig, Embedder
 from components.preprocess.config import PreprocessConfig
 from components.settings import parse
 from components.tables import read_table
+from components.tasks.classify import ClassifyConfig
+from components.tasks.config import EvaluateConfig
+from components.tasks.features import Crops, Volumes, encoder_method, histogram, hu_statistics, middle
+from components.tasks.nodules import RATINGS
+from components.tasks.stability import StabilityConfig
+from components.tasks.table import Inputs
 from tests.unit.gate_blocks import asking
-from tests.unit.test_evaluate_tasks import EVALUATE, PREPROCESS
+from tests.unit.test_tasks_cases import EVALUATE, PREPROCESS
 
 AFFINE = np.array([[0, 0, -1.0, 20], [0, -1.0, 0, 20], [3.0, 0, 0, 0], [0, 0, 0, 1]])
+TASKS: dict[str, Any] = {
+    "organs": ClassifyConfig(kind="classify", set="line", label="organ"),
+    "lesions": ClassifyConfig(kind="classify", set="line", label="lesion"),
+    "stability": StabilityConfig(kind="stability", gallery=2),
+    "lidc_nodules": ClassifyConfig(kind="classify", set="lidc_nodules", label="ratings"),
+}
 ORGANS = {"liver": 60, "lung_left": -700, "kidney_right": 30}
 EMBED = {
     "encoder": {"kind": "segres", "init_filters": 4, "blocks_down": [1, 1]},
@@ -81,8 +91,8 @@ def tiny_embedder() -> Embedder:
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Inputs, Path]:
     folder = tmp_path_factory.mktemp("line")
     inputs = tiny_line(folder)
-    evaluate(inputs, build_tasks(inputs), tiny_embedder(), folder / "out")
-    return inputs, folder / "out"
+    evaluate(inputs, TASKS, tiny_embedder(), Layout(folder / "out"))
+    return inputs, folder / "out" / "evaluate"
 
 
 def metrics_of(out: Path) -> dict[str, Any]:
@@ -106,8 +116,8 @@ def test_every_figure_has_interval_baseline_and_paired_difference(evaluated: tup
 
 def test_every_method_stands_beside_the_encoder(evaluated: tuple[Inputs, Path]) -> None:
     table = read_table(evaluated[1] / "table.parquet")
-    assert set(table["method"]) == {"encoder", "random", "random_1", "histogram", "hu_statistics"}
-    assert (table.groupby(["task", "figure"])["method"].nunique() == 5).all()
+    assert set(table["method"]) == {"encoder", "random", "random_1", "random_2", "histogram", "hu_statistics"}
+    assert (table.groupby(["task", "figure"])["method"].nunique() == 6).all()
     assert table["n_patients"].min() > 0
 
 
@@ -115,8 +125,8 @@ def test_equal_inputs_give_equal_bytes_and_no_output_names_the_machine(
     evaluated: tuple[Inputs, Path], tmp_path: Path
 ) -> None:
     inputs, out = evaluated
-    evaluate(inputs, build_tasks(inputs), tiny_embedder(), tmp_path / "again")
-    assert sha256_tree(tmp_path / "again") == sha256_tree(out)
+    evaluate(inputs, TASKS, tiny_embedder(), Layout(tmp_path / "again"))
+    assert sha256_tree(tmp_path / "again") == sha256_tree(out.parent)
     for path in ("report.html", "metrics.json", "plots/figures.csv"):
         assert str(Path.home()) not in (out / path).read_text()
         assert str(Path.cwd()) not in (out / path).read_text()
@@ -157,7 +167,7 @@ def test_crops_of_many_volumes_give_the_vectors_of_their_points(evaluated: tuple
 def test_the_gate_reads_what_evaluation_writes(evaluated: tuple[Inputs, Path]) -> None:
     inputs, out = evaluated
     block = asking(
-        better_than_random=[{"task": "organs", "figure": "linear_auc", "minimum_difference_low": -1.0}],
+        better_than_random=[{"task": "organs", "figure": "linear_auc", "minimum_gain": -1.0}],
         floors=[{"task": "lesions", "figure": "linear_auc", "minimum": 0.5}],
     )
     funnel = {"in": 15, "accepted": 15, "not_ct": 0, "rejected": {}}
@@ -212,8 +222,9 @@ def test_principal_components_are_those_of_the_correlations_with_the_largest_loa
 
 def test_only_the_tasks_that_are_asked_for_are_built_and_none_of_points_for_whole_scans(tmp_path: Path) -> None:
     inputs = tiny_line(tmp_path)
-    asked = replace(inputs, config=inputs.config.model_copy(update={"tasks": ("organs",)}))
-    assert set(build_tasks(asked).table["task"]) == {"organs"}
-    assert not build_tasks(asked).not_evaluated
-    with pytest.raises(UserError, match=r"wholebody\.evaluate\.tasks: \['organs'\] is not allowed"):
-        build_tasks(replace(asked, sees="scan"))
+    asked = {"organs": TASKS["organs"]}
+    (built,) = build_cases(inputs, asked).values()
+    assert set(built.built.table["task"]) == {"organs"}
+    assert not built.built.not_evaluated
+    with pytest.raises(UserError, match=r"wholebody\.tasks\.organs: not allowed with wholebody\.pretrain\.input\.sees"):
+        build_cases(replace(inputs, sees="scan"), asked)

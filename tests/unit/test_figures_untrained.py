@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from components.evaluate.bootstrap import interval
 from components.figures.arrays import Array, Integers
 from components.figures.classification import weighted_auc
 from components.figures.families import holm
@@ -22,6 +21,7 @@ from components.figures.resampling import (
     draws,
     gate_level,
     paired,
+    percentile_interval,
     sample_of,
     together,
 )
@@ -135,7 +135,7 @@ def tried(world: World) -> dict[str, float]:
 
 def passes_today(here: Patients, ours: int, seeds: list[int]) -> bool:
     """The percentiles of the difference to the mean of three fixed seeds lie above 0."""
-    return interval(here.today[ours] - here.today[seeds].mean(axis=0))[0] > 0
+    return percentile_interval(here.today[ours] - here.today[seeds].mean(axis=0))[0] > 0
 
 
 def assert_holds(shares: dict[str, float], *names: str) -> None:

@@ -1,12 +1,12 @@
 """Every gate passes and fails where it should, and says why."""
 
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from components.evaluate.scores import FIGURES
 from components.gate.config import GateConfig
 from components.gate.rules import Evidence, Verdict, against_champion, decision, verdicts_of
 from components.gate.stage import failure_line
@@ -14,14 +14,15 @@ from components.settings import ParamsError, parse, read_yaml
 
 NUMBERS = {
     "value": 0.9, "low": 0.8, "high": 0.95, "random": 0.7,
-    "difference": 0.2, "difference_low": 0.1, "difference_high": 0.3,
+    "difference": 0.2, "difference_low": 0.1, "difference_high": 0.3, "spread": 0.02, "least_gain": 0.1, "p_worse": 1.0,
 }  # fmt: skip
 
 
 def config(**changes: Any) -> GateConfig:
     block: dict[str, Any] = {
         "max_reject_rate": 0.3,
-        "better_than_random": [{"task": "organs", "figure": "linear_auc", "minimum_difference_low": 0.0}],
+        "worse_alpha": 0.05,
+        "better_than_random": [{"task": "organs", "figure": "linear_auc", "minimum_gain": 0.0}],
         "floors": [{"task": "organs", "figure": "linear_auc", "minimum": 0.85}],
         "champion": [{"task": "organs", "figure": "linear_auc", "tolerance": 0.02}],
     }
@@ -34,6 +35,7 @@ def evidence(**changes: Any) -> Evidence:
         "metrics": {
             "evaluation_data": "d1",
             "tasks": {"organs": {"linear_auc": NUMBERS}},
+            "primary": {"organs": "linear_auc"},
             "not_evaluated": {"lesions": "one class only"},
         },
         "funnel": {"in": 10, "accepted": 8, "not_ct": 0, "rejected": {"no_body": 2}},
@@ -60,7 +62,8 @@ def test_all_gates_pass_and_the_decision_lists_each() -> None:
     content = decision(verdicts_of(config(), evidence()))
     assert content["verdict"] == "pass"
     assert [gate["gate"] for gate in content["gates"]] == [
-        "leakage", "same_scan", "reject_rate", "better_than_random organs linear_auc", "floor organs linear_auc",
+        "leakage", "same_scan", "reject_rate", "no_worse", "better_than_random organs linear_auc",
+        "floor organs linear_auc",
     ]  # fmt: skip
 
 
@@ -105,10 +108,43 @@ def test_nothing_in_fails(others: int) -> None:
     assert named(verdicts_of(config(), evidence(funnel=funnel)), "reject_rate").failed
 
 
-def test_an_interval_that_only_touches_the_bound_is_not_better_than_random() -> None:
-    wanted = [{"task": "organs", "figure": "linear_auc", "minimum_difference_low": 0.1}]
+def test_a_gain_that_only_touches_the_bound_is_not_better_than_random() -> None:
+    wanted = [{"task": "organs", "figure": "linear_auc", "minimum_gain": 0.1}]
     verdict = named(verdicts_of(config(better_than_random=wanted), evidence()), "better_than_random")
     assert (verdict.figure, verdict.verdict) == (0.1, "fail")
+
+
+def worse(**p_worse: float) -> Evidence:
+    """Evidence of as many tasks, by the p-value of their one figure."""
+    metrics = evidence().metrics | {
+        "tasks": {task: {"dice": NUMBERS | {"p_worse": p, "difference": -0.2}, "hd95": NUMBERS | {"p_worse": 0.0}}
+                  for task, p in p_worse.items()},
+        "primary": dict.fromkeys(p_worse, "dice"),
+    }  # fmt: skip
+    return evidence(metrics=metrics)
+
+
+def test_a_release_that_is_worse_than_untrained_encoders_at_any_task_is_refused_and_the_task_named() -> None:
+    verdict = named(verdicts_of(config(better_than_random=[], floors=[]), worse(a=0.9, b=0.001, c=0.5)), "no_worse")
+    assert (verdict.figure, verdict.bound, verdict.verdict) == (1, 0, "fail")
+    assert (
+        "of 3 evaluated tasks, those clearly worse than untrained encoders (Holm, 0.05): b dice 0.900, untrained"
+        in (verdict.detail)
+    )
+
+
+def test_one_of_many_tasks_that_is_worse_by_chance_refuses_nothing() -> None:
+    """Of twenty tasks one is below its .05 by chance; Holm asks .05 / 20 of it."""
+    others = {f"t{n}": 0.5 for n in range(19)}
+    block = config(better_than_random=[], floors=[])
+    assert named(verdicts_of(block, worse(b=0.003, **others)), "no_worse").verdict == "pass"
+    assert named(verdicts_of(block, worse(b=0.0024, **others)), "no_worse").verdict == "fail"
+
+
+def test_no_worse_is_not_judged_where_it_is_not_asked_and_fails_where_nothing_was_evaluated() -> None:
+    block = {"better_than_random": [], "floors": []}
+    assert named(verdicts_of(config(worse_alpha=None, **block), worse(b=0.0)), "no_worse").verdict == "not judged"
+    assert named(verdicts_of(config(**block), worse()), "no_worse").failed
 
 
 def test_a_floor_out_of_reach_fails_and_its_line_names_gate_figure_and_bound() -> None:
@@ -165,7 +201,7 @@ def test_a_mistyped_bound_is_one_line() -> None:
 def test_what_no_gate_asks_is_not_judged_and_does_not_count_as_passed() -> None:
     verdicts = verdicts_of(config(better_than_random=[], floors=[]), evidence())
     assert {gate.gate: gate.verdict for gate in verdicts} == {
-        "leakage": "pass", "same_scan": "pass", "reject_rate": "pass",
+        "leakage": "pass", "same_scan": "pass", "reject_rate": "pass", "no_worse": "pass",
         "better_than_random": "not judged", "floors": "not judged",
     }  # fmt: skip
     assert decision(verdicts)["verdict"] == "pass"
@@ -181,12 +217,18 @@ def shipped(line: str) -> GateConfig:
 def judged(line: str, value: float, random: float, half_width: float) -> dict[str, str]:
     """Verdicts of the shipped gates for one encoder's figures, the same for every task and figure."""
     difference = value - random
+    chance = NormalDist(0, half_width / 1.96)
     numbers = {
         "value": value, "low": value - half_width, "high": value + half_width, "random": random,
         "difference": difference, "difference_low": difference - half_width, "difference_high": difference + half_width,
+        "spread": 0.0, "least_gain": difference - half_width, "p_worse": chance.cdf(difference),
     }  # fmt: skip
     task = {"wholebody": "organs", "head": "findings"}[line]
-    metrics = {"evaluation_data": "d1", "tasks": {task: dict.fromkeys(FIGURES, numbers)}, "not_evaluated": {}}
+    asked = {wanted.figure for wanted in (*shipped(line).better_than_random, *shipped(line).floors)}
+    metrics = {
+        "evaluation_data": "d1", "tasks": {task: dict.fromkeys(asked, numbers)}, "not_evaluated": {},
+        "primary": {task: "linear_auc"},
+    }  # fmt: skip
     verdicts = verdicts_of(shipped(line), evidence(metrics=metrics))
     return {verdict.gate.split()[0]: verdict.verdict for verdict in verdicts}
 
@@ -197,12 +239,14 @@ def test_the_shipped_gates_refuse_what_they_are_there_for(line: str, project: Pa
         "leakage": "pass",
         "same_scan": "pass",
         "reject_rate": "pass",
+        "no_worse": "pass",
         "better_than_random": "pass",
         "floor": "pass",
     }
     assert judged(line, 0.98, 0.9, 0.02) == good
     assert judged(line, 0.98, 0.98, 0.02) == good | {"better_than_random": "fail"}, "as good as untrained ones"
     assert judged(line, 0.98, 0.97, 0.02) == good | {"better_than_random": "fail"}, "better, but perhaps by chance"
+    assert judged(line, 0.9, 0.98, 0.02) == good | {"better_than_random": "fail", "no_worse": "fail"}
     assert judged(line, 0.5, 0.4, 0.02) == good | {"floor": "fail"}, "better than untrained ones, yet no use"
 
 
@@ -212,7 +256,8 @@ def test_the_shipped_bounds_are_no_empty_ones(line: str, project: Path) -> None:
     assert gates.better_than_random
     assert gates.floors
     assert gates.champion
-    assert all(gate.minimum_difference_low >= 0 for gate in gates.better_than_random)
+    assert all(gate.minimum_gain >= 0 for gate in gates.better_than_random)
     assert all(gate.minimum > 0.5 for gate in gates.floors if gate.figure.endswith("auc"))
     assert all(gate.tolerance <= 0.05 for gate in gates.champion)
     assert gates.max_reject_rate < 0.5
+    assert gates.worse_alpha == 0.05

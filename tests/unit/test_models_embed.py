@@ -18,7 +18,7 @@ from components.models.embed import (
     device_of,
     grid_starts,
     orientation_of,
-    random_embedder,
+    untrained_embedder,
 )
 from components.settings import parse
 
@@ -123,9 +123,10 @@ def test_where_a_gpu_is_short_of_memory_fewer_crops_go_at_a_time(monkeypatch: py
         embedder.embed_crops(crops)
 
 
-def test_random_embedder_has_the_same_shape_and_other_weights() -> None:
+def test_an_untrained_embedder_has_the_same_shape_and_other_weights() -> None:
     embedder = embedder_of("head")
-    first, again, other = (random_embedder(embedder, seed).embed_volume(volume("head", 0)) for seed in (5, 5, 6))
+    embedders = [untrained_embedder(embedder.config, seed) for seed in (5, 5, 6)]
+    first, again, other = (one.embed_volume(volume("head", 0)) for one in embedders)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert first.shape == (embedder.dim,)

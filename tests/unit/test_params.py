@@ -147,7 +147,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
         ),
         (
             ("wholebody", "gate", "better_than_random"),
-            [{"task": "stability/organs", "figure": "linear_auc", "minimum_difference_low": 0.0}],
+            [{"task": "stability/organs", "figure": "linear_auc", "minimum_gain": 0.0}],
             "figure 'linear_auc' is not allowed: of stability/organs, cosine, identification",
         ),
         (

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from components.errors import UserError
-from components.evaluate.config import EvaluateConfig
-from components.evaluate.nodules import RATINGS, half_of, mirrored, nodules, read_nodule
 from components.files import sha256_file
 from components.preprocess.config import PreprocessConfig
 from components.settings import parse
 from components.sources.lidc import read_ratings
-from tests.unit.test_evaluate_tasks import EVALUATE, FOUR, PREPROCESS, inputs
+from components.tasks.config import EvaluateConfig
+from components.tasks.nodules import RATINGS, half_of, mirrored, nodules, read_nodule
+from tests.unit.test_tasks_cases import EVALUATE, FOUR, PREPROCESS, inputs
 
 WINDOW = (6.0, 20.0, 20.0)
 PATCH = (16, 32, 32)
@@ -88,7 +88,7 @@ def test_real_nodules_make_three_tasks_without_patients_of_pretraining(
     row = pd.DataFrame({"series": ["s9"], "patient": [seen], "split": ["pretrain"], "retest_of": [""]})
     row = row.assign(role="pretrain", status="accepted", source="dicom", volume="")
     config = parse(EvaluateConfig, EVALUATE | {"lidc_nodules": pinned}, "t")
-    built = nodules(replace(given, curated=pd.concat([given.curated, row]), config=config))
+    built = nodules("lidc_nodules", replace(given, curated=pd.concat([given.curated, row]), config=config))
     assert set(built.table["task"]) == {f"lidc_nodules/{name}" for name in RATINGS}
     assert seen not in set(built.table["patient"])
     assert "of patients in pretraining" in built.remarks["lidc_nodules/texture"]
@@ -102,6 +102,6 @@ def test_real_nodules_make_three_tasks_without_patients_of_pretraining(
 
 def test_nodules_are_not_read_when_not_asked_for() -> None:
     assert EVALUATE["lidc_nodules"] is None
-    built = nodules(inputs("wholebody", FOUR, []))
+    built = nodules("lidc_nodules", inputs("wholebody", FOUR, []))
     assert built.table.empty
     assert len(built.not_evaluated) == 3

@@ -8,11 +8,15 @@ import pandas as pd
 import pytest
 
 from components.errors import UserError
-from components.evaluate.config import ClassifyConfig, tasks_of
-from components.evaluate.own import classify
-from components.settings import ParamsError
+from components.preprocess.config import PreprocessConfig
+from components.settings import ParamsError, parse
 from components.sources.sets import LabelledSet
+from components.tasks.config import EvaluateConfig
+from components.tasks.kinds import tasks_of
+from components.tasks.own import classify
+from components.tasks.table import Built, Inputs
 from flows.parameters import written, yaml_editor
+from tests.unit.test_tasks_cases import EVALUATE, PREPROCESS
 
 SERIES = [f"s{n:016x}" for n in range(6)]
 
@@ -29,14 +33,22 @@ class OfTable(LabelledSet):
         return pd.DataFrame({"id": SERIES, "malignant": self.labels}), []  # type: ignore[attr-defined]
 
 
+def asked(of_set: LabelledSet, labelled: pd.DataFrame, curated: pd.DataFrame, label: str = "malignant") -> Built:
+    nothing = pd.DataFrame()
+    evaluate = parse(EvaluateConfig, EVALUATE, "t")
+    inputs = Inputs("wholebody", "crop", curated, nothing, evaluate, parse(PreprocessConfig, PREPROCESS, "t"), labelled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("components.tasks.own.sets_of", lambda line: {"site": of_set})
+        return classify("malignant", "site", label, inputs)
+
+
 def built(labels: list[str], label: str = "malignant", accepted: list[bool] | None = None) -> tuple[pd.DataFrame, str]:
     labelled = pd.DataFrame({"set": "site", "row": range(6), "series": SERIES, "split": ["train"] * 4 + ["test"] * 2})
     labelled["patient"] = [f"p{n // 2}" for n in range(6)]
     curated = pd.DataFrame({"series": SERIES, "volume": [f"{s}.b2nd" for s in SERIES],
                             "accepted": accepted or [True] * 6,
                             "reason": ["" if ok else "too_few_slices" for ok in accepted or [True] * 6]})  # fmt: skip
-    task = ClassifyConfig(kind="classify", set="site", label=label)
-    found = classify("malignant", task, OfTable(labels), labelled, curated)
+    found = asked(OfTable(labels), labelled, curated, label)
     return found.table, found.remarks.get("malignant", found.not_evaluated.get("malignant", ""))
 
 
@@ -64,7 +76,7 @@ def test_a_column_that_is_none_or_holds_no_classes_is_one_line(monkeypatch: pyte
         built(["0"] * 6, label="benign")
     with pytest.raises(UserError, match=r"no column 'malignent' among its 2; did you mean 'malignant'\?$"):
         built(["0"] * 6, label="malignent")
-    monkeypatch.setattr("components.evaluate.own.CLASSES", 5)
+    monkeypatch.setattr("components.tasks.own.CLASSES", 5)
     with pytest.raises(UserError, match=r"column 'malignant' is not allowed: it has 6 different values, and a task at"):
         built(list("abcdef"))
 
@@ -73,27 +85,28 @@ def test_two_labels_of_one_scan_are_refused() -> None:
     """As of a folder and of a file in it: which of them holds would depend on the order of the rows."""
     labelled = pd.DataFrame({"set": "site", "row": [0, 1], "series": SERIES[0], "patient": "p0", "split": "train"})
     curated = pd.DataFrame({"series": SERIES[:1], "volume": "v", "accepted": True, "reason": ""})
-    task = ClassifyConfig(kind="classify", set="site", label="malignant")
     with pytest.raises(UserError, match=f"1 scans have two different labels, first {SERIES[0]}"):
-        classify("malignant", task, OfTable(list("010101")), labelled, curated)
-    same = classify("malignant", task, OfTable(list("110101")), labelled, curated)
+        asked(OfTable(list("010101")), labelled, curated)
+    same = asked(OfTable(list("110101")), labelled, curated)
     assert same.table["label"].tolist() == ["1"]
 
 
 @pytest.mark.parametrize(
     ("name", "block", "said"),
     [
-        ("organs", {"kind": "classify", "set": "site", "label": "x"}, "'organs' is not allowed: a-z, 0-9 and _"),
+        ("2nd", {"kind": "classify", "set": "site", "label": "x"}, "'2nd' is not allowed: a-z, 0-9 and _"),
         ("Bad name", {"kind": "classify", "set": "site", "label": "x"}, "'Bad name' is not allowed"),
-        ("mine", {"kind": "classify", "set": "sit", "label": "x"}, "'sit' is not allowed: one of site; did you mean"),
-        ("mine", {"kind": "segment", "set": "site", "label": "x"}, "mine.kind: 'segment' is not allowed"),
+        ("mine", {"kind": "classify", "set": "sit", "label": "x"}, "'sit' is not allowed: one of site, line, lidc_"),
+        ("mine", {"kind": "clasify", "set": "site", "label": "x"}, "mine.kind: 'clasify' is not allowed: one"),
+        ("mine", {"set": "site", "label": "x"}, "mine.kind: null is not allowed: one of classify"),
+        ("mine", {"kind": "classify", "set": "line", "label": "orgn"}, "mine.label: 'orgn' is not allowed: of"),
+        ("mine", {"kind": "stability", "gallery": -1}, "mine.gallery: -1 is not allowed"),
         ("mine", {"kind": "classify", "set": "site", "lable": "x"}, "did you mean 'label'?"),
         (
             "mine",
             {"kind": "classify", "set": "site", "label": "id"},
             "mine.label: 'id' is no label: it names the",
         ),
-        ("stability_index", {"kind": "classify", "set": "site", "label": "x"}, "'stability_index' is not allowed"),
     ],
 )
 def test_a_mistake_in_a_task_is_one_line(

@@ -7,17 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.evaluate.config import EvaluateConfig
-from components.evaluate.sources import findings, lesions, organs, stability, structure_class
-from components.evaluate.tasks import Inputs, check_splits, usable
 from components.preprocess.config import PreprocessConfig
 from components.settings import ParamsError, parse
+from components.tasks.annotated import findings, lesions, organs, structure_class
+from components.tasks.config import EvaluateConfig
+from components.tasks.stability import StabilityConfig
+from components.tasks.stability import cases as stability
+from components.tasks.table import Inputs, check_splits, usable
 
 EVALUATE: dict[str, Any] = {
     "selection": None, "device": "cpu",
-    "seed": 1, "random_seeds": [1], "bootstrap": 100, "linear_c": 10.0, "neighbours": 3, "minimum_patients": 2,
-    "histogram": {"bins": 8, "low_hu": -1000, "high_hu": 1000}, "centre_mm": 8.0, "stability_gallery": 2,
-    "tasks": ["organs", "lesions", "stability", "nodules"],
+    "seed": 1, "random_seeds": [1, 2], "bootstrap": 100, "linear_c": 10.0, "neighbours": 3, "minimum_patients": 2,
+    "histogram": {"bins": 8, "low_hu": -1000, "high_hu": 1000}, "centre_mm": 8.0,
     "nodule_window_mm": [6.0, 24.0, 24.0], "lidc_nodules": None,
 }  # fmt: skip
 PREPROCESS = {
@@ -39,6 +40,7 @@ def inputs(line: str, scans: list[tuple[str, str, str, str]], notes: list[tuple[
     )
 
 
+GALLERY = StabilityConfig(kind="stability", gallery=2)
 FOUR = [("s1", "p1", "train", ""), ("s2", "p2", "train", ""), ("s3", "p3", "test", ""), ("s4", "p4", "test", "")]
 
 
@@ -53,7 +55,7 @@ def test_organ_points_are_cases_but_second_scans_and_rejected_ones_are_not() -> 
     scans = [*FOUR, ("s5", "p4", "test", "s4")]
     given = inputs("wholebody", scans, [(s, "liver", "organ", 1.0, True) for s, *_ in scans])
     given.curated.loc[0, "status"] = "rejected"
-    assert organs(given).table["case"].tolist() == ["s2/liver", "s3/liver", "s4/liver"]
+    assert organs("organs", given).table["case"].tolist() == ["s2/liver", "s3/liver", "s4/liver"]
 
 
 def test_scans_of_labelled_sets_are_apart() -> None:
@@ -69,7 +71,7 @@ def test_knowing_the_organ_says_nothing_about_lesion_or_not() -> None:
         for organ, share in (("liver", 0.7), ("lung", 0.3)):
             notes.append((series, f"lesion_{organ}", "lesion", 1.0, bool(generator.random() < share)))
             notes.append((series, f"lesion_{organ}", "lesion", 2.0, False))
-    table = lesions(inputs("wholebody", scans, notes)).table
+    table = lesions("lesions", inputs("wholebody", scans, notes)).table
     organ = table["case"].str.extract(r"lesion_([a-z]+)")[0]
     share = (table["label"] == "lesion").groupby([table["split"], organ]).mean()
     for split in ("train", "test"):
@@ -79,43 +81,50 @@ def test_knowing_the_organ_says_nothing_about_lesion_or_not() -> None:
 def test_without_control_points_lesions_stand_beside_organs_of_lesion_free_patients() -> None:
     notes = [(s, "liver", "organ", 1.0, True) for s, *_ in FOUR]
     notes += [("s1", "lesion_liver", "lesion", 2.0, True), ("s3", "lesion_liver", "lesion", 2.0, True)]
-    built = lesions(inputs("wholebody", FOUR, notes))
+    built = lesions("lesions", inputs("wholebody", FOUR, notes))
     assert sorted(built.table["case"]) == ["s1/lesion_liver", "s2/liver", "s3/lesion_liver", "s4/liver"]
     assert "place within the organ may tell" in built.remarks["lesions"]
 
 
 def test_findings_are_whole_volumes() -> None:
     given = inputs("head", FOUR, [(s, "finding_ich", "finding", 3.0, s in ("s1", "s3")) for s, *_ in FOUR])
-    table = findings(given).table
+    table = findings("findings", given).table
     assert table["task"].unique().tolist() == ["findings/ich"]
     assert table["label"].tolist() == ["present", "absent", "present", "absent"]
     assert table[["x", "y", "z"]].isna().all(axis=None)
 
 
 def test_stability_pairs_first_and_second_scan() -> None:
-    scans = [*FOUR, ("s5", "p4", "test", "s4")]
+    scans = [*FOUR, ("s5", "p4", "test", "s4"), ("s6", "p3", "test", "s3")]
     notes = [(s, "liver", "organ", 1.0, True) for s, *_ in scans]
-    table = stability(inputs("wholebody", scans, notes)).table
+    table = stability("stability", GALLERY, inputs("wholebody", scans, notes)).table
     again = table[table["split"] == "retest"]
-    assert again["case"].tolist() == ["s4/liver/retest", "s4/retest"]
-    assert again["volume"].tolist() == ["v/s5", "v/s5"]
+    assert again["case"].tolist() == ["s3/liver/retest", "s4/liver/retest", "s3/retest", "s4/retest"]
+    assert again["volume"].tolist() == ["v/s6", "v/s5", "v/s6", "v/s5"]
     volumes = table[(table["task"] == "stability/volume") & (table["split"] == "test")]
-    assert volumes["patient"].tolist() == ["p1", "p2", "p4"]  # two others, as stability_gallery says
+    assert volumes["patient"].tolist() == ["p1", "p2", "p3", "p4"]  # two others, as the gallery says
+
+
+def test_one_pair_of_scans_is_too_few_for_an_interval() -> None:
+    scans = [*FOUR, ("s5", "p4", "test", "s4")]
+    built = stability("stability", GALLERY, inputs("wholebody", scans, []))
+    assert built.table.empty
+    assert built.not_evaluated["stability/volume"].startswith("1 accepted pairs of first and second scan; at least 2")
 
 
 def test_what_cannot_be_evaluated_comes_back_with_its_reason() -> None:
     empty = inputs("wholebody", FOUR, [])
-    assert organs(empty).not_evaluated == {"organs": "no organ points among the 4 accepted evaluation series"}
-    assert set(stability(empty).not_evaluated) == {"stability/volume", "stability/organs"}
+    assert organs("organs", empty).not_evaluated == {"organs": "no organ points among the 4 accepted evaluation series"}
+    assert set(stability("stability", GALLERY, empty).not_evaluated) == {"stability/volume", "stability/organs"}
     nobody = replace(empty, curated=empty.curated.assign(role="pretrain"))
-    assert lesions(nobody).not_evaluated == {"lesions": "no accepted evaluation series"}
-    one_class = organs(inputs("wholebody", FOUR, [(s, "liver", "organ", 1.0, True) for s, *_ in FOUR]))
+    assert lesions("lesions", nobody).not_evaluated == {"lesions": "no accepted evaluation series"}
+    one_class = organs("organs", inputs("wholebody", FOUR, [(s, "liver", "organ", 1.0, True) for s, *_ in FOUR]))
     assert "one class only (liver)" in usable(one_class, 2).not_evaluated["organs"]
 
 
 def test_a_class_with_too_few_patients_is_left_out_with_a_remark() -> None:
     notes = [(s, organ, "organ", 1.0, True) for s, *_ in FOUR for organ in ("liver", "spleen")]
-    built = usable(organs(inputs("wholebody", FOUR, [*notes, ("s1", "heart", "organ", 1.0, True)])), 2)
+    built = usable(organs("organs", inputs("wholebody", FOUR, [*notes, ("s1", "heart", "organ", 1.0, True)])), 2)
     assert set(built.table["label"]) == {"liver", "spleen"}
     assert "heart: 1 patients in train, 0 in test" in built.remarks["organs"]
 

@@ -1,12 +1,11 @@
-"""Probes, retrieval and stability on features whose answer is known."""
+"""Probes and stability on features whose answer is known."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from components.evaluate.probes import linear_probe, neighbour_probe, predicted
-from components.evaluate.retrieval import retrieve
-from components.evaluate.stability import compare
+from components.tasks.probes import linear_probe, neighbour_probe, predicted
+from components.tasks.stability import compare
 
 
 def clusters(seed: int, apart: float) -> tuple[np.ndarray, np.ndarray]:
@@ -33,27 +32,6 @@ def test_both_probes_find_separate_classes_whatever_the_scale(scale: float) -> N
 def test_constant_features_give_equal_probabilities() -> None:
     found = linear_probe(np.ones((4, 3)), np.array(["a", "a", "b", "b"]), np.ones((2, 3)), ["a", "b"], 1.0)
     assert (found == 0.5).all()
-
-
-def test_retrieval_counts_by_hand_and_never_finds_the_query_s_own_patient() -> None:
-    # The query's twin (case 1) belongs to its own patient; nearest allowed: other class, then own class, then other.
-    angles = np.deg2rad([0.0, 0.0, 10.0, 20.0, 30.0])
-    features = np.column_stack([np.cos(angles), np.sin(angles)])
-    features = np.vstack([features, -features[2:]])  # the gallery's mean is the origin
-    labels = np.array(["x", "x", "y", "x", "y", "y", "y", "x"])
-    patients = np.array(["p", "p", "q", "r", "s", "t", "u", "v"])
-    query = np.array([True] + [False] * 7)
-    features[1] = 0.0  # keeps the gallery's mean at the origin, and would tie if it were allowed
-    found = retrieve(features, labels, patients, query)
-    # order: 2 (y), 3 (x), 4 (y), then opposite ones from -30 degrees: 7 (x), 6 (y), 5 (y)
-    assert found.precision_at_1.tolist() == [0.0]
-    assert found.precision_at_5.tolist() == [pytest.approx(2 / 5)]
-    assert found.average_precision.tolist() == [pytest.approx((1 / 2 + 2 / 4) / 2)]
-
-
-def test_a_query_without_a_case_of_its_class_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no case of its class"):
-        retrieve(np.eye(3), np.array(["x", "y", "y"]), np.array(["p", "q", "r"]), np.array([True, False, False]))
 
 
 def test_stability_matches_pairs_by_case_within_a_structure() -> None:
