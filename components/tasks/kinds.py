@@ -103,10 +103,7 @@ def of_points(line: str, sees: str, tasks: Mapping[str, Any]) -> list[str]:
         f"params.yaml: {line}.{TASKS}.{name}: not allowed with {line}.pretrain.input.sees 'scan': its cases are "
         "points, and such an encoder has one vector for a whole scan"
         for name, task in tasks.items()
-        if sees == "scan"
-        and isinstance(task, ClassifyConfig)
-        and task.set in (LINE, LIDC_ROOT)
-        and task.label in POINTS
+        if sees == "scan" and isinstance(task, ClassifyConfig) and task.set in BUILT_IN and task.label in POINTS
     ]
 
 
