@@ -26,7 +26,7 @@ from components.tables import write_table
 from components.tasks.classify import ClassifyConfig
 from components.tasks.config import EvaluateConfig
 from components.tasks.features import Features, Volumes
-from components.tasks.kinds import tasks_of
+from components.tasks.kinds import kind_of, tasks_of
 from components.tasks.scores import ENCODER, RANDOM
 from components.tasks.table import Built, Inputs, task_table
 
@@ -89,7 +89,11 @@ def collect(
         "patients": int(rows["patient"].nunique()),
         "evaluation_data": evaluation_digest(out / "tasks.parquet", rows, volumes),
         "tasks": {part: numbers for of in found.values() for part, numbers in of["tasks"].items()},
-        "primary": {part: next(iter(numbers)) for of in found.values() for part, numbers in of["tasks"].items()},
+        "primary": {
+            part: next(figure for figure in kind_of(tasks[name]).figures if figure in numbers)
+            for name, of in found.items()
+            for part, numbers in of["tasks"].items()
+        },
         "not_evaluated": {part: why for of in built.values() for part, why in of.not_evaluated.items()},
     }
     draw_all(plots, figures, cases, _differences(metrics["tasks"]))
@@ -113,8 +117,9 @@ def _together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _remarks(built: Mapping[str, Built], found: Mapping[str, Any]) -> dict[str, str]:
-    remarks = {part: remark for of in built.values() for part, remark in of.remarks.items()}
-    return remarks | {part: remark for of in found.values() for part, remark in of["remarks"].items()}
+    told = [of.remarks for of in built.values()] + [of["remarks"] for of in found.values()]
+    parts = sorted({part for of in told for part in of})
+    return {part: " ".join(of[part] for of in told if part in of) for part in parts}
 
 
 def evaluation_digest(tasks_file: Path, table: pd.DataFrame, volumes: Volumes) -> str:
