@@ -80,7 +80,8 @@ def check_file(path: Path = PARAMS_FILE, nodules_to_come: bool = False) -> None:
         mistakes.append(str(error))
     for line in named:
         mistakes += _mistakes(line, content.get(line), path, nodules_to_come)
-    mistakes += mistaken_index(path) if named else []
+    if not mistakes:  # else it would repeat them
+        mistakes += mistaken_index(path)
     if mistakes:
         raise ParamsError("\n".join(mistakes))
 
@@ -144,7 +145,7 @@ def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
             f"{line}.preprocess.{key} {shown(made)}: the encoder sees the stored volumes as they are"
             for key, told, made in other_grid(valid["pretrain"].input, valid["preprocess"])
         ]
-    if {"cohort", "pretrain", "evaluate", "gate"} <= valid.keys() and not mistakes:
+    if {"cohort", "pretrain", "evaluate", "gate"} <= valid.keys() and valid[TASKS] and not mistakes:
         mistakes += _unanswered(line, valid)
     return mistakes
 

@@ -93,7 +93,9 @@ def write_outcome(folder: Path, task: Any, outcome: Outcome) -> None:
         for picture, (figure, caption) in sorted(outcome.pictures.items()):
             save(figure, temporary / PLOTS / f"{picture}.png")
             captions[picture] = caption
-        found = {"tasks": task_metrics(outcome.scores, measures), "remarks": outcome.remarks, "pictures": captions}
+        tasks = task_metrics(outcome.scores, measures)
+        primary = {part: next(name for name in measures if name in of) for part, of in tasks.items()}
+        found = {"tasks": tasks, "primary": primary, "remarks": outcome.remarks, "pictures": captions}
         write_json(temporary / METRICS, found)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from components.figures.families import holm
 from components.gate.config import GateConfig
 
 if TYPE_CHECKING:
@@ -117,16 +116,16 @@ def reject_rate(config: GateConfig, evidence: Evidence) -> Verdict:
 def no_worse(config: GateConfig, evidence: Evidence) -> Verdict:
     """At no evaluated task is the encoder clearly worse than untrained ones: no task that went well makes up for it.
 
-    One figure a task; their p-values by Holm's correction, since one of them refuses the release.
+    One figure a task; ``worse`` of the metrics has their p-values by Holm's correction, since one of them refuses the
+    release.
     """
     alpha, tasks = config.worse_alpha, evidence.metrics["tasks"]
     if alpha is None:
         return Verdict("no_worse", None, None, "not judged", "gate.worse_alpha is null: nothing of this kind was asked")
     if not tasks:
         return Verdict("no_worse", None, 0, "fail", "no task was evaluated")
-    figures = {task: evidence.metrics["primary"][task] for task in sorted(tasks)}
-    adjusted = holm([float(tasks[task][figure]["p_worse"]) for task, figure in figures.items()])
-    worse = sorted((p, task) for p, task in zip(adjusted, figures, strict=True) if p <= alpha)
+    figures, adjusted = evidence.metrics["primary"], evidence.metrics["worse"]
+    worse = sorted((float(p), task) for task, p in adjusted.items() if p <= alpha)
     told = [
         f"{task} {figures[task]} {numbers['value']:.3f}, untrained {numbers['random']:.3f}, difference "
         f"{numbers['difference']:+.3f} [{numbers['difference_low']:+.3f}, {numbers['difference_high']:+.3f}]"
