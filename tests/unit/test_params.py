@@ -50,7 +50,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (
             ("lines",),
             ["head"],
-            "wholebody: unknown key; add it to `lines`, or allowed here: lines, shards, tasks, head",
+            "wholebody: unknown key; add it to `lines`, or allowed here: lines, shards, tasks",
         ),
         (("lines",), ["wholebody", "Head"], "lines: ['wholebody', 'Head'] is not allowed"),
         (("lines",), ["wholebody", "head", "shards"], "is not allowed: a list of names"),
