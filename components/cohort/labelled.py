@@ -105,16 +105,18 @@ def _check_sides(of_set: LabelledSet, patients: Mapping[str, int]) -> None:
     external, split = of_set.config.role == "external", of_set.config.split
     where, sides = f"{of_set.line}.sets.{of_set.name}", ("test",) if external else SIDES
     counts = ", ".join(f"{side} {patients[side]}" for side in sides)
-    if split.column is None:
-        remedy = f"change split.test (now {split.test:g}), or say the sides in a column of the table (split.column)"
-    else:
-        remedy = f"change them in column {split.column!r} (split.column), or draw them (split.seed, split.test)"
+    remedy = (
+        f"change split.test ({split.test:g}), or name the sides in a column of the table (split.column)"
+        if split.column is None
+        else f"change the sides in column {split.column!r}, or have them drawn (split.seed, split.test)"
+    )
     if not all(patients[side] for side in sides):
         raise UserError(
-            f"{where}: a side has no patient ({counts}): {remedy}; a set that is only tested on has role: external"
+            f"{where}: nobody is on one of the sides ({counts}): {remedy}; a set that is only tested on has role: "
+            "external"
         )
     if any(patients[side] < FEW for side in sides):
-        log.warning("%s: fewer than %d patients on a side (%s): figures will be vague; label more%s",
+        log.warning("%s: fewer than %d patients on a side (%s), too few for a figure to say much; label more%s",
                     where, FEW, counts, "" if external else f", or {remedy}")  # fmt: skip
 
 
