@@ -116,7 +116,7 @@ def ready(jobs: list[SeriesJob], todo: list[SeriesJob]) -> Iterator[None]:
         UserError: one of these is not so.
     """
     missing = [job for job in todo if not job.folder.is_dir()]
-    for job in {job.row["source"]: job for job in missing}.values():
+    for job in {(job.row["source"], job.row["set"]): job for job in missing}.values():  # each has a root and a map
         job.source.check()
     to_come = {job.folder: job.bytes for job in missing}
     with raw.reserved({job.folder: to_come.get(job.folder, 0) for job in jobs}):

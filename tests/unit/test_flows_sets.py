@@ -26,7 +26,7 @@ def checkout(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sec
     Path("tree").mkdir()
     Path("tree/0.dcm").write_bytes(as_file(make_series(1)[0]))
     Path("tables").mkdir()
-    Path("tables/labels.csv").write_text("PatientID,Malignant (0/1),fold\nMRN1,1,train\n")
+    Path("tables/labels.csv").write_text("PatientID,Malignant (0/1),fold\nMRN1,1,train\nMRN2,0,test\n")
     return tmp_path
 
 
@@ -53,7 +53,7 @@ def test_a_folder_and_a_table_become_ten_lines_that_are_valid(
         "set": "site",
         "label": "Malignant (0/1)",
     }
-    assert sets_of(LINE)["site"].table()[0]["Malignant (0/1)"].tolist() == ["1"]
+    assert sets_of(LINE)["site"].table()[0]["Malignant (0/1)"].tolist() == ["1", "0"]
     assert run(*COMMAND, monkeypatch=monkeypatch) == 1
     assert "`ctfoundry set pin` renews its digests" in capsys.readouterr().err
 
@@ -62,14 +62,14 @@ def test_what_changed_is_pinned_again(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*COMMAND, monkeypatch=monkeypatch) == 0
-    Path("tables/labels.csv").write_text("PatientID,x\nMRN1,1\nMRN2,0\n")
+    Path("tables/labels.csv").write_text("PatientID,x\nMRN1,1\nMRN2,0\nMRN3,0\n")
     Path("tree/1.dcm").write_bytes(as_file(make_series(2)[0]))
     before = read_yaml()[LINE]["sets"]["site"]
     assert run("set", "pin", "site", monkeypatch=monkeypatch) == 0
     after = read_yaml()[LINE]["sets"]["site"]
     assert after["labels"]["digest"] != before["labels"]["digest"]
     assert after["scans"]["source_digest"] != before["scans"]["source_digest"]
-    assert len(sets_of(LINE)["site"].table()[0]) == 2
+    assert len(sets_of(LINE)["site"].table()[0]) == 3
     assert run("set", "pin", "other", monkeypatch=monkeypatch) == 1
     assert "set 'other' is not allowed: site" in capsys.readouterr().err
 
