@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from dvc.repo import Repo
 
 from components.cohort.labelled import joined
 from components.errors import UserError
@@ -53,6 +54,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = {"lines": ["wholebody"], "wholebody": {"reproducible": "machine", **blocks}}
     (folder / "params.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(content))))
     (folder / "dvc.yaml").touch()
+    Repo.init(str(folder), no_scm=True)
     (folder / "infra" / "champions").mkdir(parents=True)
     (folder / "components" / "pretrain").mkdir(parents=True)
     (folder / "components" / "pretrain" / "recipes").symlink_to(ROOT / "components/pretrain/recipes")

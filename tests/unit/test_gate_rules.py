@@ -173,7 +173,7 @@ def champion(value: float, data: str = "d1") -> dict[str, Any]:
 
 
 def beside(champion: dict[str, Any] | None) -> list[Verdict]:
-    return against_champion(config(), "wholebody", evidence().metrics, champion)
+    return against_champion(config(), "wholebody", evidence().metrics, champion, {})
 
 
 def test_without_a_champion_there_is_nothing_to_compare_with() -> None:
@@ -183,6 +183,20 @@ def test_without_a_champion_there_is_nothing_to_compare_with() -> None:
 @pytest.mark.parametrize(("before", "verdict"), [(0.92, "pass"), (0.93, "fail"), (0.5, "pass")])
 def test_not_worse_than_the_champion_within_the_tolerance(before: float, verdict: str) -> None:
     assert named(beside(champion(before)), "champion").verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("gain", "half_width", "verdict"),
+    [(0.01, 0.02, "pass"), (-0.01, 0.02, "pass"), (-0.03, 0.05, "fail"), (-0.01, 0.005, "fail"), (-0.02, 0.02, "pass")],
+)
+def test_the_champion_is_asked_again_case_by_case(gain: float, half_width: float, verdict: str) -> None:
+    """On other data than it was promoted on, too: worse by more than the tolerance of .02, or clearly worse at all."""
+    pair = {"value": 0.9, "champion": 0.9 - gain, "gain": gain, "gain_low": gain - half_width,
+            "gain_high": gain + half_width}  # fmt: skip
+    found = against_champion(
+        config(), "wholebody", evidence().metrics, champion(0.5, data="d2"), {"organs": {"linear_auc": pair}}
+    )
+    assert [(v.figure, v.bound, v.verdict) for v in found] == [(gain, -0.02, verdict)]
 
 
 def test_a_champion_of_other_evaluation_data_fails_with_the_remedy() -> None:
