@@ -72,7 +72,7 @@ def test_a_folder_and_a_table_become_ten_lines_that_are_valid(
 ODD = [
     "yes", "no", "null", "~", "true", "007", "0200", "1_000", "1e5", "0x1F", ".5", "-", "2025-01-31", "<<", "=", "a: b",
     "# no comment", "a #b", "it's", '"quoted"', "Größe (cm²)", "日本", "{x}", "[x]", "a, b", "*star", "&and", "!tag",
-    ":0", "0?", "%", "@", "`", "|", ">", "?", " led by a space", "ended by one ", "two  spaces", "tab\there", 
+    ":0", "0?", "%", "@", "`", "|", ">", "?", " led by a space", "ended by one ", "two  spaces", "tab\there",
     "back\\slash", "new\nline",
     "\u00a0", "\u2028", "\x85", "\U0001f600", "a=b",
 ]  # fmt: skip
