@@ -139,7 +139,9 @@ def unknown_roots(line: str) -> list[str]:
     from components.sources.roots import place_of, root_of
     from components.sources.sets import sets_of, sources_of
 
-    wanted = [(of.source, place_of(line, name)) for name, of in sources_of(line).items() if KINDS[of.source].folder]
+    wanted: list[tuple[str, str]] = [
+        (of.source, place_of(line, name)) for name, of in sources_of(line).items() if KINDS[of.source].folder
+    ]
     wanted += [(f"{name}_labels", line) for name in sets_of(line)]
     told = []
     for root, place in wanted:

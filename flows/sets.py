@@ -22,6 +22,8 @@ from flows.lock import checkout_lock
 from flows.parameters import check_text, write_checked, written, yaml_editor
 from flows.sources import check_tree
 
+PLAIN = re.compile(r"\w[\w ()/.-]*")
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command ``ctfoundry set`` and what follows it."""
@@ -175,11 +177,16 @@ def _make_room(block: Any) -> None:
 
 
 def _in_a_line(value: Any) -> Any:
+    """A value as it is written: blocks in one line; in quotes what PyYAML and ruamel.yaml may read differently, such as
+    ``:0`` or a line separator."""
     from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+    if isinstance(value, str):
+        return value if PLAIN.fullmatch(value) else DoubleQuotedScalarString(value)
     if not isinstance(value, dict):
         return value
-    block = CommentedMap(value)
+    block = CommentedMap({key: _in_a_line(item) for key, item in value.items()})
     block.fa.set_flow_style()
     return block
 

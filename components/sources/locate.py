@@ -72,6 +72,6 @@ def _remarks(files: pd.DataFrame, labelled: pd.DataFrame) -> list[str]:
     """Which set brings it in, as the files say; and which ones have labels of it."""
     own = files[files["set"] != ""]
     counts = sorted(Counter(zip(own["set"], own["status"], strict=True)).items())
-    brought = [f"set {name}: {count} files of its scans, {status}" for (name, status), count in counts]
+    brought = [f"set {name}: files of its scans: {status} {count}" for (name, status), count in counts]
     rows = labelled.drop_duplicates(["set", "row"]).groupby("set")["row"]
-    return brought + [f"set {name}: labels in {len(of)} rows of its table" for name, of in rows]
+    return brought + [f"set {name}: rows of its table that name it: {len(of)}" for name, of in rows]

@@ -258,7 +258,8 @@ def test_rows_and_scans_are_all_accounted_for(checkout: Path, caplog: pytest.Log
     """Row 2 has no key, row 4 names nobody, MRN3 and MRN4 are in no row; MRN5 was scanned twice."""
     caplog.set_level("INFO")
     table = pd.DataFrame({
-        "id": ["MRN0", "", "MRN1", "MRN99", "MRN2", "MRN5"], "fold": ["train", "train", "test", "none", "train", "test"],
+        "id": ["MRN0", "", "MRN1", "MRN99", "MRN2", "MRN5"],
+        "fold": ["train", "train", "test", "none", "train", "test"],
     })  # fmt: skip
     with_set(table, split={"column": "fold"})
     cohort()

@@ -64,8 +64,8 @@ def test_a_file_says_which_set_brings_its_scan_in(checkout: Path) -> None:
     assert files["series"].ne("").sum() == 3 * found["source"].eq("dicom").sum() == 3 * (PATIENTS + 1)
     assert locate(LINE, "scan2/0.dcm") == Located(
         [str(checkout / "tree/scan2/0.dcm")],
-        ["set other: 1 files of its scans, set:site", "set site: 1 files of its scans, image",
-         "set other: labels in 1 rows of its table", "set site: labels in 1 rows of its table"],
+        ["set other: files of its scans: set:site 1", "set site: files of its scans: image 1",
+         "set other: rows of its table that name it: 1", "set site: rows of its table that name it: 1"],
     )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_a_file_of_a_set_is_found_again_wherever_its_scan_went(checkout: Path) -
         assert any(f"set {row['set']}: " in told for told in of_series.remarks) == (row["set"] != "")
     elsewhere = files[files["status"] == "set:site"].iloc[0]
     assert locate(LINE, elsewhere["location"]).remarks == (
-        [f"set {elsewhere['set']}: 1 files of its scans, set:site"] if elsewhere["set"] else []
+        [f"set {elsewhere['set']}: files of its scans: set:site 1"] if elsewhere["set"] else []
     )
     shutil.rmtree(MAPS)
     jobs = jobs_of(
