@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from components.settings import PARAMS_FILE, ParamsError, StageConfig, did_you_mean, parse, read_yaml, shown
 from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.sets import LabelledSet
-from components.tasks import classify, stability
+from components.tasks import classify, cluster, locate, regress, stability, survive
 from components.tasks.classify import ANNOTATED, POINTS, RATINGS_LABEL, ClassifyConfig
+from components.tasks.cluster import ClusterConfig
 from components.tasks.config import LINE, TASK_NAME, TASKS
 from components.tasks.interface import Kind, Measure
+from components.tasks.locate import LocateConfig
+from components.tasks.regress import RegressConfig
+from components.tasks.survive import SurviveConfig
 
 KINDS: dict[str, Kind] = {
-    str(get_args(kind.config.model_fields["kind"].annotation)[0]): kind for kind in (classify.KIND, stability.KIND)
+    str(get_args(kind.config.model_fields["kind"].annotation)[0]): kind
+    for kind in (classify.KIND, stability.KIND, locate.KIND, cluster.KIND, regress.KIND, survive.KIND)
 }
 INDEX = "tasks"  # of the file: which tasks of which lines there are, for dvc.yaml
 
@@ -56,7 +61,9 @@ def tasks_of(line: str, sets: Mapping[str, LabelledSet], path: Path = PARAMS_FIL
             mistakes.append(str(error))
             continue
         if isinstance(found[name], ClassifyConfig):
-            mistakes += _of_a_set(f"{line}.{TASKS}.{name}", found[name], sets, line)
+            mistakes += _of_a_set(f"{line}.{TASKS}.{name}", found[name], sets)
+        elif isinstance(found[name], RegressConfig | SurviveConfig):
+            mistakes += _of_own(f"{line}.{TASKS}.{name}", found[name], sets, [])
     if mistakes:
         raise ParamsError("\n".join(mistakes))
     return found
@@ -75,7 +82,7 @@ def _parsed(line: str, name: Any, values: Any) -> StageConfig:
     return parse(KINDS[kind].config, values, where)
 
 
-def _of_a_set(where: str, task: ClassifyConfig, sets: Mapping[str, LabelledSet], line: str) -> list[str]:
+def _of_a_set(where: str, task: ClassifyConfig, sets: Mapping[str, LabelledSet]) -> list[str]:
     """What is wrong in the set and the label of a task."""
     built_in = {LINE: list(ANNOTATED), LIDC_ROOT: [RATINGS_LABEL]}
     if task.set in built_in:
@@ -84,16 +91,28 @@ def _of_a_set(where: str, task: ClassifyConfig, sets: Mapping[str, LabelledSet],
             return []
         told = f"of set {task.set}, {', '.join(labels)}{did_you_mean(task.label, labels)}"
         return [f"params.yaml: {where}.label: {shown(task.label)} is not allowed: {told}"]
+    return _of_own(where, task, sets, list(built_in))
+
+
+def _of_own(
+    where: str,
+    task: ClassifyConfig | RegressConfig | SurviveConfig,
+    sets: Mapping[str, LabelledSet],
+    built_in: Sequence[str],
+) -> list[str]:
+    """What is wrong in the labelled set of a task and the columns that it names."""
     if task.set not in sets:
         known = [*sets, *built_in]
-        told = f"{shown(task.set)} is not allowed: one of {', '.join(known)}{did_you_mean(task.set, known)}"
-        return [f"params.yaml: {where}.set: {told}"]
+        allowed = f"one of {', '.join(known)}{did_you_mean(task.set, known)}" if known else "there is no labelled set"
+        return [f"params.yaml: {where}.set: {shown(task.set)} is not allowed: {allowed}"]
     config = sets[task.set].config
     mistakes = []
     if config.role == "external":
         mistakes.append(f"params.yaml: {where}.set: {shown(task.set)} is external: nothing is trained on it")
-    if task.label == config.labels.column:
-        mistakes.append(f"params.yaml: {where}.label: {shown(task.label)} is no label: it names the scans")
+    for name in ("label", "time", "event"):
+        if getattr(task, name, None) == config.labels.column:
+            told = f"{shown(config.labels.column)} is no label: it names the scans"
+            mistakes.append(f"params.yaml: {where}.{name}: {told}")
     return mistakes
 
 
@@ -104,10 +123,14 @@ def of_points(line: str, sees: str, tasks: Mapping[str, Any]) -> list[str]:
         "and such an encoder has one vector for a whole scan"
         for name, task in tasks.items()
         if sees == "scan"
-        and isinstance(task, ClassifyConfig)
-        and task.set in (LINE, LIDC_ROOT)
-        and task.label in POINTS
+        and _asks_for_points(task)
     ]
+
+
+def _asks_for_points(task: Any) -> bool:
+    if isinstance(task, ClassifyConfig):
+        return task.set in (LINE, LIDC_ROOT) and task.label in POINTS
+    return isinstance(task, LocateConfig | ClusterConfig)
 
 
 def index_of(path: Path = PARAMS_FILE) -> list[dict[str, str]]:
