@@ -122,8 +122,7 @@ def of_points(line: str, sees: str, tasks: Mapping[str, Any]) -> list[str]:
         f"params.yaml: {line}.{TASKS}.{name}: not allowed with {line}.pretrain.input.sees 'scan': its cases are points, "
         "and such an encoder has one vector for a whole scan"
         for name, task in tasks.items()
-        if sees == "scan"
-        and _asks_for_points(task)
+        if sees == "scan" and _asks_for_points(task)
     ]
 
 
