@@ -76,7 +76,7 @@ def fit(features: Array, time: Array, event: Bools, penalty: float) -> Cox:
     inside = np.zeros(len(lengths))
     value, gradient, curvature = _objective(cases, inside, penalty)
     for _ in range(STEPS):
-        step = np.linalg.solve(curvature, gradient)
+        step = np.asarray(np.linalg.solve(curvature, gradient), dtype=np.float64)
         if float(gradient @ step) < CONVERGED:
             break
         inside, value, gradient, curvature = _improved(cases, inside, step, value, penalty)

@@ -50,7 +50,7 @@ class Scan:
 
     def has(self, voxels: Integers) -> Bools:
         """Which voxels (N, 3) lie in the patient; none outside of the volume does."""
-        found: Bools = ((voxels >= 0) & (voxels < self.volume.hu.shape)).all(axis=1)
+        found = np.asarray(np.all((voxels >= 0) & (voxels < self.volume.hu.shape), axis=1))
         at = np.minimum(voxels[found] // self.pace, np.array(self.inside.shape) - 1)
         found[found] = self.inside[tuple(at.T)]
         return found

@@ -193,7 +193,9 @@ def search(question: Question) -> Searched:
     methods, rows = describers(question), question.rows.sort_values("case", ignore_index=True)
     queries, targets = rows[rows["split"] == QUERY], rows[rows["split"] == TARGET]
     wanted, relative = _queries(question, queries, methods)
-    tables, maps, lattices = [], {}, {}
+    tables: list[pd.DataFrame] = []
+    maps: dict[str, Array] = {}
+    lattices: dict[str, Lattice] = {}
     for volume, of_target in track(targets.groupby("volume"), [1] * targets["volume"].nunique(), "searching"):
         scan = Scan.of(question.volumes.open(str(volume)))
         inside = structures_of(Path(str(volume)), scan.volume.spacing, of_target["label"].tolist())

@@ -58,7 +58,8 @@ def typical(pairs: pd.DataFrame, best: bool) -> pd.Series[Any]:
     shares = own.groupby("label")[["inside", "distance_mm"]].mean()
     order = shares.assign(far=-shares["distance_mm"]).sort_values(["inside", "far"], ascending=not best, kind="stable")
     of = own[own["label"] == order.index[0]].sort_values("case")
-    return of.loc[(of["distance_mm"] - of["distance_mm"].median()).abs().idxmin()]
+    shown: pd.Series[Any] = of.loc[(of["distance_mm"] - of["distance_mm"].median()).abs().idxmin()]
+    return shown
 
 
 def search_shown(question: Question, pair: pd.Series[Any], alike: Array, lattice: Lattice) -> Figure:

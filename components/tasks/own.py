@@ -86,8 +86,8 @@ def times(name: str, of: str, time: str, event: str, inputs: Inputs) -> Built:
 
 def time_of(labels: pd.Series[str]) -> tuple[Array, Bools]:
     """Times (cases,), and whether the event was then, of the labels that :func:`times` makes."""
-    time = labels.str.removesuffix(CENSORED).astype(np.float64).to_numpy()
-    return time, ~labels.str.endswith(CENSORED).to_numpy(dtype=np.bool_)
+    censored: Bools = np.array([label.endswith(CENSORED) for label in labels], dtype=np.bool_)
+    return np.array([float(label.removesuffix(CENSORED)) for label in labels]), ~censored
 
 
 def _labelled(name: str, of: str, columns: dict[str, str], inputs: Inputs) -> tuple[pd.DataFrame, pd.Series[bool]]:

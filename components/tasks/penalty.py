@@ -10,7 +10,7 @@ import numpy as np
 
 from components.figures.arrays import Array, Bools, Integers
 
-PENALTIES = tuple(10.0 ** (power / 2) for power in range(-6, 7))
+PENALTIES: tuple[float, ...] = tuple(10.0 ** (power / 2) for power in range(-6, 7))
 FOLDS = 5
 
 

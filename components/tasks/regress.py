@@ -61,7 +61,7 @@ def judge(question: Question) -> Outcome:
 
     rows = question.rows.sort_values("case", ignore_index=True)
     test = (rows["split"] == "test").to_numpy()
-    truth, patients = rows["label"].astype(np.float64).to_numpy(), rows["patient"].to_numpy(dtype=np.str_)
+    truth, patients = np.array([float(label) for label in rows["label"]]), rows["patient"].to_numpy(dtype=np.str_)
     judged = patients[test].tolist()
     weights = draws(judged, question.config.bootstrap, question.config.seed).weights(judged)
     sample, scores, parts = sample_of(judged), [], []

@@ -109,7 +109,7 @@ def brier_times(train: Followed, judged: Followed) -> Array:
     """Times (times,) at which survival is judged: the same of every method, and such that the cases judged reach
     beyond the last; none where that leaves fewer than two."""
     low, high = np.percentile(train.time[train.event], SPAN)
-    at = np.unique(np.linspace(low, high, TIMES))
+    at: Array = np.unique(np.linspace(low, high, TIMES))
     at = at[(at >= judged.time.min()) & (at < judged.time.max()) & (at <= train.time.max())]
     return at if len(at) > 1 else at[:0]
 

@@ -136,11 +136,9 @@ def test_a_column_of_something_else_is_one_line(
     """Values that are text are not told: they may be names."""
     _, columns = times()
     line = given(mistaken({**columns, "dose": ["1.5"] * SCANS}, changed))
+    task, module = (NUMBER, regress) if "dose" in changed else (TIME, survive)
     with pytest.raises(UserError, match=said):
-        if "dose" in changed:
-            regress.cases("t", NUMBER, line)
-        else:
-            survive.cases("t", TIME, line)
+        module.cases("t", task, line)  # type: ignore[arg-type]
 
 
 def test_a_scan_without_a_value_is_no_case_and_told(given: Callable[[Columns], Inputs]) -> None:
