@@ -42,6 +42,8 @@ def _list_tasks(content: Any) -> None:
 
     wanted, listed = listed_tasks(content), content.get(INDEX)
     if not isinstance(listed, CommentedMap):
+        if not wanted:
+            return  # of a file without lines
         listed = content[INDEX] = CommentedMap()
     for name in [name for name in listed if listed[name] != wanted.get(name)]:
         del listed[name]
