@@ -7,10 +7,9 @@ import pandas as pd
 
 from components.errors import UserError
 from components.figures.arrays import Array, Bools
-from components.sources.sets import require_column, sets_of
+from components.sources.sets import NO_VALUE, require_column, sets_of
 from components.tasks.table import Built, Inputs, none_built, task_table
 
-UNKNOWN = frozenset({"", "nan", "na", "n/a", "null", "none", "unknown"})  # no label, however it is written
 CLASSES = 20  # more distinct values than this are no classes: a measurement, a date, a report
 EVENT = {"1": True, "0": False, "true": True, "false": False, "yes": True, "no": False}
 CENSORED = "+"  # ends a time that is not of the event, as in tables of survival
@@ -102,7 +101,7 @@ def _labelled(name: str, of: str, columns: dict[str, str], inputs: Inputs) -> tu
         where = f"params.yaml: {inputs.line}.tasks.{name}.{setting}: {of_set.config.labels.table}"
         require_column(table, column, where)
         rows[setting] = table[column].str.strip().iloc[rows["row"]].to_numpy()
-        known &= ~rows[setting].str.lower().isin(UNKNOWN)
+        known &= ~rows[setting].str.lower().isin(NO_VALUE)
     return rows, known
 
 
