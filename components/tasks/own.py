@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -15,7 +17,7 @@ EVENT = {"1": True, "0": False, "true": True, "false": False, "yes": True, "no":
 CENSORED = "+"  # ends a time that is not of the event, as in tables of survival
 
 
-def classify(name: str, of: str, column: str, inputs: Inputs) -> Built:
+def classify(name: str, of: str, column: str, inputs: Inputs, external: Sequence[str] = ()) -> Built:
     """A case per labelled scan: the value of ``column`` is its class.
 
     Args:
@@ -23,10 +25,24 @@ def classify(name: str, of: str, column: str, inputs: Inputs) -> Built:
         of: the labelled set whose table holds the labels.
         column: of that table.
         inputs: of the line.
+        external: sets of other sites, with a column of the same name. Each makes a part of its own, ``<task>/<set>``,
+            which trains on the cases of ``of`` that the task trains on, and tests on all cases of that set.
 
     Raises:
         UserError: no such column, one that holds no classes, or two labels of one scan.
     """
+    built = _classified(name, name, of, column, inputs)
+    trained = built.table[built.table["split"] == "train"]
+    tables, reasons, remarks = [built.table], dict(built.not_evaluated), dict(built.remarks)
+    for site in external:
+        part = f"{name}/{site}"
+        there = _classified(name, part, site, column, inputs)
+        tables += [trained.assign(task=part), there.table] if len(there.table) else []
+        reasons, remarks = reasons | there.not_evaluated, remarks | there.remarks
+    return Built(task_table(tables), reasons, remarks)
+
+
+def _classified(name: str, part: str, of: str, column: str, inputs: Inputs) -> Built:
     where = f"params.yaml: {inputs.line}.tasks.{name}.label"
     rows, known = _labelled(name, of, {"label": column}, inputs)
     classes = sorted(rows.loc[known, "label"].unique())
@@ -35,7 +51,7 @@ def classify(name: str, of: str, column: str, inputs: Inputs) -> Built:
             f"{where}: column {column!r} is not allowed: it has {len(classes)} different values, and "
             f"a task at most {CLASSES} classes"
         )
-    return _cases(name, rows, known, f"{where}:")
+    return _cases(part, rows, known, f"{where}:")
 
 
 def numbers(name: str, of: str, column: str, inputs: Inputs) -> Built:
