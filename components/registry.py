@@ -30,12 +30,11 @@ from components.settings import (
 )
 from components.sources.config import AcquireConfig
 from components.sources.lidc import ROOT as LIDC_ROOT
-from components.sources.phantom.plan import FINDINGS
 from components.sources.sets import SETS, sets_of
 from components.tasks.classify import FIGURES, ORDERING, ClassifyConfig
-from components.tasks.config import LINE, RATED, TASKS, EvaluateConfig
+from components.tasks.config import TASKS, EvaluateConfig
+from components.tasks.interface import Scanned
 from components.tasks.kinds import kind_of, mistaken_index, of_points, tasks_of
-from components.tasks.stability import StabilityConfig
 
 BLOCKS: dict[str, type[StageConfig]] = {
     "cohort": CohortConfig,
@@ -80,7 +79,8 @@ def check_file(path: Path = PARAMS_FILE, nodules_to_come: bool = False) -> None:
         mistakes.append(str(error))
     for line in named:
         mistakes += _mistakes(line, content.get(line), path, nodules_to_come)
-    mistakes += mistaken_index(path) if named else []
+    if not mistakes:  # else it would repeat them
+        mistakes += mistaken_index(path)
     if mistakes:
         raise ParamsError("\n".join(mistakes))
 
@@ -144,7 +144,7 @@ def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
             f"{line}.preprocess.{key} {shown(made)}: the encoder sees the stored volumes as they are"
             for key, told, made in other_grid(valid["pretrain"].input, valid["preprocess"])
         ]
-    if {"cohort", "pretrain", "evaluate", "gate"} <= valid.keys() and not mistakes:
+    if {"cohort", "pretrain", "evaluate", "gate"} <= valid.keys() and valid[TASKS] and not mistakes:
         mistakes += _unanswered(line, valid)
     return mistakes
 
@@ -180,26 +180,19 @@ def _unknown(where: str, task: str, figure: str, figures: dict[str, tuple[str, .
 
 
 def _figures(valid: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The tasks that evaluation answers, by the names that they have in the metrics, and their figures. The scans are
-    the phantom's, whatever the source; nodules and labelled sets bring scans of their own."""
+    """The tasks that evaluation answers, by the names that they have in the metrics, and their figures."""
+    phantom, view = valid["cohort"].phantom, valid["pretrain"].input
+    scanned = Scanned(
+        trunk=phantom.anatomy == "trunk",
+        sees=view.sees,
+        retests=phantom.retest_patients > 0,
+        nodules=valid["evaluate"].lidc_nodules is not None,
+    )
     return {
-        part: tuple(kind_of(task).figures) for name, task in valid[TASKS].items() for part in _parts(name, task, valid)
+        part: tuple(kind_of(task).figures)
+        for name, task in valid[TASKS].items()
+        for part in kind_of(task).parts(name, task, scanned)
     }
-
-
-def _parts(name: str, task: Any, valid: dict[str, Any]) -> list[str]:
-    phantom, sees = valid["cohort"].phantom, valid["pretrain"].input.sees
-    trunk = phantom.anatomy == "trunk"
-    if isinstance(task, StabilityConfig):
-        asked = {f"{name}/organs": trunk and sees == "crop", f"{name}/volume": task.gallery > 0}
-        return [part for part, there in asked.items() if there and phantom.retest_patients]
-    if isinstance(task, ClassifyConfig) and task.set == LINE:
-        if task.label == "finding":
-            return [] if trunk else [name, *(f"{name}/{finding}" for finding in FINDINGS)]
-        return [name] if trunk else []
-    if isinstance(task, ClassifyConfig) and task.set == LIDC_ROOT:
-        return [f"{name}/{rated}" for rated in RATED] if valid["evaluate"].lidc_nodules is not None else []
-    return [name]
 
 
 def other_grid(seen: InputConfig, made: GridConfig) -> list[tuple[str, Any, Any]]:

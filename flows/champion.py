@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from components import arithmetic
 from components.bundle.manifest import read_manifest, verify_bundle
 from components.command import data_dir
 from components.errors import UserError
-from components.files import read_json, sha256_file, write_json
+from components.files import read_json, replacing, sha256_file, write_json
 from components.gate.champion import CHAMPIONS, COMPARISON
 from components.settings import load_part, load_stage, parse, reproducible, shown
 from flows.environment import STATE
@@ -39,8 +40,34 @@ def promote(line: str) -> str:
     champion = {"bundle": manifest.digest, "evaluation_data": metrics["evaluation_data"], "metrics": metrics}
     profile = folder / "profile.json"  # a release made by an earlier version has none
     champion["profile"] = read_json(profile) if profile.is_file() else None
+    champion["encoder"] = keep_encoder(line, folder)
     write_json(_file(line), {"champion": champion})
-    return f"{_file(line)}: champion is bundle {manifest.digest[:16]}; commit this file"
+    return f"{_file(line)}: champion is bundle {manifest.digest[:16]}; commit {_files(line)}"
+
+
+def keep_encoder(line: str, folder: Path) -> dict[str, str]:
+    """Keep the encoder in ``folder`` beside the champion's file, tracked by DVC, so that later releases can ask it
+    again on their own cases. Returns its files with their SHA-256."""
+    from dvc.repo import Repo
+
+    from components.bundle.stage import ENCODER_FILES
+
+    kept = _encoder(line)
+    with replacing(kept) as temporary:
+        temporary.mkdir(parents=True)
+        for name in ENCODER_FILES:
+            shutil.copyfile(folder / name, temporary / name)
+    with Repo() as repo:
+        repo.add(str(kept))
+    return {name: sha256_file(kept / name) for name in ENCODER_FILES}
+
+
+def _encoder(line: str) -> Path:
+    return CHAMPIONS / f"{line}.encoder"
+
+
+def _files(line: str) -> str:
+    return f"it, {_encoder(line)}.dvc and {CHAMPIONS / '.gitignore'}"
 
 
 def attest(line: str) -> str:
@@ -58,7 +85,9 @@ def attest(line: str) -> str:
 def unset(line: str) -> str:
     """Leave the line without a champion."""
     write_json(_file(line), {"champion": None})
-    return f"{_file(line)}: no champion; commit this file"
+    for path in (_encoder(line), Path(f"{_encoder(line)}.dvc")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return f"{_file(line)}: no champion; commit {_files(line)}"
 
 
 def import_weights(line: str, source: str, recipe: str | None) -> str:
@@ -92,11 +121,12 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
     metrics = read_json(layout.evaluate / "metrics.json")
     digest = sha256_file(weights)
     champion = {"bundle": digest, "evaluation_data": metrics["evaluation_data"], "metrics": metrics, "profile": None}
+    champion["encoder"] = keep_encoder(line, layout.features / "encoder")
     write_json(
         _file(line), {"champion": champion | {"imported": Path(source).name if Path(source).is_file() else source}}
     )
     return (
-        f"{_file(line)}: champion is {source}, weights {digest[:16]}; commit this file\n"
+        f"{_file(line)}: champion is {source}, weights {digest[:16]}; commit {_files(line)}\n"
         f"{layout.evaluate / 'report.html'}: its figures; {layout.features / 'encoder'}: the encoder"
     )
 

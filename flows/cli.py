@@ -219,7 +219,9 @@ def _docs(arguments: argparse.Namespace) -> int:
 def _locate(arguments: argparse.Namespace) -> int:
     from components.sources.locate import locate
 
-    print("\n".join(locate(arguments.line, arguments.key)))
+    found = locate(arguments.line, arguments.key)
+    print("\n".join(found.remarks), end="\n" if found.remarks else "", file=sys.stderr)  # paths alone can be piped
+    print("\n".join(found.paths))
     return 0
 
 

@@ -74,6 +74,8 @@ def _list(_: argparse.Namespace) -> int:
 def _new(arguments: argparse.Namespace) -> int:
     with checkout_lock(f"line new {arguments.name}"):
         new_line(arguments.name, arguments.origin, arguments.as_coded)
+    for unknown in unknown_roots(arguments.name):
+        print(unknown)
     print(
         f"{PARAMS_FILE}: {arguments.name} follows {arguments.origin}; change its block, commit it with {DVC_FILE} and "
         f"infra/champions/{arguments.name}.json, then `make release LINE={arguments.name}`"
@@ -82,7 +84,8 @@ def _new(arguments: argparse.Namespace) -> int:
 
 
 def new_line(name: str, origin: str, as_coded: bool = False) -> None:
-    """Write the line ``name``: its block and its place in ``lines``, its metrics in dvc.yaml, its champion, none.
+    """Write the line ``name``: its block and its place in ``lines``, its metrics in dvc.yaml, its champion, none. What
+    this machine knows of the origin's folders, it knows of the line's, too: they are the same.
 
     Args:
         name: of the line.
@@ -95,6 +98,7 @@ def new_line(name: str, origin: str, as_coded: bool = False) -> None:
     """
     from components.gate.champion import CHAMPIONS
     from components.registry import check_file
+    from components.sources.roots import copy_roots
 
     present = read_yaml()
     if not LINE_NAME.fullmatch(name) or name in RESERVED or yaml12.load(name) != name:
@@ -125,6 +129,27 @@ def new_line(name: str, origin: str, as_coded: bool = False) -> None:
     if not champion.is_file():
         files = {champion: '{\n  "champion": null\n}\n', **files}
     _write_all(files)
+    copy_roots(base, name)
+
+
+def unknown_roots(line: str) -> list[str]:
+    """A line of text for each folder that the line's block wants and this machine does not know: of its source, of the
+    scans and labels of its sets."""
+    from components.sources.kinds import KINDS
+    from components.sources.roots import place_of, root_of
+    from components.sources.sets import sets_of, sources_of
+
+    wanted: list[tuple[str, str]] = [
+        (of.source, place_of(line, name)) for name, of in sources_of(line).items() if KINDS[of.source].folder
+    ]
+    wanted += [(f"{name}_labels", line) for name in sets_of(line)]
+    told = []
+    for root, place in wanted:
+        try:
+            root_of(root, place)
+        except UserError as error:
+            told.append(str(error))
+    return told
 
 
 def _write_all(files: dict[Path, str]) -> None:

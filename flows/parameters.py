@@ -40,13 +40,17 @@ def _list_tasks(content: Any) -> None:
 
     from components.tasks.kinds import INDEX, listed_tasks
 
-    wanted = listed_tasks(content)
-    if content.get(INDEX) == wanted:
-        return
-    entries = CommentedMap({name: CommentedMap(entry) for name, entry in wanted.items()})
-    for entry in entries.values():
-        entry.fa.set_flow_style()
-    content[INDEX] = entries
+    wanted, listed = listed_tasks(content), content.get(INDEX)
+    if not isinstance(listed, CommentedMap):
+        if not wanted:
+            return  # of a file without lines
+        listed = content[INDEX] = CommentedMap()
+    for name in [name for name in listed if listed[name] != wanted.get(name)]:
+        del listed[name]
+    for name, entry in wanted.items():
+        if name not in listed:
+            listed[name] = CommentedMap(entry)
+            listed[name].fa.set_flow_style()
 
 
 def list_tasks() -> bool:

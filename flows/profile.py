@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from components.command import data_dir
-    from components.pretrain.__main__ import training_volumes
+    from components.pretrain.__main__ import TRAINING, training_volumes
     from components.progress import wide_console
     from components.tables import read_table
 
@@ -112,12 +112,12 @@ def run(arguments: argparse.Namespace) -> int:
         "log_every": ENDLESS,
     }
     config = parse(PretrainConfig, config.model_dump() | alone, f"{arguments.line}.pretrain")
-    curated = data_dir(arguments.line, "curate") / "curated.parquet"
-    if not curated.is_file():
-        raise UserError(f"{curated}: not found; make the line's data first, `dvc repro curate@{arguments.line}`")
+    training = data_dir(arguments.line, "curate") / TRAINING
+    if not training.is_file():
+        raise UserError(f"{training}: not found; make the line's data first, `dvc repro curate@{arguments.line}`")
     set_up_process()
     device = torch.device("cuda" if on_gpus(config.device, 1, torch.cuda.device_count()) else "cpu")
-    trainer = Trainer(config, training_volumes(read_table(curated)), World(0, 1, device))
+    trainer = Trainer(config, training_volumes(read_table(training)), World(0, 1, device))
     if arguments.trace:
         _step(trainer)
         trace(trainer, arguments.trace)

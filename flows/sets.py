@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from components.ct.keys import require_secret
 from components.errors import UserError
-from components.files import sha256_file
-from components.settings import PARAMS_FILE, block_of
+from components.files import sha256_file, write_text
+from components.settings import PARAMS_FILE, block_of, lines, read_yaml
 from components.sources.kinds import KINDS, spelled
-from components.sources.roots import place_of, record_root
-from components.sources.sets import KEYS, SETS, read_text_table, require_column
+from components.sources.roots import place_of, record_root, root_of
+from components.sources.sets import KEYS, NO_VALUE, SETS, LabelledSet, require_column, set_of, sets_of
 from components.sources.tree import tree_digest
 from components.tasks.config import TASK_NAME, TASKS
 from flows.lines import add_line
 from flows.lock import checkout_lock
-from flows.parameters import write_checked, yaml_editor
+from flows.parameters import check_text, write_checked, written, yaml_editor
 from flows.sources import check_tree
+
+PLAIN = re.compile(r"\w[\w ()/.-]*")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def _add(arguments: argparse.Namespace) -> int:
     with checkout_lock(f"set add {arguments.name}"):
         tasks = _tasks(arguments.label)
-        add_set(arguments.line, arguments.name, _block(arguments, tasks), tasks, arguments.labels, arguments.scans)
+        add_set(arguments.line, arguments.name, _block(arguments), tasks, arguments.labels, arguments.scans)
     asked = f", tasks {', '.join(tasks)}" if tasks else ""
     print(f"{PARAMS_FILE}: {arguments.line}.{SETS}.{arguments.name}{asked}; then `make release LINE={arguments.line}`")
     return 0
@@ -81,7 +84,7 @@ def _tasks(labels: list[str]) -> dict[str, str]:
     return tasks
 
 
-def _block(arguments: argparse.Namespace, tasks: dict[str, str]) -> dict[str, Any]:
+def _block(arguments: argparse.Namespace) -> dict[str, Any]:
     """The set as it is written, before anything is."""
     kind, _, column = arguments.key.partition("=")
     if kind not in KEYS or not column:
@@ -89,18 +92,27 @@ def _block(arguments: argparse.Namespace, tasks: dict[str, str]) -> dict[str, An
     path = arguments.labels
     if not path.is_file() or path.suffix not in (".csv", ".parquet"):
         raise UserError(f"--labels {path}: {'not a .csv or .parquet file' if path.is_file() else 'no such file'}")
-    table = read_text_table(path)
-    for name in (column, *tasks.values(), *([arguments.split] if arguments.split else [])):
-        require_column(table, name, path.name)
-    split: dict[str, Any] = {"seed": 1, "test": 0.5}
-    if arguments.split:
-        split = {"column": arguments.split}
     return {
         "scans": _scans(arguments.scans, arguments.patient),
         "labels": {"table": path.name, "digest": sha256_file(path), "key": kind, "column": column},
-        "split": split,
+        "split": {"column": arguments.split} if arguments.split else {"seed": 1, "test": 0.5},
         "role": "external" if arguments.external else "internal",
     }
+
+
+def _check_labels(of_set: LabelledSet, path: Path, columns: Iterable[str]) -> None:
+    """Raise UserError where the table is none of a labelled set, or lacks a column of labels, or has one that says the
+    same of all."""
+    table, _ = of_set.read(path)
+    for column in columns:
+        require_column(table, column, path.name)
+        values = table[column].str.strip()
+        values = values[~values.str.lower().isin(NO_VALUE)]
+        if values.nunique() < 2:
+            told = "one value only" if len(values) else "no value"
+            raise UserError(
+                f"{path.name}: column {column!r} has {told} in its {len(table)} rows: there is nothing to tell apart"
+            )
 
 
 def _scans(source: str, patient: str | None) -> dict[str, Any] | None:
@@ -126,28 +138,55 @@ def add_set(line: str, name: str, block: dict[str, Any], tasks: dict[str, str], 
     Raises:
         UserError: a set or task of this name is there, or one of the values is not allowed; nothing is then written.
     """
-    if name in block_of(line, SETS):
+    content = read_yaml()
+    present = content[line] if isinstance(content.get(line), dict) else {}
+    if name in (present.get(SETS) or {}):
         raise UserError(f"set {name!r} is not allowed: {line}.{SETS} has it; `ctfoundry set pin` renews its digests")
-    taken = [task for task in tasks if task in block_of(line, TASKS)]
+    taken = [task for task in tasks if task in (present.get(TASKS) or {})]
     if taken:
         raise UserError(f"task {taken[0]!r} is not allowed: {line}.{TASKS} has it; write --label <another>=<column>")
+    _check_labels(set_of(line, name, block, block_of(line, "cohort")), table, tasks.values())
     editor = yaml_editor()
     content = editor.load(PARAMS_FILE.read_text())
+    for of_line in lines():
+        _make_room(content[of_line])
     content[line][SETS][name] = {key: _in_a_line(value) for key, value in block.items()}
     for task, of in tasks.items():
         content[line][TASKS][task] = _in_a_line({"kind": "classify", "set": name, "label": of})
     for key in (SETS, TASKS):
         content[line][key].fa.set_block_style()
-    write_checked(editor, content)
+    text = written(editor, content)
+    check_text(text)
     _remember(line, name, table, scans)
+    write_text(PARAMS_FILE, text)
+
+
+def _make_room(block: Any) -> None:
+    """Give a line's block ``sets`` and ``tasks``, which files from before there were any lack."""
+    from ruamel.yaml.comments import CommentedMap
+
+    for key, before in ((SETS, "cohort"), (TASKS, "evaluate")):
+        if block.get(key) is not None:
+            continue
+        empty = CommentedMap()
+        empty.fa.set_flow_style()
+        if key in block:
+            block[key] = empty
+        else:
+            block.insert(list(block).index(before) + 1 if before in block else len(block), key, empty)
 
 
 def _in_a_line(value: Any) -> Any:
+    """A value as it is written: blocks in one line; in quotes what PyYAML and ruamel.yaml may read differently, such as
+    ``:0`` or a line separator."""
     from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+    if isinstance(value, str):
+        return value if PLAIN.fullmatch(value) else DoubleQuotedScalarString(value)
     if not isinstance(value, dict):
         return value
-    block = CommentedMap(value)
+    block = CommentedMap({key: _in_a_line(item) for key, item in value.items()})
     block.fa.set_flow_style()
     return block
 
@@ -160,21 +199,22 @@ def _remember(line: str, name: str, table: Path, scans: str) -> None:
 
 
 def _pin(arguments: argparse.Namespace) -> int:
-    from components.sources.roots import root_of
-    from components.sources.sets import sets_of
-
     line, name = arguments.line, arguments.name
     sets = sets_of(line)
     if name not in sets:
         raise UserError(f"set {name!r} is not allowed: {', '.join(sets) or f'{line}.{SETS} has none'}")
     of_set = sets[name]
     with checkout_lock(f"set pin {name}"):
+        path = of_set.table_path
+        of_set.read(path)
         editor = yaml_editor()
         content = editor.load(PARAMS_FILE.read_text())
         block = content[line][SETS][name]
-        block["labels"]["digest"] = sha256_file(root_of(f"{name}_labels", line) / of_set.config.labels.table)
+        block["labels"]["digest"] = sha256_file(path)
         if of_set.source is not None and KINDS[of_set.source.source].folder:
-            block["scans"]["source_digest"] = tree_digest(root_of(of_set.source.source, of_set.place))
+            folder = root_of(of_set.source.source, of_set.place)
+            check_tree(of_set.source.source, folder)
+            block["scans"]["source_digest"] = tree_digest(folder)
         write_checked(editor, content)
     print(f"{PARAMS_FILE}: {line}.{SETS}.{name} is pinned as it is now")
     return 0

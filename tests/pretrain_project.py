@@ -151,7 +151,7 @@ def volume(line: str, seed: int) -> Volume:
 
 
 def write_project(root: Path, line: str, volumes: int = 4, **changes: Any) -> Path:
-    """``params.yaml`` and ``data/<line>/curate/curated.parquet`` with its volumes below ``root``."""
+    """``params.yaml`` and ``data/<line>/curate/training.parquet`` with its volumes below ``root``."""
     root.mkdir(parents=True, exist_ok=True)
     block = {"reproducible": "machine", "pretrain": copy.deepcopy(BLOCKS[line]) | changes}
     content = {"lines": [line], "shards": [0], line: block}
@@ -160,12 +160,8 @@ def write_project(root: Path, line: str, volumes: int = 4, **changes: Any) -> Pa
     for index in range(volumes):
         path = Path("data") / line / "preprocess" / "0" / "volumes" / f"s{index:016x}.b2nd"
         write_volume(root / path, volume(line, index), {"series": path.stem})
-        row = {"series": path.stem, "volume": path.as_posix(), "sha256": sha256_file(root / path)}
-        rows.append(row | {"role": "pretrain", "status": "accepted"})
-    nowhere = {"volume": "nowhere.b2nd", "sha256": ""}
-    rows.append(nowhere | {"series": "rejected", "role": "pretrain", "status": "rejected"})
-    rows.append(nowhere | {"series": "evaluated", "role": "evaluation", "status": "accepted"})
-    write_table(root / "data" / line / "curate" / "curated.parquet", pd.DataFrame(rows))
+        rows.append({"series": path.stem, "volume": path.as_posix(), "sha256": sha256_file(root / path)})
+    write_table(root / "data" / line / "curate" / "training.parquet", pd.DataFrame(rows))
     return root
 
 

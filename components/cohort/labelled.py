@@ -13,14 +13,15 @@ import pandas as pd
 
 from components.errors import UserError
 from components.sources.interface import Files, Listing
-from components.sources.sets import LabelledSet
+from components.sources.sets import LabelledSet, first_rows
 
 log = logging.getLogger(__name__)
 
 PRETRAIN, EVALUATION, HELD_OUT = "pretrain", "evaluation", "held_out"
 SIDES = ("train", "test")
-COLUMNS = ("set", "row", "series", "patient", "split")
-SHOWN = 3  # rows or values named in a line of text
+COLUMNS = ("set", "row", "series", "patient", "split")  # rows are counted from 0
+FEW = 10  # patients of a side; an AUC of 5 against 5 has an interval of .7 in width
+NO_LABEL = "no_label"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Matched:
     Attributes:
         rows: a row per row of the table and scan, with :data:`COLUMNS`, sorted.
         keys: the pseudonyms that the table names.
-        account: what was counted: rows without a key, rows whose key no scan has, scans that no row names.
+        account: what of the table and of the source fits, and what does not: see :func:`_account`.
     """
 
     rows: pd.DataFrame
@@ -52,38 +53,81 @@ def matched(of_set: LabelledSet, listing: Listing) -> Matched:
         for number, of_row in enumerate(keys)
         for series in sorted({series for key in of_row for series in scans.get(key, ())})
     ]
-    named = sum(map(bool, keys))
     if not rows:
         of = of_set.config.labels
         raise UserError(
-            f"{of_set.line}.sets.{of_set.name}: no row of {of.table} names a scan of its source: {named} rows have a "
-            f"{of.key} in column {of.column!r}, and the source lists {len(listing.series)} scans"
+            f"{of_set.line}.sets.{of_set.name}: no row of {of.table} names a scan of its source: "
+            f"{sum(map(bool, keys))} rows have a {of.key} in column {of.column!r}, and the source lists "
+            f"{len(listing.series)} scans"
         )
     patients = {series.series: series.patient for series in listing.series}
     found = pd.DataFrame(rows, columns=["row", "series"]).assign(set=of_set.name)
     found["patient"] = found["series"].map(patients)
     found["split"] = _sides(of_set, table, found)
-    with_scan = set(found["row"])
-    account = {
-        "rows": len(table),
-        "rows_without_key": len(keys) - named,
-        "rows_without_scan": [row for row, of_row in enumerate(keys) if of_row and row not in with_scan],
-        "scans": int(found["series"].nunique()),
-        "scans_without_row": len(patients.keys() - set(found["series"])),
-        "patients": int(found["patient"].nunique()),
-        "patients_by_split": found.groupby("split")["patient"].nunique().astype(int).to_dict(),
-    }
+    account = _account(keys, found, len(patients))
+    _check_sides(of_set, account["patients_by_split"])
     _tell(of_set, account)
     in_order = found[list(COLUMNS)].sort_values(["row", "series"], ignore_index=True)
     return Matched(in_order, frozenset(key for of_row in keys for key in of_row), account)
 
 
+def _account(keys: Sequence[tuple[str, ...]], found: pd.DataFrame, listed: int) -> dict[str, Any]:
+    """What ``labelled.json`` says of a set. Each row of the table is in one of three: ``rows_with_scan`` (how many),
+    ``rows_without_key`` and ``rows_without_scan`` (which, counted from 1 below the head). Each scan that the set's
+    source lists is one of ``scans`` or of ``scans_without_row``. Each of ``scans`` and of ``patients`` is on one side;
+    both sides are told, also where nobody is.
+
+    Args:
+        keys: of each row, what it may name.
+        found: a row per row and scan.
+        listed: how many scans the set's source has.
+    """
+    with_scan = set(found["row"])
+    by_split = found.groupby("split")
+    return {
+        "rows": len(keys),
+        "rows_with_scan": len(with_scan),
+        "rows_without_key": [row for row, of_row in enumerate(keys, start=1) if not of_row],
+        "rows_without_scan": [row for row, of_row in enumerate(keys, start=1) if of_row and row - 1 not in with_scan],
+        "scans": int(found["series"].nunique()),
+        "scans_without_row": listed - int(found["series"].nunique()),
+        "patients": int(found["patient"].nunique()),
+        **{
+            f"{what}s_by_split": {side: int(by_split[column].nunique().get(side, 0)) for side in SIDES}
+            for what, column in (("scan", "series"), ("patient", "patient"))
+        },
+    }
+
+
+def _check_sides(of_set: LabelledSet, patients: Mapping[str, int]) -> None:
+    """Say which side has few patients. Raises UserError where one of an internal set has nobody: no task could ever be
+    evaluated on it."""
+    external, split = of_set.config.role == "external", of_set.config.split
+    where, sides = f"{of_set.line}.sets.{of_set.name}", ("test",) if external else SIDES
+    counts = ", ".join(f"{side} {patients[side]}" for side in sides)
+    remedy = (
+        f"change split.test ({split.test:g}), or name the sides in a column of the table (split.column)"
+        if split.column is None
+        else f"change the sides in column {split.column!r}, or have them drawn (split.seed, split.test)"
+    )
+    if not all(patients[side] for side in sides):
+        raise UserError(
+            f"{where}: nobody is on one of the sides ({counts}): {remedy}; a set that is only tested on has role: "
+            "external"
+        )
+    if any(patients[side] < FEW for side in sides):
+        log.warning("%s: fewer than %d patients on a side (%s), too few for a figure to say much; label more%s",
+                    where, FEW, counts, "" if external else f", or {remedy}")  # fmt: skip
+
+
 def named_patients(of_set: LabelledSet, found: Matched, listings: Iterable[Listing]) -> frozenset[str]:
     """All who are named in a set's table, whether the scan that it names is in the set's source, in another, or in
-    none."""
+    none. Files are named below the set's own root: under the same name, another tree holds another's."""
     patients = set(found.rows["patient"])
     if of_set.config.labels.key == "patient":
         return frozenset(patients | found.keys)
+    if of_set.config.labels.key == "file":
+        return frozenset(patients)
     for listing in listings:
         patients_of = {series.series: series.patient for series in listing.series}
         for key, series in _by_key(listing, of_set.config.labels.key).items():
@@ -95,11 +139,15 @@ def named_patients(of_set: LabelledSet, found: Matched, listings: Iterable[Listi
 def _tell(of_set: LabelledSet, account: Mapping[str, Any]) -> None:
     sides = ", ".join(f"{side} {count}" for side, count in account["patients_by_split"].items())
     log.info("set %s: %d scans of %d patients (%s)", of_set.name, account["scans"], account["patients"], sides)
-    lost = len(account["rows_without_scan"])
-    if lost or account["rows_without_key"] or account["scans_without_row"]:
-        log.warning("set %s: of %d rows %d name no scan of the source, %d name none at all; %d scans have no row",
-                    of_set.name, account["rows"], lost, account["rows_without_key"],
-                    account["scans_without_row"])  # fmt: skip
+    lost, without = account["rows_without_scan"], account["rows_without_key"]
+    if lost or without or account["scans_without_row"]:
+        log.warning("set %s: of %d rows %d name no scan of the source%s, %d have no %s%s; %d scans have no row",
+                    of_set.name, account["rows"], len(lost), _first(lost), len(without), of_set.config.labels.key,
+                    _first(without), account["scans_without_row"])  # fmt: skip
+
+
+def _first(rows: Sequence[int]) -> str:
+    return f" (row {first_rows(rows)})" if rows else ""
 
 
 def _by_key(listing: Listing, key: str) -> dict[str, list[str]]:
@@ -110,8 +158,9 @@ def _by_key(listing: Listing, key: str) -> dict[str, list[str]]:
             if series:
                 found[location].append(series)
         for series_ in listing.series:
-            found[series_.location].append(series_.series)
-        return {name: sorted(set(of)) for name, of in found.items()}
+            for folder in series_.folders:
+                found[folder].append(series_.series)
+        return found
     attribute = {"series": "uid"}.get(key, key)
     for series_ in listing.series:
         if named := getattr(series_, attribute):
@@ -128,7 +177,7 @@ def _sides(of_set: LabelledSet, table: pd.DataFrame, found: pd.DataFrame) -> lis
         assert split.test is not None
         return [side_of(split.seed, patient, split.test) for patient in found["patient"]]
     sides = [side.strip() for side in table[split.column].iloc[found["row"]]]
-    other = [int(row) + 1 for row, side in zip(found["row"], sides, strict=True) if side not in SIDES]
+    other = sorted({int(row) + 1 for row, side in zip(found["row"], sides, strict=True) if side not in SIDES})
     if other:  # what stands there is not told: of another column it may be a name
         raise UserError(
             f"{where}.split.column {split.column!r}: {len(other)} rows are not allowed, first row {other[0]} of "
@@ -136,11 +185,11 @@ def _sides(of_set: LabelledSet, table: pd.DataFrame, found: pd.DataFrame) -> lis
         )
     both = found.assign(side=sides).groupby("patient")["side"].nunique()
     if (both > 1).any():
-        rows = found.loc[found["patient"].isin(both[both > 1].index), "row"]
-        lines = ", ".join(str(row + 1) for row in sorted(set(rows))[:SHOWN])
+        of_both = found.loc[found["patient"].isin(both[both > 1].index), "row"]
+        rows = first_rows(sorted({int(row) + 1 for row in of_both}))
         raise UserError(
             f"{where}.split.column {split.column!r}: {int((both > 1).sum())} patients are in train and in test, as in "
-            f"the rows {lines} of {of_set.config.labels.table}"
+            f"the rows {rows} of {of_set.config.labels.table}"
         )
     return sides
 
@@ -169,40 +218,46 @@ def check_external(rows: pd.DataFrame, named: Mapping[str, frozenset[str]], sets
             )
 
 
-def of_the_set(listing: Listing, rows: pd.DataFrame, taken: set[str]) -> Listing:
-    """Of a set's own scans those that its table names, to evaluate with, and that are not ``taken``: another set has
-    brought them. Files of others belong to no series."""
-    named = set(rows["series"]) - taken
-    series = [replace(s, role=EVALUATION, split=HELD_OUT) for s in listing.series if s.series in named]
-    return replace(listing, series=series, files=without(listing.files, named, keep=True))
+def of_the_set(listing: Listing, rows: pd.DataFrame, brought: Mapping[str, str]) -> Listing:
+    """Of a set's own scans those that its table names, to evaluate with, and that no other set has brought.
+
+    Args:
+        listing: of the set's source.
+        rows: of its table.
+        brought: series that an earlier set brings in, to that set.
+    """
+    named = set(rows["series"])
+    kept = [s for s in listing.series if s.series in named and s.series not in brought]
+    elsewhere = {s.series: NO_LABEL for s in listing.series if s.series not in named} | _by_set(brought)
+    series = [replace(s, role=EVALUATION, split=HELD_OUT) for s in kept]
+    return replace(listing, series=series, files=without(listing.files, elsewhere))
 
 
-def beside(listing: Listing, elsewhere: Iterable[str], rows: pd.DataFrame) -> Listing:
+def beside(listing: Listing, brought: Mapping[str, str], rows: pd.DataFrame) -> Listing:
     """The line's own source beside its labelled sets.
 
     Args:
         listing: what it lists.
-        elsewhere: series that come from a set's own source; they are not listed twice.
+        brought: series that a set brings in from its own source, to that set; they are not listed twice.
         rows: of all sets: those of the line's own scans serve to evaluate.
     """
-    gone, named = set(elsewhere), set(rows["series"])
+    named = set(rows["series"])
     series = [
         replace(s, role=EVALUATION, split=HELD_OUT) if s.series in named and s.role == PRETRAIN else s
         for s in listing.series
-        if s.series not in gone
+        if s.series not in brought
     ]
-    return replace(listing, series=series, files=without(listing.files, gone, keep=False))
+    return replace(listing, series=series, files=without(listing.files, _by_set(brought)))
 
 
-def without(files: Files, series: set[str], keep: bool) -> Files:
-    """The same files; those of ``series`` (or, with ``keep``, of all others) belong to none, as their status says."""
-    lost = [bool(of) and (of in series) != keep for of in files.series]
-    if not any(lost):
+def _by_set(brought: Mapping[str, str]) -> dict[str, str]:
+    """Series to the status of their files in another listing than that of the set that brings them in."""
+    return {series: f"set:{name}" for series, name in brought.items()}
+
+
+def without(files: Files, gone: Mapping[str, str]) -> Files:
+    """The same files; those of a series in ``gone`` belong to none, and have the status that it is mapped to."""
+    if gone.keys().isdisjoint(files.series):
         return files
-    return Files(
-        files.location,
-        files.bytes,
-        ["no_label" if gone and keep else "labelled_set" if gone else status
-         for gone, status in zip(lost, files.status, strict=True)],
-        ["" if gone else of for gone, of in zip(lost, files.series, strict=True)],
-    )  # fmt: skip
+    statuses = [gone.get(of, status) for of, status in zip(files.series, files.status, strict=True)]
+    return Files(files.location, files.bytes, statuses, ["" if of in gone else of for of in files.series])

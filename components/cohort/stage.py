@@ -125,13 +125,14 @@ def _listings(
     own: list[_Of] = []
     found: dict[str, labelled.Matched] = {}
     seen: list[Listing] = []
+    brought: dict[str, str] = {}  # series to the set that brings it in
     for name, of_set in sets.items():
         if of_set.source is not None:
             scans = listed(of_set.source.source, of_set.place, of_set.source, frozenset(), name)
             found[name] = labelled.matched(of_set, scans.listing)
             seen.append(scans.listing)
-            taken = {series.series for other in own for series in other.listing.series}
-            own.append(replace(scans, listing=labelled.of_the_set(scans.listing, found[name].rows, taken)))
+            own.append(replace(scans, listing=labelled.of_the_set(scans.listing, found[name].rows, brought)))
+            brought |= {series.series: name for series in own[-1].listing.series}
     theirs = frozenset(patient for of in found.values() for patient in of.rows["patient"])
     main = listed(config.source, line, config, held_out | theirs)
     found |= {name: labelled.matched(of, main.listing) for name, of in sets.items() if of.source is None}
@@ -141,8 +142,7 @@ def _listings(
     labelled.check_external(rows, named, sets)
     write_table(folder / "labelled.parquet", rows)
     write_json(folder / "labelled.json", {name: of.account for name, of in found.items()})
-    elsewhere = {series.series for of in own for series in of.listing.series}
-    listings = [*own, replace(main, listing=labelled.beside(main.listing, elsewhere, rows))]
+    listings = [*own, replace(main, listing=labelled.beside(main.listing, brought, rows))]
     if config.source != "phantom":
         listings.append(listed("phantom", line, config, held_out))
     return listings, held_out.union(*named.values())
@@ -210,7 +210,7 @@ def _attribution(cohort: pd.DataFrame, cited: list[pd.DataFrame]) -> pd.DataFram
 
 def _row(series: Listed, of: _Of, held_out: frozenset[str]) -> dict[str, object]:
     row = {**vars(series), "source": of.source, "set": of.set, "version": series.version or of.version}
-    del row["members"]
+    del row["members"], row["folders"]
     if series.role == "pretrain" and series.patient in held_out:
         row["role"] = row["split"] = "held_out"
     return row

@@ -59,9 +59,8 @@ def write_volume(path: Path, volume: Volume, provenance: dict[str, Any]) -> None
     """
     if volume.hu.dtype != np.int16 or volume.hu.ndim != 3:
         raise ValueError(f"volume: {volume.hu.dtype} with {volume.hu.ndim} axes is not allowed: int16 with 3 axes")
-    blocks = tuple(min(BLOCK, n) for n in volume.hu.shape)
     meta = {"ct": {"affine": volume.affine.tolist(), "provenance": provenance}}
-    _write(path, volume.hu, volume.hu.shape, blocks, meta)
+    write_array(path, volume.hu, volume.hu.shape, array_blocks(volume.hu.shape), meta)
 
 
 def write_layers(path: Path, layers: npt.NDArray[np.uint16], meta: dict[str, Any]) -> None:
@@ -70,7 +69,7 @@ def write_layers(path: Path, layers: npt.NDArray[np.uint16], meta: dict[str, Any
     Equal input gives equal bytes.
     """
     size = layers.shape[1:]
-    _write(path, layers, (1, *size), (1, *(min(BLOCK, n) for n in size)), {}, {"labels": meta})
+    write_array(path, layers, (1, *size), (1, *array_blocks(size)), {}, {"labels": meta})
 
 
 def read_layers(path: Path) -> tuple[npt.NDArray[np.uint16], dict[str, Any]]:
@@ -82,14 +81,28 @@ def read_layers(path: Path) -> tuple[npt.NDArray[np.uint16], dict[str, Any]]:
         raise ValueError(f"labels {path.name}: {error}") from None
 
 
-def _write(
+def array_blocks(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The blocks of a stored volume of ``shape``."""
+    return tuple(min(BLOCK, n) for n in shape)
+
+
+def write_array(
     path: Path,
     array: npt.NDArray[Any],
     chunks: tuple[int, ...],
     blocks: tuple[int, ...],
     meta: dict[str, Any],
-    long_meta: dict[str, Any] | None = None,  # what may exceed the header: the names of many labels
+    long_meta: dict[str, Any] | None = None,
 ) -> None:
+    """Write an array atomically as one blosc2 file, as everything in the store is written.
+
+    Args:
+        path: of the file.
+        array: of any type.
+        chunks, blocks: blosc2's.
+        meta: in the header, at most a few kilobytes.
+        long_meta: what may exceed it, such as the names of many labels.
+    """
     stored = blosc2.asarray(
         np.ascontiguousarray(array),
         contiguous=True,

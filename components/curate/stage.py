@@ -25,9 +25,10 @@ ACCOUNT = ["series", "patient", "name", "source", "collection", "role", "split",
 
 def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Path) -> pd.DataFrame:
     """Write ``curated.parquet`` (every series of the cohort, with status, reason and ``same_scan``: the series of an
-    evaluation set that is the same scan under another name, or ''), ``annotations.parquet`` (of accepted series),
-    ``volumes.parquet`` (the judged catalogue), ``funnel.json``, ``quality.json`` and ``profile.json`` (the training
-    set's data profile, which stage ``drift`` holds beside the champion's).
+    evaluation set that is the same scan under another name, or ''), ``training.parquet`` (see :func:`training_set`),
+    ``annotations.parquet`` (of accepted series), ``volumes.parquet`` (the judged catalogue), ``funnel.json``,
+    ``quality.json`` and ``profile.json`` (the training set's data profile, which stage ``drift`` holds beside the
+    champion's).
 
     Args:
         data: the line's data folder.
@@ -54,6 +55,7 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     curated["same_scan"] = [twins.get(series, "") for series in curated["series"]]
     write_funnel(curated, folder / "funnel.json")
     write_table(folder / "curated.parquet", curated)
+    write_table(folder / "training.parquet", training_set(curated))
     write_table(folder / "volumes.parquet", catalogue)
     annotations = _concat([data / "acquire" / str(s) / "annotations.parquet" for s in shards])
     kept = annotations["series"].isin(curated.loc[curated["accepted"], "series"])
@@ -67,6 +69,13 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     for warning in judgement.warnings:
         log.warning("expected %s", warning)
     return curated
+
+
+def training_set(curated: pd.DataFrame) -> pd.DataFrame:
+    """What is pretrained on, by key: series, volume, and the volume's digest. A training depends on nothing else, so
+    that scans to evaluate with come and go without another training."""
+    rows = curated[(curated["status"] == "accepted") & (curated["role"] == "pretrain")]
+    return rows[["series", "volume", "sha256"]].sort_values("series", ignore_index=True)
 
 
 def write_funnel(curated: pd.DataFrame, path: Path) -> None:

@@ -18,6 +18,7 @@ from components.evaluate.plots import draw_all, draw_projection
 from components.evaluate.report import render_report
 from components.evaluate.task import CASES, FIGURES, METRICS, judge_task
 from components.evaluate.untrained import untrained_encoders, write_untrained
+from components.figures.families import holm
 from components.files import read_json, sha256_file, write_json, write_text
 from components.models.embed import Embedder, described
 from components.settings import load_part, load_stage
@@ -26,8 +27,8 @@ from components.tables import write_table
 from components.tasks.classify import ClassifyConfig
 from components.tasks.config import EvaluateConfig
 from components.tasks.features import Features, Volumes
-from components.tasks.kinds import kind_of, tasks_of
-from components.tasks.scores import ENCODER, RANDOM
+from components.tasks.kinds import tasks_of
+from components.tasks.scores import DIGITS, ENCODER, RANDOM
 from components.tasks.table import Built, Inputs, task_table
 
 log = logging.getLogger(__name__)
@@ -84,16 +85,16 @@ def collect(
     write_table(out / "cases.parquet", cases)
     write_table(out / "table.parquet", figures)
     write_text(plots / "figures.csv", figures.to_csv(index=False, lineterminator="\n"))
+    of_tasks = {part: numbers for of in found.values() for part, numbers in of["tasks"].items()}
+    primary = {part: figure for of in found.values() for part, figure in of["primary"].items()}
+    worse = holm([numbers[primary[part]]["p_worse"] for part, numbers in of_tasks.items()])
     metrics: dict[str, Any] = {
         "line": line,
         "patients": int(rows["patient"].nunique()),
         "evaluation_data": evaluation_digest(out / "tasks.parquet", rows, volumes),
-        "tasks": {part: numbers for of in found.values() for part, numbers in of["tasks"].items()},
-        "primary": {
-            part: next(figure for figure in kind_of(tasks[name]).figures if figure in numbers)
-            for name, of in found.items()
-            for part, numbers in of["tasks"].items()
-        },
+        "tasks": of_tasks,
+        "primary": primary,
+        "worse": {part: round(float(p), DIGITS) for part, p in zip(of_tasks, worse, strict=True)},
         "not_evaluated": {part: why for of in built.values() for part, why in of.not_evaluated.items()},
     }
     draw_all(plots, figures, cases, _differences(metrics["tasks"]))

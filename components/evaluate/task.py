@@ -98,7 +98,9 @@ def write_outcome(folder: Path, task: Any, outcome: Outcome, encoder: Path) -> N
             captions[picture] = caption
         for head in outcome.heads.values():
             write_head(temporary / HEAD, head, sha256_file(encoder))
-        found = {"tasks": task_metrics(outcome.scores, measures), "remarks": outcome.remarks, "pictures": captions}
+        tasks = task_metrics(outcome.scores, measures)
+        primary = {part: next(name for name in measures if name in of) for part, of in tasks.items()}
+        found = {"tasks": tasks, "primary": primary, "remarks": outcome.remarks, "pictures": captions}
         write_json(temporary / METRICS, outcome.found | found)
 
 

@@ -35,7 +35,8 @@ def run(line: str) -> None:
     if not metrics.is_file():
         raise UserError(f"{metrics}: not found; run `dvc repro` so that the stages before this one are done")
     champion = read_champion(CHAMPIONS / f"{line}.json")
-    verdicts = against_champion(config, line, read_json(metrics), champion) or [not_judged("champion")]
+    asked_again = read_json(data_dir(line, "rival") / "rival.json")["tasks"]
+    verdicts = against_champion(config, line, read_json(metrics), champion, asked_again) or [not_judged("champion")]
     judged = decision(verdicts)
     folder = data_dir(line, "champion")
     write_json(folder / COMPARISON, {"champion": champion and champion["bundle"], **judged})

@@ -29,7 +29,7 @@ class Floor(StageConfig):
 
 
 class NotWorse(StageConfig):
-    """The figure must be at least the champion's less the tolerance."""
+    """The figure must be at least the champion's on the same cases less the tolerance, and not clearly below it."""
 
     task: Name
     figure: Name

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from components.figures.families import holm
-from components.gate.config import GateConfig
+from components.gate.config import GateConfig, NotWorse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,16 +116,16 @@ def reject_rate(config: GateConfig, evidence: Evidence) -> Verdict:
 def no_worse(config: GateConfig, evidence: Evidence) -> Verdict:
     """At no evaluated task is the encoder clearly worse than untrained ones: no task that went well makes up for it.
 
-    One figure a task; their p-values by Holm's correction, since one of them refuses the release.
+    One figure a task; ``worse`` of the metrics has their p-values by Holm's correction, since one of them refuses the
+    release.
     """
     alpha, tasks = config.worse_alpha, evidence.metrics["tasks"]
     if alpha is None:
         return Verdict("no_worse", None, None, "not judged", "gate.worse_alpha is null: nothing of this kind was asked")
     if not tasks:
         return Verdict("no_worse", None, 0, "fail", "no task was evaluated")
-    figures = {task: evidence.metrics["primary"][task] for task in sorted(tasks)}
-    adjusted = holm([float(tasks[task][figure]["p_worse"]) for task, figure in figures.items()])
-    worse = sorted((p, task) for p, task in zip(adjusted, figures, strict=True) if p <= alpha)
+    figures, adjusted = evidence.metrics["primary"], evidence.metrics["worse"]
+    worse = sorted((float(p), task) for task, p in adjusted.items() if p <= alpha)
     told = [
         f"{task} {figures[task]} {numbers['value']:.3f}, untrained {numbers['random']:.3f}, difference "
         f"{numbers['difference']:+.3f} [{numbers['difference_low']:+.3f}, {numbers['difference_high']:+.3f}]"
@@ -173,18 +172,44 @@ def floors(config: GateConfig, evidence: Evidence) -> list[Verdict]:
 
 
 def against_champion(
-    config: GateConfig, line: str, metrics: Mapping[str, Any], champion: Mapping[str, Any] | None
+    config: GateConfig,
+    line: str,
+    metrics: Mapping[str, Any],
+    champion: Mapping[str, Any] | None,
+    asked_again: Mapping[str, Any],
 ) -> list[Verdict]:
-    """Not worse than the release in use, on the very same evaluation data.
+    """Not worse than the release in use, case by case; where its encoder was not asked again, by its figures on the
+    very same evaluation data.
 
     Args:
         config: the line's bounds.
         line: the model line.
         metrics: of the evaluate stage.
         champion: of the line: ``bundle``, ``evaluation_data``, ``metrics``; None where there is none.
+        asked_again: task to figure to what the champion's encoder gives on the same cases, of stage ``rival``.
     """
     if champion is None:
         return [Verdict("champion", None, None, "pass", "no champion yet: nothing to compare with")]
+    told = [(wanted, asked_again.get(wanted.task, {}).get(wanted.figure)) for wanted in config.champion]
+    verdicts = [_beside(wanted, pair) for wanted, pair in told if pair is not None]
+    rest = [wanted for wanted, pair in told if pair is None]
+    return verdicts + (_by_figures(rest, line, metrics, champion) if rest else [])
+
+
+def _beside(wanted: NotWorse, pair: Mapping[str, float]) -> Verdict:
+    """Refused where it is worse by more than the tolerance, or clearly worse by however little."""
+    gain, high = float(pair["gain"]), float(pair["gain_high"])
+    detail = (
+        f"{pair['value']:.3f}; champion {pair['champion']:.3f} on the same cases; gain {gain:+.3f} "
+        f"[{pair['gain_low']:+.3f}, {high:+.3f}]; must not be below the bound, nor its interval below 0"
+    )
+    passed = gain >= -wanted.tolerance and high >= 0
+    return Verdict(f"champion {wanted.task} {wanted.figure}", gain, -wanted.tolerance, _word(passed), detail)
+
+
+def _by_figures(
+    asked: Sequence[NotWorse], line: str, metrics: Mapping[str, Any], champion: Mapping[str, Any]
+) -> list[Verdict]:
     if champion["evaluation_data"] != metrics["evaluation_data"]:
         detail = (
             f"the champion was measured on other evaluation data ({str(champion['evaluation_data'])[:12]}, "
@@ -193,7 +218,7 @@ def against_champion(
         )
         return [Verdict("champion", None, None, "fail", detail)]
     verdicts = []
-    for wanted in config.champion:
+    for wanted in asked:
         name = f"champion {wanted.task} {wanted.figure}"
         numbers, reason = _numbers(metrics, wanted.task, wanted.figure)
         before, reason_before = _numbers(champion["metrics"], wanted.task, wanted.figure)

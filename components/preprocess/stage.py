@@ -12,9 +12,11 @@ import pandas as pd
 
 from components.cluster import map_on_ray
 from components.ct.dicom import read_series
+from components.ct.labels.onto_grid import label_map
+from components.ct.labels.stored import FOLDER, LabelMap
 from components.ct.measure import measure_volume
 from components.ct.nifti import read_nifti
-from components.ct.origin import origin_of
+from components.ct.origin import Origin, origin_of
 from components.ct.standardise import crop_to_body, find_body, resample_only
 from components.ct.store import Volume
 from components.errors import UserError
@@ -113,11 +115,26 @@ def preprocess_series(job: VolumeJob) -> None:
     body = find_body(resampled, job.config.foreground_hu)
     volume = crop_to_body(resampled, body, job.config.foreground_margin_mm)
     sizes = dict(zip(("n0", "n1", "n2"), volume.hu.shape, strict=True))
-    row = {"decoded": True, "detail": "", **sizes, **measure_volume(native, resampled, body)}
     origin = origin_of(raw.data_files(job.series.folder))
+    labels, why = _labels(job.series, volume, origin)
+    row = {"decoded": True, "detail": "", **sizes, **measure_volume(native, resampled, body), "labels_detail": why}
     provenance = {"series": series["series"], "source": series["source"], "frame": origin.frame,
                   "patient": origin.patient, "grid": job.config.grid}  # fmt: skip
-    kept.keep(job.entry, row, volume, provenance)
+    kept.keep(job.entry, row, volume, provenance, labels)
+
+
+def _labels(series: SeriesJob, volume: Volume, origin: Origin) -> tuple[LabelMap | None, str]:
+    """The label map of an evaluation scan, where its source brings one; or why there is none in spite of that. It costs
+    the scan nothing: only a task of labels does without it."""
+    if series.labels is None:
+        return None, ""
+    if not series.labels.is_file():
+        return None, f"labels {series.labels.name}: not among the files that the source brought"
+    try:
+        return label_map(series.labels, volume, origin), ""
+    except UserError as error:
+        log.warning("series %s: %s", series.row["series"], error)
+        return None, str(error)
 
 
 def findable(detail: str, members: list[str]) -> str:
@@ -133,7 +150,8 @@ def findable(detail: str, members: list[str]) -> str:
 def preprocess_shard(
     jobs: list[SeriesJob], acquired: Path, screened: pd.DataFrame, config: PreprocessConfig, folder: Path
 ) -> pd.DataFrame:
-    """Write ``volumes/<series>.b2nd`` and ``catalogue.parquet``, then let the shard's raw bytes go.
+    """Write ``volumes/<series>.b2nd``, ``labels/<series>.b2nd`` of evaluation scans whose source brings labels, and
+    ``catalogue.parquet``, then let the shard's raw bytes go.
 
     Series whose bytes, grid and code are those of an earlier run are taken from it; their raw files are not needed.
 
@@ -188,14 +206,19 @@ def _new_rows(todo: list[VolumeJob], results: list[Lost | None]) -> dict[Path, d
 
 
 def _write(jobs: list[VolumeJob], known: dict[Path, dict[str, Any]], folder: Path) -> pd.DataFrame:
-    """The store's folder, and the catalogue."""
+    """The store's folders, and the catalogue."""
     rows = []
-    with replacing(folder / "volumes", durable=False) as store:  # the catalogue holds each volume's digest
-        store.mkdir(parents=True)
+    with (
+        replacing(folder / "volumes", durable=False) as store,  # the catalogue holds the digest of each file
+        replacing(folder / FOLDER, durable=False) as labels,
+    ):
+        for made in (store, labels):
+            made.mkdir(parents=True)
         for job in jobs:
             rows.append({**{key: job.series.row[key] for key in CARRIED}, **known[job.entry]})
             if known[job.entry]["decoded"]:
-                kept.place(job.entry, store / f"{job.series.row['series']}.b2nd")
+                name = f"{job.series.row['series']}.b2nd"
+                kept.place(job.entry, store / name, labels / name)
     catalogue = pd.DataFrame(rows, columns=None if rows else [*CARRIED, "decoded", "detail"])
     write_table(folder / "catalogue.parquet", catalogue)
     return catalogue

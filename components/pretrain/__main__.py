@@ -31,6 +31,7 @@ from components.pretrain.views import build_views
 from components.settings import load_stage
 from components.tables import read_table
 
+TRAINING = "training.parquet"
 SHOWN = 4  # volumes whose views are in the picture
 RUNS = Path(".ctfoundry") / "runs"
 ENTRY = "components/pretrain/__main__.py"
@@ -44,30 +45,26 @@ UNFELT = {"loaders", "checkpoint_every", "activation_checkpointing"}  # settings
 log = logging.getLogger(__name__)
 
 
-def training_volumes(curated: pd.DataFrame) -> tuple[Path, ...]:
-    """Paths of the accepted series with the role 'pretrain', in order of their keys.
+def training_volumes(training: pd.DataFrame) -> tuple[Path, ...]:
+    """Paths of the training set (columns series, volume, sha256), in order of their keys.
 
     Raises:
         UserError: there are none, or a file is missing.
     """
-    paths = tuple(Path(path) for path in _training_rows(curated)["volume"])
+    paths = tuple(Path(path) for path in training.sort_values("series")["volume"])
     if not paths:
-        raise UserError("curated.parquet: no accepted series has the role 'pretrain'; nothing to train on")
+        raise UserError("training.parquet: no series; nothing to train on")
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UserError(f"volume {missing[0]}: missing ({len(missing)} in all); run preprocess again")
     return paths
 
 
-def _training_rows(curated: pd.DataFrame) -> pd.DataFrame:
-    return curated[(curated["status"] == "accepted") & (curated["role"] == "pretrain")].sort_values("series")
-
-
-def run_name(line: str, config: PretrainConfig, curated: pd.DataFrame) -> str:
+def run_name(line: str, config: PretrainConfig, training: pd.DataFrame) -> str:
     """A name that changes with what decides the weights, and with that alone: parameters, the volumes' digests as the
     catalogue has them, code that a step runs, and the arithmetic and libraries that compute. Only equal runs resume."""
     digest = hashlib.sha256(json.dumps(config.model_dump(mode="json", exclude=UNFELT), sort_keys=True).encode())
-    for series, sha256 in _training_rows(curated)[["series", "sha256"]].itertuples(index=False):
+    for series, sha256 in training.sort_values("series")[["series", "sha256"]].itertuples(index=False):
         digest.update(f"{series}\0{sha256}\n".encode())
     for path in sorted(closure([ENTRY]) - LOOKS_ON):
         if path.startswith(OF_A_STEP):
@@ -130,8 +127,8 @@ def write_outputs(
 def pretrain(line: str) -> None:
     """The stage: train (or go on), write the outputs in one piece, then drop the resume state."""
     config = load_stage(PretrainConfig, line, "pretrain")
-    curated = read_table(data_dir(line, "curate") / "curated.parquet")
-    volumes, run = training_volumes(curated), RUNS / run_name(line, config, curated)
+    training = read_table(data_dir(line, "curate") / TRAINING)
+    volumes, run = training_volumes(training), RUNS / run_name(line, config, training)
     _check_first(volumes[0], config)
     log.info("%d volumes, %d steps, %s workers, run %s", len(volumes), config.steps, config.workers, run.name)
 

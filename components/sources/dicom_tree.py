@@ -31,7 +31,7 @@ from components.errors import UserError
 from components.processes import map_all
 from components.progress import track
 from components.sources.config import SourceConfig
-from components.sources.interface import Files, Listed, Listing
+from components.sources.interface import Files, Listed, Listing, folders_up
 from components.sources.tree import (
     INSIDE,
     UNREADABLE,
@@ -341,6 +341,7 @@ def _listed(owner: Owner, files: list[TreeFile], config: SourceConfig) -> Listed
         licence=config.licence,
         doi=config.doi,
         members=tuple(file.location for file in files),
+        folders=folders_up(folders),
         version=hashlib.sha256(seen.encode()).hexdigest()[:16],
     )
 

@@ -6,12 +6,18 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import eq
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import pandas as pd
 
 from components.sources.config import TransferConfig
+
+
+def folders_up(folders: Iterable[str]) -> tuple[str, ...]:
+    """The folders, and those that hold them, up to the root's own; sorted."""
+    paths = map(PurePosixPath, folders)
+    return tuple(sorted({str(at) for path in paths for at in (path, *path.parents)} - {"."}))
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Listed:
         retest_of: series whose patient was scanned again, or ''.
         plan: the phantom scanner's plan as JSON, or ''.
         members: locations of its files, in the source's terms.
+        folders: locations of the folders and zips that hold them, up to the root's own; a zip's ends with ``!``.
         collection, licence, doi: attribution.
         version: what tells apart data that the source would give for this series under the same names; '' where only
             the source's own version does.
@@ -51,6 +58,7 @@ class Listed:
     retest_of: str = ""
     plan: str = ""
     members: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
     version: str = ""
 
 

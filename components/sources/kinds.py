@@ -15,6 +15,8 @@ class Kind:
         folder: it is a folder of this machine, pinned by a digest and named behind ``--source <kind>:``.
         sized: files and bytes are known before the transfer. a_slice: each file is then one slice.
         nifti: its files are NIfTI volumes, not DICOM.
+        labels: of a fetched series' folder, the file that holds its labels (NIfTI, DICOM SEG or RTSTRUCT); '' where the
+            source brings none.
     """
 
     site: bool = False
@@ -22,10 +24,11 @@ class Kind:
     sized: bool = False
     a_slice: bool = False
     nifti: bool = False
+    labels: str = ""
 
 
 KINDS: Mapping[str, Kind] = {
-    "phantom": Kind(),
+    "phantom": Kind(labels="mask.nii.gz"),
     "idc": Kind(sized=True, a_slice=True),
     "dicomweb": Kind(site=True),
     "dicom": Kind(site=True, folder=True, sized=True, a_slice=True),

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
+
+import pandas as pd
+
 from components.command import data_dir
 from components.errors import UserError
+from components.sources.config import SourceConfig
 from components.sources.roots import place_of, root_of
 from components.sources.sets import sources_of
 from components.sources.tree import resolve
 from components.tables import read_table
 
 
-def locate(line: str, key: str) -> list[str]:
+@dataclass(frozen=True)
+class Located:
+    """Attributes:
+    paths: absolute, sorted; members of a zip follow ``!/``. Of a series of the Imaging Data Commons its address.
+    remarks: a line of text for each labelled set that has to do with it.
+    """
+
+    paths: list[str]
+    remarks: list[str]
+
+
+def locate(line: str, key: str) -> Located:
     """Where the bytes of a series or a file lie on this machine.
 
     Args:
         line: model line, whose cohort is looked into.
         key: of a series, or what the cohort's file table holds as a file's location.
-
-    Returns:
-        Absolute paths, sorted; members of a zip follow ``!/``. For a series of the Imaging Data Commons its address.
 
     Raises:
         UserError: no such key, the line has no cohort yet, or the series has no files of its own.
@@ -26,19 +40,38 @@ def locate(line: str, key: str) -> list[str]:
     folder = data_dir(line, "cohort")
     if not (folder / "cohort.parquet").is_file():
         raise UserError(f"line {line}: no cohort yet; run `dvc repro cohort@{line}`")
-    sources = sources_of(line)
     cohort, files = read_table(folder / "cohort.parquet"), read_table(folder / "files.parquet")
+    labelled = read_table(folder / "labelled.parquet")
     row = cohort[cohort["series"] == key]
     found = files[(files["location"] == key) | (files["series"] == key)]
-    members = found["location"].tolist()
-    of_set = str([*found["set"], *row["set"], ""][0])
-    source, place = (row["source"].iloc[0] if len(row) else sources[of_set].source), place_of(line, of_set)
-    if len(row) and source == "idc":
-        return [f"s3://{row['location'].iloc[0]}"]
-    if not members and len(row):
-        raise UserError(f"series {key}: source {source!r} keeps no files of its own on this machine")
-    if not members:
+    remarks = _remarks(found, labelled[labelled["series"].isin({key, *found["series"]})])
+    if len(row) and row["source"].iloc[0] == "idc":
+        return Located([f"s3://{row['location'].iloc[0]}"], remarks)
+    if found.empty and len(row):
+        raise UserError(f"series {key}: source {row['source'].iloc[0]!r} keeps no files of its own on this machine")
+    if found.empty:
         raise UserError(f"key {key!r}: neither a series nor a file of line {line}'s cohort")
-    root = root_of(source, place).resolve()
-    locations = resolve(source, place, members) if sources[of_set].paths == "keyed" else members
-    return sorted(f"{root}/{location}" for location in locations)
+    sources = sources_of(line)
+    paths: list[str] = []
+    for of_set, members in found.groupby("set")["location"]:  # names that are shown may be those of several trees
+        if of_set not in sources:
+            raise UserError(
+                f"key {key!r}: of the scans of set {of_set!r}, which {line}.sets no longer has; "
+                f"`dvc repro cohort@{line}` lists the line anew"
+            )
+        paths += _paths(place_of(line, str(of_set)), sources[str(of_set)], members.tolist())
+    return Located(sorted(set(paths)), remarks)
+
+
+def _paths(place: str, source: SourceConfig, members: list[str]) -> list[str]:
+    root = root_of(source.source, place).resolve()
+    return [f"{root}/{at}" for at in (resolve(source.source, place, members) if source.paths == "keyed" else members)]
+
+
+def _remarks(files: pd.DataFrame, labelled: pd.DataFrame) -> list[str]:
+    """Which set brings it in, as the files say; and which ones have labels of it."""
+    own = files[files["set"] != ""]
+    counts = sorted(Counter(zip(own["set"], own["status"], strict=True)).items())
+    brought = [f"set {name}: files of its scans: {status} {count}" for (name, status), count in counts]
+    rows = labelled.drop_duplicates(["set", "row"]).groupby("set")["row"]
+    return brought + [f"set {name}: rows of its table that name it: {len(of)}" for name, of in rows]

@@ -14,13 +14,14 @@ import pandas as pd
 from components.ct.keys import patient_key, require_secret, series_key
 from components.errors import UserError
 from components.sources.config import SourceConfig, TransferConfig, patient_pattern
-from components.sources.interface import Files, Listed, Listing
+from components.sources.interface import Files, Listed, Listing, folders_up
 from components.sources.roots import key_of, root_of
 from components.sources.tree import (
     TABLE_SUFFIX,
     Name,
     add_to_digest,
     check_digest,
+    folder_of,
     glances,
     has_map,
     keyed,
@@ -73,7 +74,8 @@ class NiftiSource:
             if patient:
                 listed.append(
                     Listed(keys[-1], patient_key(patient), volume, location, 1, size, of.collection, of.licence,
-                           of.doi, members=(location,), version=seen.get(location, ""))
+                           of.doi, members=(location,), folders=folders_up([folder_of(location)]),
+                           version=seen.get(location, ""))
                 )  # fmt: skip
         if not listed:
             raise none_found("nifti", ".nii or .nii.gz file" + (f" of a patient by {rule!r}" if rule else ""), statuses)

@@ -71,6 +71,20 @@ def root_of(name: str, place: str = "") -> Path:
     return path
 
 
+def copy_roots(origin: str, line: str) -> None:
+    """Remember for ``line``, which is a copy of the line ``origin``, the roots that are remembered of that: of its
+    source, and of its labelled sets."""
+    recorded = _recorded()
+    added = {}
+    for place in recorded:
+        of_line, _, of_set = place.partition("-")
+        if of_line == origin and (roots := _of_line(recorded, place)):
+            copy = place_of(line, of_set)
+            added[copy] = {**_of_line(recorded, copy), **roots}
+    if added:
+        write_json(ROOTS_FILE, {**recorded, **added})
+
+
 def record_root(name: str, folder: Path, line: str = "") -> None:
     """Remember a root for this checkout, of a line where it is a source's. Raises UserError where ``folder`` is not a
     folder."""

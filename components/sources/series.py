@@ -18,6 +18,7 @@ from components.sources import raw, receipts
 from components.sources.build import source_of
 from components.sources.config import AcquireConfig, SourceConfig
 from components.sources.interface import Source
+from components.sources.kinds import KINDS
 from components.sources.roots import place_of
 from components.tables import read_table
 
@@ -50,6 +51,12 @@ class SeriesJob:
     @property
     def receipt(self) -> Path:
         return receipts.entry(self.line, self.row, self.members, self.config.mixed_series)
+
+    @property
+    def labels(self) -> Path | None:
+        """The labels that come with its files; None where its source brings none, or nobody asks for them."""
+        name = KINDS[self.row["source"]].labels
+        return self.folder / name if name and self.row["role"] == "evaluation" else None
 
     def fetch(self) -> dict[str, str]:
         """Bring the series into the raw cache, trying again as the parameters say; file name to SHA-256.
@@ -109,7 +116,7 @@ def ready(jobs: list[SeriesJob], todo: list[SeriesJob]) -> Iterator[None]:
         UserError: one of these is not so.
     """
     missing = [job for job in todo if not job.folder.is_dir()]
-    for job in {job.row["source"]: job for job in missing}.values():
+    for job in {(job.row["source"], job.row["set"]): job for job in missing}.values():  # each has a root and a map
         job.source.check()
     to_come = {job.folder: job.bytes for job in missing}
     with raw.reserved({job.folder: to_come.get(job.folder, 0) for job in jobs}):

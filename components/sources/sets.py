@@ -10,12 +10,11 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
@@ -42,7 +41,8 @@ from components.sources.tree import own_names
 SETS = "sets"
 SET_NAME = r"[a-z][a-z0-9_]{0,39}"
 KEYS = {"patient": patient_key, "study": study_key, "series": uid_key, "accession": accession_key, "file": file_key}
-SHOWN_ROWS = 3  # named in an error
+SHOWN_ROWS = 3  # named in a line of text
+NO_VALUE = frozenset({"", "nan", "na", "n/a", "null", "none", "unknown"})  # however it is written
 
 
 class LabelsConfig(StageConfig):
@@ -53,7 +53,7 @@ class LabelsConfig(StageConfig):
         digest: its SHA-256.
         key: what names a scan: its ``patient`` (PatientID, or as ``nifti.patient`` tells it), ``study``
             (StudyInstanceUID), ``series`` (SeriesInstanceUID), ``accession`` (AccessionNumber), or ``file``: a file, a
-            folder of files or a zip below the source's root. A row names every scan of its patient, study or accession.
+            folder or a zip below the source's root. A row names every scan of its patient, study, accession or folder.
         column: of the table, that holds the key.
     """
 
@@ -82,8 +82,9 @@ class SetConfig(StageConfig):
     """A block of ``<line>.sets``.
 
     Attributes:
-        scans: where they come from: what differs from ``<line>.cohort``, such as
-            ``{source: dicom, source_digest: ...}``; null for scans of the line's own source.
+        scans: where they come from: what differs from ``<line>.cohort``, also within its blocks, such as
+            ``{source: dicom, source_digest: ...}`` or ``{source: idc, idc: {collections: [rider_lung_ct]}}``; null for
+            scans of the line's own source.
         labels: the table.
         split: of the patients of an internal set.
         role: ``internal``, or ``external``: of another site, tested on only.
@@ -103,13 +104,13 @@ class LabelledSet:
         line, name: of the set.
         config: its block.
         source: of its scans; None where they are the line's own.
+        paths: how tables name the files of its scans, see ``SourceConfig``.
     """
 
     line: str
     name: str
     config: SetConfig
     source: SourceConfig | None
-
     paths: str
 
     @property
@@ -117,43 +118,66 @@ class LabelledSet:
         """Under which the roots and maps of its scans are kept on this machine, as a line's are under its name."""
         return place_of(self.line, self.name)
 
+    @property
+    def table_path(self) -> Path:
+        """Of the table, on this machine. Raises UserError where it is not there."""
+        table = self.config.labels.table
+        path = root_of(f"{self.name}_labels", self.line) / table
+        if not path.is_file():
+            raise UserError(f"{self._labels}.table: {table!r} is not in the folder of the set's labels")
+        return path
+
     def table(self) -> tuple[pd.DataFrame, list[tuple[str, ...]]]:
+        """As :meth:`read`, of the table on this machine. Raises UserError where it is not the pinned one, too."""
+        path, pinned = self.table_path, self.config.labels.digest
+        found = sha256_file(path)
+        if found != pinned:
+            raise UserError(
+                f"{self._labels}.digest: {path.name} has digest {found[:12]}, pinned is {pinned[:12]}; "
+                f"pin it as it is now with `ctfoundry set pin {self.name} --line {self.line}`"
+            )
+        return self.read(path)
+
+    def read(self, path: Path) -> tuple[pd.DataFrame, list[tuple[str, ...]]]:
         """The table, row by row, every column as text; and for each row the pseudonyms by which it may name a scan,
         none where it names none.
 
         Raises:
-            UserError: it is not on this machine, not the pinned one, no table, or without the columns it must have;
-                or a key is named twice.
+            UserError: it is no table, is without the columns it must have, names no scan, or a scan twice.
         """
-        of, where = self.config.labels, f"{self.line}.sets.{self.name}.labels"
-        path = root_of(f"{self.name}_labels", self.line) / of.table
-        if not path.is_file():
-            raise UserError(f"{where}.table: {of.table!r} is not in the folder of the set's labels")
-        found = sha256_file(path)
-        if found != of.digest:
-            raise UserError(
-                f"{where}.digest: {of.table} has digest {found[:12]}, pinned is {of.digest[:12]}; "
-                f"pin it as it is now with `ctfoundry set pin {self.name} --line {self.line}`"
-            )
+        of, where = self.config.labels, f"{self._labels}: {path.name}"
         table = read_text_table(path)
         for column in [of.column, *([self.config.split.column] if self.config.split.column else [])]:
-            require_column(table, column, f"{where}: {of.table}")
-        keys = table[of.column].str.strip()
-        twice = sorted(np.flatnonzero((keys != "") & keys.duplicated()) + 1)
-        if twice:
-            told = ", ".join(map(str, twice[:SHOWN_ROWS])) + (", ..." if len(twice) > SHOWN_ROWS else "")
-            raise UserError(f"{where}: {of.table} names a {of.key} of column {of.column!r} twice, in row {told}")
-        return table, [self._keys(text) if text else () for text in keys]
+            require_column(table, column, where)
+        keys = [self._keys(text) if text else () for text in table[of.column].str.strip()]
+        named = [key[0] for key in keys if key]
+        if not named:
+            raise UserError(f"{where}: column {of.column!r} names no {of.key}: it is empty in all {len(table)} rows")
+        if len(set(named)) < len(named):
+            twice = pd.Series([key[0] if key else "" for key in keys])
+            rows = [int(row) + 1 for row in twice.index[twice.duplicated() & (twice != "")]]
+            raise UserError(f"{where} names a {of.key} of column {of.column!r} twice, in row {first_rows(rows)}")
+        return table, keys
+
+    @property
+    def _labels(self) -> str:
+        return f"{self.line}.{SETS}.{self.name}.labels"
 
     def _keys(self, text: str) -> tuple[str, ...]:
         kind = self.config.labels.key
         if kind != "file":
             return (KEYS[kind](text),)
-        files = (text.rstrip("/"), f"{text}!")  # as the folder that a zip counts for
+        path = str(PurePosixPath(text))
+        files = (path, f"{path}!")  # as the folder that a zip counts for
         if self.paths == "shown":
             return files
         prefix = own_names(self.place) if self.source is not None else ""
         return tuple(KEYS[kind](prefix + name) for name in files)
+
+
+def first_rows(rows: Sequence[int]) -> str:
+    """Numbers of rows, the first few of many."""
+    return ", ".join(map(str, rows[:SHOWN_ROWS])) + (", ..." if len(rows) > SHOWN_ROWS else "")
 
 
 def require_column(table: pd.DataFrame, column: str, where: str) -> None:
@@ -226,7 +250,7 @@ def sets_of(line: str, path: Path = PARAMS_FILE) -> dict[str, LabelledSet]:
     found, mistakes = {}, []
     for name, values in sets.items():
         try:
-            found[str(name)] = _parsed(line, name, values, cohort if isinstance(cohort, dict) else {})
+            found[str(name)] = set_of(line, name, values, cohort if isinstance(cohort, dict) else {})
         except ParamsError as error:
             mistakes.append(str(error))
     if mistakes:
@@ -234,7 +258,17 @@ def sets_of(line: str, path: Path = PARAMS_FILE) -> dict[str, LabelledSet]:
     return found
 
 
-def _parsed(line: str, name: Any, values: Any, cohort: Mapping[str, Any]) -> LabelledSet:
+def set_of(line: str, name: Any, values: Any, cohort: Mapping[str, Any]) -> LabelledSet:
+    """The labelled set of a block.
+
+    Args:
+        line, name: of the set.
+        values: the block.
+        cohort: that of the line.
+
+    Raises:
+        ParamsError: one line per mistake.
+    """
     where = f"{line}.{SETS}.{name}"
     if not isinstance(name, str) or not re.fullmatch(SET_NAME, name):
         raise ParamsError(
@@ -246,14 +280,24 @@ def _parsed(line: str, name: Any, values: Any, cohort: Mapping[str, Any]) -> Lab
         if cohort.get("source") == "nifti" and isinstance(nifti, dict) and nifti.get("patient") is None:
             raise ParamsError(patient_missing(f"{line}.cohort"))
         return LabelledSet(line, name, config, None, str(cohort.get("paths")))
-    known = {key: value for key, value in cohort.items() if key in SourceConfig.model_fields}
-    unpinned = {} if "source_digest" in config.scans else {"source_digest": None}  # never the line's own
-    source = parse(SourceConfig, {**known, **unpinned, **config.scans}, f"{where}.scans")
+    source = parse(SourceConfig, _source_block(config.scans, cohort), f"{where}.scans")
     if source.source == "phantom":
         raise ParamsError(f"params.yaml: {where}.scans.source: 'phantom' is not allowed: no table names its scans")
     if source.source == "nifti" and source.nifti.patient is None:
         raise ParamsError(patient_missing(f"{where}.scans"))
     return LabelledSet(line, name, config, source, source.paths)
+
+
+def _source_block(scans: Mapping[str, Any], cohort: Mapping[str, Any]) -> dict[str, Any]:
+    """The line's source, and what differs from it. What holds for its data alone is not taken over: the digest of its
+    tree, and collections that are kept from pretraining, which the set may be made of."""
+    block = {key: value for key, value in cohort.items() if key in SourceConfig.model_fields} | {"source_digest": None}
+    if isinstance(block.get("idc"), dict):
+        block["idc"] = block["idc"] | {"evaluation_collections": ()}
+    for key, value in scans.items():
+        present = block.get(key)
+        block[key] = {**present, **value} if isinstance(present, dict) and isinstance(value, dict) else value
+    return block
 
 
 def sources_of(line: str) -> dict[str, SourceConfig]:

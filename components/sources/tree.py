@@ -308,9 +308,12 @@ def keyed(listing: Listing, name: str, place: str) -> Listing:
         if series:
             members[series].append(key)
     series_ = [
-        replace(of, name=of.series, location=file_key(prefix + of.location), members=tuple(members[of.series]))
+        replace(
+            of, name=of.series, location=file_key(prefix + of.location), members=tuple(members[of.series]),
+            folders=tuple(file_key(prefix + folder) for folder in of.folders),
+        )
         for of in listing.series
-    ]
+    ]  # fmt: skip
     return replace(listing, series=series_, files=files.renamed(keys, order))
 
 

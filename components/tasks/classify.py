@@ -11,10 +11,11 @@ from pydantic import Field
 
 from components.settings import StageConfig
 from components.sources.lidc import ROOT as LIDC_ROOT
+from components.sources.phantom.plan import FINDINGS as PHANTOM_FINDINGS
 from components.tasks import annotated, own
 from components.tasks.config import LINE
-from components.tasks.interface import Kind, Measure, Outcome, Question
-from components.tasks.nodules import nodules
+from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned
+from components.tasks.nodules import RATINGS, nodules
 from components.tasks.scores import ENCODER, family_mean, task_metrics
 from components.tasks.table import Built, Inputs, check_splits, usable
 
@@ -48,6 +49,7 @@ ANNOTATED: dict[str, Callable[[str, Inputs], Built]] = {
     FINDINGS: annotated.findings,
 }
 RATINGS_LABEL = "ratings"
+BUILT_IN = {LINE: tuple(ANNOTATED), LIDC_ROOT: (RATINGS_LABEL,)}
 POINTS = ("organ", "lesion", RATINGS_LABEL)  # they want an encoder that sees crops
 
 
@@ -113,4 +115,23 @@ def judge(question: Question) -> Outcome:
     return replace(outcome, cases=pd.concat(tables, ignore_index=True), pictures=pictures(shown))
 
 
-KIND = Kind(ClassifyConfig, FIGURES, cases, judge)
+def _parts(name: str, task: ClassifyConfig, scanned: Scanned) -> list[str]:
+    if task.set == LIDC_ROOT:
+        return [f"{name}/{rating}" for rating in RATINGS] if scanned.nodules else []
+    if task.set != LINE:
+        return [name]
+    if task.label == FINDINGS:
+        return [] if scanned.trunk else [name, *(f"{name}/{finding}" for finding in PHANTOM_FINDINGS)]
+    return [name] if scanned.trunk else []
+
+
+KIND = Kind(
+    ClassifyConfig,
+    FIGURES,
+    cases,
+    judge,
+    points=lambda task: task.set in BUILT_IN and task.label in POINTS,
+    columns=lambda task: {"label": task.label},
+    built_in=BUILT_IN,
+    parts=_parts,
+)

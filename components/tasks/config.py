@@ -13,7 +13,6 @@ from components.sources.lidc import LidcPin
 TASKS = "tasks"
 TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 LINE = "line"  # as the set of a task: the line's own evaluation scans, with the annotations of their source
-RATED = ("texture", "calcification", "malignancy")  # of nodules
 Window = Annotated[float, Field(ge=2, le=100)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,37 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Scanned:
+    """What a line's own scans can answer: they are the phantom's, whatever the source.
+
+    Attributes:
+        trunk: whether they have organs and lesions, and not findings.
+        sees: what the encoder sees.
+        retests: whether patients were scanned twice.
+        nodules: whether nodules of LIDC-IDRI are pinned.
+    """
+
+    trunk: bool
+    sees: str
+    retests: bool
+    nodules: bool
+
+
+def alone(name: str, _: Any, __: Scanned) -> list[str]:
+    """The parts of a task that is one."""
+    return [name]
+
+
+def of_organs(name: str, _: Any, scanned: Scanned) -> list[str]:
+    """The parts of a task that asks for the organs of a trunk."""
+    return [name] if scanned.trunk else []
+
+
+def _never(_: Any) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
 class Kind:
     """A kind of task.
 
@@ -95,6 +126,11 @@ class Kind:
         cases: from the task's name, its block and the line's data to its table.
         judge: from the cases and the encoders to figures.
         placed: whether its cases are places or whole scans whose features are to be extracted beforehand.
+        points: whether a task's cases are points, which want an encoder that sees crops.
+        columns: of a kind whose ``set`` is a labelled set: setting to the column of its table that a task names.
+        built_in: sets that such a task may name besides, and what it may name of each.
+        parts: from a task's name, its block and what the line's scans can answer to the names that the metrics have it
+            under; none where it cannot be answered.
     """
 
     config: type[StageConfig]
@@ -102,3 +138,7 @@ class Kind:
     cases: Callable[[str, Any, Inputs], Built]
     judge: Callable[[Question], Outcome]
     placed: bool = True
+    points: Callable[[Any], bool] = _never
+    columns: Callable[[Any], dict[str, str]] | None = None
+    built_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    parts: Callable[[str, Any, Scanned], list[str]] = alone

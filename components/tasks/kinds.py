@@ -1,4 +1,4 @@
-"""The kinds of task and the tasks of a line. A new kind is a module with a ``KIND``, and one line here."""
+"""The kinds of task, and the tasks of a line. A new kind is a module with a ``KIND``, and a line here."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from components.settings import PARAMS_FILE, ParamsError, StageConfig, did_you_mean, parse, read_yaml, shown
-from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.sets import LabelledSet
-from components.tasks import classify, stability
-from components.tasks.classify import ANNOTATED, POINTS, RATINGS_LABEL, ClassifyConfig
-from components.tasks.config import LINE, TASK_NAME, TASKS
+from components.tasks import classify, cluster, locate, regress, stability, survive
+from components.tasks.config import TASK_NAME, TASKS
 from components.tasks.interface import Kind, Measure
 
 KINDS: dict[str, Kind] = {
-    str(get_args(kind.config.model_fields["kind"].annotation)[0]): kind for kind in (classify.KIND, stability.KIND)
+    str(get_args(kind.config.model_fields["kind"].annotation)[0]): kind
+    for kind in (classify.KIND, stability.KIND, locate.KIND, cluster.KIND, regress.KIND, survive.KIND)
 }
-BUILT_IN = {LINE: list(ANNOTATED), LIDC_ROOT: [RATINGS_LABEL]}  # sets that are no block of the line, and their labels
 INDEX = "tasks"  # of the file: which tasks of which lines there are, for dvc.yaml
 
 
@@ -56,8 +54,8 @@ def tasks_of(line: str, sets: Mapping[str, LabelledSet], path: Path = PARAMS_FIL
         except ParamsError as error:
             mistakes.append(str(error))
             continue
-        if isinstance(found[name], ClassifyConfig):
-            mistakes += _of_a_set(f"{line}.{TASKS}.{name}", found[name], sets, line)
+        if kind_of(found[name]).columns is not None:
+            mistakes += _of_a_set(f"{line}.{TASKS}.{name}", found[name], sets)
     if mistakes:
         raise ParamsError("\n".join(mistakes))
     return found
@@ -76,24 +74,30 @@ def _parsed(line: str, name: Any, values: Any) -> StageConfig:
     return parse(KINDS[kind].config, values, where)
 
 
-def _of_a_set(where: str, task: ClassifyConfig, sets: Mapping[str, LabelledSet], line: str) -> list[str]:
-    """What is wrong in the set and the label of a task."""
-    if task.set in BUILT_IN:
-        labels = BUILT_IN[task.set]
-        if task.label in labels:
-            return []
-        told = f"of set {task.set}, {', '.join(labels)}{did_you_mean(task.label, labels)}"
-        return [f"params.yaml: {where}.label: {shown(task.label)} is not allowed: {told}"]
+def _of_a_set(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[str]:
+    """What is wrong in the set of a task and the columns of its table that the task names."""
+    kind = kind_of(task)
+    assert kind.columns is not None
+    columns = kind.columns(task)
+    if task.set in kind.built_in:
+        labels = list(kind.built_in[task.set])
+        told = f"of set {task.set}, {', '.join(labels)}"
+        return [
+            f"params.yaml: {where}.{key}: {shown(value)} is not allowed: {told}{did_you_mean(value, labels)}"
+            for key, value in columns.items()
+            if value not in labels
+        ]
     if task.set not in sets:
-        known = [*sets, *BUILT_IN]
-        told = f"{shown(task.set)} is not allowed: one of {', '.join(known)}{did_you_mean(task.set, known)}"
-        return [f"params.yaml: {where}.set: {told}"]
+        known = [*sets, *kind.built_in]
+        allowed = f"one of {', '.join(known)}{did_you_mean(task.set, known)}" if known else "there is no labelled set"
+        return [f"params.yaml: {where}.set: {shown(task.set)} is not allowed: {allowed}"]
     config = sets[task.set].config
     mistakes = []
     if config.role == "external":
         mistakes.append(f"params.yaml: {where}.set: {shown(task.set)} is external: nothing is trained on it")
-    if task.label == config.labels.column:
-        mistakes.append(f"params.yaml: {where}.label: {shown(task.label)} is no label: it names the scans")
+    for key, value in columns.items():
+        if value == config.labels.column:
+            mistakes.append(f"params.yaml: {where}.{key}: {shown(value)} is no label: it names the scans")
     return mistakes
 
 
@@ -103,7 +107,7 @@ def of_points(line: str, sees: str, tasks: Mapping[str, Any]) -> list[str]:
         f"params.yaml: {line}.{TASKS}.{name}: not allowed with {line}.pretrain.input.sees 'scan': its cases are "
         "points, and such an encoder has one vector for a whole scan"
         for name, task in tasks.items()
-        if sees == "scan" and isinstance(task, ClassifyConfig) and task.set in BUILT_IN and task.label in POINTS
+        if sees == "scan" and kind_of(task).points(task)
     ]
 
 

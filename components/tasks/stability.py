@@ -11,7 +11,7 @@ from pydantic import Field
 
 from components.figures.arrays import Array
 from components.settings import StageConfig
-from components.tasks.interface import Kind, Measure, Outcome, Question
+from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned
 from components.tasks.scores import DIGITS, Score, per_case
 from components.tasks.table import RETEST, Built, Inputs, none_built, task_table
 
@@ -144,4 +144,9 @@ def judge(question: Question) -> Outcome:
     return Outcome(scores, pd.concat(parts, ignore_index=True))
 
 
-KIND = Kind(StabilityConfig, FIGURES, cases, judge)
+def _parts(name: str, task: StabilityConfig, scanned: Scanned) -> list[str]:
+    asked = {f"{name}/organs": scanned.trunk and scanned.sees == "crop", f"{name}/volume": task.gallery > 0}
+    return [part for part, there in asked.items() if there and scanned.retests]
+
+
+KIND = Kind(StabilityConfig, FIGURES, cases, judge, parts=_parts)

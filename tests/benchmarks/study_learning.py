@@ -37,6 +37,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from components.curate.stage import training_set
 from components.evaluate.cases import build_cases
 from components.evaluate.layout import inputs_of
 from components.figures.averages import class_mean
@@ -158,14 +159,16 @@ def nodule_study(ct: Path, out: Path, part: str) -> Study:
 def line_study(line: str) -> Study:
     """A line's own phantoms, as its release was made from them."""
     inputs, tasks = inputs_of(line), tasks_of(line, sets_of(line))
-    evaluate, preprocess, curated = inputs.config, inputs.preprocess, inputs.curated
+    evaluate, preprocess = inputs.config, inputs.preprocess
     table = task_table([asked.built.table for asked in build_cases(inputs, tasks).values()])
     named = "organs" if line == "wholebody" else "findings"
     table = table[table["task"].str.startswith(named)]
     pretrain = read_yaml()[line]["pretrain"]
     volumes = Volumes(evaluate, preprocess, tuple(pretrain["input"]["size_vox"]))
     runs = {pretrain["objective"]["kind"]: pretrain | {"workers": 0}}
-    return Study(line, {named: "retrieval_map"}, table, training_volumes(curated), volumes, evaluate, runs)
+    return Study(
+        line, {named: "retrieval_map"}, table, training_volumes(training_set(inputs.curated)), volumes, evaluate, runs
+    )
 
 
 def config_of(study: Study, objective: str, seed: int) -> PretrainConfig:

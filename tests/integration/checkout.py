@@ -25,8 +25,7 @@ def small(content: dict[str, Any]) -> None:
         content[line]["pretrain"].update(steps=4, checkpoint_every=2, log_every=1, volumes_per_step=2, workers=2)
         content[line]["evaluate"].update(bootstrap=100, random_seeds=[1, 2], minimum_patients=2)
         gates = content[line]["gate"]
-        for gate in gates["better_than_random"]:
-            gate["minimum_gain"] = -1.0
+        gates["better_than_random"] = []  # of few patients and two untrained encoders nothing follows
         for gate in gates["floors"]:
             gate["minimum"] = 0.0
         gates["max_reject_rate"] = 0.6

@@ -16,11 +16,14 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from dvc.repo import Repo
 
+from components.cohort.labelled import joined
 from components.errors import UserError
 from components.files import read_json
 from components.gate.champion import read_champion
 from components.models.embed import WEIGHTS
+from components.settings import read_yaml
 from components.tables import write_table
 from flows.champion import import_weights
 from tests.pretrain_project import WHOLEBODY
@@ -37,11 +40,21 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inputs = tiny_line(folder)
     write_table(folder / "data/wholebody/curate/curated.parquet", inputs.curated)
     write_table(folder / "data/wholebody/curate/annotations.parquet", inputs.annotations)
+    write_table(folder / "data/wholebody/cohort/labelled.parquet", joined([]))
     pretrain = WHOLEBODY | {"encoder": EMBED["encoder"], "input": EMBED["input"]}
-    blocks = {"pretrain": pretrain, "evaluate": EVALUATE, "preprocess": PREPROCESS}
+    shipped = read_yaml(ROOT / "params.yaml")["wholebody"]
+    asked = {"sets": {}, "tasks": {name: shipped["tasks"][name] for name in ("organs", "stability")}}
+    blocks = {
+        "cohort": shipped["cohort"],
+        "pretrain": pretrain,
+        "evaluate": EVALUATE,
+        "preprocess": PREPROCESS,
+        **asked,
+    }
     content = {"lines": ["wholebody"], "wholebody": {"reproducible": "machine", **blocks}}
     (folder / "params.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(content))))
     (folder / "dvc.yaml").touch()
+    Repo.init(str(folder), no_scm=True)
     (folder / "infra" / "champions").mkdir(parents=True)
     (folder / "components" / "pretrain").mkdir(parents=True)
     (folder / "components" / "pretrain" / "recipes").symlink_to(ROOT / "components/pretrain/recipes")
@@ -95,7 +108,7 @@ def test_weights_of_a_hub_become_the_champion(checkout: Path, hub: str) -> None:
     assert champion["bundle"] == hashlib.sha256((checkout / "public" / WEIGHTS).read_bytes()).hexdigest()
     assert 0 <= champion["metrics"]["tasks"]["organs"]["retrieval_map"]["value"] <= 1
     assert (checkout / ".ctfoundry/imported/wholebody/evaluate/report.html").is_file()
-    kept = safetensors.torch.load_file(checkout / ".ctfoundry/imported/wholebody/encoder" / WEIGHTS)
+    kept = safetensors.torch.load_file(checkout / ".ctfoundry/imported/wholebody/features/encoder" / WEIGHTS)
     theirs = safetensors.torch.load_file(checkout / "public" / WEIGHTS)
     assert all(torch.equal(kept[name], value) for name, value in theirs.items())
 

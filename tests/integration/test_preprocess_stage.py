@@ -28,6 +28,7 @@ from components.cluster import map_on_ray
 from components.cohort.config import CohortConfig
 from components.cohort.stage import write_slices
 from components.ct.dicom import read_series
+from components.ct.labels.stored import label_map_of, read_label_map
 from components.ct.store import StoredVolume
 from components.files import sha256_tree
 from components.isolation import GIB, data_bytes
@@ -61,9 +62,11 @@ def rows(count: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def acquired(count: int) -> Path:
-    """The first ``count`` series brought in, below the working directory."""
-    write_slices(pd.DataFrame(rows(42)[:count]), pd.DataFrame({"location": [""], "series": [""]}), 1, Path("cohort"))
+def acquired(count: int, evaluated: int = 0) -> Path:
+    """The first ``count`` series brought in, below the working directory; the first ``evaluated`` are to evaluate."""
+    listed = pd.DataFrame(rows(42)[:count])
+    listed.loc[listed.index < evaluated, "role"] = "evaluation"
+    write_slices(listed, pd.DataFrame({"location": [""], "series": [""]}), 1, Path("cohort"))
     acquire = load_stage(AcquireConfig, LINE, "acquire", PARAMS)
     cohort = load_stage(CohortConfig, LINE, "cohort", PARAMS)
     acquire_shard(LINE, 0, Path("cohort"), {"": cohort}, acquire, Path("acquire"))
@@ -113,6 +116,49 @@ def test_two_new_series_among_forty(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     other = preprocessed(spacing_mm=(4.0, 2.0, 2.0))
     assert not set(entries().values()) & set(after.values()), "another grid: all are computed"
     assert len(entries()) == len(other) == 42, "nothing of the other grid stays"
+
+
+def test_scans_that_evaluate_have_the_labels_that_their_source_brings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    acquired(3, evaluated=2)
+    first = preprocessed()
+    names = sorted(path.name for path in Path("preprocess/labels").iterdir())
+    assert names == [f"s{n:016x}.{kind}" for n in (0, 1) for kind in ("b2nd", "json")]
+    assert (first["labels_sha256"] != "").tolist() == [True, True, False]
+    assert (first["labels_detail"] == "").all()
+    stored = Path(f"preprocess/volumes/s{0:016x}.b2nd")
+    path = label_map_of(stored)
+    assert path is not None
+    found = read_label_map(path)
+    assert found.values.shape == StoredVolume(stored).shape
+    assert {found.names[value] for value in np.unique(found.values) if value} >= {"liver", "spine", "body"}
+    assert label_map_of(Path(f"preprocess/volumes/s{2:016x}.b2nd")) is None
+    written = sha256_tree(Path("preprocess"))
+
+    shutil.rmtree("preprocess")
+    shutil.rmtree(".ctfoundry/raw")  # they are kept, and not made again
+    pd.testing.assert_frame_equal(preprocessed(), first)
+    assert sha256_tree(Path("preprocess")) == written
+
+    damaged = next((kept.KEPT / LINE).glob(f"s{0:016x}-*")) / kept.LABELS
+    whole = damaged.read_bytes()
+    damaged.unlink()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    pd.testing.assert_frame_equal(preprocessed(), first)
+    assert sha256_tree(Path("preprocess")) == written
+
+
+def test_labels_that_cannot_be_read_cost_no_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    acquired(1, evaluated=1)
+    mask = next(Path(".ctfoundry/raw").glob("*/*/mask.nii.gz"))
+    mask.write_bytes(b"no NIfTI")
+    row = preprocessed().iloc[0]
+    assert (row["decoded"], row["labels_sha256"]) == (True, "")
+    assert row["labels_detail"] == "mask.nii.gz: not readable as NIfTI (ImageFileError)"
+    assert not list(Path("preprocess/labels").iterdir())
 
 
 SCRIPT = """

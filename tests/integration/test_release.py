@@ -89,6 +89,7 @@ def test_a_promotion_changes_no_output_of_the_release_that_it_promotes(released:
     checkout, line, _ = released
     digest = verify_bundle(checkout.folder / "releases" / line).digest
     before = _outputs(checkout.folder / "dvc.lock")
+    compared = checkout.folder / "data" / line / "champion" / "comparison.json"
     try:
         assert checkout.run("ctfoundry", "promote", "--line", line).returncode == 0
         tracked = json.loads((checkout.folder / "infra" / "champions" / f"{line}.json").read_text())
@@ -96,13 +97,15 @@ def test_a_promotion_changes_no_output_of_the_release_that_it_promotes(released:
         again = checkout.run("dvc", "repro", f"bundle@{line}")
         assert again.returncode == 0, again.stdout + again.stderr
         reruns = {text.split("'")[1] for text in again.stdout.splitlines() if text.startswith("Running stage")}
-        assert reruns == {f"drift@{line}", f"champion@{line}"}
+        assert reruns == {f"drift@{line}", f"rival@{line}", f"champion@{line}"}
+        (again,) = [gate for gate in json.loads(compared.read_text())["gates"] if gate["gate"].startswith("champion")]
+        assert (again["figure"], again["verdict"]) == (0.0, "pass"), "it is its own rival, case by case"
         forced = checkout.run("dvc", "repro", "--force", "--single-item", "--no-run-cache", f"bundle@{line}")
         assert forced.returncode == 0, forced.stdout + forced.stderr
         assert verify_bundle(checkout.folder / "releases" / line).digest == digest
         after = _outputs(checkout.folder / "dvc.lock")
         changed = {path for path in before if after[path] != before[path]}
-        assert changed == {f"data/{line}/drift", f"data/{line}/champion/comparison.json"}
+        assert changed == {f"data/{line}/drift", f"data/{line}/rival", f"data/{line}/champion/comparison.json"}
     finally:
         assert checkout.run("ctfoundry", "promote", "--line", line, "--none").returncode == 0
         checkout.run("dvc", "repro", f"bundle@{line}")

@@ -73,7 +73,7 @@ def root(tmp_path: Path) -> Path:
                 "accepted_by_role": {"evaluation": 1, "pretrain": 3}, "series": series})  # fmt: skip
     write_json(data / "curate" / "profile.json", {"series": 3})
     for name in ("encoder.safetensors", "encoder.json"):
-        write_text(data / "evaluate" / "encoder" / name, "{}\n")
+        write_text(data / "features" / "encoder" / name, "{}\n")
     metrics = {"evaluation_data": "d1", "tasks": {"organs": {"linear_auc": NUMBERS}},
                "not_evaluated": {"lidc_nodules": "not configured"}}  # fmt: skip
     write_json(data / "evaluate" / "metrics.json", metrics)
@@ -177,7 +177,7 @@ def test_a_champion_that_is_better_leaves_the_earlier_release(root: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "part", ["evaluate/encoder/encoder.safetensors", "gate/decision.json", "acquire/1/receipt.parquet"]
+    "part", ["features/encoder/encoder.safetensors", "gate/decision.json", "acquire/1/receipt.parquet"]
 )
 def test_a_missing_part_is_named_and_nothing_is_written(root: Path, part: str) -> None:
     (root / "data" / "wholebody" / part).unlink()

@@ -13,71 +13,24 @@ from components.cohort.config import CohortConfig
 from components.cohort.labelled import side_of
 from components.cohort.stage import make_cohort
 from components.errors import UserError
-from components.files import read_json, sha256_file
+from components.files import read_json
 from components.settings import load_stage, read_yaml
 from components.sources.roots import record_root, root_of
 from components.sources.sets import KEYS, read_text_table, sets_of
 from components.sources.tree import tree_digest
 from components.tables import read_table
-from flows.parameters import written, yaml_editor
 from tests.unit.small_pacs import as_file, make_series
+from tests.unit.small_sets import LINE, PATIENTS, cohort, grow_tree, table_of, with_set
 
-LINE, PATIENTS = "wholebody", 6
 pytestmark = pytest.mark.usefixtures("secret")
 
 
 @pytest.fixture
 def checkout(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """params.yaml, and a tree of a folder of slices for each of six patients, MRN0 to MRN5; MRN5 was scanned twice."""
     shutil.copy(project / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
-    for number in range(PATIENTS + 1):
-        tags = {"AccessionNumber": f"A{number}", "PatientID": f"MRN{min(number, PATIENTS - 1)}"}
-        for n, image in enumerate(make_series(number, side=64, **tags)):
-            path = Path("tree") / f"scan{number}" / f"{n}.dcm"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(as_file(image))
+    grow_tree()
     return tmp_path
-
-
-def table_of(key: str, **columns: list[str]) -> pd.DataFrame:
-    names = {
-        "patient": [f"MRN{n}" for n in range(PATIENTS)],
-        "study": [f"1.2.826.5.{n}" for n in range(PATIENTS)],
-        "series": [f"1.2.826.6.{n}" for n in range(PATIENTS)],
-        "accession": [f"A{n}" for n in range(PATIENTS)],
-        "file": [f"scan{n}" for n in range(PATIENTS)],
-    }
-    return pd.DataFrame({"id": names[key], **columns})
-
-
-def with_set(table: pd.DataFrame, key: str = "patient", name: str = "site", **changes: Any) -> None:
-    """Write a set into params.yaml, its table beside it, and remember both."""
-    folder = Path(f"labels_{name}")
-    folder.mkdir(exist_ok=True)
-    table.to_csv(folder / "labels.csv", index=False)
-    record_root(f"{name}_labels", folder, LINE)
-    record_root("dicom", Path("tree"), f"{LINE}-{name}")
-    block = {
-        "scans": {"source": "dicom", "source_digest": tree_digest(Path("tree"))},
-        "labels": {"table": "labels.csv", "digest": sha256_file(folder / "labels.csv"), "key": key, "column": "id"},
-        "split": {"seed": 1, "test": 0.5},
-        "role": "internal",
-    } | changes
-    editor = yaml_editor()
-    content = editor.load(Path("params.yaml").read_text())
-    content[LINE]["sets"][name] = block
-    content[LINE]["cohort"]["phantom"].update(pretrain_patients=2, evaluation_patients=4, retest_patients=0)
-    Path("params.yaml").write_text(written(editor, content))
-
-
-def cohort(source: str = "phantom", held_out: frozenset[str] = frozenset()) -> tuple[pd.DataFrame, pd.DataFrame]:
-    config = load_stage(CohortConfig, LINE, "cohort")
-    if source == "dicom":
-        record_root("dicom", Path("tree"), LINE)
-        config = config.model_copy(update={"source": "dicom", "source_digest": tree_digest(Path("tree"))})
-    found = make_cohort(LINE, config, 2, held_out, Path("cohort"), sets_of(LINE))
-    return found, read_table(Path("cohort/labelled.parquet"))
 
 
 @pytest.mark.parametrize("paths", ["keyed", "shown"])
@@ -235,6 +188,17 @@ def test_a_column_says_the_side_and_external_sets_are_tested_on(checkout: Path) 
         ),
         ("patient", lambda t: t.rename(columns={"id": "PatientID"}), "no column 'id' among its 1"),
         ("patient", lambda t: t.iloc[:0], "table labels.csv: no row"),
+        ("patient", lambda t: t.assign(id=None, m="1"), "column 'id' names no patient: it is empty in all 6 rows"),
+        (
+            "file",
+            lambda t: t.assign(id=["a", "b", "./a/", "c", "d", "e"]),
+            "names a file of column 'id' twice, in row 3",
+        ),
+        (
+            "series",
+            lambda t: t.assign(id="a report " + t["id"]),
+            "no row of labels.csv names a scan of its source",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_table_is_one_line(key: str, change: Any, said: str, checkout: Path) -> None:
@@ -242,7 +206,24 @@ def test_what_is_wrong_with_a_table_is_one_line(key: str, change: Any, said: str
     with pytest.raises(UserError) as caught:
         cohort()
     assert said in str(caught.value)
+    assert "MRN" not in str(caught.value), "no value is told: it may be a name"
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("paths", ["keyed", "shown"])
+def test_a_folder_or_a_zip_names_all_scans_in_it(paths: str, checkout: Path) -> None:
+    """MRN5's two scans lie below her folder, MRN4's below a folder of a zip."""
+    Path("tree/person5").mkdir()
+    for name in ("scan5", "scan6"):
+        shutil.move(f"tree/{name}", f"tree/person5/{name}")
+    Path("packed/inside").mkdir(parents=True)
+    shutil.move("tree/scan4", "packed/inside/scan4")
+    shutil.make_archive("tree/person4", "zip", "packed")
+    table = pd.DataFrame({"id": ["person5/", "person4.zip", "scan0", "scan1/0.dcm"]})
+    with_set(table, "file", scans={"source": "dicom", "source_digest": tree_digest(Path("tree")), "paths": paths})
+    _, labelled = cohort()
+    assert labelled["row"].tolist() == [0, 0, 1, 2, 3]
+    assert labelled["patient"].nunique() == 4
 
 
 def test_a_side_that_is_none_and_a_patient_on_both(checkout: Path) -> None:
@@ -256,7 +237,7 @@ def test_a_side_that_is_none_and_a_patient_on_both(checkout: Path) -> None:
 
 
 def test_an_external_set_shares_no_patient_with_what_heads_are_trained_on(checkout: Path) -> None:
-    with_set(table_of("series", fold=["train"] * 6), "series", split={"column": "fold"})
+    with_set(table_of("series", fold=["train"] * 5 + ["test"]), "series", split={"column": "fold"})
     with_set(table_of("series").iloc[:2], "series", name="elsewhere", role="external")
     with pytest.raises(UserError, match=r"sets.elsewhere: 2 of its patients are also in the training side of another"):
         cohort()
@@ -273,13 +254,60 @@ def test_a_table_or_a_tree_that_changed_is_told(checkout: Path) -> None:
         cohort()
 
 
-def test_rows_without_a_scan_and_scans_without_a_row_are_counted(checkout: Path) -> None:
-    table = pd.concat([table_of("patient").iloc[:2], pd.DataFrame({"id": ["MRN99", ""]})]).assign(m="1")
-    with_set(table)
+def test_rows_and_scans_are_all_accounted_for(checkout: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Row 2 has no key, row 4 names nobody, MRN3 and MRN4 are in no row; MRN5 was scanned twice."""
+    caplog.set_level("INFO")
+    table = pd.DataFrame({
+        "id": ["MRN0", "", "MRN1", "MRN99", "MRN2", "MRN5"],
+        "fold": ["train", "train", "test", "none", "train", "test"],
+    })  # fmt: skip
+    with_set(table, split={"column": "fold"})
     cohort()
-    account = read_json(Path("cohort/labelled.json"))["site"]
-    assert (account["rows"], account["rows_without_key"], account["rows_without_scan"]) == (4, 1, [2])
-    assert (account["scans"], account["scans_without_row"]) == (2, PATIENTS - 1)
+    assert read_json(Path("cohort/labelled.json")) == {
+        "site": {
+            "rows": 6,
+            "rows_with_scan": 4,
+            "rows_without_key": [2],
+            "rows_without_scan": [4],
+            "scans": 5,
+            "scans_without_row": 2,
+            "scans_by_split": {"train": 2, "test": 3},
+            "patients": 4,
+            "patients_by_split": {"train": 2, "test": 2},
+        }
+    }
+    assert "set site: of 6 rows 1 name no scan of the source (row 4), 1 have no patient (row 2); 2 scans" in caplog.text
+    with_set(table_of("patient").iloc[:2], role="external")
+    cohort()
+    assert read_json(Path("cohort/labelled.json"))["site"]["patients_by_split"] == {"train": 0, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("split", "remedy"),
+    [
+        ({"seed": 1, "test": 0.01}, "change split.test (0.01), or name the sides in a column of the table"),
+        ({"column": "fold"}, "change the sides in column 'fold', or have them drawn (split.seed, split.test)"),
+    ],
+)
+def test_a_side_without_anybody_ends_the_run_and_a_small_one_is_told(
+    split: dict[str, Any], remedy: str, checkout: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_set(table_of("patient", fold=["train"] * PATIENTS), split=split)
+    with pytest.raises(UserError) as caught:
+        cohort()
+    assert f"wholebody.sets.site: nobody is on one of the sides (train 6, test 0): {remedy}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with_set(table_of("patient", fold=["train", "test"] * 3), split={"column": "fold"})
+    cohort()
+    told = [of.getMessage() for of in caplog.records if "sets.site" in of.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("wholebody.sets.site: fewer than 10 patients on a side (train 3, test 3), too few")
+    caplog.clear()
+    with_set(table_of("patient"), role="external")
+    cohort()
+    assert "sets.site: fewer than 10 patients on a side (test 6), too few for a figure to say much; label more\n" in (
+        caplog.text
+    )
 
 
 def test_what_params_yaml_says_of_sets_is_checked(checkout: Path) -> None:

@@ -141,7 +141,9 @@ def test_a_touched_module(graph: Graph) -> None:
         print(f"{path:<45} {', '.join(sorted(stages))}")
     assert table["components/progress.py"] == {"bundle"}
     assert table["components/pretrain/plots.py"] == {"bundle"}
-    assert table["components/models/embed.py"] == {"evaluate", "bundle"}
+    assert table["components/models/embed.py"] == {
+        "cases", "untrained", "features", "task", "evaluate", "rival", "bundle",
+    }  # fmt: skip
     assert table["components/sources/phantom/body.py"] == {"cohort", "acquire", "preprocess", "bundle"}
     assert table["components/files.py"] >= {"cohort", "acquire", "screen", "preprocess", "curate", "evaluate", "gate"}
     assert "acquire" not in table["components/cluster.py"]
@@ -165,7 +167,13 @@ def test_a_touched_parameter(graph: Graph) -> None:
     assert table["cohort.quality.max_patient_share"] == {"cohort", "bundle"}, "nothing is transferred for a bound"
     assert table["screen.min_instances"] == {"screen", "bundle"}
     assert table["reproducible"] >= {"cohort", "acquire", "preprocess", "curate", "pretrain", "evaluate", "bundle"}
-    assert table["preprocess.spacing_mm"] == {"preprocess", "evaluate", "bundle"}, "and no series is brought in again"
+    assert table["preprocess.spacing_mm"] == {
+        "preprocess", "cases", "untrained", "features", "task", "evaluate", "rival", "bundle",
+    }, "and no series is brought in again"  # fmt: skip
+    assert table["tasks.organs.label"] == {
+        "cases", f"task@{LINE}-organs", "evaluate", "rival", "bundle",
+    }, "no other task"  # fmt: skip
+    assert table["pretrain.steps"] == {"pretrain", "bundle"}, "untrained encoders are embedded once"
     assert table["acquire.mixed_series"] == {"acquire", "preprocess", "bundle"}
     other = read_yaml(ROOT / PARAMS_FILE)["head"]
     assert not any(graph.stale(key=f"head.{key}") for key in leaves(other["cohort"], "cohort"))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from components.ct.store import StoredVolume, Volume, crops_at, write_volume
 from components.errors import UserError
@@ -112,6 +113,16 @@ def test_every_figure_has_interval_baseline_and_paired_difference(evaluated: tup
             assert numbers["low"] <= numbers["value"] <= numbers["high"]
             assert numbers["difference"] == pytest.approx(numbers["value"] - numbers["random"], abs=2e-6)
             assert numbers["difference_low"] <= numbers["difference_high"]
+
+
+def test_who_is_worse_is_told_for_all_tasks_together(evaluated: tuple[Inputs, Path]) -> None:
+    metrics = metrics_of(evaluated[1])
+    assert metrics["primary"] == {
+        "organs": "linear_auc", "stability/organs": "identification", "stability/volume": "identification",
+    }  # fmt: skip
+    alone = [metrics["tasks"][task][figure]["p_worse"] for task, figure in metrics["primary"].items()]
+    assert list(metrics["worse"].values()) == pytest.approx(multipletests(alone, method="holm")[1], abs=2e-6)
+    assert list(metrics["worse"].values()) != pytest.approx(alone, abs=1e-3)
 
 
 def test_every_method_stands_beside_the_encoder(evaluated: tuple[Inputs, Path]) -> None:

@@ -10,6 +10,7 @@ import yaml
 from pretrain_project import write_project
 
 from components.errors import UserError
+from components.settings import read_yaml
 from flows.graph import stages_for
 from flows.release import release
 from flows.run import Run
@@ -19,8 +20,10 @@ from flows.run import Run
 def test_order(project: Path, line: str) -> None:
     names = [node.name for node in stages_for(f"bundle@{line}")]
     data = [f"{stage}@{line}-{shard}" for shard in (0, 1) for stage in ("acquire", "screen", "preprocess")]
-    later = [f"{stage}@{line}" for stage in ("curate", "pretrain", "evaluate", "gate", "drift", "champion", "bundle")]
-    assert names == [f"cohort@{line}", *data, *later]
+    tasks = [f"task@{line}-{name}" for name in read_yaml()[line]["tasks"]]
+    stages = ("curate", "cases", "pretrain", "features", "untrained")
+    later = [f"{stage}@{line}" for stage in ("evaluate", "gate", "rival", "drift", "champion", "bundle")]
+    assert names == [f"cohort@{line}", *data, *(f"{stage}@{line}" for stage in stages), *sorted(tasks), *later]
 
 
 @pytest.mark.parametrize("line", ["wholebody", "head"])
@@ -28,8 +31,8 @@ def test_a_release_judges_the_data_before_it_trains_and_the_champion_before_it_w
     run = Run(line)
     run.begin(lambda _: None)
     names = [step.name.partition("@")[0] for step in run.steps if "-" not in step.name]
-    assert names == ["cohort", "curate", "drift", "data docs", "pretrain", "evaluate", "gate", "champion", "bundle",
-                     "attestation", "bento"]  # fmt: skip
+    assert names == ["cohort", "curate", "drift", "data docs", "cases", "pretrain", "features", "untrained", "evaluate",
+                     "gate", "rival", "champion", "bundle", "attestation", "bento"]  # fmt: skip
 
 
 @pytest.mark.parametrize("line", ["wholebody", "head"])
@@ -37,11 +40,11 @@ def test_nothing_that_a_bundle_is_made_from_knows_the_champion(project: Path, li
     """But the bundle itself waits for the verdict, which holds nothing else."""
     stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
     knowing = {name for name, stage in stages.items() if "infra/champions" in str(stage)}
-    assert knowing == {"drift", "champion"}
+    assert knowing == {"drift", "rival", "champion"}
     deps = {name: " ".join(stage.get("do", stage)["deps"]) for name, stage in stages.items()}
-    found = {name: re.findall(r"data/\$\{item\}/((?:drift|champion)\S*)", text) for name, text in deps.items()}
+    found = {name: re.findall(r"data/\$\{item\}/((?:drift|rival|champion)\S*)", text) for name, text in deps.items()}
     assert {name: paths for name, paths in found.items() if paths} == {
-        "champion": ["drift"], "bundle": ["champion/verdict.json"],
+        "champion": ["drift", "rival"], "bundle": ["champion/verdict.json"],
     }  # fmt: skip
 
 

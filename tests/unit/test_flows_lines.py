@@ -37,10 +37,13 @@ def test_a_line_is_its_originals_block_under_another_name(checkout: Path) -> Non
     assert lines() == ("wholebody", "head", "lungs")
     assert after["lungs"].pop("bundle") | {"name": 0, "title": 0} == after["head"]["bundle"] | {"name": 0, "title": 0}
     assert after["lungs"] == {key: value for key, value in after["head"].items() if key != "bundle"}
-    assert {key: after[key] for key in before if key != "lines"} == {
-        key: before[key] for key in before if key != "lines"
+    assert after["tasks"] == before["tasks"] | {
+        f"lungs-{task}": {"line": "lungs", "task": task} for task in before["head"]["tasks"]
     }
-    assert Path("params.yaml").read_text().startswith(text.replace("[wholebody, head]", "[wholebody, head, lungs]"))
+    others = [key for key in before if key not in ("lines", "tasks")]
+    assert {key: after[key] for key in others} == {key: before[key] for key in others}
+    kept = [line for line in Path("params.yaml").read_text().splitlines() if "{line: lungs, task: " not in line]
+    assert "\n".join(kept).startswith(text.replace("[wholebody, head]", "[wholebody, head, lungs]").rstrip())
     assert "# What the line is for, by the voxels: heads." in Path("params.yaml").read_text().split("\nlungs:\n")[1]
     assert "data/lungs/evaluate/metrics.json" in yaml.safe_load(Path("dvc.yaml").read_text())["metrics"]
     assert '"champion": null' in Path("infra/champions/lungs.json").read_text()
@@ -147,5 +150,5 @@ def test_the_lines_are_listed_with_what_they_see_and_learn(checkout: Path, capsy
     new_line("lungs", "wholebody")
     assert _list(argparse.Namespace()) == 0
     (row,) = (line for line in capsys.readouterr().out.splitlines() if "lungs" in line)
-    for word in ("phantom", "crop", "segres", "within_volume", "organs, lesions, stability, nodules"):
+    for word in ("phantom", "crop", "segres", "within_volume", "organs, lesions, stability, lidc_nodules"):
         assert word in row

@@ -33,7 +33,7 @@ def test_what_decides_a_stage_is_pinned_for_it_and_what_does_not_is_not(project:
     }
     assert {"torch", "monai", "numpy", "blosc2"} <= names["pretrain"]
     assert {"dicomsdl", "pydicom", "pylibjpeg-openjpeg", "opencv-python-headless"} <= names["preprocess"]
-    assert "scikit-learn" in names["evaluate"]
+    assert "scikit-learn" in names["task"]
     assert not names["gate"] & {"torch", "numpy", "pydicom"}
     everywhere = set.union(*names.values())
     assert not everywhere & {"ruff", "mypy", "pytest", "prefect", "dvc", "bentoml", "ray", "rich"}

@@ -59,7 +59,7 @@ def test_what_is_missing_or_not_allowed_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(write_project(tmp_path / "parts", "head", accumulate=2, objective=objective))
     with pytest.raises(UserError, match="volumes_per_step 3 must be a multiple of workers x accumulate, 1 x 2"):
         run("--line", "head", "--volumes-per-step", "3")
-    Path("data/head/curate/curated.parquet").unlink()
+    Path("data/head/curate/training.parquet").unlink()
     with pytest.raises(UserError, match="make the line's data first, `dvc repro curate@head`"):
         run("--line", "head")
 

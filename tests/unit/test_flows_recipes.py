@@ -94,7 +94,7 @@ def checkout(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_recipe_that_contradicts_the_line_is_not_written(checkout: Path) -> None:
     before = (checkout / "params.yaml").read_text()
-    with pytest.raises(ParamsError, match=r"evaluate.tasks: .* not allowed with wholebody.pretrain.input.sees 'scan'"):
+    with pytest.raises(ParamsError, match=r"tasks.organs: not allowed with wholebody.pretrain.input.sees 'scan'"):
         pin_recipe("wholebody", load_recipe("fm_ct"))
     assert (checkout / "params.yaml").read_text() == before
 

@@ -29,6 +29,7 @@ def champion(value: float) -> dict[str, Any]:
 def project(tmp_path: Path) -> Path:
     """A project's folder with just what the stage reads: a line of AUC .90."""
     write_json(tmp_path / "data" / "wholebody" / "evaluate" / "metrics.json", metrics(0.9))
+    write_json(tmp_path / "data" / "wholebody" / "rival" / "rival.json", {"champion": None, "tasks": {}})
     write_json(tmp_path / CHAMPION, {"champion": None})
     bound = {"task": "organs", "figure": "linear_auc", "tolerance": 0.02}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params(champion=[bound])))

@@ -24,7 +24,8 @@ NUMBERS = {
 def project(tmp_path: Path) -> Path:
     """A project's folder with just what the gate reads; every gate passes."""
     data = tmp_path / "data" / "wholebody"
-    metrics = {"evaluation_data": "d1", "tasks": {"organs": {"linear_auc": NUMBERS}}, "not_evaluated": {}}
+    metrics = {"evaluation_data": "d1", "tasks": {"organs": {"linear_auc": NUMBERS}}, "not_evaluated": {},
+               "primary": {"organs": "linear_auc"}, "worse": {"organs": 1.0}}  # fmt: skip
     write_json(data / "evaluate" / "metrics.json", metrics)
     write_table(data / "evaluate" / "tasks.parquet", pd.DataFrame({"patient": ["p2"]}))
     write_json(data / "curate" / "funnel.json", {"in": 3, "accepted": 3, "not_ct": 0, "rejected": {}})
@@ -58,5 +59,5 @@ def test_pass_then_a_bound_out_of_reach(project: Path) -> None:
     assert line.startswith("gate failed: floor organs linear_auc: figure 0.9, bound 0.99: ")
     verdicts = {gate["gate"]: gate["verdict"] for gate in read_json(decision)["gates"]}
     asked = {name: verdict for name, verdict in verdicts.items() if verdict != "not judged"}
-    always = dict.fromkeys(("leakage", "same_scan", "reject_rate"), "pass")
+    always = dict.fromkeys(("leakage", "same_scan", "reject_rate", "no_worse"), "pass")
     assert asked == always | {"floor organs linear_auc": "fail"}, "none is skipped because another failed"

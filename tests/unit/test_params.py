@@ -47,20 +47,27 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("shards",), [0.0, 1.0], "shards: [0.0, 1.0] is not allowed"),
         (("lines",), "wholebody", "lines: 'wholebody' is not allowed: a list of names, each once"),
         (("lines",), ["head", "head"], "lines: ['head', 'head'] is not allowed"),
-        (("lines",), ["head"], "wholebody: unknown key; add it to `lines`, or allowed here: lines, shards, head"),
+        (
+            ("lines",),
+            ["head"],
+            "wholebody: unknown key; add it to `lines`, or allowed here: lines, shards, tasks",
+        ),
         (("lines",), ["wholebody", "Head"], "lines: ['wholebody', 'Head'] is not allowed"),
         (("lines",), ["wholebody", "head", "shards"], "is not allowed: a list of names"),
         (("lines",), ["wholebody", "head", True], "is not allowed: a list of names"),
         (("lines",), ["head", "wholebody", "chest"], "params.yaml: chest: missing; it needs one block per stage"),
         (("lines",), None, "lines: null is not allowed"),
         (
-            ("head", "evaluate", "tasks"),
-            ["findings", "organs"],
-            "['organs'] is not allowed with head.pretrain.input.sees",
+            ("head", "tasks", "findings"),
+            {"kind": "classify", "set": "line", "label": "organ"},
+            "head.tasks.findings: not allowed with head.pretrain.input.sees 'scan': its cases are points",
         ),
-        (("head", "evaluate", "tasks"), ["findings", "findings"], "is not allowed: each once"),
-        (("head", "evaluate", "tasks"), [], "should have at least 1 item"),
-        (("head", "evaluate", "lidc_nodules"), "0" * 64, "lidc_nodules is pinned, but tasks has no 'nodules'"),
+        (("head", "evaluate", "random_seeds"), [1, 1], "is not allowed: each once"),
+        (("head", "evaluate", "random_seeds"), [1], "should have at least 2 items"),
+        (("head", "tasks", "findings", "kind"), "clasify", "findings.kind: 'clasify' is not allowed: one of classify,"),
+        (("head", "evaluate", "lidc_nodules"), "0" * 64, "pinned, but no task of head.tasks is of set lidc_nodules"),
+        (("tasks", "head-findings"), {"line": "head", "task": "x"}, "; `ctfoundry params --write` puts it right"),
+        (("tasks", "head-more"), {"line": "head", "task": "more"}, "tasks: 'head-more' is no task of a line;"),
         (("head", "pretrain", "input", "sees"), "crop", "'crop' does not go with objective 'dino_mae'"),
         (("wholebody", "pretrain", "input", "sees"), "scan", "'scan' does not go with objective 'within_volume'"),
         (("head", "cohort", "phantom", "anatomy"), "leg", "'trunk' or 'head'"),
@@ -127,18 +134,18 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (
             ("wholebody", "gate", "floors"),
             [{"task": "findings", "figure": "linear_auc", "minimum": 0.5}],
-            "wholebody.gate.floors: task 'findings' is not allowed, by evaluate.tasks and the labels: one of organs, "
-            "lesions, stability/organs",
+            "wholebody.gate.floors: task 'findings' is not allowed, by its tasks and the labels: one of lesions, "
+            "organs, stability/organs",
         ),
         (
             ("wholebody", "gate", "floors"),
             [{"task": "lidc_nodules/texture", "figure": "linear_auc", "minimum": 0.5}],
-            "task 'lidc_nodules/texture' is not allowed, by evaluate.tasks and the labels",
+            "task 'lidc_nodules/texture' is not allowed, by its tasks and the labels",
         ),
         (
             ("wholebody", "gate", "floors"),
             [{"task": "stability/volume", "figure": "cosine", "minimum": 0.5}],
-            "task 'stability/volume' is not allowed, by evaluate.tasks and the labels",
+            "task 'stability/volume' is not allowed, by its tasks and the labels",
         ),
         (
             ("wholebody", "gate", "champion"),
@@ -148,7 +155,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (
             ("wholebody", "gate", "better_than_random"),
             [{"task": "stability/organs", "figure": "linear_auc", "minimum_gain": 0.0}],
-            "figure 'linear_auc' is not allowed: of stability/organs, cosine, identification",
+            "figure 'linear_auc' is not allowed: of stability/organs, identification, cosine",
         ),
         (
             ("wholebody", "gate", "floors"),
@@ -169,9 +176,10 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("head", "pretrain", "encoder", "heads"), 7, "head.pretrain.encoder: dim 96 must be divisible by heads 7"),
         (("head", "pretrain", "objective", "mae", "mask_ratio"), 7.0, "head.pretrain.objective.mae.mask_ratio: 7.0 is"),
         (
-            ("wholebody", "evaluate", "tasks"),
-            ["findings"],
-            "evaluate.tasks: ['findings'] is not allowed with wholebody.cohort.phantom: its scans have no labels",
+            ("wholebody", "tasks", "organs", "label"),
+            "organs",
+            "wholebody.tasks.organs.label: 'organs' is not allowed: of set line, organ, lesion, finding; did you mean "
+            "'organ'?",
         ),
     ],
 )
@@ -224,14 +232,14 @@ def test_a_gate_on_what_the_scans_have_no_labels_for_is_told(tmp_path: Path) -> 
 def test_a_selection_is_of_a_task_with_classes(tmp_path: Path) -> None:
     path = changed(tmp_path, ("wholebody", "pretrain", "candidates"), 3)
     content = yaml.safe_load(path.read_text())
-    for task, allowed in (("organs", True), ("lesions", True), ("stability/organs", False), ("nodules", False)):
+    for task, allowed in (("organs", True), ("lesions", True), ("stability/organs", False), ("lidc_nodules", False)):
         content["wholebody"]["evaluate"]["selection"] = {"task": task, "figure": "linear_auc"}
         path.write_text(yaml.safe_dump(content))
         if allowed:
             check_file(path)
             continue
         with pytest.raises(
-            ParamsError, match=r"evaluate.selection: task '.*' is not allowed, .* one of organs, lesions$"
+            ParamsError, match=r"evaluate.selection: task '.*' is not allowed, .* one of lesions, organs$"
         ):
             check_file(path)
 

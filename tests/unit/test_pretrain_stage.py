@@ -28,26 +28,26 @@ from components.pretrain.workers import on_gpus
 from components.tables import read_table
 
 
-def curated_of(root: Path) -> pd.DataFrame:
-    return read_table(root / "data" / "wholebody" / "curate" / "curated.parquet")
+def training_of(root: Path) -> pd.DataFrame:
+    return read_table(root / "data" / "wholebody" / "curate" / "training.parquet")
 
 
 def test_the_runs_name_changes_with_what_decides_the_weights_and_with_nothing_else(tmp_path: Path) -> None:
-    curated = curated_of(write_project(tmp_path, "wholebody"))
+    training = training_of(write_project(tmp_path, "wholebody"))
     config = config_of("wholebody")
     warmer = config_of("wholebody", objective=block("wholebody")["objective"] | {"temperature": 0.2})
-    changed = curated.assign(sha256=curated["sha256"].where(curated.index != 1, "0" * 64))
-    name = stage.run_name("wholebody", config, curated)
+    changed = training.assign(sha256=training["sha256"].where(training.index != 1, "0" * 64))
+    name = stage.run_name("wholebody", config, training)
     others = {
-        stage.run_name("wholebody", warmer, curated),
-        stage.run_name("wholebody", config, curated[1:]),
+        stage.run_name("wholebody", warmer, training),
+        stage.run_name("wholebody", config, training[1:]),
         stage.run_name("wholebody", config, changed),
-        stage.run_name("head", config, curated),
+        stage.run_name("head", config, training),
     }
     assert len(others | {name}) == 5
     same = config_of("wholebody", loaders=3, checkpoint_every=5, activation_checkpointing=True)
     shutil.rmtree(tmp_path / "data/wholebody/preprocess")  # no volume is read for a name
-    assert stage.run_name("wholebody", same, curated.sample(frac=1, random_state=0)) == name
+    assert stage.run_name("wholebody", same, training.sample(frac=1, random_state=0)) == name
 
 
 @pytest.mark.parametrize(
@@ -59,24 +59,24 @@ def test_the_runs_name_changes_with_what_decides_the_weights_and_with_nothing_el
 def test_the_runs_name_changes_with_the_code_of_a_step(
     module: str, decides: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    curated = curated_of(write_project(tmp_path / "project", "wholebody"))
+    training = training_of(write_project(tmp_path / "project", "wholebody"))
     components = shutil.copytree(stage.ROOT / "components", tmp_path / "components")
     monkeypatch.setattr(stage, "ROOT", tmp_path)
-    before = stage.run_name("wholebody", config_of("wholebody"), curated)
+    before = stage.run_name("wholebody", config_of("wholebody"), training)
     path = components / module
     path.write_text(path.read_text() + "\n")
-    assert (stage.run_name("wholebody", config_of("wholebody"), curated) != before) is decides
+    assert (stage.run_name("wholebody", config_of("wholebody"), training) != before) is decides
 
 
 def test_the_runs_name_changes_with_the_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint of a run on this processor's own kernels must not go on as one that is the same anywhere."""
-    curated, config = curated_of(write_project(tmp_path, "wholebody")), config_of("wholebody")
+    training, config = training_of(write_project(tmp_path, "wholebody")), config_of("wholebody")
     monkeypatch.delenv(arithmetic.VARIABLE, raising=False)
-    unset = stage.run_name("wholebody", config, curated)
+    unset = stage.run_name("wholebody", config, training)
     monkeypatch.setenv(arithmetic.VARIABLE, arithmetic.PORTABLE)
-    portable = stage.run_name("wholebody", config, curated)
+    portable = stage.run_name("wholebody", config, training)
     monkeypatch.setenv(arithmetic.VARIABLE, arithmetic.MACHINE)
-    assert stage.run_name("wholebody", config, curated) == unset != portable
+    assert stage.run_name("wholebody", config, training) == unset != portable
 
 
 def test_portable_stays_off_gpus_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

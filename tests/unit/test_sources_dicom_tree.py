@@ -19,13 +19,14 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.fileset import FileSet
 
 from components.cohort.config import CohortConfig
+from components.cohort.labelled import joined
 from components.errors import UserError
 from components.settings import load_stage
 from components.sources.config import TransferConfig
 from components.sources.dicom import DicomSource
 from components.sources.dicom_tree import BLOCK, list_tree, read_file
 from components.sources.interface import Listing
-from components.sources.locate import locate
+from components.sources.locate import Located, locate
 from components.sources.nifti import NiftiSource
 from components.sources.phantom.dealing import plan_scans
 from components.sources.phantom.scanner import scan
@@ -355,12 +356,13 @@ def test_locate_leads_back_to_the_bytes(site: tuple[Path, CohortConfig], tmp_pat
     rows.append({"series": "s0", "source": "phantom", "set": "", "location": ""})
     write_table(folder / "cohort.parquet", pd.DataFrame(rows))
     write_table(folder / "files.parquet", listing.files.table().assign(set=""))
-    found = locate("wholebody", listing.series[0].series)
+    write_table(folder / "labelled.parquet", joined([]))
+    found = locate("wholebody", listing.series[0].series).paths
     assert len(found) == 12
     assert str(root / "MEIER^ANNA" / "CT" / "0001.dcm") in found
     assert f"{root}/SCHMIDT.zip!/SCHMIDT/0012.dcm" in found
     letter = next(row["location"] for row in listing.files if row["status"] == "not_dicom")
-    assert locate("wholebody", letter) == [str(root / "SCHMIDT.txt")]
+    assert locate("wholebody", letter) == Located([str(root / "SCHMIDT.txt")], [])
     with pytest.raises(UserError, match="neither a series nor a file"):
         locate("wholebody", "f0000000000000000")
     with pytest.raises(UserError, match="keeps no files"):

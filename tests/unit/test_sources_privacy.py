@@ -188,7 +188,7 @@ def test_a_source_that_is_refused_leaves_no_trace(checkout: Path, source: str, e
 def test_a_line_that_sees_no_nodules_takes_none(checkout: Path) -> None:
     (checkout / "nodules").mkdir()
     (checkout / "nodules" / "labels.csv").write_text(",".join(COLUMNS) + "\n")
-    with pytest.raises(UserError, match=r"is not allowed with line head: head\.evaluate.tasks has no nodules"):
+    with pytest.raises(UserError, match=r"with line head: no task of head\.tasks is of set lidc_nodules"):
         pin_source("head", "dicom:a", "lidc_nodules:nodules")
 
 

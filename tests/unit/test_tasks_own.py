@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -34,10 +35,13 @@ class OfTable(LabelledSet):
         return pd.DataFrame({"id": SERIES, "malignant": self.labels}), []  # type: ignore[attr-defined]
 
 
+def given(curated: pd.DataFrame) -> Inputs:
+    evaluate, grid = parse(EvaluateConfig, EVALUATE, "t"), parse(PreprocessConfig, PREPROCESS, "t")
+    return Inputs("wholebody", "crop", curated, pd.DataFrame(), evaluate, grid)
+
+
 def asked(of_set: LabelledSet, labelled: pd.DataFrame, curated: pd.DataFrame, label: str = "malignant") -> Built:
-    nothing = pd.DataFrame()
-    evaluate = parse(EvaluateConfig, EVALUATE, "t")
-    inputs = Inputs("wholebody", "crop", curated, nothing, evaluate, parse(PreprocessConfig, PREPROCESS, "t"), labelled)
+    inputs = replace(given(curated), labelled=labelled)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("components.tasks.own.sets_of", lambda line: {"site": of_set})
         return classify("malignant", "site", label, inputs)
@@ -90,6 +94,28 @@ def test_two_labels_of_one_scan_are_refused() -> None:
         asked(OfTable(list("010101")), labelled, curated)
     same = asked(OfTable(list("110101")), labelled, curated)
     assert same.table["label"].tolist() == ["1"]
+
+
+def test_another_site_is_tested_on_by_what_was_trained_here() -> None:
+    sites = {"site": OfTable(list("010101")), "other": OfTable(list("001122"))}
+    rows = {"row": range(6), "series": SERIES, "patient": [f"p{n}" for n in range(6)]}
+    here = pd.DataFrame({"set": "site", "split": ["train"] * 4 + ["test"] * 2, **rows})
+    there = pd.DataFrame({"set": "other", "split": "test", **rows})
+    there["series"], there["patient"] = "x" + there["series"], "x" + there["patient"]
+    series = [*SERIES, *there["series"]]
+    curated = pd.DataFrame({"series": series, "volume": series, "accepted": True, "reason": ""})
+    inputs = replace(given(curated), labelled=pd.concat([here, there], ignore_index=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("components.tasks.own.sets_of", lambda line: sites)
+        built = classify("malignant", "site", "malignant", inputs, external=["other"])
+    of = dict(tuple(built.table.groupby("task")))
+    assert set(of) == {"malignant", "malignant/other"}
+    alone = of["malignant"]
+    assert len(alone) == 6
+    apart = of["malignant/other"]
+    trained = apart[apart["split"] == "train"]
+    assert trained["case"].tolist() == alone.loc[alone["split"] == "train", "case"].tolist()
+    assert set(apart.loc[apart["split"] == "test", "patient"]) == set(there["patient"])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,9 @@ from components.ct.labels.label_map import names_beside, read_label_map
 from components.ct.labels.placing import LabelError, Mask, Placed, covered_shares, nearest_voxels
 from components.ct.labels.same_scan import check_same_scan
 from components.ct.labels.segmentation import read_segments
+from components.ct.labels.stored import MAX_VALUE, LabelMap
 from components.ct.origin import Origin
-from components.ct.store import FloatArray, read_layers, write_layers
+from components.ct.store import FloatArray, Volume, read_layers, write_layers
 from components.errors import UserError
 
 SEG = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
@@ -144,6 +146,31 @@ def _check_wanted(path: Path, labels: Labels, only: Collection[str]) -> None:
     if missing:
         raise UserError(f"labels {path.name}: segment {missing[0]!r} is not in it; `ctfoundry volume label` without "
                         "--segment lists those that are")  # fmt: skip
+
+
+def label_map(file: Path, volume: Volume, scan: Origin) -> LabelMap:
+    """A file of labels on a volume's grid: each voxel has the label that holds at its centre.
+
+    Args:
+        file: as :func:`read_labels` takes it.
+        volume: oriented, resampled and cropped already; its affine says where its voxels lie.
+        scan: which it is of.
+
+    Raises:
+        UserError: as there; or values, or segments, that uint8 cannot number.
+    """
+    labels = read_labels(file, volume.affine, volume.hu.shape, scan)
+    values, names = _numbered(labels)
+    if max(names, default=0) > MAX_VALUE:
+        raise UserError(f"labels {file.name}: a value of {max(names)} is not allowed: at most {MAX_VALUE}")
+    return LabelMap(np.ascontiguousarray(values, dtype=np.uint8), names)
+
+
+def _numbered(labels: Labels) -> tuple[npt.NDArray[np.integer[Any]], dict[int, str]]:
+    """One map: a file's own values where it is one; of segments that overlap, the last holds."""
+    if len(labels.layers) == 1:
+        return labels.layers[0], {segment.value: segment.name for segment in labels.segments}
+    return labels.combined(), {number: segment.name for number, segment in enumerate(labels.segments, start=1)}
 
 
 def write_labels(path: Path, labels: Labels) -> None:
