@@ -52,7 +52,8 @@ class HeadDescription(StageConfig):
         priors: share of each class among the training cases.
         operating_point: None where none was asked for, or the classes are not two.
         figures: on test cases: figure to ``value``, ``low``, ``high`` and what stands beside it (untrained encoders).
-        counts: ``train`` and ``test`` to class to numbers of ``patients`` and ``cases``.
+        patients: of ``train`` and of ``test``.
+        counts: ``train`` and ``test`` to class to numbers of ``patients``, who may have several, and ``cases``.
         limits: one sentence each.
     """
 
@@ -69,6 +70,7 @@ class HeadDescription(StageConfig):
     priors: tuple[Share, ...]
     operating_point: OperatingPoint | None
     figures: dict[str, dict[str, float]]
+    patients: dict[str, int]
     counts: dict[str, dict[str, dict[str, int]]]
     limits: tuple[str, ...]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,6 +20,7 @@ from components.tasks.scores import ENCODER, family_mean, task_metrics
 from components.tasks.table import Built, Inputs, check_splits, usable
 
 if TYPE_CHECKING:
+    from components.tasks.few_shot import Curves
     from components.tasks.judging import Judged, Part
     from components.tasks.scores import Score
 
@@ -63,6 +64,7 @@ class ClassifyConfig(StageConfig):
         serve: whether the linear probe of the encoder goes into the release as a head.
         specificity: of two classes, at which the threshold of the second one is chosen, on training cases; null for
             none. Tasks of more classes have none.
+        few_shot: numbers of training cases a class for a curve of the AUC; null for none.
     """
 
     kind: Literal["classify"]
@@ -70,6 +72,7 @@ class ClassifyConfig(StageConfig):
     label: Annotated[str, Field(min_length=1)]
     serve: bool
     specificity: Annotated[float, Field(gt=0, le=1)] | None
+    few_shot: Annotated[tuple[Annotated[int, Field(ge=1, le=10_000)], ...], Field(min_length=1, max_length=20)] | None
 
 
 def cases(name: str, task: ClassifyConfig, inputs: Inputs) -> Built:
@@ -85,7 +88,9 @@ def cases(name: str, task: ClassifyConfig, inputs: Inputs) -> Built:
 
 
 def judge(question: Question) -> Outcome:
-    """Every figure of every method on every part of the task, and of findings the mean over them."""
+    """Every figure of every method on every part of the task, and of findings the mean over them; its heads."""
+    from components.tasks.adds import added, with_baselines
+    from components.tasks.few_shot import CAPTION, curves, draw_curves, few_shot_table
     from components.tasks.judging import Part, judge_method
     from components.tasks.probability_pictures import pictures
     from components.tasks.served import head_of
@@ -94,6 +99,7 @@ def judge(question: Question) -> Outcome:
     scores: list[Score] = []
     tables: list[pd.DataFrame] = []
     shown: list[tuple[Part, Judged]] = []
+    curved: dict[str, tuple[Part, Curves]] = {}
     outcome = Outcome(scores, pd.DataFrame())
     for name, rows in question.rows.groupby("task"):
         part = Part.of(str(name), rows, config, task.specificity)
@@ -102,17 +108,40 @@ def judge(question: Question) -> Outcome:
             inputs[DIAMETER] = part.rows[["diameter_mm"]].to_numpy(dtype="float64")
         judged = {method: judge_method(part, method, vectors, config) for method, vectors in inputs.items()}
         scores += [score for of in judged.values() for score in of.scores]
+        scores += with_baselines(part, inputs, config)
         tables += [of.cases for of in judged.values()]
         shown.append((part, judged[ENCODER]))
-        if task.specificity is not None and part.specificity is None:
-            outcome.remarks[part.name] = f"No operating point: {len(part.classes)} classes, and one is of two."
+        if task.few_shot is not None:
+            curved[part.name] = part, curves(part, inputs, task.few_shot, config)
+        told = _left_out(task, part, curved)
+        if told:
+            outcome.remarks[part.name] = told
         if task.serve:
             numbers = task_metrics([score for of in judged.values() for score in of.scores], FIGURES)[part.name]
             outcome.heads[part.name] = head_of(question.name, part, judged[ENCODER].fitted, numbers)
-    if task.set == LINE and task.label == FINDINGS:
-        means, outcome.remarks[question.name] = family_mean(scores, question.name)
+    family = question.name if task.set == LINE and task.label == FINDINGS else None
+    if family is not None:
+        means, outcome.remarks[family] = family_mean(scores, family)
         scores += means
-    return replace(outcome, cases=pd.concat(tables, ignore_index=True), pictures=pictures(shown))
+    outcome.found["adds_to"] = added(scores)
+    outcome.pictures.update(pictures(shown))
+    if task.few_shot is not None:
+        outcome.tables["few_shot"] = few = few_shot_table(curved, family)
+        for name in [family] if family is not None else list(curved):
+            outcome.pictures[f"few_shot_{name.replace('/', '_')}"] = draw_curves(few, name), CAPTION
+    return replace(outcome, cases=pd.concat(tables, ignore_index=True))
+
+
+def _left_out(task: ClassifyConfig, part: Part, curved: Mapping[str, tuple[Part, Curves]]) -> str:
+    """What the block asks for and the cases cannot give."""
+    told = []
+    if task.specificity is not None and part.specificity is None:
+        told.append(f"No operating point: {len(part.classes)} classes, and one is of two.")
+    if part.name in curved:
+        drawn = {count for _, count in curved[part.name][1]}
+        few = [str(count) for count in sorted(set(task.few_shot or ()) - drawn)]
+        told += [f"Too few patients of a class in training for few_shot {', '.join(few)}."] if few else []
+    return " ".join(told)
 
 
 def _parts(name: str, task: ClassifyConfig, scanned: Scanned) -> list[str]:

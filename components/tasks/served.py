@@ -32,7 +32,8 @@ def head_of(task: str, part: Part, fitted: Fitted, found: Mapping[str, Numbers])
     if fitted.threshold is not None and np.isfinite(fitted.threshold) and part.specificity is not None:
         rates = {name: {key: found[name][key] for key in SHOWN[:3]} for name in ("sensitivity", "specificity")}
         point = OperatingPoint(wanted_specificity=part.specificity, threshold=fitted.threshold, **rates)
-    counts = {side: _counts(part, of) for side, of in (("train", ~part.test), ("test", part.test))}
+    sides = {"train": ~part.test, "test": part.test}
+    counts = {side: _counts(part, of) for side, of in sides.items()}
     description = HeadDescription(
         format=1,
         kind="classify",
@@ -47,6 +48,7 @@ def head_of(task: str, part: Part, fitted: Fitted, found: Mapping[str, Numbers])
         priors=fitted.priors,
         operating_point=point,
         figures=figures,
+        patients={side: len(set(part.patients[of].tolist())) for side, of in sides.items()},
         counts=counts,
         limits=tuple(_limits(part, fitted, found, counts)),
     )

@@ -35,11 +35,17 @@ from tests.unit.gate_blocks import asking
 from tests.unit.test_tasks_cases import EVALUATE, PREPROCESS
 
 AFFINE = np.array([[0, 0, -1.0, 20], [0, -1.0, 0, 20], [3.0, 0, 0, 0], [0, 0, 0, 1]])
+ASKED: dict[str, Any] = {"serve": False, "specificity": 0.9, "few_shot": None}
+SERVED: dict[str, Any] = {"serve": True, "specificity": 0.9, "few_shot": (1, 2, 50)}
 TASKS: dict[str, Any] = {
-    "organs": ClassifyConfig(kind="classify", set="line", label="organ", serve=True, specificity=None),
-    "lesions": ClassifyConfig(kind="classify", set="line", label="lesion", serve=False, specificity=0.9),
+    "organs": ClassifyConfig(
+        kind="classify", set="line", label="organ", serve=True, specificity=None, few_shot=(1, 2, 50)
+    ),
+    "lesions": ClassifyConfig(kind="classify", set="line", label="lesion", **ASKED),
     "stability": StabilityConfig(kind="stability", gallery=2),
-    "lidc_nodules": ClassifyConfig(kind="classify", set="lidc_nodules", label="ratings", serve=False, specificity=0.9),
+    "lidc_nodules": ClassifyConfig(
+        kind="classify", set="lidc_nodules", label="ratings", serve=False, specificity=0.9, few_shot=None
+    ),
 }
 ORGANS = {"liver": 60, "lung_left": -700, "kidney_right": 30}
 EMBED = {

@@ -26,7 +26,8 @@ def description(**changes: Any) -> HeadDescription:
     content = {
         "format": 1, "kind": "classify", "task": "organs", "part": "organs", "classes": list(CLASSES), "positive": None,
         "sees": "point", "dim": 4, "encoder": "e" * 64, "temperature": 1.5, "priors": [0.5, 0.3, 0.2],
-        "operating_point": None, "figures": {"linear_auc": {"value": 0.9}}, "counts": {}, "limits": ["None."],
+        "operating_point": None, "figures": {"linear_auc": {"value": 0.9}}, "counts": {},
+        "patients": {"train": 1, "test": 1}, "limits": ["None."],
     }  # fmt: skip
     return parse(HeadDescription, content | changes, "t")
 

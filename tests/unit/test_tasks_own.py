@@ -19,7 +19,7 @@ from components.tasks.table import Built, Inputs
 from flows.parameters import written, yaml_editor
 from tests.unit.test_tasks_cases import EVALUATE, PREPROCESS
 
-READ = {"serve": True, "specificity": 0.9}  # how a probe is read
+READ = {"serve": True, "specificity": 0.9, "few_shot": None}  # how a probe is read
 SERIES = [f"s{n:016x}" for n in range(6)]
 
 
