@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import yaml
 
 from components.bundle.config import BundleConfig
+from components.models.heads import HeadDescription
 
 TEMPLATE = "MODEL_CARD.md.j2"
 
@@ -29,6 +31,7 @@ class CardFacts:
         decision: ``decision.json`` of the gate.
         licences: see :func:`components.bundle.licences.licence_table`.
         inputs: hashes of code, parameters, pinned versions and data.
+        heads: descriptions of the released heads, by part.
     """
 
     line: str
@@ -40,6 +43,7 @@ class CardFacts:
     decision: dict[str, Any]
     licences: pd.DataFrame
     inputs: dict[str, str]
+    heads: Sequence[HeadDescription]
 
 
 def model_card(facts: CardFacts) -> str:
@@ -52,10 +56,11 @@ def model_card(facts: CardFacts) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, read as text
     )
-    environment.filters |= {"cell": cell, "figure": figure}
+    environment.filters |= {"cell": cell, "figure": figure, "limits": limits}
     return environment.get_template(TEMPLATE).render(
         facts=facts,
         licences=facts.licences.to_dict("records"),
+        heads=[head_row(head) for head in facts.heads],
         evaluation=evaluation_rows(facts.metrics, facts.figures),
         preprocess=_yaml(facts.parameters["preprocess"]),
         pretrain=_yaml(facts.parameters["pretrain"]),
@@ -64,7 +69,7 @@ def model_card(facts: CardFacts) -> str:
 
 def evaluation_rows(metrics: dict[str, Any], figures: pd.DataFrame) -> list[dict[str, Any]]:
     """One row per task and figure of ``metrics.json``, sorted, with the plain baselines' figures beside it."""
-    plain = figures[~figures["method"].str.match(r"encoder$|random($|_)")]
+    plain = figures[~figures["method"].str.match(r"encoder$|random($|_)|.*\+")]  # two together are no baseline
     rows: list[dict[str, Any]] = []
     for task, numbers_by_figure in sorted(metrics["tasks"].items()):
         for name, numbers in sorted(numbers_by_figure.items()):
@@ -76,6 +81,22 @@ def evaluation_rows(metrics: dict[str, Any], figures: pd.DataFrame) -> list[dict
             patients = int(counts["n_patients"].iloc[0]) if len(counts) else None
             rows.append({"task": task, "figure": name, **numbers, "baselines": baselines, "patients": patients})
     return rows
+
+
+def head_row(head: HeadDescription) -> dict[str, Any]:
+    """A head as the card's table shows it."""
+    point, decided = head.operating_point, "none"
+    if point is not None:
+        decided = (
+            f"{head.positive} from {figure(point.threshold)} on: sensitivity {limits(point.sensitivity)}, "
+            f"specificity {limits(point.specificity)}"
+        )
+    return {"head": head, "point": decided}
+
+
+def limits(numbers: Mapping[str, float]) -> str:
+    """A figure with its interval."""
+    return f"{figure(numbers['value'])} [{figure(numbers['low'])}, {figure(numbers['high'])}]"
 
 
 def cell(value: object) -> str:

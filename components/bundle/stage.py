@@ -17,11 +17,13 @@ from components.bundle.licences import licence_table
 from components.bundle.manifest import Manifest, write_manifest
 from components.errors import UserError
 from components.files import read_json, replacing, sha256_tree, write_json, write_text
+from components.models.heads import HEADS, load_heads
 from components.tables import read_table
 
 log = logging.getLogger(__name__)
 
 PINS = "infra/pins"  # the versions that each stage and the service depend on
+OF_A_TASK = "head"  # where a task's folder holds its heads
 ENCODER_FILES = ("encoder.safetensors", "encoder.json")
 
 
@@ -40,6 +42,7 @@ class Sources:
         metrics, figures, report: ``metrics.json``, ``figures.csv`` and ``report.html`` of evaluation.
         decision: the gate's ``decision.json``.
         champion: the verdict of the comparison with the champion; of it nothing goes into the bundle.
+        tasks: folder with a folder of each task; a task that is served has its heads in ``<task>/head``.
     """
 
     cohort: Path
@@ -54,6 +57,7 @@ class Sources:
     report: Path
     decision: Path
     champion: Path
+    tasks: Path
 
     @classmethod
     def of_line(cls, data: Path, shards: tuple[int, ...]) -> Sources:
@@ -71,6 +75,7 @@ class Sources:
             report=data / "evaluate" / "report.html",
             decision=data / "gate" / "decision.json",
             champion=data / "champion" / "verdict.json",
+            tasks=data / "tasks",
         )
 
     def missing(self) -> list[Path]:
@@ -129,6 +134,7 @@ def make_bundle(
         _copy_parts(temporary, sources, parameters)
         cohort, curated = read_table(sources.cohort), read_table(sources.curated)
         licences = licence_table(cohort, curated, read_table(sources.attribution))
+        heads = load_heads(temporary)
         write_text(temporary / "licences.csv", licences.to_csv(index=False, lineterminator="\n"))
         facts = CardFacts(
             line=line,
@@ -140,6 +146,7 @@ def make_bundle(
             decision=decision,
             licences=licences,
             inputs=inputs,
+            heads=[head.description for head in heads.values()],
         )
         write_text(temporary / "MODEL_CARD.md", model_card(facts))
         manifest = write_manifest(temporary, line, config.name, inputs)
@@ -150,6 +157,8 @@ def make_bundle(
 def _copy_parts(folder: Path, sources: Sources, parameters: dict[str, Any]) -> None:
     for name in ENCODER_FILES:
         shutil.copyfile(sources.encoder / name, folder / name)
+    for heads in sorted(sources.tasks.glob(f"*/{OF_A_TASK}")):
+        shutil.copytree(heads, folder / HEADS / heads.parent.name)
     for path in (sources.metrics, sources.figures, sources.decision, sources.report, sources.profile):
         shutil.copyfile(path, folder / path.name)
     write_json(folder / "funnel.json", _without_names(read_json(sources.funnel)))

@@ -11,12 +11,16 @@ from components.bundle.config import BundleConfig
 from components.bundle.manifest import verify_bundle
 from components.bundle.stage import Sources, make_bundle
 from components.errors import UserError
-from components.files import read_json, write_json, write_text
+from components.files import read_json, sha256_file, write_json, write_text
 from components.gate import champion as champion_stage
+from components.models.embed import untrained_embedder
+from components.models.heads import Head, load_heads
 from components.settings import parse
 from components.tables import write_table
 from flows import champion as promoting
 from tests.unit.gate_blocks import params
+from tests.unit.test_evaluate_stage import tiny_embedder
+from tests.unit.test_models_heads import description, linear
 
 WORDS: dict[str, Any] = {
     "name": "ctfoundry-wholebody",
@@ -41,6 +45,12 @@ PARAMETERS: dict[str, Any] = {
 CONFIG = parse(BundleConfig, WORDS, "wholebody.bundle")
 NUMBERS = {"value": 0.91, "low": 0.85, "high": 0.95, "random": 0.7, "difference": 0.21, "difference_low": 0.1,
            "difference_high": 0.3}  # fmt: skip
+
+FIGURES_OF_A_HEAD = {
+    "linear_auc": {"value": 0.9, "low": 0.8, "high": 0.95, "random": 0.7},
+    "brier": {"value": 0.1, "low": 0.05, "high": 0.15},
+    "ece": {"value": 0.02, "low": 0.01, "high": 0.04},
+}
 
 
 def _cohort() -> pd.DataFrame:
@@ -120,6 +130,47 @@ def test_a_release_holds_all_its_parts_and_verifies(root: Path) -> None:
     assert read_json(release / "preprocess.json") == PARAMETERS["preprocess"]
     judged = {"headers": PARAMETERS["screen"], "volumes": PARAMETERS["curate"], "mixed_series": "whole"}
     assert read_json(release / "acceptance.json") == judged
+
+
+def with_heads(root: Path) -> Path:
+    """A project with a real encoder, and heads of two of its tasks."""
+    data = root / "data" / "wholebody"
+    tiny_embedder().save(data / "features" / "encoder")
+    encoder = sha256_file(data / "features" / "encoder" / "encoder.safetensors")
+    for part in ("findings/ich", "organs"):
+        task, _, name = part.partition("/")
+        told = description(dim=8, encoder=encoder, task=task, part=part, figures=FIGURES_OF_A_HEAD)
+        Head(told, linear(dim=8)).write(data / "tasks" / task / "head" / name)
+    return root
+
+
+def test_a_served_tasks_heads_are_in_the_release_and_on_its_card(root: Path) -> None:
+    release = _make(with_heads(root))
+    files = verify_bundle(release).files
+    assert [name for name in files if name.startswith("heads/")] == [
+        "heads/findings/ich/head.json", "heads/findings/ich/head.safetensors", "heads/organs/head.json",
+        "heads/organs/head.safetensors",
+    ]  # fmt: skip
+    assert list(load_heads(release)) == ["findings/ich", "organs"]
+    card = (release / "MODEL_CARD.md").read_text()
+    assert "| organs | a point | a, b, c | 1, 1 | 0.900 [0.800, 0.950] | 0.700 | 0.100 [0.050, 0.150] |" in card
+    assert "- organs: None." in card
+    write_text(release / "heads" / "organs" / "head.json", "{}\n")
+    with pytest.raises(UserError, match=r"heads/organs/head.json: differs from the manifest"):
+        verify_bundle(release)
+
+
+def test_a_head_of_another_encoder_is_no_release(root: Path) -> None:
+    with_heads(root)
+    folder = root / "data" / "wholebody" / "features" / "encoder"
+    untrained_embedder(tiny_embedder().config, 3).save(folder)
+    with pytest.raises(UserError, match=r"^head findings/ich: was fitted on encoder"):
+        _make(root)
+    assert not (root / "releases").exists()
+
+
+def test_the_card_of_a_line_without_a_served_head_says_so(root: Path) -> None:
+    assert "None: no task of this line is served." in (_make(root) / "MODEL_CARD.md").read_text()
 
 
 def test_the_same_inputs_give_the_same_bytes(root: Path) -> None:
