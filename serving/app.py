@@ -1,4 +1,5 @@
-"""HTTP round :func:`serving.embedding.embed_file`: take the body, have it done apart, answer in JSON, never leak.
+"""HTTP round ``serving.embedding`` and ``serving.classifying``: take the body, have it done apart, answer in JSON,
+never leak.
 
 What a request costs ends with it: its child process is killed and its files are gone when its client has left or its
 time is over, and only then does the next one get its turn.
@@ -11,7 +12,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from starlette.types import Receive, Scope, Send
 from components.confined import Reply
 from components.errors import UserError
 from components.files import NO_ROOM
+from serving.asking import POINT, point_of, require_answer
 from serving.body import receive_file
 from serving.forks import Forks
 from serving.limits import Limits
@@ -38,6 +40,7 @@ log = logging.getLogger("bentoml.service.ctfoundry")
 
 # A client that is still sending sees the answer only if the connection stays open for a moment (RFC 9112, 9.6).
 LINGER_SECONDS = 0.5
+DONE = {"embed": "embedded", "classify": "classified"}  # outcomes, as they are counted
 KILLED = ("memory", "deadline", "crash")
 
 
@@ -53,6 +56,7 @@ class EmbedApp:
         self.starlette = Starlette(
             routes=[
                 Route("/embed", self.embed, methods=["POST"]),
+                Route("/classify", self.classify, methods=["POST"]),
                 Route("/model", self.model, methods=["GET"]),
             ],
             exception_handlers={HTTPException: _http_error},
@@ -72,12 +76,26 @@ class EmbedApp:
 
     async def embed(self, request: Request) -> Response:
         """POST /embed: one CT series as zip, or NIfTI, to its vector and what was found."""
+        return await self._answered(request, "embed", lambda: {"ask": "embed"})
+
+    async def classify(self, request: Request) -> Response:
+        """POST /classify: the same file to what the release's heads answer; ``point_mm`` for those that see a point."""
+
+        def work() -> dict[str, Any]:
+            point = point_of(request.query_params.get(POINT))
+            require_answer(self._model["heads"], point)
+            return {"ask": "classify", POINT: point}
+
+        return await self._answered(request, "classify", work)
+
+    async def _answered(self, request: Request, route: str, work: Callable[[], dict[str, Any]]) -> Response:
+        """The answer to a request, and its count; ``work`` says what is asked of the file, or refuses beforehand."""
         forks, metrics = self._loaded()
         begin, outcome = time.perf_counter(), "failed"
         try:
-            reply = await self._reply(request, forks)
+            reply = await self._reply(request, forks, work())
             if reply.result is not None:
-                outcome = "embedded"
+                outcome = DONE[route]
                 return JSONResponse(reply.result.content)
             outcome, status = _refused(reply)
             return _Refusal(reply.message, status)
@@ -97,13 +115,13 @@ class EmbedApp:
                 return _Refusal("no room is left on the disk for the file; send it again later", 503)
             # Where it failed, not what it said: messages of readers may quote a patient's header.
             where = "".join(traceback.format_tb(error.__traceback__))
-            log.error("embed failed with %s\n%s", type(error).__name__, where)
+            log.error("%s failed with %s\n%s", route, type(error).__name__, where)
             return _Refusal("the service failed on this file; the failure is in its log", 500)
         finally:
-            metrics.count(outcome, time.perf_counter() - begin)
+            metrics.count(route, outcome, time.perf_counter() - begin)
 
-    async def _reply(self, request: Request, forks: Forks) -> Reply:
-        """What became of the request's file.
+    async def _reply(self, request: Request, forks: Forks, work: dict[str, Any]) -> Reply:
+        """What became of the request's file, of which ``work`` says what is asked.
 
         Raises:
             ClientDisconnect: the client has left, before its turn or while its file was read.
@@ -115,7 +133,7 @@ class EmbedApp:
             async with self._turn:
                 if await request.is_disconnected():
                     raise ClientDisconnect
-                reply = await _while_connected(request, forks, {"path": str(path), "scratch": str(folder)})
+                reply = await _while_connected(request, forks, work | {"path": str(path), "scratch": str(folder)})
                 if reply is None:
                     raise ClientDisconnect
                 return reply

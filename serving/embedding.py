@@ -19,6 +19,7 @@ from components.curate.suite import volumes_suite
 from components.errors import UserError
 from components.files import read_json
 from components.models.embed import Embedder
+from components.models.heads import Head, load_heads
 from components.quality.rules import Suite
 from components.screen.config import ScreenConfig
 from components.screen.suite import headers_suite
@@ -34,7 +35,7 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class ServedBundle:
-    """A verified release folder in memory."""
+    """A verified release folder in memory; ``heads`` by part, as :func:`components.models.heads.load_heads`."""
 
     manifest: Manifest
     embedder: Embedder
@@ -42,6 +43,12 @@ class ServedBundle:
     headers: Suite
     volumes: Suite
     only_largest_stack: bool
+    heads: dict[str, Head]
+
+    @property
+    def model(self) -> dict[str, str]:
+        """What an answer says it comes from."""
+        return {"name": self.manifest.name, "digest": self.manifest.digest}
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Answer:
 
 
 def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
-    """Verify a release folder and load its encoder.
+    """Verify a release folder and load its encoder and heads.
 
     Raises:
         UserError: a file is missing, differs from the manifest or is not in it; or this code cannot read it.
@@ -108,6 +115,7 @@ def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
         headers=headers_suite(parse(ScreenConfig, bounds["headers"], "headers", str(bounds_file)), rows=1),
         volumes=volumes_suite(parse(CurateConfig, bounds["volumes"], "volumes", str(bounds_file)), rows=1),
         only_largest_stack=bounds.get("mixed_series") == "largest_stack",
+        heads=load_heads(folder),
     )
 
 
@@ -122,19 +130,42 @@ def embed_file(path: Path, bundle: ServedBundle, limits: Limits = DEFAULT_LIMITS
     Raises:
         InputError, UserError: the file holds no single readable CT volume, or is beyond the limits.
     """
+    scan = read_scan(path, bundle, limits)
+    return Answer(volume_vector(scan, bundle), bundle.model, scan.found)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan as it was sent and on the model's grid, and what was found in its file."""
+
+    sent: Volume
+    volume: Volume
+    found: Found
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-like content of what was found."""
+        return asdict(self.found)
+
+
+def read_scan(path: Path, bundle: ServedBundle, limits: Limits) -> Scan:
+    """Read and standardise the one scan of a file, and judge it. Raises as :func:`embed_file`."""
     reading = read_upload(path, kind_of(path), limits, bundle.only_largest_stack)
     sent, grid = reading.volume, bundle.preprocess
     check_size(sent.hu.shape, sent.affine, grid.spacing_mm, limits.voxels)
     resampled = resample_only(sent, grid)
     body = find_body(resampled, grid.foreground_hu)
     volume = crop_to_body(resampled, body, grid.foreground_margin_mm)
-    vector = np.asarray(bundle.embedder.embed_volume(volume), dtype=np.float32)
-    if vector.ndim != 1 or not np.isfinite(vector).all():
-        raise UserError("the model gives no finite vector for this volume; is it a CT in HU?")
     measured = measure_volume(sent, resampled, body)
     warnings = (*warnings_of(reading.measurements, bundle.headers), *warnings_of(measured, bundle.volumes))
-    found = _found(reading, volume, measured["body_fraction"], warnings)
-    return Answer(vector, {"name": bundle.manifest.name, "digest": bundle.manifest.digest}, found)
+    return Scan(sent, volume, _found(reading, volume, measured["body_fraction"], warnings))
+
+
+def volume_vector(scan: Scan, bundle: ServedBundle) -> npt.NDArray[np.float32]:
+    """The vector (dim,) of the whole scan. Raises UserError where it is not finite."""
+    vector = np.asarray(bundle.embedder.embed_volume(scan.volume), dtype=np.float32)
+    if vector.ndim != 1 or not np.isfinite(vector).all():
+        raise UserError("the model gives no finite vector for this volume; is it a CT in HU?")
+    return vector
 
 
 def _found(reading: Reading, volume: Volume, body_fraction: float, warnings: tuple[str, ...]) -> Found:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+ROUTES = ("embed", "classify")
+
 
 class Metrics:
     """Counts requests by outcome and measures their seconds.
@@ -13,17 +15,23 @@ class Metrics:
     def __init__(self, model: str, digest: str) -> None:
         from prometheus_client import Counter, Gauge, Histogram
 
-        self._requests = Counter("ctfoundry_embed_requests", "Requests to /embed by outcome", ["outcome"])
-        self._seconds = Histogram(
-            "ctfoundry_embed_seconds",
-            "Seconds from first byte to answer, by outcome",
-            ["outcome"],
-            buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300),
-        )
+        self._requests = {
+            route: Counter(f"ctfoundry_{route}_requests", f"Requests to /{route} by outcome", ["outcome"])
+            for route in ROUTES
+        }
+        self._seconds = {
+            route: Histogram(
+                f"ctfoundry_{route}_seconds",
+                "Seconds from first byte to answer, by outcome",
+                ["outcome"],
+                buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300),
+            )
+            for route in ROUTES
+        }
         loaded = Gauge("ctfoundry_model", "The model served", ["name", "digest"], multiprocess_mode="livemax")
         loaded.labels(model, digest).set(1)
 
-    def count(self, outcome: str, seconds: float) -> None:
-        """One request ended so."""
-        self._requests.labels(outcome).inc()
-        self._seconds.labels(outcome).observe(seconds)
+    def count(self, route: str, outcome: str, seconds: float) -> None:
+        """One request to a route ended so."""
+        self._requests[route].labels(outcome).inc()
+        self._seconds[route].labels(outcome).observe(seconds)

@@ -37,6 +37,7 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(1)  # a pool of threads would not survive the fork; embedding sets its own number
+        from serving.classifying import classify_file
         from serving.embedding import embed_file, open_release
 
         bundle, limits, bounds = open_release(Path(sys.argv[1])), Limits.from_environment(), Bounds.from_environment()
@@ -46,10 +47,14 @@ def main() -> None:
 
     def work(request: dict[str, Any]) -> Result:
         tempfile.tempdir = request["scratch"]
-        return Result(embed_file(Path(request["path"]), bundle, limits).to_json())
+        path = Path(request["path"])
+        if request["ask"] == "classify":
+            return Result(classify_file(path, bundle, request["point_mm"] and tuple(request["point_mm"]), limits))
+        return Result(embed_file(path, bundle, limits).to_json())
 
     manifest = bundle.manifest
     said = {"name": manifest.name, "digest": manifest.digest, "line": manifest.line, "inputs": manifest.inputs}
+    said |= {"heads": {part: head.description.sees for part, head in bundle.heads.items()}}
     gc.collect()
     gc.freeze()  # or the collector would touch, and so copy, in each child what it shares with this process
     control.send(json.dumps({"ready": said}).encode())
