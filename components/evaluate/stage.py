@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from components.ct.grid import GridConfig
+from components.ct.labels.stored import label_map_of
 from components.evaluate.cases import build_cases, write_cases
 from components.evaluate.features import write_features
 from components.evaluate.layout import Layout, read_cases, read_places, table
@@ -123,10 +124,13 @@ def _remarks(built: Mapping[str, Built], found: Mapping[str, Any]) -> dict[str, 
 
 
 def evaluation_digest(tasks_file: Path, table: pd.DataFrame, volumes: Volumes) -> str:
-    """Hex SHA-256 of the task table's bytes and of every volume it names: figures compare only where it is equal."""
+    """Hex SHA-256 of the task table's bytes, of every volume it names and of its label map: figures compare only where
+    it is equal."""
     digest = hashlib.sha256(sha256_file(tasks_file).encode())
     for name in sorted(table["volume"].unique()):
         digest.update(f"\n{name}\0{volumes.sha256(name)}".encode())
+        if (labels := label_map_of(Path(name))) is not None:
+            digest.update(f"\0{sha256_file(labels)}".encode())
     return digest.hexdigest()
 
 
