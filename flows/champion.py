@@ -114,7 +114,7 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
     config = load_stage(PretrainConfig, line, "pretrain") if recipe is None else _of_recipe(line, recipe)
     inputs = inputs_of(line, config.input)
     weights = _fetched(source)
-    embed = EmbedConfig(encoder=config.encoder, input=config.input)
+    embed = EmbedConfig(encoder=config.encoder, input=config.input, pooling=inputs.config.pooling)
     embedder = imported(weights, embed, inputs.config.device)
     layout = Layout(STATE / "imported" / line)
     evaluate(inputs, tasks_of(line, sets_of(line)), embedder, layout)

@@ -85,6 +85,7 @@ class Vit(nn.Module):
         self.patch = config.patch_vox
         self.grid: Size3 = self._grid_of(size)
         self.embedding_dim = config.dim * (2 if config.pooling == "class_mean" else 1)
+        self.widths = [config.dim] * config.depth  # of the levels
         self.patch_embed = nn.Linear(channels * self.patch**3, config.dim)
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.registers = nn.Parameter(torch.zeros(1, config.registers, config.dim)) if config.registers else None
