@@ -42,7 +42,7 @@ def test_a_line_is_its_originals_block_under_another_name(checkout: Path) -> Non
     }
     assert Path("params.yaml").read_text().startswith(text.replace("[wholebody, head]", "[wholebody, head, lungs]"))
     assert "# What the line is for, by the voxels: heads." in Path("params.yaml").read_text().split("\nlungs:\n")[1]
-    assert "data/lungs/evaluate/metrics.json" in yaml.safe_load(Path("dvc.yaml").read_text())["metrics"]
+    assert "data/lungs/evaluate/primary.json" in yaml.safe_load(Path("dvc.yaml").read_text())["metrics"]
     assert '"champion": null' in Path("infra/champions/lungs.json").read_text()
     check_file()
 
