@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from components.figures.arrays import Array
+from components.figures.arrays import Array, Bools
 from components.figures.averages import mean_defined, mean_of_cases, ratio
 from components.figures.classification import macro_auc
 from components.tasks.interface import Measure
@@ -40,7 +40,7 @@ class ByCase:
     def of_classes(self) -> bool:
         return self.figure == LINEAR_AUC
 
-    def value(self, inside: Array, weights: Array) -> Array:
+    def value(self, inside: Bools, weights: Array) -> Array:
         """The figure of the cases ``inside`` (cases,) under weights (replicates, cases); returns (replicates,)."""
         scores, drawn = self.scores[inside], weights[:, inside]
         if self.of_classes:

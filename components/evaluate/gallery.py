@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from components.evaluate import plots
+from components.evaluate.subgroups import ATTRIBUTES
 from components.evaluate.words import count, verdict
 from components.figures.arrays import Array
 from components.tasks.interface import Measure
@@ -18,6 +19,7 @@ from components.tasks.pictures import save
 from components.tasks.scores import ENCODER
 
 OVERVIEW = "difference.png"
+GROUPS = "subgroups"
 SHARES = (-1.0, 1.0)  # figures that lie between these are drawn on one axis
 Features = Callable[[pd.DataFrame], Mapping[str, Array]]
 
@@ -123,6 +125,39 @@ def _of_probe(folder: Path, name: str, cases: pd.DataFrame) -> list[Picture]:
         pictures.append(Picture(path, "ROC curves of the linear probe on test patients. Grey: the range of untrained "
                                 "encoders.", f"ROC curves of {shown}; their areas are in the tables."))  # fmt: skip
     return pictures
+
+
+def groups_file(part: str) -> str:
+    """Name of the picture of a part's subgroups."""
+    return f"{part.replace('/', '_')}_{GROUPS}.png"
+
+
+def draw_groups(folder: Path, part: str, title: str, table: pd.DataFrame, whole: float) -> list[Picture]:
+    """The figure in every group that has one, attribute by attribute.
+
+    Args:
+        folder: where to.
+        part: the task or a part of it.
+        title: of its figure.
+        table: its rows of the table of subgroups.
+        whole: the figure of all cases.
+    """
+    large = table[table["why_not"] == ""]
+    if large.empty:
+        return []
+    lines: list[plots.Line | None] = []
+    for attribute, rows in large.groupby("attribute", sort=False):
+        lines += [None] * bool(lines)
+        for row in rows.to_dict("records"):
+            named = f"{ATTRIBUTES[str(attribute)]} {row['group']} ({row['patients']})"
+            lines.append(plots.Line(named, float(row["value"]), float(row["low"]), float(row["high"])))
+    path = folder / groups_file(part)
+    save(plots.forest(lines, title, whole), path)
+    caption = (
+        f"{title} of {part} by group, with 95 % intervals; in parentheses the number of patients. The rule is the "
+    )
+    alt = f"{title} of {count(len(large), 'group')} of test cases; the table below holds the numbers."
+    return [Picture(path, f"{caption}figure of all cases.", alt)]
 
 
 def draw_projection(folder: Path, name: str, panels: Mapping[str, Array], labels: Sequence[str]) -> list[Picture]:

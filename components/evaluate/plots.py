@@ -70,23 +70,24 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
-def forest(lines: Sequence[Line], along: str, zero: float | None = 0.0) -> Figure:
+def forest(lines: Sequence[Line | None], along: str, rule: float = 0.0) -> Figure:
     """Figures with their intervals, one below the other.
 
     Args:
-        lines: from the top.
+        lines: from the top; None leaves one free.
         along: title of the axis.
-        zero: where a rule is drawn.
+        rule: where one is drawn.
     """
     with plt.rc_context(CRISP):
         figure, axes = plt.subplots(figsize=(7.2, 0.75 + 0.27 * len(lines)))
-        if zero is not None:
-            axes.axvline(zero, color=INK, linewidth=0.9)
+        axes.axvline(rule, color=INK, linewidth=0.9)
         for place, line in enumerate(lines):
+            if line is None:
+                continue
             colour, marker = VERDICTS[line.verdict]
             axes.hlines(place, line.low, line.high, color=colour, linewidth=2)
             axes.plot(line.value, place, marker, color=colour, markersize=6)
-        _names(axes, [line.name for line in lines])
+        _names(axes, [line.name if line else "" for line in lines])
         axes.set_xlabel(along)
         figure.tight_layout()
     return figure

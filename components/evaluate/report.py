@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from components.evaluate.bycase import by_case
-from components.evaluate.gallery import Picture
+from components.evaluate.gallery import GROUPS, Picture, groups_file
+from components.evaluate.subgroups import ATTRIBUTES, UNRECORDED
 from components.evaluate.words import count, method_name, number, question, verdict, with_interval
 from components.tasks.config import EvaluateConfig
 from components.tasks.interface import Measure
@@ -40,6 +41,7 @@ class Evaluated:
         rows: the task table.
         remarks: part to what is to be said of it.
         config: of evaluation.
+        subgroups: their table, see :func:`components.evaluate.subgroups.compare`.
     """
 
     line: str
@@ -50,6 +52,7 @@ class Evaluated:
     rows: pd.DataFrame
     remarks: Mapping[str, str]
     config: EvaluateConfig
+    subgroups: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,14 @@ class Beside:
     Attributes:
         curated: every series that reached curation.
         sets: labelled set to its account, see :class:`components.cohort.labelled.Matched`.
+        headers: measurements of the series' headers; empty where there are none.
+        labelled: which series is of which labelled set: columns series, set.
     """
 
     curated: pd.DataFrame
     sets: Mapping[str, Any]
+    headers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"series": pd.Series(dtype="str")}))
+    labelled: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["series", "set"], dtype="str"))
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,8 @@ def render_report(evaluated: Evaluated, beside: Beside, pictures: Mapping[str, S
     Args:
         evaluated: what the tasks found.
         beside: what is told of the data.
-        pictures: task to its pictures; those of all tasks under ''.
+        pictures: task to its pictures; those of all tasks under '', of subgroups under
+            :data:`~components.evaluate.gallery.GROUPS`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -140,6 +148,8 @@ def render_report(evaluated: Evaluated, beside: Beside, pictures: Mapping[str, S
         overview_others=[method_name(name) for name in ALWAYS],
         pictures=[embedded(picture) for picture in pictures[""]],
         sections=[_section(evaluated, name, pictures[name]) for name in evaluated.tasks],
+        groups=[of for name in evaluated.tasks for of in _groups(evaluated, name, pictures[GROUPS])],
+        unrecorded=UNRECORDED,
         sets=sorted(beside.sets.items()),
         scans=len(curated),
         accepted=len(accepted),
@@ -286,6 +296,59 @@ def _worst(evaluated: Evaluated, name: str) -> tuple[str, tuple[tuple[str, ...],
                 said = f"{of.classes[best]} ({of.scores[at][best]:.0%}; its own class {of.quality()[at]:.0%})"
             found.append((float(quality[at]), (str(part), of.cases[at], of.labels[at], said)))
     return title, tuple(row for _, row in sorted(found, key=lambda one: one[0])[:WORST])
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A task's subgroups.
+
+    Attributes:
+        gaps: attribute, its groups, the worst of them, its gap; numbers as text.
+        rows: attribute, group, size and figure of each group that has one.
+        small: attribute and its groups without a figure.
+        pictures: of the figures.
+    """
+
+    name: str
+    figure: str
+    gaps: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[str, ...], ...]
+    small: tuple[tuple[str, str], ...]
+    pictures: tuple[Mapping[str, Any], ...]
+
+
+def _groups(evaluated: Evaluated, name: str, pictures: Sequence[Picture]) -> list[Groups]:
+    """Of a task, or of its parts where it has no figure of the whole."""
+    own = part_of(name, evaluated.subgroups)
+    parts = sorted(own["task"].unique())
+    found = []
+    for part in [name] if name in parts else parts:
+        of, measure = own[own["task"] == part], own.loc[own["task"] == part, "figure"].iloc[0]
+        gaps = []
+        for attribute, numbers in evaluated.metrics["subgroups"][part].items():
+            told = "no two groups are large enough to be compared"
+            if "worst" in numbers:
+                limits = (numbers["gap_low"], numbers["gap_high"])
+                told = f"{numbers['worst']}: {with_interval(numbers['gap'], *limits, signed=True)}"
+            gaps.append((ATTRIBUTES[attribute], str(numbers["groups"]), told))
+        large, small = of[of["why_not"] == ""], of[of["why_not"] != ""]
+        rows = [
+            (ATTRIBUTES[str(row["attribute"])], str(row["group"]), _sized(row),
+             with_interval(float(row["value"]), float(row["low"]), float(row["high"])))
+            for row in large.to_dict("records")
+        ]  # fmt: skip
+        told_small = []
+        for (attribute, why), rows_of in small.groupby(["attribute", "why_not"], sort=False):
+            named = ", ".join(f"{row['group']} ({row['patients']})" for row in rows_of.to_dict("records"))
+            told_small.append((ATTRIBUTES[str(attribute)], f"{why}: {named}"))
+        drawn = [embedded(picture) for picture in pictures if picture.path.name == groups_file(part)]
+        title = _measures(evaluated, name)[measure].title
+        found.append(Groups(part, title, tuple(gaps), tuple(rows), tuple(told_small), tuple(drawn)))
+    return found
+
+
+def _sized(row: Mapping[Any, Any]) -> str:
+    return f"{count(int(row['cases']), 'case')}, {count(int(row['patients']), 'patient')}"
 
 
 def _rejected(curated: pd.DataFrame) -> list[tuple[str, int]]:

@@ -15,14 +15,15 @@ from components.command import data_dir
 from components.ct.grid import GridConfig
 from components.evaluate.cases import build_cases, write_cases
 from components.evaluate.features import write_features
-from components.evaluate.gallery import Picture, draw_overview, draw_projection, draw_task
+from components.evaluate.gallery import GROUPS, Picture, draw_groups, draw_overview, draw_projection, draw_task
 from components.evaluate.layout import Layout, read_cases, read_places, table
 from components.evaluate.report import Beside, Evaluated, part_of, render_report
+from components.evaluate.subgroups import COLUMNS, blocks_of, compare, groups_of
 from components.evaluate.task import CASES, FIGURES, METRICS, PLOTS, judge_task
 from components.evaluate.untrained import untrained_encoders, write_untrained
 from components.files import read_json, sha256_file, write_json, write_text
 from components.models.embed import Embedder, described
-from components.settings import load_part, load_stage
+from components.settings import load_part, load_stage, shards
 from components.sources.sets import sets_of
 from components.tables import write_table
 from components.tasks.classify import ClassifyConfig
@@ -49,8 +50,10 @@ def run(line: str) -> None:
 
 def beside_of(line: str) -> Beside:
     """What is told of a line's data. Raises UserError where they are missing."""
-    curated = table(data_dir(line, "curate") / "curated.parquet")
-    return Beside(curated, read_json(data_dir(line, "cohort") / "labelled.json"))
+    curated, cohort = table(data_dir(line, "curate") / "curated.parquet"), data_dir(line, "cohort")
+    receipts = [table(data_dir(line, "acquire", shard) / "receipt.parquet") for shard in shards()]
+    headers = pd.concat(receipts, ignore_index=True)
+    return Beside(curated, read_json(cohort / "labelled.json"), headers, table(cohort / "labelled.parquet"))
 
 
 def evaluate(
@@ -83,8 +86,8 @@ def evaluate(
 def collect(
     line: str, tasks: Mapping[str, Any], layout: Layout, config: EvaluateConfig, volumes: Volumes, beside: Beside
 ) -> None:
-    """Write ``tasks.parquet``, ``cases.parquet``, ``table.parquet``, ``plots``, ``metrics.json``, ``primary.json`` and
-    ``report.html``."""
+    """Write ``tasks.parquet``, ``cases.parquet``, ``table.parquet``, ``subgroups.csv``, ``plots``, ``metrics.json``,
+    ``primary.json`` and ``report.html``."""
     built = {name: read_cases(layout.cases, name) for name in tasks}
     found = {name: read_json(layout.task(name) / METRICS) for name in tasks}
     rows = task_table([of.table for of in built.values()])
@@ -104,9 +107,12 @@ def collect(
         "primary": _primary(tasks, found),
         "not_evaluated": {part: why for of in built.values() for part, why in of.not_evaluated.items()},
     }
+    groups = groups_of(rows, beside.headers, beside.labelled)
+    subgroups, metrics["subgroups"] = _subgroups(tasks, metrics["tasks"], cases, groups, config)
+    write_text(out / "subgroups.csv", subgroups.to_csv(index=False, lineterminator="\n"))
     write_json(out / "metrics.json", metrics)
     write_json(out / "primary.json", _at_a_glance(metrics))
-    evaluated = Evaluated(line, tasks, metrics, figures, cases, rows, _remarks(built, found), config)
+    evaluated = Evaluated(line, tasks, metrics, figures, cases, rows, _remarks(built, found), config, subgroups)
     features = Features.read(read_places(layout.cases), layout.features, layout.untrained)
     write_text(out / "report.html", render_report(evaluated, beside, _draw(layout, evaluated, found, features)))
 
@@ -118,6 +124,19 @@ def _primary(tasks: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, st
         for name, of in found.items()
         for part, numbers in of["tasks"].items()
     }
+
+
+def _subgroups(
+    tasks: Mapping[str, Any], judged: Mapping[str, Any], cases: pd.DataFrame, groups: pd.DataFrame,
+    config: EvaluateConfig,
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # fmt: skip
+    """The table of all subgroups, and every task's and part's worst gaps by attribute."""
+    tables, gaps = [pd.DataFrame(columns=COLUMNS)], {}
+    for name, task in tasks.items():
+        for block in blocks_of(name, part_of(name, cases), kind_of(task).figures, groups, name in judged):
+            table, gaps[block.name] = compare(block, config)
+            tables.append(table)
+    return pd.concat(tables[1:] or tables, ignore_index=True), gaps
 
 
 def _at_a_glance(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -137,7 +156,7 @@ def _draw(
 ) -> dict[str, list[Picture]]:
     """The pictures of every task, and under '' those of all."""
     plots, metrics = layout.evaluate / "plots", evaluated.metrics
-    pictures = {"": draw_overview(plots, metrics, measures())}
+    pictures = {"": draw_overview(plots, metrics, measures()), GROUPS: []}
     for name, task in evaluated.tasks.items():
         figures, cases, rows = (part_of(name, table) for table in (evaluated.figures, evaluated.cases, evaluated.rows))
         pictures[name] = []
@@ -148,10 +167,23 @@ def _draw(
             shown = {"This encoder": ENCODER, f"Untrained encoder, seed {seed}": f"{RANDOM}_{seed}"}
             panels = {title: features.of(method, rows) for title, method in shown.items()}
             pictures[name] += draw_projection(plots, name, panels, rows["label"].tolist())
+        pictures[GROUPS] += _draw_groups(plots, name, evaluated)
         pictures[name] += [
             Picture(layout.task(name) / PLOTS / f"{picture}.png", caption, f"{name}: {picture.replace('_', ' ')}")
             for picture, caption in found[name]["pictures"].items()
         ]
+    return pictures
+
+
+def _draw_groups(plots: Path, name: str, evaluated: Evaluated) -> list[Picture]:
+    own = part_of(name, evaluated.subgroups)
+    parts = own["task"].unique().tolist()
+    pictures = []
+    for part in [name] if name in parts else parts:
+        table = own[own["task"] == part]
+        figure = str(table["figure"].iloc[0])
+        whole = evaluated.metrics["tasks"][part][figure]["value"]
+        pictures += draw_groups(plots, part, measures()[figure].title, table, whole)
     return pictures
 
 

@@ -62,7 +62,11 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inputs = tiny_line(folder)
     inputs.annotations["structure"] = inputs.annotations["structure"].replace(NASTY)
     lost = inputs.curated.iloc[[0]].assign(series="s99", patient="p99", status="rejected", reason="gantry_tilt;gap")
-    beside = Beside(pd.concat([inputs.curated, lost], ignore_index=True), {"site<b>": ACCOUNT})
+    headers = inputs.curated[["series"]].assign(
+        manufacturer=["A<i>$", "B"] * 7 + ["B"], kernel="K$1$", thickness_max_mm=3.0
+    )
+    labelled = pd.DataFrame(columns=["series", "set"], dtype="str")
+    beside = Beside(pd.concat([inputs.curated, lost], ignore_index=True), {"site<b>": ACCOUNT}, headers, labelled)
     evaluate(inputs, TASKS, tiny_embedder(), Layout(folder / "out"), beside)
     return folder / "out" / "evaluate"
 
@@ -75,7 +79,8 @@ def test_every_picture_is_in_the_page_with_words_for_those_who_do_not_see_it(rep
     pictures = page_of(reported).of("img")
     held = {base64.b64decode(picture["src"].removeprefix("data:image/png;base64,")) for picture in pictures}
     assert held == {path.read_bytes() for path in (reported / "plots").glob("*.png")}
-    assert len(held) == 6  # differences; organs: figures, classes, projection; stability: figures of two parts
+    # Differences; organs: figures, classes, projection, groups; stability: figures and groups of two parts.
+    assert len(held) == len(list((reported / "plots").glob("*.png"))) == 9
     for picture in pictures:
         assert len(picture["alt"]) > 20
         assert int(picture["width"]) <= 1180
@@ -116,6 +121,22 @@ def test_the_page_says_what_was_not_evaluated_what_was_lost_and_what_a_set_holds
     assert "rows 1, 5 of the table" in text  # as a person counts
     assert "test 2, train 3" in text
     assert not re.search(r"\bnan\b|\bNone\b", text)
+
+
+def test_subgroups_stand_in_page_table_and_metrics(reported: Path) -> None:
+    table = pd.read_csv(reported / "subgroups.csv", keep_default_na=False)
+    gaps = json.loads((reported / "metrics.json").read_text())["subgroups"]
+    assert set(table["task"]) == set(gaps) == {"organs", "stability/organs", "stability/volume"}
+    assert set(table["attribute"]) == set(gaps["organs"]) == {"vendor", "kernel", "slice_thickness", "set"}
+    assert gaps["organs"]["kernel"] == {"groups": 1}
+    text = " ".join(page_of(reported).text.split())
+    assert "K$1$" in text
+    assert "Not by sex, age, contrast: the platform does not record them" in text
+    all_cases = table[(table["task"] == "organs") & (table["attribute"] == "set")].iloc[0]
+    whole = json.loads((reported / "metrics.json").read_text())["tasks"]["organs"]["linear_auc"]
+    assert [float(all_cases[name]) for name in ("value", "low", "high")] == pytest.approx(
+        [whole[name] for name in ("value", "low", "high")], abs=1e-6
+    )
 
 
 def test_numbers_in_the_page_are_those_of_the_metrics(reported: Path) -> None:
