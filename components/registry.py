@@ -31,7 +31,7 @@ from components.settings import (
 from components.sources.config import AcquireConfig
 from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.sets import SETS, sets_of
-from components.tasks.classify import FIGURES, ClassifyConfig
+from components.tasks.classify import FIGURES, ORDERING, ClassifyConfig
 from components.tasks.config import TASKS, EvaluateConfig
 from components.tasks.interface import Scanned
 from components.tasks.kinds import kind_of, mistaken_index, of_points, tasks_of
@@ -163,9 +163,9 @@ def _unanswered(line: str, valid: dict[str, Any]) -> list[str]:
         wrong for key, wanted in asked for wrong in _unknown(f"{line}.{key}", wanted.task, wanted.figure, figures)
     ]
     if chosen is not None:
-        of_classes = {name: of for name, of in figures.items() if of == tuple(FIGURES)}
+        of_classes = {name: tuple(ORDERING) for name, of in figures.items() if of == tuple(FIGURES)}
         families = {name.split("/")[0] for name in of_classes}
-        of_classes |= dict.fromkeys(sorted(families), tuple(FIGURES))
+        of_classes |= dict.fromkeys(sorted(families), tuple(ORDERING))
         mistakes += _unknown(f"{line}.evaluate.selection", chosen.task, chosen.figure, of_classes)
     return mistakes
 

@@ -87,6 +87,8 @@ def compared(line: str, layout: Layout, config: EvaluateConfig, champion: Embedd
         kind, rows = kind_of(task), read_cases(layout.cases, name).table
         if rows.empty or not kind.placed:
             continue
+        if getattr(task, "serve", False):  # a head stands beside untrained encoders, of which there are none here
+            task = task.model_copy(update={"serve": False})
         encoders = {RIVAL: lambda: champion}
         with threadpool_limits(1):
             outcome = kind.judge(Question(line, name, task, rows, config, features, encoders, volumes))

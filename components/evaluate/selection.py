@@ -15,9 +15,10 @@ from matplotlib.ticker import MaxNLocator
 
 from components.errors import UserError
 from components.models.embed import Embedder
-from components.tasks.classify import FIGURES, score_task
+from components.tasks.classify import FIGURES
 from components.tasks.config import EvaluateConfig, SelectionConfig
 from components.tasks.features import Volumes, encoder_method, extract, places_of
+from components.tasks.judging import score_task
 from components.tasks.nodules import half_of
 from components.tasks.pictures import STYLE
 from components.tasks.table import Built, usable

@@ -191,8 +191,9 @@ def _together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _remarks(built: Mapping[str, Built], found: Mapping[str, Any]) -> dict[str, str]:
-    remarks = {part: remark for of in built.values() for part, remark in of.remarks.items()}
-    return remarks | {part: remark for of in found.values() for part, remark in of["remarks"].items()}
+    told = [of.remarks for of in built.values()] + [of["remarks"] for of in found.values()]
+    parts = sorted({part for of in told for part in of})
+    return {part: " ".join(of[part] for of in told if part in of) for part in parts}
 
 
 def evaluation_digest(tasks_file: Path, table: pd.DataFrame, volumes: Volumes) -> str:

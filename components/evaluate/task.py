@@ -14,8 +14,9 @@ from components.command import run_stage
 from components.ct.grid import GridConfig
 from components.evaluate.layout import Layout, read_cases, read_places
 from components.evaluate.untrained import untrained_encoders
-from components.files import replacing, write_json, write_text
-from components.models.embed import Embedder, described
+from components.files import replacing, sha256_file, write_json, write_text
+from components.models.embed import WEIGHTS, Embedder, described
+from components.models.heads import Head
 from components.settings import load_part, load_stage
 from components.sources.sets import sets_of
 from components.tables import write_table
@@ -28,7 +29,7 @@ from components.tasks.scores import CASE_COLUMNS, ENCODER, figure_table, task_me
 
 log = logging.getLogger(__name__)
 
-FIGURES, CASES, METRICS, PLOTS = "figures.csv", "cases.parquet", "metrics.json", "plots"
+FIGURES, CASES, METRICS, PLOTS, HEAD = "figures.csv", "cases.parquet", "metrics.json", "plots", "head"
 
 
 def run(line: str, name: str) -> None:
@@ -70,7 +71,7 @@ def judge_task(
     question = Question(line, name, task, built.table, config, features, encoders, volumes)
     with threadpool_limits(1):  # sums in the same order, whatever the number of cores
         outcome = Outcome([], no_cases()) if built.table.empty else kind_of(task).judge(question)
-        write_outcome(layout.task(name), task, outcome)
+        write_outcome(layout.task(name), task, outcome, layout.features / "encoder" / WEIGHTS)
 
 
 def no_cases() -> pd.DataFrame:
@@ -78,13 +79,15 @@ def no_cases() -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(dtype="str") for name in CASE_COLUMNS}).astype({"score": "float64"})
 
 
-def write_outcome(folder: Path, task: Any, outcome: Outcome) -> None:
-    """Write figures, cases, metrics and pictures of a task."""
+def write_outcome(folder: Path, task: Any, outcome: Outcome, encoder: Path) -> None:
+    """Write figures, cases, metrics, pictures and heads of a task; ``encoder`` is the file whose features it judged."""
     measures = kind_of(task).figures
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
         table = figure_table(outcome.scores, measures)
         write_text(temporary / FIGURES, table.to_csv(index=False, lineterminator="\n"))
+        for name, rows in sorted(outcome.tables.items()):
+            write_text(temporary / f"{name}.csv", rows.to_csv(index=False, lineterminator="\n"))
         write_table(
             temporary / CASES,
             outcome.cases.sort_values(["task", "method", "probe", "case", "of_class"], ignore_index=True),
@@ -93,10 +96,18 @@ def write_outcome(folder: Path, task: Any, outcome: Outcome) -> None:
         for picture, (figure, caption) in sorted(outcome.pictures.items()):
             save(figure, temporary / PLOTS / f"{picture}.png")
             captions[picture] = caption
+        for head in outcome.heads.values():
+            write_head(temporary / HEAD, head, sha256_file(encoder))
         tasks = task_metrics(outcome.scores, measures)
         primary = {part: next(name for name in measures if name in of) for part, of in tasks.items()}
         found = {"tasks": tasks, "primary": primary, "remarks": outcome.remarks, "pictures": captions}
-        write_json(temporary / METRICS, found)
+        write_json(temporary / METRICS, outcome.found | found)
+
+
+def write_head(folder: Path, head: Head, encoder: str) -> None:
+    """Write a head below the task's folder of heads, by the name of its part: ``ich`` of ``findings/ich``."""
+    told = head.description.model_copy(update={"encoder": encoder})
+    Head(told, head.linear).write(folder / told.part.removeprefix(told.task).removeprefix("/"))
 
 
 if __name__ == "__main__":

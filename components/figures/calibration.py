@@ -66,7 +66,7 @@ def expected_calibration_error(table: Reliability) -> Array:
     return ratio((table.weight * gap).sum(axis=1), table.weight.sum(axis=1))
 
 
-def fit_temperature(logits: Array, labels: Integers) -> float:
+def fit_temperature(logits: Array, labels: Integers, priors: Array | None = None) -> float:
     """The T whose softmax(logits / T) makes the labels likeliest (Guo et al. 2017), within ``TEMPERATURES``.
 
     Fit it on logits of cases that the classifier was not fitted on, for instance by cross-validation: on its own
@@ -75,6 +75,9 @@ def fit_temperature(logits: Array, labels: Integers) -> float:
     Args:
         logits: (cases, classes), or (cases,) of the second of two classes.
         labels: (cases,) index of the class.
+        priors: (classes,) how frequent the classes are, for a classifier that was fitted as if they were equally
+            frequent: then it is the T of softmax(logits / T + log priors), which ends at the priors where nothing is
+            known. None leaves the logits alone.
 
     Returns:
         1 where the logits of every case are equal, so that T changes nothing.
@@ -86,11 +89,12 @@ def fit_temperature(logits: Array, labels: Integers) -> float:
     lead = logits - logits[np.arange(len(labels)), labels][:, None]
     if not lead.any():
         return 1.0
+    offsets = 0.0 if priors is None else np.log(priors)
 
     def slope(log_temperature: float) -> float:
         """Of the log loss by 1 / T: it rises with 1 / T, since the loss is convex in it. Its root is exact, where
         a minimum searched by values is good to the root of the rounding error only."""
-        return float((_softmax(lead / np.exp(log_temperature)) * lead).sum(axis=1).mean())
+        return float((_softmax(lead / np.exp(log_temperature) + offsets) * lead).sum(axis=1).mean())
 
     low, high = np.log(TEMPERATURES[0]), np.log(TEMPERATURES[1])
     if slope(low) <= 0:

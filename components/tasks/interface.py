@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from components.models.embed import Embedder
+    from components.models.heads import Head
     from components.tasks.config import EvaluateConfig
     from components.tasks.features import Features, Volumes
     from components.tasks.scores import Score
@@ -54,13 +55,19 @@ class Outcome:
         scores: every figure of every method, on the task and on what it is made of (``<task>/<part>``).
         cases: a row per case, method and score, with ``scores.CASE_COLUMNS``: figures can be computed from it again.
         pictures: file name without ending to picture and caption.
-        head: what is released, and with which metadata; None for a task without one.
+        remarks: part to remark.
+        heads: part to what is released of it; the encoder's digest is filled in where it is written.
+        tables: file name without ending to a table beside the figures.
+        found: key to what else stands in the task's metrics.
     """
 
     scores: list[Score]
     cases: pd.DataFrame
     pictures: dict[str, tuple[Figure, str]] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
+    heads: dict[str, Head] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

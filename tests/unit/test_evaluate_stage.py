@@ -36,10 +36,10 @@ from tests.unit.test_tasks_cases import EVALUATE, PREPROCESS
 
 AFFINE = np.array([[0, 0, -1.0, 20], [0, -1.0, 0, 20], [3.0, 0, 0, 0], [0, 0, 0, 1]])
 TASKS: dict[str, Any] = {
-    "organs": ClassifyConfig(kind="classify", set="line", label="organ"),
-    "lesions": ClassifyConfig(kind="classify", set="line", label="lesion"),
+    "organs": ClassifyConfig(kind="classify", set="line", label="organ", serve=True, specificity=None),
+    "lesions": ClassifyConfig(kind="classify", set="line", label="lesion", serve=False, specificity=0.9),
     "stability": StabilityConfig(kind="stability", gallery=2),
-    "lidc_nodules": ClassifyConfig(kind="classify", set="lidc_nodules", label="ratings"),
+    "lidc_nodules": ClassifyConfig(kind="classify", set="lidc_nodules", label="ratings", serve=False, specificity=0.9),
 }
 ORGANS = {"liver": 60, "lung_left": -700, "kidney_right": 30}
 EMBED = {

@@ -59,7 +59,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("lines",), None, "lines: null is not allowed"),
         (
             ("head", "tasks", "findings"),
-            {"kind": "classify", "set": "line", "label": "organ"},
+            {"kind": "classify", "set": "line", "label": "organ", "serve": False, "specificity": None},
             "head.tasks.findings: not allowed with head.pretrain.input.sees 'scan': its cases are points",
         ),
         (("head", "evaluate", "random_seeds"), [1, 1], "is not allowed: each once"),
@@ -134,8 +134,8 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (
             ("wholebody", "gate", "floors"),
             [{"task": "findings", "figure": "linear_auc", "minimum": 0.5}],
-            "wholebody.gate.floors: task 'findings' is not allowed, by its tasks and the labels: one of lesions, "
-            "organs, stability/organs",
+            "wholebody.gate.floors: task 'findings' is not allowed, by its tasks and the labels: one of clusters, "
+            "lesions, locate, organs, stability/organs",
         ),
         (
             ("wholebody", "gate", "floors"),

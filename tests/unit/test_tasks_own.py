@@ -19,6 +19,7 @@ from components.tasks.table import Built, Inputs
 from flows.parameters import written, yaml_editor
 from tests.unit.test_tasks_cases import EVALUATE, PREPROCESS
 
+READ = {"serve": True, "specificity": 0.9}  # how a probe is read
 SERIES = [f"s{n:016x}" for n in range(6)]
 
 
@@ -120,23 +121,27 @@ def test_another_site_is_tested_on_by_what_was_trained_here() -> None:
 @pytest.mark.parametrize(
     ("name", "block", "said"),
     [
-        ("2nd", {"kind": "classify", "set": "site", "label": "x"}, "'2nd' is not allowed: a-z, 0-9 and _"),
-        ("Bad name", {"kind": "classify", "set": "site", "label": "x"}, "'Bad name' is not allowed"),
-        ("mine", {"kind": "classify", "set": "sit", "label": "x"}, "'sit' is not allowed: one of site, line, lidc_"),
-        ("mine", {"kind": "clasify", "set": "site", "label": "x"}, "mine.kind: 'clasify' is not allowed: one"),
-        ("mine", {"set": "site", "label": "x"}, "mine.kind: null is not allowed: one of classify"),
-        ("mine", {"kind": "classify", "set": "line", "label": "orgn"}, "mine.label: 'orgn' is not allowed: of"),
-        ("mine", {"kind": "stability", "gallery": -1}, "mine.gallery: -1 is not allowed"),
-        ("mine", {"kind": "classify", "set": "site", "lable": "x"}, "did you mean 'label'?"),
+        ("2nd", {"kind": "classify", "set": "site", "label": "x", **READ}, "'2nd' is not allowed: a-z, 0-9 and _"),
+        ("Bad name", {"kind": "classify", "set": "site", "label": "x", **READ}, "'Bad name' is not allowed"),
         (
             "mine",
-            {"kind": "classify", "set": "site", "label": "id"},
+            {"kind": "classify", "set": "sit", "label": "x", **READ},
+            "'sit' is not allowed: one of site, line, lidc_",
+        ),
+        ("mine", {"kind": "clasify", "set": "site", "label": "x", **READ}, "mine.kind: 'clasify' is not allowed: one"),
+        ("mine", {"set": "site", "label": "x", **READ}, "mine.kind: null is not allowed: one of classify"),
+        ("mine", {"kind": "classify", "set": "line", "label": "orgn", **READ}, "mine.label: 'orgn' is not allowed: of"),
+        ("mine", {"kind": "stability", "gallery": -1}, "mine.gallery: -1 is not allowed"),
+        ("mine", {"kind": "classify", "set": "site", "lable": "x", **READ}, "did you mean 'label'?"),
+        (
+            "mine",
+            {"kind": "classify", "set": "site", "label": "id", **READ},
             "mine.label: 'id' is no label: it names the",
         ),
     ],
 )
 def test_a_mistake_in_a_task_is_one_line(
-    name: str, block: dict[str, str], said: str, project: Path, tmp_path: Path
+    name: str, block: dict[str, object], said: str, project: Path, tmp_path: Path
 ) -> None:
     editor = yaml_editor()
     content = editor.load(Path("params.yaml").read_text())

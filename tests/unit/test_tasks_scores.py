@@ -17,10 +17,11 @@ from components.figures.retrieval import over_queries, retrieve
 from components.figures.similarity import cosine_similarity
 from components.models.embed import untrained_embedder
 from components.settings import parse
-from components.tasks.classify import FIGURES, score_task
+from components.tasks.classify import FIGURES
 from components.tasks.config import EvaluateConfig
 from components.tasks.features import Crops, Features, baselines, encoder_method, place_of
 from components.tasks.interface import Measure
+from components.tasks.judging import score_task
 from components.tasks.probes import linear_probe, neighbour_probe
 from components.tasks.scores import Score, family_mean, figure_table, task_metrics
 from components.tasks.table import Built, usable
