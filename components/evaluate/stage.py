@@ -166,7 +166,9 @@ def _draw(
             pictures[name] += draw_projection(plots, name, panels, rows["label"].tolist())
         pictures[GROUPS] += _draw_groups(plots, name, evaluated)
         pictures[name] += [
-            Picture(layout.task(name) / PLOTS / f"{picture}.png", caption, f"{name}: {picture.replace('_', ' ')}")
+            Picture(
+                layout.task(name) / PLOTS / f"{picture}.png", caption, f"{name}, {picture.replace('_', ' ')}: {caption}"
+            )
             for picture, caption in found[name]["pictures"].items()
         ]
     return pictures
