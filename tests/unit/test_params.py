@@ -68,7 +68,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("head", "evaluate", "lidc_nodules"), "0" * 64, "pinned, but no task of head.tasks is of set lidc_nodules"),
         (("tasks", "head-findings"), {"line": "head", "task": "x"}, "; `ctfoundry params --write` puts it right"),
         (("tasks", "head-more"), {"line": "head", "task": "more"}, "tasks: 'head-more' is no task of a line;"),
-        (("head", "pretrain", "input", "sees"), "crop", "'crop' does not go with objective 'dino_mae'"),
+        (("head", "pretrain", "input", "sees"), "crop", "'crop' does not go with objective 'dino'"),
         (("wholebody", "pretrain", "input", "sees"), "scan", "'scan' does not go with objective 'within_volume'"),
         (("head", "cohort", "phantom", "anatomy"), "leg", "'trunk' or 'head'"),
         (("lines",), [], "lines: [] is not allowed"),
