@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from components.bundle.config import BundleConfig
 from components.bundle.manifest import verify_bundle
@@ -152,6 +153,8 @@ def test_a_promotion_changes_no_byte_of_the_release_that_it_promotes(
     (root / "params.yaml").write_text(yaml.safe_dump(params(champion=[bound])))
     write_json(root / "infra" / "champions" / "wholebody.json", {"champion": None})
     write_json(root / "data" / "wholebody" / "drift" / "drift.json", {"judged": False})
+    write_json(root / "data" / "wholebody" / "rival" / "rival.json", {"champion": None, "tasks": {}})
+    Repo.init(str(root), no_scm=True)
     champion_stage.run("wholebody")
     first = verify_bundle(_make(root))
     attestation = root / promoting.attest("wholebody")

@@ -100,5 +100,5 @@ def test_what_is_no_label_map_is_one_line(tmp_path: Path) -> None:
         read_label_map(path)
     write_label_map(path, LabelMap(np.zeros((2, 3, 4), np.uint8), {1: "liver"}), np.eye(4))
     names_of(path).write_text('["liver"]')
-    with pytest.raises(UserError, match=r"labels s1.b2nd: no readable names beside it"):
+    with pytest.raises(UserError, match=r"labels s1.b2nd: not readable"):
         read_label_map(path)

@@ -52,20 +52,13 @@ def write_label_map(path: Path, found: LabelMap, affine: FloatArray) -> None:
     write_json(names_of(path), {str(value): name for value, name in found.names.items()})
 
 
-def read_names(path: Path) -> dict[int, str]:
-    """The names of a label map, without its voxels. Raises UserError where they are missing or are no names."""
-    try:
-        return {int(value): str(name) for value, name in read_json(names_of(path)).items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"labels {path.name}: no readable names beside it ({type(error).__name__})") from None
-
-
 def read_label_map(path: Path) -> LabelMap:
     """What :func:`write_label_map` wrote. Raises UserError where it is not that, or the names are missing."""
     try:
         array = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+        names = {int(value): str(name) for value, name in read_json(names_of(path)).items()}
         if array.dtype != np.uint8 or array.ndim != 3:
             raise ValueError(f"{array.dtype} with {array.ndim} axes")
-        return LabelMap(np.asarray(array[:], dtype=np.uint8), read_names(path))
-    except (OSError, RuntimeError, ValueError) as error:
+        return LabelMap(np.asarray(array[:], dtype=np.uint8), names)
+    except (OSError, RuntimeError, ValueError, AttributeError) as error:
         raise UserError(f"labels {path.name}: not readable as a stored label map ({type(error).__name__})") from None
