@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import yaml
 
 from components.bundle.config import BundleConfig
+from components.models.heads import HeadDescription
 
 TEMPLATE = "MODEL_CARD.md.j2"
 
@@ -29,6 +31,7 @@ class CardFacts:
         decision: ``decision.json`` of the gate.
         licences: see :func:`components.bundle.licences.licence_table`.
         inputs: hashes of code, parameters, pinned versions and data.
+        heads: of the tasks that are served.
     """
 
     line: str
@@ -40,6 +43,7 @@ class CardFacts:
     decision: dict[str, Any]
     licences: pd.DataFrame
     inputs: dict[str, str]
+    heads: Sequence[HeadDescription] = ()
 
 
 def model_card(facts: CardFacts) -> str:

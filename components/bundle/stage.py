@@ -17,6 +17,7 @@ from components.bundle.licences import licence_table
 from components.bundle.manifest import Manifest, write_manifest
 from components.errors import UserError
 from components.files import read_json, replacing, sha256_tree, write_json, write_text
+from components.models.heads import HEAD_DESCRIPTION, HEADS, Head, HeadDescription
 from components.tables import read_table
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Sources:
         profile: ``profile.json`` of curation; a later release is held beside it.
         encoder: folder with ``encoder.safetensors`` and ``encoder.json``, of the encoder that was evaluated.
         metrics, figures, report: ``metrics.json``, ``figures.csv`` and ``report.html`` of evaluation.
+        tasks: folder with what each task found, and the heads of those that are served.
         decision: the gate's ``decision.json``.
         champion: the verdict of the comparison with the champion; of it nothing goes into the bundle.
     """
@@ -52,6 +54,7 @@ class Sources:
     metrics: Path
     figures: Path
     report: Path
+    tasks: Path
     decision: Path
     champion: Path
 
@@ -69,6 +72,7 @@ class Sources:
             metrics=data / "evaluate" / "metrics.json",
             figures=data / "evaluate" / "plots" / "figures.csv",
             report=data / "evaluate" / "report.html",
+            tasks=data / "tasks",
             decision=data / "gate" / "decision.json",
             champion=data / "champion" / "verdict.json",
         )
@@ -127,6 +131,7 @@ def make_bundle(
     with replacing(folder) as temporary:
         temporary.mkdir()
         _copy_parts(temporary, sources, parameters)
+        heads = _copy_heads(temporary, sources.tasks)
         cohort, curated = read_table(sources.cohort), read_table(sources.curated)
         licences = licence_table(cohort, curated, read_table(sources.attribution))
         write_text(temporary / "licences.csv", licences.to_csv(index=False, lineterminator="\n"))
@@ -140,6 +145,7 @@ def make_bundle(
             decision=decision,
             licences=licences,
             inputs=inputs,
+            heads=heads,
         )
         write_text(temporary / "MODEL_CARD.md", model_card(facts))
         manifest = write_manifest(temporary, line, config.name, inputs)
@@ -157,6 +163,16 @@ def _copy_parts(folder: Path, sources: Sources, parameters: dict[str, Any]) -> N
     write_json(folder / "preprocess.json", parameters["preprocess"])
     judged = {"headers": parameters["screen"], "volumes": parameters["curate"]}
     write_json(folder / "acceptance.json", {**judged, "mixed_series": parameters["acquire"]["mixed_series"]})
+
+
+def _copy_heads(folder: Path, tasks: Path) -> list[HeadDescription]:
+    """The heads of the tasks that are served, below ``heads/<task>``, each read once more; their descriptions."""
+    found = []
+    for path in sorted(tasks.glob(f"*/head/**/{HEAD_DESCRIPTION}")):
+        head, part = Head.read(path.parent), path.parent.relative_to(tasks)
+        head.write(folder / HEADS / part.parts[0] / Path(*part.parts[2:]))
+        found.append(head.description)
+    return found
 
 
 def _without_names(funnel: dict[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from components.bundle.stage import Sources, make_bundle
 from components.errors import UserError
 from components.files import read_json, write_json, write_text
 from components.gate import champion as champion_stage
+from components.models.heads import Head
 from components.settings import parse
 from components.tables import write_table
 from flows import champion as promoting
 from tests.unit.gate_blocks import params
+from tests.unit.test_models_heads import description, linear
 
 WORDS: dict[str, Any] = {
     "name": "ctfoundry-wholebody",
@@ -121,6 +123,31 @@ def test_a_release_holds_all_its_parts_and_verifies(root: Path) -> None:
     assert read_json(release / "preprocess.json") == PARAMETERS["preprocess"]
     judged = {"headers": PARAMETERS["screen"], "volumes": PARAMETERS["curate"], "mixed_series": "whole"}
     assert read_json(release / "acceptance.json") == judged
+
+
+def test_heads_of_served_tasks_go_with_the_release_and_the_card_tells_them(root: Path) -> None:
+    tasks = root / "data" / "wholebody" / "tasks"
+    auc = {"linear_auc": {"value": 0.91, "low": 0.85, "high": 0.95}}
+    for part in ("findings/ich", "organs"):
+        told = description(task=part.split("/")[0], part=part, figures=auc, limits=["It knows | 3 classes."])
+        Head(told, linear()).write(tasks / told.task / "head" / Path(*part.split("/")[1:]))
+    (tasks / "stability").mkdir()
+    release = _make(root)
+    heads = [name for name in verify_bundle(release).files if name.startswith("heads/")]
+    assert sorted(heads) == [f"heads/{part}/head.{end}" for part in ("findings/ich", "organs")
+                             for end in ("json", "safetensors")]  # fmt: skip
+    for part in ("findings/ich", "organs"):
+        written = tasks / part.split("/")[0] / "head" / Path(*part.split("/")[1:])
+        assert _bytes(release / "heads" / part) == _bytes(written)
+    card = (release / "MODEL_CARD.md").read_text()
+    assert "| findings/ich | point | a, b, c | 0.910 [0.850, 0.950] | none | It knows \\| 3 classes. |" in card
+    (tasks / "organs" / "head" / "head.safetensors").unlink()
+    with pytest.raises(UserError, match="head.safetensors is missing"):
+        _make(root)
+
+
+def test_a_release_without_a_head_says_so(root: Path) -> None:
+    assert "None: no task of this line has `serve: true`." in (_make(root) / "MODEL_CARD.md").read_text()
 
 
 def test_the_same_inputs_give_the_same_bytes(root: Path) -> None:
