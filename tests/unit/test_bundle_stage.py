@@ -142,7 +142,7 @@ def test_heads_of_served_tasks_go_with_the_release_and_the_card_tells_them(root:
     card = (release / "MODEL_CARD.md").read_text()
     assert "| findings/ich | point | a, b, c | 0.910 [0.850, 0.950] | none | It knows \\| 3 classes. |" in card
     (tasks / "organs" / "head" / "head.safetensors").unlink()
-    with pytest.raises(UserError, match="head.safetensors is missing"):
+    with pytest.raises(UserError, match=r"head\.safetensors is missing"):
         _make(root)
 
 
