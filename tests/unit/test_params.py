@@ -225,7 +225,7 @@ def test_a_gate_on_what_the_scans_have_no_labels_for_is_told(tmp_path: Path) -> 
         check_file(changed(tmp_path, ("head", "cohort", "phantom", "anatomy"), "trunk"))
     told = str(caught.value).splitlines()
     assert [line.partition(": task")[0] for line in told] == [
-        f"params.yaml: head.gate.{key}" for key in ("floors", "champion")
+        f"params.yaml: head.gate.{key}" for key in ("better_than_random", "floors", "champion")
     ]
 
 
