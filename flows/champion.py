@@ -102,7 +102,7 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
         UserError: no such file or repository, weights that do not fit, a recipe for another grid, no data.
     """
     from components.evaluate.layout import Layout, inputs_of
-    from components.evaluate.stage import evaluate
+    from components.evaluate.stage import beside_of, evaluate
     from components.models.embed import EmbedConfig, imported
     from components.pretrain.config import PretrainConfig
     from components.sources.sets import sets_of
@@ -114,10 +114,10 @@ def import_weights(line: str, source: str, recipe: str | None) -> str:
     config = load_stage(PretrainConfig, line, "pretrain") if recipe is None else _of_recipe(line, recipe)
     inputs = inputs_of(line, config.input)
     weights = _fetched(source)
-    embed = EmbedConfig(encoder=config.encoder, input=config.input)
+    embed = EmbedConfig(encoder=config.encoder, input=config.input, pooling=inputs.config.pooling)
     embedder = imported(weights, embed, inputs.config.device)
     layout = Layout(STATE / "imported" / line)
-    evaluate(inputs, tasks_of(line, sets_of(line)), embedder, layout)
+    evaluate(inputs, tasks_of(line, sets_of(line)), embedder, layout, beside_of(line))
     metrics = read_json(layout.evaluate / "metrics.json")
     digest = sha256_file(weights)
     champion = {"bundle": digest, "evaluation_data": metrics["evaluation_data"], "metrics": metrics, "profile": None}

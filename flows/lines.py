@@ -16,7 +16,7 @@ from flows.parameters import check_text, written, yaml_editor
 from flows.recipes import follow_recipe, load_recipe, names
 
 DVC_FILE = Path("dvc.yaml")
-METRICS = "data/{line}/evaluate/metrics.json"
+METRICS = "data/{line}/evaluate/primary.json"
 
 
 def add_line(parser: argparse.ArgumentParser, text: str = "model line") -> None:

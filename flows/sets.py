@@ -152,7 +152,9 @@ def add_set(line: str, name: str, block: dict[str, Any], tasks: dict[str, str], 
         _make_room(content[of_line])
     content[line][SETS][name] = {key: _in_a_line(value) for key, value in block.items()}
     for task, of in tasks.items():
-        content[line][TASKS][task] = _in_a_line({"kind": "classify", "set": name, "label": of})
+        content[line][TASKS][task] = _in_a_line(
+            {"kind": "classify", "set": name, "label": of, "serve": True, "specificity": 0.9, "few_shot": None}
+        )
     for key in (SETS, TASKS):
         content[line][key].fa.set_block_style()
     text = written(editor, content)

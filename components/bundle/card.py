@@ -31,7 +31,7 @@ class CardFacts:
         decision: ``decision.json`` of the gate.
         licences: see :func:`components.bundle.licences.licence_table`.
         inputs: hashes of code, parameters, pinned versions and data.
-        heads: descriptions of the released heads, by part.
+        heads: of the tasks that are served.
     """
 
     line: str

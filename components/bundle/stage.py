@@ -40,9 +40,9 @@ class Sources:
         profile: ``profile.json`` of curation; a later release is held beside it.
         encoder: folder with ``encoder.safetensors`` and ``encoder.json``, of the encoder that was evaluated.
         metrics, figures, report: ``metrics.json``, ``figures.csv`` and ``report.html`` of evaluation.
+        tasks: folder with what each task found, and the heads of those that are served.
         decision: the gate's ``decision.json``.
         champion: the verdict of the comparison with the champion; of it nothing goes into the bundle.
-        tasks: folder with a folder of each task; a task that is served has its heads in ``<task>/head``.
     """
 
     cohort: Path
@@ -55,9 +55,9 @@ class Sources:
     metrics: Path
     figures: Path
     report: Path
+    tasks: Path
     decision: Path
     champion: Path
-    tasks: Path
 
     @classmethod
     def of_line(cls, data: Path, shards: tuple[int, ...]) -> Sources:
@@ -73,9 +73,9 @@ class Sources:
             metrics=data / "evaluate" / "metrics.json",
             figures=data / "evaluate" / "plots" / "figures.csv",
             report=data / "evaluate" / "report.html",
+            tasks=data / "tasks",
             decision=data / "gate" / "decision.json",
             champion=data / "champion" / "verdict.json",
-            tasks=data / "tasks",
         )
 
     def missing(self) -> list[Path]:

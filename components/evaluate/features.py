@@ -39,7 +39,7 @@ def run(line: str) -> None:
     with replacing(layout.features) as temporary:
         temporary.mkdir(parents=True)
         if config.selection is None:
-            embedder = Embedder.load(folder, config.device)
+            embedder = Embedder.load(folder, config.device).pooled_by(config.pooling)
         else:
             embedder = chosen(line, config, grid, folder, _classified(line, layout), temporary)
         write_features(
@@ -72,7 +72,8 @@ def chosen(
     """
     selection = config.selection
     assert selection is not None
-    candidates: Mapping[int, Embedder] = load_candidates(folder, config.device)
+    kept = load_candidates(folder, config.device)
+    candidates: Mapping[int, Embedder] = {step: one.pooled_by(config.pooling) for step, one in kept.items()}
     if len(candidates) < 2:
         raise UserError(
             f"{line}.evaluate.selection: the run kept its last encoder only; set {line}.pretrain.candidates above 1, "

@@ -1,146 +1,360 @@
-"""The evaluation report: one HTML file that carries its pictures with it."""
+"""The evaluation report: one HTML page that carries its pictures with it and asks for nothing elsewhere."""
 
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 
-from components.tasks.classify import DIAMETER
-from components.tasks.kinds import measures
+from components.evaluate.bycase import by_case
+from components.evaluate.gallery import GROUPS, Picture, groups_file
+from components.evaluate.subgroups import ATTRIBUTES, UNRECORDED
+from components.evaluate.words import count, method_name, number, question, verdict, with_interval
+from components.tasks.config import EvaluateConfig
+from components.tasks.interface import Measure
+from components.tasks.kinds import kind_of
 from components.tasks.scores import ENCODER, RANDOM
 
-BASELINES = {"histogram": "Histogram", "hu_statistics": "HU statistics", DIAMETER: "Diameter"}
-PICTURES = {
-    "difference": "Better than random? Encoder less the mean of the random encoders, paired over patients, with 95 % "
-    "intervals. Blue: the interval lies above zero. Red: below zero. Grey: undecided.",
-    "auc": "Area under the ROC curve (mean of one-against-rest where there are more than two classes), 95 % intervals. "
-    "Grey ticks: single random encoders.",
-    "balanced_accuracy": "Balanced accuracy, 95 % intervals.",
-    "retrieval": "Retrieval in other patients, mean over classes, 95 % intervals.",
-    "roc": "ROC curves of the linear probes on test patients.",
-    "stability": "Test-retest stability, 95 % intervals.",
-    "projection": "First two principal components of the features, beside those of one random encoder.",
-}
+MARKS = {"better": "▲", "undecided": "●", "worse": "▼", "not evaluated": "–"}
+ALWAYS = ("histogram", "hu_statistics")  # beside the encoder in the table of all tasks
+WORST = 5  # cases named of a task
+DOTS_PER_INCH = 110  # at which a picture has the size of the text round it
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the tasks of a line found.
+
+    Attributes:
+        line: the model line.
+        tasks: by name, their blocks.
+        metrics: content of ``metrics.json``.
+        figures: table of all methods' figures.
+        cases: per-case scores.
+        rows: the task table.
+        remarks: part to what is to be said of it.
+        config: of evaluation.
+        subgroups: their table, see :func:`components.evaluate.subgroups.compare`.
+    """
+
+    line: str
+    tasks: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    figures: pd.DataFrame
+    cases: pd.DataFrame
+    rows: pd.DataFrame
+    remarks: Mapping[str, str]
+    config: EvaluateConfig
+    subgroups: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is told of the line's data.
+
+    Attributes:
+        curated: every series that reached curation.
+        sets: labelled set to its account, see :class:`components.cohort.labelled.Matched`.
+        headers: measurements of the series' headers; empty where there are none.
+        labelled: which series is of which labelled set: columns series, set.
+    """
+
+    curated: pd.DataFrame
+    sets: Mapping[str, Any]
+    headers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"series": pd.Series(dtype="str")}))
+    labelled: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["series", "set"], dtype="str"))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report's table; numbers as text."""
+    """One figure of a part, or one part in the table of all tasks; numbers as text."""
 
-    figure: str
-    encoder: str
-    random: str
-    difference: str
+    name: str
     verdict: str
-    baselines: tuple[str, ...]
+    encoder: str = ""
+    untrained: str = ""
+    difference: str = ""
+    others: tuple[str, ...] = ()
+    figure: str = ""
+    size: str = ""
+    anchor: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A task's table of figures, or that of one of its parts."""
+
+    name: str
+    size: str
+    said: str
+    remark: str
+    others: tuple[str, ...]
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
 class Section:
-    """One task of the report."""
+    """One task of the report.
 
-    task: str
-    size: str
-    remark: str
-    baselines: tuple[str, ...]
-    rows: tuple[Row, ...]
+    Attributes:
+        parts: shown; inner: shown on demand.
+        worst: part, case, what it is, what was said of it.
+    """
+
+    name: str
+    asked: str
+    parts: tuple[Part, ...]
+    inner: tuple[Part, ...]
+    pictures: tuple[Mapping[str, Any], ...]
+    left_out: tuple[tuple[str, str], ...]
+    worst_of: str
+    worst: tuple[tuple[str, ...], ...]
 
 
-def render_report(
-    plots: Path,
-    metrics: Mapping[str, Any],
-    figures: pd.DataFrame,
-    table: pd.DataFrame,
-    remarks: Mapping[str, str],
-    sources: Sequence[str],
-    replicates: int,
-) -> str:
+def part_of(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a task and of what it is made of."""
+    return table[(table["task"] == name) | table["task"].str.startswith(f"{name}/")]
+
+
+def render_report(evaluated: Evaluated, beside: Beside, pictures: Mapping[str, Sequence[Picture]]) -> str:
     """The report's HTML.
 
     Args:
-        plots: folder with the pictures.
-        metrics: content of ``metrics.json``.
-        figures: table of all methods' figures.
-        table: the task table.
-        remarks: task to what was left out of it.
-        sources: kinds of source of the line's scans, such as ``phantom``.
-        replicates: of the bootstrap.
+        evaluated: what the tasks found.
+        beside: what is told of the data.
+        pictures: task to its pictures; those of all tasks under '', of subgroups under
+            :data:`~components.evaluate.gallery.GROUPS`.
     """
-    pictures = [(_embedded(plots / f"{name}.png"), caption, name) for name, caption in PICTURES.items()]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    curated = beside.curated[beside.curated["role"] == "evaluation"]
+    accepted = curated[curated["status"] == "accepted"]
     return environment.get_template("report.html.j2").render(
-        line=metrics["line"],
-        patients=metrics["patients"],
-        evaluation_data=metrics["evaluation_data"],
-        sections=[_section(task, metrics["tasks"][task], figures, table, remarks) for task in sorted(metrics["tasks"])],
-        not_evaluated=sorted(metrics["not_evaluated"].items()),
-        pictures=pictures,
-        sources=sorted(sources),
-        replicates=replicates,
-        nodules=any(task.startswith("lidc_nodules/") for task in metrics["tasks"]),
+        line=evaluated.line,
+        patients=evaluated.metrics["patients"],
+        evaluation_data=evaluated.metrics["evaluation_data"],
+        marks=MARKS,
+        overview=_overview(evaluated),
+        overview_others=[method_name(name) for name in ALWAYS],
+        pictures=[embedded(picture) for picture in pictures[""]],
+        sections=[_section(evaluated, name, pictures[name]) for name in evaluated.tasks],
+        groups=[of for name in evaluated.tasks for of in _groups(evaluated, name, pictures[GROUPS])],
+        unrecorded=UNRECORDED,
+        sets=sorted(beside.sets.items()),
+        scans=len(curated),
+        accepted=len(accepted),
+        rejected=_rejected(curated),
+        sources=sorted(accepted["source"].unique()),
+        config=evaluated.config,
+        seeds=len(evaluated.config.random_seeds),
+        nodules=any(task.startswith("lidc_nodules/") for task in evaluated.metrics["tasks"]),
     )
 
 
-def _embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def embedded(picture: Picture) -> dict[str, Any]:
+    """A picture as the template shows it: its bytes, its size beside text, caption and alternative text."""
+    content = picture.path.read_bytes()
+    width, height = struct.unpack(">II", content[16:24])
+    scale = DOTS_PER_INCH / _resolution(content)
+    source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+    size = {"width": round(width * scale), "height": round(height * scale)}
+    return {"source": source, "caption": picture.caption, "alt": picture.alt, **size}
 
 
-def _section(
-    task: str, of_task: Mapping[str, Any], figures: pd.DataFrame, table: pd.DataFrame, remarks: Mapping[str, str]
-) -> Section:
-    own = figures[figures["task"] == task]
-    encoder = own[own["method"] == ENCODER].iloc[0]
-    shown = {method: name for method, name in BASELINES.items() if method in set(own["method"])}
-    rows = tuple(_row(name, of_task[name], own, shown) for name in measures() if name in of_task)
-    return Section(
-        task=task,
-        size=f"{encoder['n_cases']} test cases of {encoder['n_patients']} patients{_classes(task, table)}",
-        remark=remarks.get(task, ""),
-        baselines=tuple(shown.values()),
-        rows=rows,
+def _resolution(png: bytes) -> float:
+    """Dots per inch, by the chunk pHYs (PNG, 11.3.5.3: dots per metre); 110 where it says none."""
+    at = png.find(b"pHYs")
+    return struct.unpack(">I", png[at + 4 : at + 8])[0] * 0.0254 if at > 0 else DOTS_PER_INCH
+
+
+def _overview(evaluated: Evaluated) -> list[Row]:
+    """A row per task; per part where there is no figure of the whole; and what was not evaluated."""
+    rows = []
+    metrics = evaluated.metrics
+    for name in evaluated.tasks:
+        parts = [part for part in sorted(metrics["tasks"]) if _of(name, part)]
+        for part in [name] if name in parts else parts:
+            rows.append(_summary(evaluated, name, part))
+        for part, why in sorted(metrics["not_evaluated"].items()):
+            if _of(name, part):
+                rows.append(Row(part, "not evaluated", reason=why, anchor=_anchor(name)))
+    return rows
+
+
+def _of(name: str, part: str) -> bool:
+    return part == name or part.startswith(f"{name}/")
+
+
+def _anchor(task: str) -> str:
+    return f"task-{task}"
+
+
+def _summary(evaluated: Evaluated, name: str, part: str) -> Row:
+    figure = evaluated.metrics["primary"][part]
+    row = _row(evaluated, name, part, figure, ALWAYS)
+    inner = [p for p in evaluated.metrics["tasks"] if part == name and p.startswith(f"{name}/")]
+    size = _size(evaluated, part) + (f"; mean over {len(inner)} parts" if inner else "")
+    return Row(part, row.verdict, row.encoder, row.untrained, row.difference, row.others, row.name, size, _anchor(name))
+
+
+def _size(evaluated: Evaluated, part: str) -> str:
+    own = evaluated.figures[(evaluated.figures["task"] == part) & (evaluated.figures["method"] == ENCODER)].iloc[0]
+    return f"{count(int(own['n_cases']), 'case')} of {count(int(own['n_patients']), 'patient')}"
+
+
+def _measures(evaluated: Evaluated, name: str) -> Mapping[str, Measure]:
+    return kind_of(evaluated.tasks[name]).figures
+
+
+def _row(evaluated: Evaluated, name: str, part: str, figure: str, others: Sequence[str]) -> Row:
+    measure, numbers = _measures(evaluated, name)[figure], evaluated.metrics["tasks"][part][figure]
+    own = evaluated.figures[(evaluated.figures["task"] == part) & (evaluated.figures["figure"] == figure)]
+    of = own.set_index("method")
+    seeds = of[of.index.str.startswith(f"{RANDOM}_")]["value"]
+    span = f"{number(numbers['random'])} ({number(seeds.min())} to {number(seeds.max())})"
+    numbers_of = {
+        str(m): (float(v), float(a), float(b))
+        for m, v, a, b in zip(of.index, of["value"], of["low"], of["high"], strict=True)
+    }
+    limits = (numbers["difference_low"], numbers["difference_high"])
+    return Row(
+        measure.title + (", lower is better" if measure.lower_is_better else ""),
+        verdict(numbers, measure),
+        with_interval(numbers["value"], numbers["low"], numbers["high"]),
+        span,
+        with_interval(numbers["difference"], *limits, signed=True),
+        tuple(with_interval(*numbers_of[method]) if method in numbers_of else "" for method in others),
     )
 
 
-def _classes(task: str, table: pd.DataFrame) -> str:
-    rows = table[table["task"] == task]
-    if rows.empty or (rows["split"] == "retest").any():
+def _part(evaluated: Evaluated, name: str, part: str) -> Part:
+    own = evaluated.figures[evaluated.figures["task"] == part]
+    shown = [str(m) for m in own["method"].unique() if m not in (ENCODER, RANDOM) and not m.startswith(f"{RANDOM}_")]
+    others = sorted(shown, key=lambda method: ([*ALWAYS, method].index(method), method))
+    found = evaluated.metrics["tasks"][part]
+    rows = [_row(evaluated, name, part, figure, others) for figure in _measures(evaluated, name) if figure in found]
+    return Part(
+        part,
+        f"{_size(evaluated, part)} tested{_classes(part, evaluated.rows)}.",
+        f"{rows[0].name} {rows[0].encoder}; untrained encoders {rows[0].untrained}; difference to one more of them "
+        f"{rows[0].difference}: {rows[0].verdict}.",
+        evaluated.remarks.get(part, ""),
+        tuple(method_name(method) for method in others),
+        tuple(rows),
+    )  # fmt: skip
+
+
+def _classes(part: str, table: pd.DataFrame) -> str:
+    rows = table[table["task"] == part]
+    tested = rows[rows["split"] == "test"]["label"].value_counts().sort_index()
+    if rows.empty or (rows["split"] == "retest").any() or len(tested) > 40:  # numbers are no classes
         return ""
     train = int((rows["split"] == "train").sum())
-    counts = rows[rows["split"] == "test"]["label"].value_counts().sort_index()
-    return f" ({', '.join(f'{count} {name}' for name, count in counts.items())}); {train} training cases"
+    return f" ({', '.join(f'{found} {name}' for name, found in tested.items())}); {count(train, 'training case')}"
 
 
-def _row(name: str, numbers: Mapping[str, float], own: pd.DataFrame, baselines: Mapping[str, str]) -> Row:
-    low, high = numbers["difference_low"], numbers["difference_high"]
-    values = own[own["figure"] == name].set_index("method")
-    return Row(
-        figure=measures()[name].title,
-        encoder=_with_interval(numbers["value"], numbers["low"], numbers["high"]),
-        random=_with_range(numbers["random"], values[values.index.str.startswith(f"{RANDOM}_")]["value"]),
-        difference=_with_interval(numbers["difference"], low, high, signed=True),
-        verdict="better" if low > 0 else "worse" if high < 0 else "undecided",
-        baselines=tuple(
-            _with_interval(*(float(values.loc[method, column]) for column in ("value", "low", "high")))  # type: ignore[arg-type]
-            if method in values.index
-            else ""
-            for method in baselines
-        ),
+def _section(evaluated: Evaluated, name: str, pictures: Sequence[Picture]) -> Section:
+    parts = [part for part in sorted(evaluated.metrics["tasks"]) if _of(name, part)]
+    shown = [name] if name in parts else parts
+    worst_of, worst = _worst(evaluated, name)
+    return Section(
+        name,
+        question(evaluated.tasks[name]),
+        tuple(_part(evaluated, name, part) for part in shown),
+        tuple(_part(evaluated, name, part) for part in parts if part not in shown),
+        tuple(embedded(picture) for picture in pictures),
+        tuple((part, why) for part, why in sorted(evaluated.metrics["not_evaluated"].items()) if _of(name, part)),
+        worst_of,
+        worst,
     )
 
 
-def _with_interval(value: float, low: float, high: float, signed: bool = False) -> str:
-    number = "{:+.3f}" if signed else "{:.3f}"
-    return f"{number.format(value)} [{number.format(low)}, {number.format(high)}]".replace("-", "\N{MINUS SIGN}")
+def _worst(evaluated: Evaluated, name: str) -> tuple[str, tuple[tuple[str, ...], ...]]:
+    """The cases of a task that went worst, and by which figure."""
+    found, title = [], ""
+    measures = _measures(evaluated, name)
+    for part, rows in part_of(name, evaluated.cases).groupby("task"):
+        of = by_case(rows, measures)
+        if of is None:
+            continue
+        title = "the linear probe" if of.of_classes else measures[of.figure].title
+        quality = of.quality() * (-1 if measures[of.figure].lower_is_better else 1)
+        for at in np.argsort(np.where(np.isnan(quality), np.inf, quality), kind="stable")[:WORST]:
+            said = number(float(of.quality()[at]))
+            if of.of_classes:
+                best = int(np.argmax(of.scores[at]))
+                said = f"{of.classes[best]} ({of.scores[at][best]:.0%}; its own class {of.quality()[at]:.0%})"
+            found.append((float(quality[at]), (str(part), of.cases[at], of.labels[at], said)))
+    return title, tuple(row for _, row in sorted(found, key=lambda one: one[0])[:WORST])
 
 
-def _with_range(mean: float, seeds: pd.Series) -> str:
-    return f"{mean:.3f} ({seeds.min():.3f} to {seeds.max():.3f})".replace("-", "\N{MINUS SIGN}")
+@dataclass(frozen=True)
+class Groups:
+    """A task's subgroups.
+
+    Attributes:
+        gaps: attribute, its groups, the worst of them, its gap; numbers as text.
+        rows: attribute, group, size and figure of each group that has one.
+        small: attribute and its groups without a figure.
+        pictures: of the figures.
+    """
+
+    name: str
+    figure: str
+    gaps: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[str, ...], ...]
+    small: tuple[tuple[str, str], ...]
+    pictures: tuple[Mapping[str, Any], ...]
+
+
+def _groups(evaluated: Evaluated, name: str, pictures: Sequence[Picture]) -> list[Groups]:
+    """Of a task, or of its parts where it has no figure of the whole."""
+    own = part_of(name, evaluated.subgroups)
+    parts = sorted(own["task"].unique())
+    found = []
+    for part in [name] if name in parts else parts:
+        of, measure = own[own["task"] == part], own.loc[own["task"] == part, "figure"].iloc[0]
+        gaps = []
+        for attribute, numbers in evaluated.metrics["subgroups"][part].items():
+            told = "no two groups are large enough to be compared"
+            if "worst" in numbers:
+                limits = (numbers["gap_low"], numbers["gap_high"])
+                told = f"{numbers['worst']}: {with_interval(numbers['gap'], *limits, signed=True)}"
+            gaps.append((ATTRIBUTES[attribute], str(numbers["groups"]), told))
+        large, small = of[of["why_not"] == ""], of[of["why_not"] != ""]
+        rows = [
+            (ATTRIBUTES[str(row["attribute"])], str(row["group"]), _sized(row),
+             with_interval(float(row["value"]), float(row["low"]), float(row["high"])))
+            for row in large.to_dict("records")
+        ]  # fmt: skip
+        told_small = []
+        for (attribute, why), rows_of in small.groupby(["attribute", "why_not"], sort=False):
+            named = ", ".join(f"{row['group']} ({row['patients']})" for row in rows_of.to_dict("records"))
+            told_small.append((ATTRIBUTES[str(attribute)], f"{why}: {named}"))
+        drawn = [embedded(picture) for picture in pictures if picture.path.name == groups_file(part)]
+        title = _measures(evaluated, name)[measure].title
+        found.append(Groups(part, title, tuple(gaps), tuple(rows), tuple(told_small), tuple(drawn)))
+    return found
+
+
+def _sized(row: Mapping[Any, Any]) -> str:
+    return f"{count(int(row['cases']), 'case')}, {count(int(row['patients']), 'patient')}"
+
+
+def _rejected(curated: pd.DataFrame) -> list[tuple[str, int]]:
+    """Reason to number of scans that were to be evaluated on; of several reasons the first."""
+    lost = curated[curated["status"] != "accepted"]
+    reasons = lost["reason"].str.split(";").str[0].replace("", "no reason given")
+    return [
+        (str(reason).replace("_", " "), int(found)) for reason, found in reasons.value_counts().sort_index().items()
+    ]

@@ -27,7 +27,7 @@ from components.tasks.config import EvaluateConfig
 from components.tasks.features import Features, Volumes, encoder_method, extract
 from components.tasks.interface import Kind, Question
 from components.tasks.kinds import kind_of, tasks_of
-from components.tasks.scores import DIGITS, ENCODER, Score
+from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score
 
 RIVAL = "champion"
 NAME = "rival.json"
@@ -81,12 +81,16 @@ def compared(line: str, layout: Layout, config: EvaluateConfig, champion: Embedd
     found: dict[str, Any] = {}
     volumes = Volumes(config, load_part(GridConfig, line, "preprocess"), champion.config.input.size_vox)
     theirs = extract(places, {RIVAL: encoder_method(champion)}, volumes, champion.config.input.size_vox)
-    ours = Features.read(places, layout.features)
-    features = Features(ours.places, {ENCODER: ours.by_method[ENCODER], RIVAL: theirs.by_method[RIVAL]})
+    ours = Features.read(places, layout.features, layout.untrained)
+    beside = f"{RANDOM}_{config.random_seeds[0]}"  # kinds draw it beside the encoder
+    kept = {name: ours.by_method[name] for name in (ENCODER, beside)}
+    features = Features(ours.places, kept | {RIVAL: theirs.by_method[RIVAL]})
     for name, task in tasks_of(line, sets_of(line)).items():
         kind, rows = kind_of(task), read_cases(layout.cases, name).table
         if rows.empty or not kind.placed:
             continue
+        if getattr(task, "serve", False):  # a head stands beside untrained encoders, of which there are none here
+            task = task.model_copy(update={"serve": False})
         encoders = {RIVAL: lambda: champion}
         with threadpool_limits(1):
             outcome = kind.judge(Question(line, name, task, rows, config, features, encoders, volumes))

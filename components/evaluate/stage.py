@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from components.command import data_dir
 from components.ct.grid import GridConfig
+from components.ct.labels.stored import label_map_of
 from components.evaluate.cases import build_cases, write_cases
 from components.evaluate.features import write_features
+from components.evaluate.gallery import GROUPS, Picture, draw_groups, draw_overview, draw_projection, draw_task
 from components.evaluate.layout import Layout, read_cases, read_places, table
-from components.evaluate.plots import draw_all, draw_projection
-from components.evaluate.report import render_report
-from components.evaluate.task import CASES, FIGURES, METRICS, judge_task
+from components.evaluate.report import Beside, Evaluated, part_of, render_report
+from components.evaluate.subgroups import COLUMNS, blocks_of, compare, groups_of
+from components.evaluate.task import CASES, FIGURES, METRICS, PLOTS, judge_task
 from components.evaluate.untrained import untrained_encoders, write_untrained
 from components.figures.families import holm
 from components.files import read_json, sha256_file, write_json, write_text
 from components.models.embed import Embedder, described
-from components.settings import load_part, load_stage
+from components.settings import load_part, load_stage, shards
 from components.sources.sets import sets_of
 from components.tables import write_table
 from components.tasks.classify import ClassifyConfig
 from components.tasks.config import EvaluateConfig
 from components.tasks.features import Features, Volumes
-from components.tasks.kinds import tasks_of
+from components.tasks.kinds import kind_of, measures, tasks_of
 from components.tasks.scores import DIGITS, ENCODER, RANDOM
 from components.tasks.table import Built, Inputs, task_table
 
@@ -43,11 +47,20 @@ def run(line: str) -> None:
     layout, config = Layout.of(line), load_stage(EvaluateConfig, line, "evaluate")
     patch = described(layout.features / "encoder").input.size_vox
     volumes = Volumes(config, load_part(GridConfig, line, "preprocess"), patch)
-    curated = table(layout.root / "curate" / "curated.parquet")
-    collect(line, tasks_of(line, sets_of(line)), layout, config, volumes, curated)
+    collect(line, tasks_of(line, sets_of(line)), layout, config, volumes, beside_of(line))
 
 
-def evaluate(inputs: Inputs, tasks: Mapping[str, Any], embedder: Embedder, layout: Layout) -> None:
+def beside_of(line: str) -> Beside:
+    """What is told of a line's data. Raises UserError where they are missing."""
+    curated, cohort = table(data_dir(line, "curate") / "curated.parquet"), data_dir(line, "cohort")
+    receipts = [table(data_dir(line, "acquire", shard) / "receipt.parquet") for shard in shards()]
+    headers = pd.concat(receipts, ignore_index=True)
+    return Beside(curated, read_json(cohort / "labelled.json"), headers, table(cohort / "labelled.parquet"))
+
+
+def evaluate(
+    inputs: Inputs, tasks: Mapping[str, Any], embedder: Embedder, layout: Layout, beside: Beside | None = None
+) -> None:
     """All stages of evaluation in a row, for any encoder: cases, features, every task, the report.
 
     Args:
@@ -55,6 +68,7 @@ def evaluate(inputs: Inputs, tasks: Mapping[str, Any], embedder: Embedder, layou
         tasks: by name.
         embedder: that is judged.
         layout: where everything is written.
+        beside: what the report tells of the data; None for what ``inputs`` holds.
 
     Raises:
         UserError: as the stages.
@@ -68,23 +82,25 @@ def evaluate(inputs: Inputs, tasks: Mapping[str, Any], embedder: Embedder, layou
     for name, task in tasks.items():
         encoders = {ENCODER: lambda: embedder} | untrained_encoders(embed, config)
         judge_task(inputs.line, name, task, config, layout, encoders, volumes)
-    collect(inputs.line, tasks, layout, config, volumes, inputs.curated)
+    collect(inputs.line, tasks, layout, config, volumes, beside or Beside(inputs.curated, {}))
 
 
 def collect(
-    line: str, tasks: Mapping[str, Any], layout: Layout, config: EvaluateConfig, volumes: Volumes, curated: pd.DataFrame
+    line: str, tasks: Mapping[str, Any], layout: Layout, config: EvaluateConfig, volumes: Volumes, beside: Beside
 ) -> None:
-    """Write ``tasks.parquet``, ``cases.parquet``, ``plots``, ``metrics.json`` and ``report.html``."""
+    """Write ``tasks.parquet``, ``cases.parquet``, ``table.parquet``, ``subgroups.csv``, ``plots``, ``metrics.json``,
+    ``primary.json`` and ``report.html``."""
     built = {name: read_cases(layout.cases, name) for name in tasks}
     found = {name: read_json(layout.task(name) / METRICS) for name in tasks}
     rows = task_table([of.table for of in built.values()])
     figures = _together([pd.read_csv(layout.task(name) / FIGURES) for name in tasks])
     cases = _together([table(layout.task(name) / CASES) for name in tasks])
-    out, plots = layout.evaluate, layout.evaluate / "plots"
+    out = layout.evaluate
+    shutil.rmtree(out / "plots", ignore_errors=True)  # those of a task that is no more
     write_table(out / "tasks.parquet", rows)
     write_table(out / "cases.parquet", cases)
     write_table(out / "table.parquet", figures)
-    write_text(plots / "figures.csv", figures.to_csv(index=False, lineterminator="\n"))
+    write_text(out / "plots" / "figures.csv", figures.to_csv(index=False, lineterminator="\n"))
     of_tasks = {part: numbers for of in found.values() for part, numbers in of["tasks"].items()}
     primary = {part: figure for of in found.values() for part, figure in of["primary"].items()}
     worse = holm([numbers[primary[part]]["p_worse"] for part, numbers in of_tasks.items()])
@@ -97,18 +113,77 @@ def collect(
         "worse": {part: round(float(p), DIGITS) for part, p in zip(of_tasks, worse, strict=True)},
         "not_evaluated": {part: why for of in built.values() for part, why in of.not_evaluated.items()},
     }
-    draw_all(plots, figures, cases, _differences(metrics["tasks"]))
-    features = Features.read(read_places(layout.cases), layout.features, layout.untrained)
-    classified = {name: of for name, of in built.items() if isinstance(tasks[name], ClassifyConfig)}
-    _project(plots / "projection.png", task_table([of.table for of in classified.values()]), features, config)
+    groups = groups_of(rows, beside.headers, beside.labelled)
+    subgroups, metrics["subgroups"] = _subgroups(tasks, metrics["tasks"], cases, groups, config)
+    write_text(out / "subgroups.csv", subgroups.to_csv(index=False, lineterminator="\n"))
     write_json(out / "metrics.json", metrics)
-    sources = sorted(_scans(curated)["source"].unique())
-    html = render_report(plots, metrics, figures, rows, _remarks(built, found), sources, config.bootstrap)
-    write_text(out / "report.html", html)
+    write_json(out / "primary.json", _at_a_glance(metrics))
+    evaluated = Evaluated(line, tasks, metrics, figures, cases, rows, _remarks(built, found), config, subgroups)
+    features = Features.read(read_places(layout.cases), layout.features, layout.untrained)
+    write_text(out / "report.html", render_report(evaluated, beside, _draw(layout, evaluated, found, features)))
 
 
-def _scans(curated: pd.DataFrame) -> pd.DataFrame:
-    return curated[(curated["status"] == "accepted") & (curated["role"] == "evaluation")]
+def _subgroups(
+    tasks: Mapping[str, Any], judged: Mapping[str, Any], cases: pd.DataFrame, groups: pd.DataFrame,
+    config: EvaluateConfig,
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # fmt: skip
+    """The table of all subgroups, and every task's and part's worst gaps by attribute."""
+    tables, gaps = [pd.DataFrame(columns=COLUMNS)], {}
+    for name, task in tasks.items():
+        for block in blocks_of(name, part_of(name, cases), kind_of(task).figures, groups, name in judged):
+            table, gaps[block.name] = compare(block, config)
+            tables.append(table)
+    return pd.concat(tables[1:] or tables, ignore_index=True), gaps
+
+
+def _at_a_glance(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Of every task its first figure and by how much it is above untrained encoders: what ``dvc metrics`` shows, a
+    column a number. Parts of a task that has a figure of the whole are left to ``metrics.json``."""
+    tasks = metrics["tasks"]
+    return {
+        task: {name: figures[name]["value"], "above_untrained": figures[name]["difference"]}
+        for task, figures in tasks.items()
+        for name in [metrics["primary"][task]]
+        if not ("/" in task and task.split("/")[0] in tasks)
+    }
+
+
+def _draw(
+    layout: Layout, evaluated: Evaluated, found: Mapping[str, Any], features: Features
+) -> dict[str, list[Picture]]:
+    """The pictures of every task, and under '' those of all."""
+    plots, metrics = layout.evaluate / "plots", evaluated.metrics
+    pictures = {"": draw_overview(plots, metrics, measures()), GROUPS: []}
+    for name, task in evaluated.tasks.items():
+        figures, cases, rows = (part_of(name, table) for table in (evaluated.figures, evaluated.cases, evaluated.rows))
+        pictures[name] = []
+        if not figures.empty:
+            pictures[name] += draw_task(plots, name, metrics, kind_of(task).figures, figures, cases)
+        if isinstance(task, ClassifyConfig) and rows["task"].nunique() == 1:
+            seed = evaluated.config.random_seeds[0]
+            shown = {"This encoder": ENCODER, f"Untrained encoder, seed {seed}": f"{RANDOM}_{seed}"}
+            panels = {title: features.of(method, rows) for title, method in shown.items()}
+            pictures[name] += draw_projection(plots, name, panels, rows["label"].tolist())
+        pictures[GROUPS] += _draw_groups(plots, name, evaluated)
+        pictures[name] += [
+            Picture(
+                layout.task(name) / PLOTS / f"{picture}.png", caption, f"{name}, {picture.replace('_', ' ')}: {caption}"
+            )
+            for picture, caption in found[name]["pictures"].items()
+        ]
+    return pictures
+
+
+def _draw_groups(plots: Path, name: str, evaluated: Evaluated) -> list[Picture]:
+    own = part_of(name, evaluated.subgroups)
+    parts = own["task"].unique().tolist()
+    pictures = []
+    for part in [name] if name in parts else parts:
+        table = own[own["task"] == part]
+        figure = str(table["figure"].iloc[0])
+        whole = evaluated.metrics["tasks"][part][figure]["value"]
+        pictures += draw_groups(plots, part, measures()[figure].title, table, whole)
+    return pictures
 
 
 def _together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -124,32 +199,11 @@ def _remarks(built: Mapping[str, Built], found: Mapping[str, Any]) -> dict[str, 
 
 
 def evaluation_digest(tasks_file: Path, table: pd.DataFrame, volumes: Volumes) -> str:
-    """Hex SHA-256 of the task table's bytes and of every volume it names: figures compare only where it is equal."""
+    """Hex SHA-256 of the task table's bytes, of every volume it names and of its label map: figures compare only where
+    it is equal."""
     digest = hashlib.sha256(sha256_file(tasks_file).encode())
     for name in sorted(table["volume"].unique()):
         digest.update(f"\n{name}\0{volumes.sha256(name)}".encode())
+        if (labels := label_map_of(Path(name))) is not None:
+            digest.update(f"\0{sha256_file(labels)}".encode())
     return digest.hexdigest()
-
-
-def _differences(tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
-    columns = ["task", "figure", "difference", "difference_low", "difference_high"]
-    rows = [
-        (task, figure, *(numbers[name] for name in columns[2:]))
-        for task, figures in tasks.items()
-        for figure, numbers in figures.items()
-    ]
-    return pd.DataFrame(rows, columns=columns).sort_values(["task", "figure"], ignore_index=True)
-
-
-def _project(path: Path, table: pd.DataFrame, features: Features, config: EvaluateConfig) -> None:
-    """Project the task with the most classes; of equals, the first by name."""
-    if table.empty:
-        draw_projection(path, {}, [], "")
-        return
-    classes = table.groupby("task")["label"].nunique()
-    task = str(classes.idxmax())
-    rows = table[table["task"] == task]
-    seed = config.random_seeds[0]
-    shown = {"this encoder": ENCODER, f"untrained encoder, seed {seed}": f"{RANDOM}_{seed}"}
-    panels = {title: features.of(name, rows) for title, name in shown.items()}
-    draw_projection(path, panels, rows["label"].tolist(), task)

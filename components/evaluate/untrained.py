@@ -26,8 +26,8 @@ def run(line: str) -> None:
     layout = Layout.of(line)
     config = load_stage(EvaluateConfig, line, "evaluate")
     pretrain = block_of(line, "pretrain")
-    shape = {name: pretrain.get(name) for name in EmbedConfig.model_fields}
-    embed = parse(EmbedConfig, shape, f"{line}.pretrain")
+    shape = {name: pretrain.get(name) for name in ("encoder", "input")}
+    embed = parse(EmbedConfig, shape | {"pooling": config.pooling}, f"{line}.pretrain")
     volumes = Volumes(config, load_part(GridConfig, line, "preprocess"), embed.input.size_vox)
     write_untrained(layout.untrained, read_places(layout.cases), embed, config, volumes)
 

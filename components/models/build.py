@@ -1,5 +1,5 @@
-"""Encoders by configuration. Both kinds have ``embedding_dim``, ``forward`` (pooled), ``feature_map`` and
-``levels``."""
+"""Encoders by configuration. Both kinds have ``embedding_dim``, ``forward`` (pooled), ``feature_map``, ``levels`` and
+their ``widths``."""
 
 from __future__ import annotations
 

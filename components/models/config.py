@@ -49,7 +49,10 @@ class VitConfig(StageConfig):
     Attributes:
         position_waves: of the sine and cosine positions: from 3 patches to 4 ``grid`` sides (ours), or the
             ``customary`` ones up to 10,000, see ``vit.sincos_positions``.
-        pooling: the embedding: the class token, the mean of the patch tokens, or both side by side.
+        pooling: the embedding: the class token, the mean of the patch tokens, or both side by side; or with
+            ``whole_centre`` mean, standard deviation and maximum of all patch tokens, and of those in the middle half
+            of every axis: more of what is small, or lies in one place. Self-distillation is not given the maxima, with
+            which it learns less (ten findings of phantoms: linear AUC .743 against .764, untrained .709).
     """
 
     batch_norms: ClassVar[bool] = False
@@ -62,7 +65,7 @@ class VitConfig(StageConfig):
     mlp_ratio: Annotated[float, Field(gt=0, le=64)]
     registers: Annotated[int, Field(ge=0, le=1024)]
     position_waves: Literal["grid", "customary"]
-    pooling: Literal["class", "mean", "class_mean"]
+    pooling: Literal["class", "mean", "class_mean", "whole_centre"]
 
     @model_validator(mode="after")
     def _divisible(self) -> VitConfig:

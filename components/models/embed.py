@@ -21,6 +21,7 @@ from components.files import read_json, replacing, write_json
 from components.models.build import Encoder, build_encoder
 from components.models.config import EncoderConfig, InputConfig
 from components.models.intensity import BODY_HU, apply_windows
+from components.models.pooling import PARTS, Pooling, pool_levels
 from components.models.resample import resize_windows
 from components.settings import StageConfig, parse
 
@@ -35,10 +36,16 @@ WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
 
 
 class EmbedConfig(StageConfig):
-    """All that is needed to rebuild the encoder and its input; ``encoder.json``."""
+    """All that is needed to rebuild the encoder, its input and its vectors; ``encoder.json``.
+
+    Attributes:
+        pooling: ``own``, the encoder's own vector, by which it was trained; or of all its levels, see
+            :func:`components.models.pooling.pool_levels`. Files of earlier versions do not say: it was its own.
+    """
 
     encoder: EncoderConfig
     input: InputConfig
+    pooling: Pooling = "own"
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,13 @@ class Embedder:
     @property
     def dim(self) -> int:
         """Length of the vectors."""
-        return self.encoder.embedding_dim
+        if self.config.pooling == "own":
+            return self.encoder.embedding_dim
+        return PARTS[self.config.pooling] * sum(self.encoder.widths)
+
+    def pooled_by(self, pooling: Pooling) -> Embedder:
+        """The same encoder with other vectors."""
+        return Embedder(self.encoder, self.config.model_copy(update={"pooling": pooling}), str(self.device))
 
     @classmethod
     def from_encoder(cls, encoder: Encoder, config: EmbedConfig, device: str = "cpu") -> Embedder:
@@ -169,7 +182,7 @@ class Embedder:
         if self.config.input.sees == "crop":
             return np.asarray(self.embed_grid(volume).vectors.mean(axis=0, dtype=np.float64), dtype=np.float32)
         with torch.inference_mode(), fixed_threads():
-            return np.asarray(self.encoder(self._resized(volume))[0].float().cpu().numpy(), dtype=np.float32)
+            return np.asarray(self._vectors(self._resized(volume))[0].float().cpu().numpy(), dtype=np.float32)
 
     def levels(self, volume: StoredVolume | Volume, point_mm: npt.ArrayLike | None = None) -> list[Float32Array]:
         """The feature maps before pooling, of the crop round a point or of the whole scan, whichever the encoder sees.
@@ -202,7 +215,7 @@ class Embedder:
         with torch.inference_mode(), fixed_threads():
             while first < len(crops_NDHW):
                 try:
-                    vectors = self.encoder(self._windowed(crops_NDHW[first : first + batch])).float().cpu().numpy()
+                    vectors = self._vectors(self._windowed(crops_NDHW[first : first + batch])).float().cpu().numpy()
                 except torch.OutOfMemoryError:  # of a GPU that others use too
                     if batch == 1:
                         raise UserError(
@@ -213,6 +226,12 @@ class Embedder:
                 parts.append(vectors)
                 first += len(vectors)
         return np.concatenate(parts).astype(np.float32)
+
+    def _vectors(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        if self.config.pooling == "own":
+            own: torch.Tensor = self.encoder(x_BCDHW)
+            return own
+        return pool_levels(self.encoder.levels(x_BCDHW), self.config.pooling)
 
     def _windowed(self, crops_NDHW: Int16Array) -> torch.Tensor:
         return apply_windows(torch.from_numpy(crops_NDHW).to(self.device), self.config.input.windows)

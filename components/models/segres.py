@@ -57,7 +57,8 @@ class SegRes(SegResEncoder, nn.Module):  # type: ignore[misc]  # MONAI has no ty
             if type(module) is nn.Conv3d:
                 assert (module.kernel_size, module.padding) == ((3, 3, 3), (1, 1, 1))
                 module.__class__ = Conv3x3x3  # keeps MONAI's initial weights, which a new layer would draw again
-        self.embedding_dim: int = config.init_filters * 2 ** (len(config.blocks_down) - 1)
+        self.widths = [config.init_filters * 2**level for level in range(len(config.blocks_down))]
+        self.embedding_dim: int = self.widths[-1]
 
     def levels(self, x_BCDHW: Tensor) -> list[Tensor]:
         """Every level, from fine to coarse: (B, init_filters 2^i, d, h, w), each half the sides of the one before."""

@@ -11,6 +11,9 @@ from torch.nn import functional
 from components.models.config import VitConfig
 
 Size3 = tuple[int, int, int]
+# Vectors of a token's length in an embedding, and how many of them, the first, self-distillation is given.
+VECTORS = {"class": (1, 1), "mean": (1, 1), "class_mean": (2, 2), "whole_centre": (6, 4)}
+EPSILON = 1e-6
 TOKENS = ("class_token", "registers", "mask_token")  # names of parameters that are seen beside the patches
 
 
@@ -84,7 +87,8 @@ class Vit(nn.Module):
         self.config = config
         self.patch = config.patch_vox
         self.grid: Size3 = self._grid_of(size)
-        self.embedding_dim = config.dim * (2 if config.pooling == "class_mean" else 1)
+        self.embedding_dim, self.distilled_dim = (config.dim * count for count in VECTORS[config.pooling])
+        self.widths = [config.dim] * config.depth  # of the levels
         self.patch_embed = nn.Linear(channels * self.patch**3, config.dim)
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.registers = nn.Parameter(torch.zeros(1, config.registers, config.dim)) if config.registers else None
@@ -157,12 +161,20 @@ class Vit(nn.Module):
             return x_BLD
         return torch.cat([x_BLD[:, :1], x_BLD[:, 1 + self.config.registers :]], dim=1)
 
-    def pool(self, tokens_BLD: Tensor) -> Tensor:
-        """The embedding (B, embedding_dim) of ``tokens``."""
+    def pool(self, tokens_BLD: Tensor, grid: Size3, keep_BK: Tensor | None = None) -> Tensor:
+        """The embedding (B, embedding_dim) of ``tokens`` of a ``grid``, or of those of its patches ``keep_BK``."""
+        class_BD, patches_BND = tokens_BLD[:, 0], tokens_BLD[:, 1:]
         if self.config.pooling == "class":
-            return tokens_BLD[:, 0]
-        mean_BD = tokens_BLD[:, 1:].mean(dim=1)
-        return mean_BD if self.config.pooling == "mean" else torch.cat([tokens_BLD[:, 0], mean_BD], dim=1)
+            return class_BD
+        if self.config.pooling == "whole_centre":
+            inner_BN = middle_of(grid).to(patches_BND.device).expand(len(patches_BND), -1)
+            inner_BN = inner_BN if keep_BK is None else inner_BN.gather(1, keep_BK)
+            (whole_BE, top_BD), (centre_BE, of_centre_BD) = (
+                distribution(patches_BND, part_BN) for part_BN in (torch.ones_like(inner_BN), inner_BN)
+            )
+            return torch.cat([whole_BE, centre_BE, top_BD, of_centre_BD], dim=1)
+        mean_BD = patches_BND.mean(dim=1)
+        return mean_BD if self.config.pooling == "mean" else torch.cat([class_BD, mean_BD], dim=1)
 
     def feature_map(self, x_BCDHW: Tensor) -> Tensor:
         """Patch tokens on their grid, (B, dim, d, h, w)."""
@@ -180,7 +192,25 @@ class Vit(nn.Module):
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
         """The pooled embedding, (B, embedding_dim)."""
-        return self.pool(self.tokens(x_BCDHW))
+        grid = self._grid_of((x_BCDHW.shape[2], x_BCDHW.shape[3], x_BCDHW.shape[4]))
+        return self.pool(self.tokens(x_BCDHW), grid)
+
+
+def middle_of(grid: Size3) -> Tensor:
+    """Which patches lie in the middle half of every axis, bool (N,) in the order of the grid."""
+    axes = [(torch.arange(n) >= n // 4) & (torch.arange(n) < n - n // 4) for n in grid]
+    return (axes[0][:, None, None] & axes[1][:, None] & axes[2]).flatten()
+
+
+def distribution(x_BND: Tensor, counted_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (B, 2 D), and maximum (B, D), of each feature over the tokens that count; of none, 0
+    but for the deviation's smallest value."""
+    counted_BN1 = counted_BN[:, :, None]
+    weight_BN1 = counted_BN1 / counted_BN1.sum(dim=1, keepdim=True).clamp(min=1)
+    mean_BD = (x_BND * weight_BN1).sum(dim=1)
+    variance_BD = ((x_BND - mean_BD[:, None]).square() * weight_BN1).sum(dim=1)
+    largest_BD = x_BND.masked_fill(~counted_BN1, -math.inf).amax(dim=1).masked_fill(~counted_BN1.any(dim=1), 0)
+    return torch.cat([mean_BD, (variance_BD + EPSILON).sqrt()], dim=1), largest_BD  # the root of 0 has no gradient
 
 
 def take_tokens(x_BND: Tensor, index_BK: Tensor) -> Tensor:

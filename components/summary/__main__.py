@@ -24,9 +24,18 @@ log = logging.getLogger(__name__)
 
 
 def _window(line: str) -> str:
-    """Under which of the known windows people look at a line: one that its encoder sees through, or soft tissue's."""
+    """Under which of the known windows people look at a line: one that its encoder sees through, or the narrowest that
+    holds most of those, or soft tissue's."""
     seen = load_part(_Seen, line, "pretrain").input.windows
-    return next((name for name, window in WINDOWS.items() if window in seen), "soft")
+    like = [name for name, window in WINDOWS.items() if window in seen]
+    narrow = sorted(WINDOWS, key=lambda name: WINDOWS[name][1])
+    like += [name for name in narrow if 2 * sum(_within(one, WINDOWS[name]) for one in seen) > len(seen)]
+    return next(iter(like), "soft")
+
+
+def _within(inner: tuple[float, float], outer: tuple[float, float]) -> bool:
+    """Of windows, (centre, width) in HU."""
+    return abs(inner[0] - outer[0]) + inner[1] / 2 <= outer[1] / 2
 
 
 class _Seen(StageConfig):

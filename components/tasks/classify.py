@@ -61,6 +61,8 @@ class ClassifyConfig(StageConfig):
         set: a labelled set; ``line``, the line's own evaluation scans; or ``lidc_nodules``.
         label: of a labelled set the column of its table that holds the class of each scan; of ``line`` the annotations
             ``organ``, ``lesion`` or ``finding``; of ``lidc_nodules`` its ``ratings``.
+        external: labelled sets of other sites with a column of the same name, on which what was trained here is tested
+            as well: ``<task>/<set>``.
         serve: whether the linear probe of the encoder goes into the release as a head.
         specificity: of two classes, at which the threshold of the second one is chosen, on training cases; null for
             none. Tasks of more classes have none.
@@ -70,6 +72,7 @@ class ClassifyConfig(StageConfig):
     kind: Literal["classify"]
     set: Annotated[str, Field(min_length=1)]
     label: Annotated[str, Field(min_length=1)]
+    external: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     serve: bool
     specificity: Annotated[float, Field(gt=0, le=1)] | None
     few_shot: Annotated[tuple[Annotated[int, Field(ge=1, le=10_000)], ...], Field(min_length=1, max_length=20)] | None
@@ -82,7 +85,7 @@ def cases(name: str, task: ClassifyConfig, inputs: Inputs) -> Built:
     elif task.set == LIDC_ROOT:
         built = nodules(name, inputs)
     else:
-        built = own.classify(name, task.set, task.label, inputs)
+        built = own.classify(name, task.set, task.label, inputs, task.external)
     check_splits(built.table)
     return usable(built, inputs.config.minimum_patients)
 
@@ -101,6 +104,7 @@ def judge(question: Question) -> Outcome:
     shown: list[tuple[Part, Judged]] = []
     curved: dict[str, tuple[Part, Curves]] = {}
     outcome = Outcome(scores, pd.DataFrame())
+    elsewhere = {f"{question.name}/{site}" for site in task.external}  # tests of the same probe, and no head of its own
     for name, rows in question.rows.groupby("task"):
         part = Part.of(str(name), rows, config, task.specificity)
         inputs = {method: question.features.of(method, part.rows) for method in question.features.methods}
@@ -116,7 +120,7 @@ def judge(question: Question) -> Outcome:
         told = _left_out(task, part, curved)
         if told:
             outcome.remarks[part.name] = told
-        if task.serve:
+        if task.serve and part.name not in elsewhere:
             numbers = task_metrics([score for of in judged.values() for score in of.scores], FIGURES)[part.name]
             outcome.heads[part.name] = head_of(question.name, part, judged[ENCODER].fitted, numbers)
     family = question.name if task.set == LINE and task.label == FINDINGS else None
@@ -127,7 +131,7 @@ def judge(question: Question) -> Outcome:
     outcome.pictures.update(pictures(shown))
     if task.few_shot is not None:
         outcome.tables["few_shot"] = few = few_shot_table(curved, family)
-        for name in [family] if family is not None else list(curved):
+        for name in sorted({family} if family is not None else set(few["task"])):
             outcome.pictures[f"few_shot_{name.replace('/', '_')}"] = draw_curves(few, name), CAPTION
     return replace(outcome, cases=pd.concat(tables, ignore_index=True))
 
@@ -148,7 +152,7 @@ def _parts(name: str, task: ClassifyConfig, scanned: Scanned) -> list[str]:
     if task.set == LIDC_ROOT:
         return [f"{name}/{rating}" for rating in RATINGS] if scanned.nodules else []
     if task.set != LINE:
-        return [name]
+        return [name, *(f"{name}/{site}" for site in task.external)]
     if task.label == FINDINGS:
         return [] if scanned.trunk else [name, *(f"{name}/{finding}" for finding in PHANTOM_FINDINGS)]
     return [name] if scanned.trunk else []

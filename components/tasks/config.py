@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from components.models.pooling import Pooling
 from components.settings import Seed, StageConfig
 from components.sources.lidc import LidcPin
 
@@ -47,6 +48,9 @@ class EvaluateConfig(LidcPin):
     Attributes:
         selection: which of the encoders that ``pretrain.candidates`` keeps goes on; null for the last one.
         device: where encoders run: ``auto`` takes a GPU where there is one, ``cuda`` ends with a line where none is.
+        pooling: from the encoder's feature maps to its vector, the same for untrained ones and the release: ``own``,
+            by which it was trained; ``levels``, the means of all levels; ``centre``, also mean and maximum of each
+            level's middle, for what is small and lies at the point.
         seed: of the bootstrap and of the nodules' split.
         random_seeds: one untrained encoder per seed, of the same architecture. How much their figures differ counts in
             every comparison; with few of them only a large difference is one.
@@ -62,6 +66,7 @@ class EvaluateConfig(LidcPin):
 
     selection: SelectionConfig | None
     device: Literal["auto", "cuda", "cpu"]
+    pooling: Pooling
     seed: Seed
     random_seeds: Annotated[tuple[Seed, ...], Field(min_length=2, max_length=200)]
     bootstrap: Annotated[int, Field(ge=100, le=20_000)]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from components.figures.resampling import SHARE
 from components.settings import StageConfig
+from components.tasks.measure import Measure as Measure  # kinds name it with the rest
 from components.tasks.table import Built, Inputs
 
 if TYPE_CHECKING:
@@ -20,21 +20,6 @@ if TYPE_CHECKING:
     from components.tasks.config import EvaluateConfig
     from components.tasks.features import Features, Volumes
     from components.tasks.scores import Score
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A figure of merit as it is shown and gated.
-
-    Attributes:
-        title: for people.
-        bounds: possible values; intervals stay inside.
-        lower_is_better: as for a distance or an error.
-    """
-
-    title: str
-    bounds: tuple[float, float] = SHARE
-    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)

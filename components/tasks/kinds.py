@@ -79,6 +79,8 @@ def _of_a_set(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[st
     kind = kind_of(task)
     assert kind.columns is not None
     columns = kind.columns(task)
+    if getattr(task, "external", ()) and task.set in kind.built_in:
+        return [f"params.yaml: {where}.external: not allowed with set {task.set}: of a labelled set only"]
     if task.set in kind.built_in:
         labels = list(kind.built_in[task.set])
         told = f"of set {task.set}, {', '.join(labels)}"
@@ -95,6 +97,11 @@ def _of_a_set(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[st
     mistakes = []
     if config.role == "external":
         mistakes.append(f"params.yaml: {where}.set: {shown(task.set)} is external: nothing is trained on it")
+    for site in getattr(task, "external", ()):
+        if site not in sets or sets[site].config.role != "external":
+            known = [name for name, of in sets.items() if of.config.role == "external"]
+            told = f"an external set, {', '.join(known) or 'of which there is none'}{did_you_mean(site, known)}"
+            mistakes.append(f"params.yaml: {where}.external: {shown(site)} is not allowed: {told}")
     for key, value in columns.items():
         if value == config.labels.column:
             mistakes.append(f"params.yaml: {where}.{key}: {shown(value)} is no label: it names the scans")

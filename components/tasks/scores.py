@@ -13,7 +13,7 @@ import pandas as pd
 from components.figures.arrays import Array
 from components.figures.averages import mean_defined
 from components.figures.resampling import Estimate, Sample, beside_untrained, figure, gate_level
-from components.tasks.interface import Measure
+from components.tasks.measure import Measure
 
 ENCODER, RANDOM = "encoder", "random"
 DIGITS = 6

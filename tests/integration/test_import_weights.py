@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -20,7 +21,7 @@ from dvc.repo import Repo
 
 from components.cohort.labelled import joined
 from components.errors import UserError
-from components.files import read_json
+from components.files import read_json, write_json
 from components.gate.champion import read_champion
 from components.models.embed import WEIGHTS
 from components.settings import read_yaml
@@ -41,6 +42,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(folder / "data/wholebody/curate/curated.parquet", inputs.curated)
     write_table(folder / "data/wholebody/curate/annotations.parquet", inputs.annotations)
     write_table(folder / "data/wholebody/cohort/labelled.parquet", joined([]))
+    write_json(folder / "data/wholebody/cohort/labelled.json", {})
+    receipt = pd.DataFrame({"series": inputs.curated["series"], "manufacturer": "SIEMENS"})
+    write_table(folder / "data/wholebody/acquire/0/receipt.parquet", receipt)
     pretrain = WHOLEBODY | {"encoder": EMBED["encoder"], "input": EMBED["input"]}
     shipped = read_yaml(ROOT / "params.yaml")["wholebody"]
     asked = {"sets": {}, "tasks": {name: shipped["tasks"][name] for name in ("organs", "stability")}}
@@ -51,7 +55,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "preprocess": PREPROCESS,
         **asked,
     }
-    content = {"lines": ["wholebody"], "wholebody": {"reproducible": "machine", **blocks}}
+    content = {"lines": ["wholebody"], "shards": [0], "wholebody": {"reproducible": "machine", **blocks}}
     (folder / "params.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(content))))
     (folder / "dvc.yaml").touch()
     Repo.init(str(folder), no_scm=True)

@@ -73,7 +73,15 @@ def brought_in(cohort: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_a_folder_of_dicom_and_a_column_of_0_and_1(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_set(monkeypatch)
     block = read_yaml()[LINE]
-    assert block["tasks"] == {"high_grade": {"kind": "classify", "set": "site", "label": "high_grade"}}
+    asked = {
+        "kind": "classify",
+        "set": "site",
+        "label": "high_grade",
+        "serve": True,
+        "specificity": 0.9,
+        "few_shot": None,
+    }
+    assert block["tasks"]["high_grade"] == asked
     folder = Path("data") / LINE / "cohort"
     config = load_stage(CohortConfig, LINE, "cohort")
     cohort = make_cohort(LINE, config, 1, frozenset(), folder, sets_of(LINE))

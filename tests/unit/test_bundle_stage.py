@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from components.bundle.config import BundleConfig
 from components.bundle.manifest import verify_bundle
@@ -170,7 +171,7 @@ def test_a_head_of_another_encoder_is_no_release(root: Path) -> None:
 
 
 def test_the_card_of_a_line_without_a_served_head_says_so(root: Path) -> None:
-    assert "None: no task of this line is served." in (_make(root) / "MODEL_CARD.md").read_text()
+    assert "None: no task of this line has `serve: true`." in (_make(root) / "MODEL_CARD.md").read_text()
 
 
 def test_the_same_inputs_give_the_same_bytes(root: Path) -> None:
@@ -203,6 +204,8 @@ def test_a_promotion_changes_no_byte_of_the_release_that_it_promotes(
     (root / "params.yaml").write_text(yaml.safe_dump(params(champion=[bound])))
     write_json(root / "infra" / "champions" / "wholebody.json", {"champion": None})
     write_json(root / "data" / "wholebody" / "drift" / "drift.json", {"judged": False})
+    write_json(root / "data" / "wholebody" / "rival" / "rival.json", {"champion": None, "tasks": {}})
+    Repo.init(str(root), no_scm=True)
     champion_stage.run("wholebody")
     first = verify_bundle(_make(root))
     attestation = root / promoting.attest("wholebody")

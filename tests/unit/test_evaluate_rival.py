@@ -12,10 +12,12 @@ from components.evaluate.rival import champion_encoder, compared
 from components.evaluate.stage import evaluate
 from components.files import read_json, sha256_file
 from components.models.embed import DESCRIPTION, WEIGHTS, untrained_embedder
+from components.tasks.cluster import ClusterConfig
 from components.tasks.table import Inputs
 from tests.unit.test_evaluate_stage import TASKS, tiny_embedder, tiny_line
 
 ASKED = {name: TASKS[name] for name in ("organs", "stability")}
+ASKED |= {"clusters": ClusterConfig(kind="cluster", starts=2)}
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_a_line_is_its_originals_block_under_another_name(checkout: Path) -> Non
     kept = [line for line in Path("params.yaml").read_text().splitlines() if "{line: lungs, task: " not in line]
     assert "\n".join(kept).startswith(text.replace("[wholebody, head]", "[wholebody, head, lungs]").rstrip())
     assert "# What the line is for, by the voxels: heads." in Path("params.yaml").read_text().split("\nlungs:\n")[1]
-    assert "data/lungs/evaluate/metrics.json" in yaml.safe_load(Path("dvc.yaml").read_text())["metrics"]
+    assert "data/lungs/evaluate/primary.json" in yaml.safe_load(Path("dvc.yaml").read_text())["metrics"]
     assert '"champion": null' in Path("infra/champions/lungs.json").read_text()
     check_file()
 
@@ -122,9 +122,9 @@ def test_a_champion_of_an_earlier_line_of_this_name_is_not_taken_over(checkout: 
 
 def test_a_faulty_original_is_not_copied(checkout: Path) -> None:
     text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("volumes_per_step: 16", "volumes_per_step: 15"))
+    Path("params.yaml").write_text(text.replace("volumes_per_step: 8", "volumes_per_step: 7"))
     before = written(checkout)
-    with pytest.raises(ParamsError, match="volumes_per_step 15 must be a multiple"):
+    with pytest.raises(ParamsError, match="volumes_per_step 7 must be a multiple"):
         new_line("lungs", "head")
     assert written(checkout) == before
 
@@ -150,5 +150,5 @@ def test_the_lines_are_listed_with_what_they_see_and_learn(checkout: Path, capsy
     new_line("lungs", "wholebody")
     assert _list(argparse.Namespace()) == 0
     (row,) = (line for line in capsys.readouterr().out.splitlines() if "lungs" in line)
-    for word in ("phantom", "crop", "segres", "within_volume", "organs, lesions, stability, lidc_nodules"):
+    for word in ("phantom", "crop", "segres", "within_volume", "organs, lesions, stability, locate, clusters"):
         assert word in row

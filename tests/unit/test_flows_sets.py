@@ -63,6 +63,9 @@ def test_a_folder_and_a_table_become_ten_lines_that_are_valid(
         "kind": "classify",
         "set": "site",
         "label": "Malignant (0/1)",
+        "serve": True,
+        "specificity": 0.9,
+        "few_shot": None,
     }
     assert sets_of(LINE)["site"].table()[0]["Malignant (0/1)"].tolist() == ["1", "0"]
     assert run(*COMMAND, monkeypatch=monkeypatch) == 1

@@ -10,7 +10,7 @@ from torch import nn
 from components.models.build import build_encoder, parameter_count
 from components.models.config import InputConfig, SegResConfig, VitConfig
 from components.models.segres import Conv3x3x3, SegRes
-from components.models.vit import Vit, sincos_positions
+from components.models.vit import Vit, middle_of, sincos_positions
 
 BODY = InputConfig(
     sees="crop", orientation="SPL", spacing_mm=(3.0, 1.0, 1.0), size_vox=(8, 16, 16), windows=((512.0, 3072.0),)
@@ -91,6 +91,36 @@ def test_vit_accepts_smaller_boxes_and_pools_as_told() -> None:
     assert encoder.tokens(torch.rand(2, 3, 12, 12, 12)).shape == (2, 2, 24)
     with pytest.raises(ValueError, match="multiple of 12"):
         encoder(torch.rand(1, 3, 20, 24, 24))
+
+
+def test_vit_pools_the_centre_beside_the_whole_also_of_kept_patches() -> None:
+    config = VIT.model_copy(update={"pooling": "whole_centre", "patch_vox": 4})
+    encoder = build_encoder(config, HEAD, seed=0)
+    assert isinstance(encoder, Vit)
+    x = torch.rand(2, 3, 24, 24, 24)
+    vectors = encoder(x)
+    assert vectors.shape == (2, encoder.embedding_dim) == (2, 6 * 24)
+    grid = encoder.feature_map(x)
+    inner = grid[:, :, 1:5, 1:5, 1:5].flatten(2)
+    for parts, patches in ((vectors[:, :48], grid.flatten(2)), (vectors[:, 48:96], inner)):
+        expected = torch.cat([patches.mean(dim=2), patches.std(dim=2, correction=0)], dim=1)
+        assert torch.allclose(parts, expected, atol=1e-5)
+    assert encoder.distilled_dim == 96, "the maxima come last: self-distillation is not given them"
+    assert torch.equal(vectors[:, 96:], torch.cat([grid.flatten(2).amax(dim=2), inner.amax(dim=2)], dim=1))
+    keep = torch.arange(216).flip(0).expand(2, -1)
+    assert torch.allclose(encoder.pool(encoder.tokens(x, keep), encoder.grid, keep), vectors, atol=1e-4)
+    outside = torch.tensor([[0, 5, 215], [1, 2, 3]])  # none of the centre: nothing to divide by
+    pooled = encoder.pool(encoder.tokens(x, outside), encoder.grid, outside)
+    assert torch.isfinite(pooled).all()
+    pooled.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 8])
+def test_the_middle_is_never_empty_and_lies_in_the_middle(side: int) -> None:
+    middle = middle_of((side, 4, 4)).view(side, 4, 4)
+    assert middle.any()
+    assert torch.equal(middle, middle.flip(0))
 
 
 def test_dropped_tokens_do_not_reach_the_others() -> None:

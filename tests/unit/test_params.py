@@ -59,7 +59,14 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("lines",), None, "lines: null is not allowed"),
         (
             ("head", "tasks", "findings"),
-            {"kind": "classify", "set": "line", "label": "organ"},
+            {
+                "kind": "classify",
+                "set": "line",
+                "label": "organ",
+                "serve": False,
+                "specificity": None,
+                "few_shot": None,
+            },
             "head.tasks.findings: not allowed with head.pretrain.input.sees 'scan': its cases are points",
         ),
         (("head", "evaluate", "random_seeds"), [1, 1], "is not allowed: each once"),
@@ -68,7 +75,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("head", "evaluate", "lidc_nodules"), "0" * 64, "pinned, but no task of head.tasks is of set lidc_nodules"),
         (("tasks", "head-findings"), {"line": "head", "task": "x"}, "; `ctfoundry params --write` puts it right"),
         (("tasks", "head-more"), {"line": "head", "task": "more"}, "tasks: 'head-more' is no task of a line;"),
-        (("head", "pretrain", "input", "sees"), "crop", "'crop' does not go with objective 'dino_mae'"),
+        (("head", "pretrain", "input", "sees"), "crop", "'crop' does not go with objective 'dino'"),
         (("wholebody", "pretrain", "input", "sees"), "scan", "'scan' does not go with objective 'within_volume'"),
         (("head", "cohort", "phantom", "anatomy"), "leg", "'trunk' or 'head'"),
         (("lines",), [], "lines: [] is not allowed"),
@@ -134,8 +141,8 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (
             ("wholebody", "gate", "floors"),
             [{"task": "findings", "figure": "linear_auc", "minimum": 0.5}],
-            "wholebody.gate.floors: task 'findings' is not allowed, by its tasks and the labels: one of lesions, "
-            "organs, stability/organs",
+            "wholebody.gate.floors: task 'findings' is not allowed, by its tasks and the labels: one of clusters, "
+            "lesions, locate, organs, stability/organs",
         ),
         (
             ("wholebody", "gate", "floors"),

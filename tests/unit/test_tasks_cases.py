@@ -16,7 +16,7 @@ from components.tasks.stability import cases as stability
 from components.tasks.table import Inputs, check_splits, usable
 
 EVALUATE: dict[str, Any] = {
-    "selection": None, "device": "cpu",
+    "selection": None, "device": "cpu", "pooling": "own",
     "seed": 1, "random_seeds": [1, 2], "bootstrap": 100, "linear_c": 10.0, "neighbours": 3, "minimum_patients": 2,
     "histogram": {"bins": 8, "low_hu": -1000, "high_hu": 1000}, "centre_mm": 8.0,
     "nodule_window_mm": [6.0, 24.0, 24.0], "lidc_nodules": None,

@@ -42,7 +42,7 @@ class HeadObjective(nn.Module):
         self.masks = config.kind == "dino_ibot"
         self._taught: dict[str, list[Tensor]] = {}  # by centre: sums of the teacher's logits in this step's parts
         if self.distils:
-            self.head = DinoHead(encoder.embedding_dim, config.dino, config.dino.prototypes)
+            self.head = DinoHead(encoder.distilled_dim, config.dino, config.dino.prototypes)
             taught: list[nn.Module] = [encoder, self.head]
             self.register_buffer("centre", torch.zeros(config.dino.prototypes))
             if self.masks:
@@ -79,14 +79,15 @@ class HeadObjective(nn.Module):
             teacher = self.teacher[0]
             assert isinstance(teacher, Vit)
             taught_BLD = teacher.tokens(global_BCDHW)
-            logits_GBM = self.teacher[1](self.encoder.pool(taught_BLD)).unflatten(0, (G, -1))
+            logits_GBM = self.teacher[1](self._distilled(taught_BLD)).unflatten(0, (G, -1))
             teacher_GBM = teacher_probabilities(logits_GBM, self.centre, config.teacher_temperature)
             self._taught.setdefault("centre", []).append(logit_sums(logits_GBM.flatten(0, 1)))
         hidden = None if masked_BN is None else (masked_BN, self.mask_token)
         tokens_BLD = self.encoder.tokens(global_BCDHW, masked=hidden)
-        embeddings = [self.encoder.pool(tokens_BLD)]
+        embeddings = [self._distilled(tokens_BLD)]
         if "local" in batch:
-            embeddings.append(self.encoder(batch["local"].transpose(0, 1).flatten(0, 1)))
+            local_BE = self.encoder(batch["local"].transpose(0, 1).flatten(0, 1))
+            embeddings.append(local_BE[:, : self.encoder.distilled_dim])
         student_SBM = self.head(torch.cat(embeddings)).unflatten(0, (-1, B))
         outcome = {
             "dino_loss": dino_loss(student_SBM, teacher_GBM, config.student_temperature),
@@ -98,6 +99,10 @@ class HeadObjective(nn.Module):
         if config.koleo_weight:
             outcome["koleo_loss"] = torch.stack([koleo_loss(view) for view in embeddings[0].chunk(G)]).mean()
         return outcome
+
+    def _distilled(self, global_BLD: Tensor) -> Tensor:
+        """What of the embedding of global views self-distillation is given."""
+        return self.encoder.pool(global_BLD, self.encoder.grid)[:, : self.encoder.distilled_dim]
 
     def _name_hidden(self, student_BND: Tensor, taught_BND: Tensor, masked_BN: Tensor) -> Tensor:
         config = self.config.dino
@@ -116,7 +121,7 @@ class HeadObjective(nn.Module):
         target_BHP = take_tokens(patchify(global_BCDHW, self.encoder.patch), hidden_BH)
         return {
             "mae_loss": mae_loss(predicted_BHP, target_BHP, self.config.mae.normalise),
-            **({} if self.distils else {"embedding": self.encoder.pool(tokens_BLD)}),
+            **({} if self.distils else {"embedding": self.encoder.pool(tokens_BLD, self.encoder.grid, visible_BK)}),
         }
 
     def after_step(self, progress: float) -> None:
