@@ -167,7 +167,7 @@ def test_a_head_of_another_encoder_is_no_release(root: Path) -> None:
     untrained_embedder(tiny_embedder().config, 3).save(folder)
     with pytest.raises(UserError, match=r"^head findings/ich: was fitted on encoder"):
         _make(root)
-    assert not (root / "releases").exists()
+    assert not (root / "releases" / "wholebody").exists()
 
 
 def test_the_card_of_a_line_without_a_served_head_says_so(root: Path) -> None:
