@@ -35,7 +35,7 @@ class Counts:
     def __init__(self) -> None:
         self.outcomes: list[str] = []
 
-    def count(self, outcome: str, seconds: float) -> None:
+    def count(self, route: str, outcome: str, seconds: float) -> None:
         self.outcomes.append(outcome)
 
 
