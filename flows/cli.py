@@ -30,6 +30,7 @@ MODULES = {
     "cohort": ("flows.cohorts", "Preview and compare selections from the Imaging Data Commons."),
     "set": ("flows.sets", "Labelled scans of your own: every release is evaluated on them."),
     "volume": ("flows.volumes", "Look at one volume: facts, labels, three planes as PNG, export to NIfTI."),
+    "classify": ("flows.classify", "What the heads of a release answer for one scan, without a server."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "import-weights": (
         "flows.champion",
