@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from components.evaluate.subgroups import ATTRIBUTES, COLUMNS, blocks_of, compare, groups_of
+from components.evaluate.subgroups import COLUMNS, blocks_of, compare, groups_of
 from components.settings import parse
 from components.tasks import classify
+from components.tasks.attributes import ATTRIBUTES
 from components.tasks.config import EvaluateConfig
 from components.tasks.interface import Measure
 from tests.unit.test_tasks_cases import EVALUATE
@@ -110,6 +111,9 @@ def test_the_worst_group_is_found_with_its_gap_to_all_others() -> None:
     assert (gap["groups"], gap["worst"]) == (3, "PHILIPS")
     assert gap["gap"] == pytest.approx(-0.3, abs=0.06)
     assert gap["gap_low"] < gap["gap"] < gap["gap_high"] < -0.2
+    assert gap["gaps"]["PHILIPS"] == [gap["gap"], gap["gap_low"], gap["gap_high"]]
+    assert gap["patients"] == {"PHILIPS": 30, "SIEMENS": 30, "TOSHIBA": 30}
+    assert all(gap["gaps"][group][1] > 0.05 for group in ("SIEMENS", "TOSHIBA"))
     chance = gap_of("none")
     assert chance["gap_low"] < 0 < chance["gap_high"]
 
@@ -131,7 +135,10 @@ def test_few_patients_of_a_class_are_too_few_however_many_cases() -> None:
     assert row["least_patients"] == 1
     assert np.isnan(row["value"])
     assert row["why_not"] == "fewer than 3 patients of a class"
-    assert gaps["vendor"] == {"groups": 1}
+    assert gaps["vendor"] == {
+        "figure": "linear_auc", "patients": {"PHILIPS": min((cases[~siemens]["label"] == name).sum() for name in
+        ("absent", "present")), "SIEMENS": 1}, "needed": 3, "of_classes": True, "groups": 1,
+    }  # fmt: skip
 
 
 def test_a_mean_over_parts_is_of_the_parts_that_all_compared_groups_have() -> None:
