@@ -20,10 +20,11 @@ from components.evaluate.words import count, method_name, number, question, verd
 from components.tasks.config import EvaluateConfig
 from components.tasks.interface import Measure
 from components.tasks.kinds import kind_of
+from components.tasks.plain import PLAIN
 from components.tasks.scores import ENCODER, RANDOM
 
 MARKS = {"better": "▲", "undecided": "●", "worse": "▼", "not evaluated": "–"}
-ALWAYS = ("histogram", "hu_statistics")  # beside the encoder in the table of all tasks
+ALWAYS = PLAIN  # beside the encoder in the table of all tasks
 WORST = 5  # cases named of a task
 DOTS_PER_INCH = 110  # at which a picture has the size of the text round it
 
@@ -101,11 +102,25 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Added:
+    """What the encoder adds to a baseline, of one part of a task; numbers as text."""
+
+    part: str
+    baseline: str
+    alone: str
+    both: str
+    difference: str
+    untrained: str
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One task of the report.
 
     Attributes:
         parts: shown; inner: shown on demand.
+        adds: what the encoder adds to baselines, and by which figure.
         worst: part, case, what it is, what was said of it.
     """
 
@@ -113,6 +128,8 @@ class Section:
     asked: str
     parts: tuple[Part, ...]
     inner: tuple[Part, ...]
+    adds_by: str
+    adds: tuple[Added, ...]
     pictures: tuple[Mapping[str, Any], ...]
     left_out: tuple[tuple[str, str], ...]
     worst_of: str
@@ -272,11 +289,36 @@ def _section(evaluated: Evaluated, name: str, pictures: Sequence[Picture]) -> Se
         question(evaluated.tasks[name]),
         tuple(_part(evaluated, name, part) for part in shown),
         tuple(_part(evaluated, name, part) for part in parts if part not in shown),
+        *_added(evaluated, name, parts),
         tuple(embedded(picture) for picture in pictures),
         tuple((part, why) for part, why in sorted(evaluated.metrics["not_evaluated"].items()) if _of(name, part)),
         worst_of,
         worst,
     )
+
+
+def _added(evaluated: Evaluated, name: str, parts: Sequence[str]) -> tuple[str, tuple[Added, ...]]:
+    """By the first figure that is measured of both together."""
+    rows, title = [], ""
+    for part in parts:
+        for baseline, figures in evaluated.metrics["adds_to"].get(part, {}).items():
+            figure, measure = next(
+                (figure, of) for figure, of in _measures(evaluated, name).items() if figure in figures
+            )
+            numbers, title = figures[figure], measure.title
+            limits = (numbers["low"], numbers["high"])
+            untrained = ""
+            if "untrained_low" in numbers:
+                of_untrained = (numbers["untrained_difference"], numbers["untrained_low"], numbers["untrained_high"])
+                untrained = with_interval(*of_untrained, signed=True)
+            judged = {"difference_low": numbers["low"], "difference_high": numbers["high"]}
+            rows.append(
+                Added(
+                    part, method_name(baseline), number(numbers["alone"]), number(numbers["value"]),
+                    with_interval(numbers["difference"], *limits, signed=True), untrained, verdict(judged, measure),
+                )
+            )  # fmt: skip
+    return title, tuple(rows)
 
 
 def _worst(evaluated: Evaluated, name: str) -> tuple[str, tuple[tuple[str, ...], ...]]:

@@ -28,6 +28,7 @@ from components.models.embed import Embedder, described
 from components.settings import load_part, load_stage, shards
 from components.sources.sets import sets_of
 from components.tables import write_table
+from components.tasks.adds import BOTH
 from components.tasks.classify import ClassifyConfig
 from components.tasks.config import EvaluateConfig
 from components.tasks.features import Features, Volumes
@@ -110,6 +111,7 @@ def collect(
         "evaluation_data": evaluation_digest(out / "tasks.parquet", rows, volumes),
         "tasks": of_tasks,
         "primary": primary,
+        "adds_to": {part: of_part for of in found.values() for part, of_part in of.get("adds_to", {}).items()},
         "worse": {part: round(float(p), DIGITS) for part, p in zip(of_tasks, worse, strict=True)},
         "not_evaluated": {part: why for of in built.values() for part, why in of.not_evaluated.items()},
     }
@@ -118,7 +120,8 @@ def collect(
     write_text(out / "subgroups.csv", subgroups.to_csv(index=False, lineterminator="\n"))
     write_json(out / "metrics.json", metrics)
     write_json(out / "primary.json", _at_a_glance(metrics))
-    evaluated = Evaluated(line, tasks, metrics, figures, cases, rows, _remarks(built, found), config, subgroups)
+    single = figures[~figures["method"].str.contains(BOTH, regex=False)]
+    evaluated = Evaluated(line, tasks, metrics, single, cases, rows, _remarks(built, found), config, subgroups)
     features = Features.read(read_places(layout.cases), layout.features, layout.untrained)
     write_text(out / "report.html", render_report(evaluated, beside, _draw(layout, evaluated, found, features)))
 

@@ -17,7 +17,8 @@ from components.files import replacing
 from components.models.embed import EmbedConfig, Embedder, untrained_embedder
 from components.settings import block_of, load_part, load_stage, parse
 from components.tasks.config import EvaluateConfig
-from components.tasks.features import Volumes, baselines, encoder_method, extract
+from components.tasks.features import Volumes, encoder_method, extract
+from components.tasks.plain import baselines
 from components.tasks.scores import RANDOM
 
 
@@ -37,7 +38,7 @@ def write_untrained(
 ) -> None:
     """Extract and write them."""
     methods = {name: encoder_method(make()) for name, make in untrained_encoders(embed, config).items()}
-    features = extract(places, methods | baselines(config), volumes, embed.input.size_vox)
+    features = extract(places, methods | baselines(config, embed.input), volumes, embed.input.size_vox)
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
         features.write(temporary)
