@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from components.evaluate.bycase import by_case
-from components.evaluate.gallery import GROUPS, Picture, groups_file
+from components.evaluate.gallery import GROUPS, Picture, embedded, groups_file
 from components.evaluate.subgroups import ATTRIBUTES, UNRECORDED
 from components.evaluate.words import count, method_name, number, question, verdict, with_interval
 from components.tasks.config import EvaluateConfig
@@ -26,7 +24,6 @@ from components.tasks.scores import ENCODER, RANDOM
 MARKS = {"better": "▲", "undecided": "●", "worse": "▼", "not evaluated": "–"}
 ALWAYS = PLAIN  # beside the encoder in the table of all tasks
 WORST = 5  # cases named of a task
-DOTS_PER_INCH = 110  # at which a picture has the size of the text round it
 
 
 @dataclass(frozen=True)
@@ -176,22 +173,6 @@ def render_report(evaluated: Evaluated, beside: Beside, pictures: Mapping[str, S
         seeds=len(evaluated.config.random_seeds),
         nodules=any(task.startswith("lidc_nodules/") for task in evaluated.metrics["tasks"]),
     )
-
-
-def embedded(picture: Picture) -> dict[str, Any]:
-    """A picture as the template shows it: its bytes, its size beside text, caption and alternative text."""
-    content = picture.path.read_bytes()
-    width, height = struct.unpack(">II", content[16:24])
-    scale = DOTS_PER_INCH / _resolution(content)
-    source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
-    size = {"width": round(width * scale), "height": round(height * scale)}
-    return {"source": source, "caption": picture.caption, "alt": picture.alt, **size}
-
-
-def _resolution(png: bytes) -> float:
-    """Dots per inch, by the chunk pHYs (PNG, 11.3.5.3: dots per metre); 110 where it says none."""
-    at = png.find(b"pHYs")
-    return struct.unpack(">I", png[at + 4 : at + 8])[0] * 0.0254 if at > 0 else DOTS_PER_INCH
 
 
 def _overview(evaluated: Evaluated) -> list[Row]:

@@ -152,6 +152,20 @@ def test_numbers_in_the_page_are_those_of_the_metrics(reported: Path) -> None:
             assert f"{number(numbers['difference'], signed=True)} [" in text
 
 
+def test_what_the_encoder_adds_to_baselines_stands_by_itself(reported: Path) -> None:
+    page = page_of(reported)
+    (added,) = json.loads((reported / "metrics.json").read_text())["adds_to"].values()
+    assert set(added) == {"hu_statistics", "radiomics", "windows"}
+    text = " ".join(page.text.split())
+    for figures in added.values():
+        numbers = figures["linear_auc"]
+        assert number(numbers["alone"]) in text
+        for prefix in ("", "untrained_"):
+            of = [number(numbers[f"{prefix}{name}"], signed=True) for name in ("difference", "low", "high")]
+            assert f"{of[0]} [{of[1]}, {of[2]}]" in text
+    assert "Encoder+" not in page.text, "two kinds of features together are no method by themselves"
+
+
 def test_equal_inputs_give_an_equal_page_and_pictures_of_a_task_that_is_gone_go(reported: Path, tmp_path: Path) -> None:
     inputs = tiny_line(tmp_path)
     asked: dict[str, Any] = {"stability": TASKS["stability"]}
