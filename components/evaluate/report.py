@@ -13,6 +13,7 @@ import pandas as pd
 
 from components.evaluate.bycase import by_case
 from components.evaluate.gallery import GROUPS, Picture, embedded, groups_file
+from components.evaluate.published import PublishedFigure
 from components.evaluate.subgroups import ATTRIBUTES, UNRECORDED
 from components.evaluate.words import count, method_name, number, question, verdict, with_interval
 from components.tasks.config import EvaluateConfig
@@ -55,19 +56,21 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Beside:
-    """What is told of the line's data.
+    """What is told beside the line's figures.
 
     Attributes:
         curated: every series that reached curation.
         sets: labelled set to its account, see :class:`components.cohort.labelled.Matched`.
         headers: measurements of the series' headers; empty where there are none.
         labelled: which series is of which labelled set: columns series, set.
+        published: figures of other models.
     """
 
     curated: pd.DataFrame
     sets: Mapping[str, Any]
     headers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"series": pd.Series(dtype="str")}))
     labelled: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["series", "set"], dtype="str"))
+    published: tuple[PublishedFigure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Section:
     Attributes:
         parts: shown; inner: shown on demand.
         adds: what the encoder adds to baselines, and by which figure.
+        published: part, figure, model, their value, ours, source.
         worst: part, case, what it is, what was said of it.
     """
 
@@ -127,6 +131,7 @@ class Section:
     inner: tuple[Part, ...]
     adds_by: str
     adds: tuple[Added, ...]
+    published: tuple[tuple[str, ...], ...]
     pictures: tuple[Mapping[str, Any], ...]
     left_out: tuple[tuple[str, str], ...]
     worst_of: str
@@ -161,7 +166,7 @@ def render_report(evaluated: Evaluated, beside: Beside, pictures: Mapping[str, S
         overview=_overview(evaluated),
         overview_others=[method_name(name) for name in ALWAYS],
         pictures=[embedded(picture) for picture in pictures[""]],
-        sections=[_section(evaluated, name, pictures[name]) for name in evaluated.tasks],
+        sections=[_section(evaluated, name, pictures[name], beside.published) for name in evaluated.tasks],
         groups=[of for name in evaluated.tasks for of in _groups(evaluated, name, pictures[GROUPS])],
         unrecorded=UNRECORDED,
         sets=sorted(beside.sets.items()),
@@ -261,7 +266,9 @@ def _classes(part: str, table: pd.DataFrame) -> str:
     return f" ({', '.join(f'{found} {name}' for name, found in tested.items())}); {count(train, 'training case')}"
 
 
-def _section(evaluated: Evaluated, name: str, pictures: Sequence[Picture]) -> Section:
+def _section(
+    evaluated: Evaluated, name: str, pictures: Sequence[Picture], published: Sequence[PublishedFigure]
+) -> Section:
     parts = [part for part in sorted(evaluated.metrics["tasks"]) if _of(name, part)]
     shown = [name] if name in parts else parts
     worst_of, worst = _worst(evaluated, name)
@@ -271,6 +278,7 @@ def _section(evaluated: Evaluated, name: str, pictures: Sequence[Picture]) -> Se
         tuple(_part(evaluated, name, part) for part in shown),
         tuple(_part(evaluated, name, part) for part in parts if part not in shown),
         *_added(evaluated, name, parts),
+        _published(evaluated, name, published),
         tuple(embedded(picture) for picture in pictures),
         tuple((part, why) for part, why in sorted(evaluated.metrics["not_evaluated"].items()) if _of(name, part)),
         worst_of,
@@ -300,6 +308,17 @@ def _added(evaluated: Evaluated, name: str, parts: Sequence[str]) -> tuple[str, 
                 )
             )  # fmt: skip
     return title, tuple(rows)
+
+
+def _published(evaluated: Evaluated, name: str, published: Sequence[PublishedFigure]) -> tuple[tuple[str, ...], ...]:
+    rows = []
+    for of in published:
+        if _of(name, of.task):
+            measure = _measures(evaluated, name)[of.figure]
+            numbers = evaluated.metrics["tasks"].get(of.task, {}).get(of.figure)
+            ours = with_interval(numbers["value"], numbers["low"], numbers["high"]) if numbers else "not evaluated"
+            rows.append((of.task, measure.title, of.model, number(of.value), ours, of.source))
+    return tuple(rows)
 
 
 def _worst(evaluated: Evaluated, name: str) -> tuple[str, tuple[tuple[str, ...], ...]]:

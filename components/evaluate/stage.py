@@ -18,6 +18,7 @@ from components.evaluate.cases import build_cases, write_cases
 from components.evaluate.features import write_features
 from components.evaluate.gallery import GROUPS, Picture, draw_groups, draw_overview, draw_projection, draw_task
 from components.evaluate.layout import Layout, read_cases, read_places, table
+from components.evaluate.published import PublishedConfig
 from components.evaluate.report import Beside, Evaluated, part_of, render_report
 from components.evaluate.subgroups import COLUMNS, blocks_of, compare, groups_of
 from components.evaluate.task import CASES, FIGURES, METRICS, PLOTS, judge_task
@@ -52,11 +53,12 @@ def run(line: str) -> None:
 
 
 def beside_of(line: str) -> Beside:
-    """What is told of a line's data. Raises UserError where they are missing."""
+    """What is told beside a line's figures. Raises UserError where they are missing."""
     curated, cohort = table(data_dir(line, "curate") / "curated.parquet"), data_dir(line, "cohort")
     receipts = [table(data_dir(line, "acquire", shard) / "receipt.parquet") for shard in shards()]
     headers = pd.concat(receipts, ignore_index=True)
-    return Beside(curated, read_json(cohort / "labelled.json"), headers, table(cohort / "labelled.parquet"))
+    published = load_stage(PublishedConfig, line, "published").figures
+    return Beside(curated, read_json(cohort / "labelled.json"), headers, table(cohort / "labelled.parquet"), published)
 
 
 def evaluate(
