@@ -22,13 +22,13 @@ def add_options(add: argparse.ArgumentParser) -> None:
     )
     add.add_argument(
         "--match", metavar="PATTERN",
-        help="how a mask's path below that folder names its scan, as 'labelsTr/{patient}', or, of a file per structure, "
-        "'{patient}/segmentations/{structure}' (default: SEG and RTSTRUCT, by the series that they refer to)",
+        help="how a mask's path below that folder names its scan, as 'labelsTr/{patient}', or, of a file per "
+        "structure, '{patient}/segmentations/{structure}' (default: SEG and RTSTRUCT, by the series that they refer to)",
     )  # fmt: skip
     add.add_argument(
         "--names", action="append", default=[], metavar="VALUE=NAME",
-        help=f"what a value of a label map is, as 1=liver (again for more); or a JSON file of such, as {TABLE}, which is "
-        "read where it lies in the folder of masks",
+        help=f"what a value of a label map is, as 1=liver (again for more); or a JSON file of such, as {TABLE}, which "
+        "is read where it lies in the folder of masks",
     )  # fmt: skip
 
 

@@ -141,7 +141,7 @@ def _scans(source: str, patient: str | None) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Folders:
-    """What lies where on this machine: a set's table, its scans as ``--scans`` has them, and the folder of its masks."""
+    """What lies where on this machine: a set's table, its scans as ``--scans`` has them, the folder of its masks."""
 
     table: Path
     scans: str

@@ -47,9 +47,10 @@ def make_cohort(
 ) -> pd.DataFrame:
     """List, assign, judge and write ``cohort.parquet``, ``files.parquet`` (every file of the source, accounted for),
     ``attribution.parquet`` (whose data they are), ``labelled.parquet`` (which scan a row of a labelled set's table is
-    of) with ``labelled.json`` (what of it did not fit), ``quality.json`` (suite *cohort*), and for each shard its part
-    of the two tables, ``shards/<n>/``, and the masks of its scans, ``masks/<n>/``. A series that the suite rejects stays in the table, with its reason and without
-    a shard: nothing transfers it, and ``curate`` accounts for it.
+    of) with ``labelled.json`` (what of it and of the masks did not fit), ``quality.json`` (suite *cohort*), and for
+    each shard its part of the two tables, ``shards/<n>/``, and the masks of its scans, ``masks/<n>/``. A series that
+    the suite rejects stays in the table, with its reason and without a shard: nothing transfers it, and ``curate``
+    accounts for it.
 
     Args:
         line: model line.

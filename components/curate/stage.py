@@ -27,8 +27,8 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     """Write ``curated.parquet`` (every series of the cohort, with status, reason and ``same_scan``: the series of an
     evaluation set that is the same scan under another name, or ''), ``training.parquet`` (see :func:`training_set`),
     ``annotations.parquet`` (of accepted series), ``volumes.parquet`` (the judged catalogue), ``labels.json`` (what
-    became of the masks of labelled sets), ``funnel.json``, ``quality.json`` and ``profile.json`` (the training set's data profile, which stage ``drift`` holds beside the
-    champion's).
+    became of the masks of labelled sets), ``funnel.json``, ``quality.json`` and ``profile.json`` (the training set's
+    data profile, which stage ``drift`` holds beside the champion's).
 
     Args:
         data: the line's data folder.

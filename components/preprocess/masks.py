@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from components.command import masks_slice
 from components.ct.labels.masks import Grid, Masked, MaskFile, masks_apart
@@ -94,7 +93,7 @@ def masks_by_series(
 
 def found_in(labels: LabelMap, masked: Masked | None = None) -> str:
     """What a label map holds, as the catalogue's column ``labels_found`` has it: structure to ``voxels``, and where
-    there are any to its ``code``, the voxels that it lost to smaller structures and the share that the volume covers."""
+    they are known its ``code``, the voxels that it lost to smaller structures and the share that the volume covers."""
     counts = np.bincount(labels.values.ravel(), minlength=MAX_VALUE + 1)
     found: dict[str, dict[str, Any]] = {}
     for value, name in labels.names.items():

@@ -105,8 +105,8 @@ def test_structure_sets_of_a_folder_find_their_series(
     empty.save_as("masks/sts_003/RS.dcm")
     Path("masks/notes.txt").write_text("not a mask")
 
-    add_set(monkeypatch, *"site --scans dicom:scans --labels labels.csv --key patient=id --external --masks masks "
-            "--names GTV_Mass_CT=tumour".split())  # fmt: skip
+    words = "site --scans dicom:scans --labels labels.csv --key patient=id --external --masks masks"
+    add_set(monkeypatch, *words.split(), "--names", "GTV_Mass_CT=tumour")
     scans, told = listed()
     of = told["site"]["masks"]
     assert (of["masks"], of["masks_used"], of["scans_with_masks"]) == (5, 3, 3)
