@@ -17,6 +17,7 @@ from components.bundle.manifest import verify_bundle
 # Sex, which their headers tell: a label that is true of these scans, and that nobody had to make up.
 MALE = {f"sts_{number:03}": int(number in (1, 2, 6, 9)) for number in range(1, 13)}
 TASK = "male"
+SECRET = "a secret of the tests' own 0"  # sides follow from it: two men and four women are tested
 
 
 def _only_what_this_is_about(content: dict[str, Any]) -> None:
@@ -29,7 +30,7 @@ def _only_what_this_is_about(content: dict[str, Any]) -> None:
 def released(ct_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Checkout, dict[str, Any], str]]:
     """A checkout after the two commands; its parameters as they were before; what the second printed."""
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setenv("CTFOUNDRY_PSEUDONYM_KEY", "a secret of the tests' own")
+    monkeypatch.setenv("CTFOUNDRY_PSEUDONYM_KEY", SECRET)
     checkout = Checkout(tmp_path_factory.mktemp("own"), _only_what_this_is_about)
     scans = tmp_path_factory.mktemp("site")
     for name in MALE:
