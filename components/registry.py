@@ -9,6 +9,7 @@ from components.bundle.config import BundleConfig
 from components.cohort.config import CohortConfig
 from components.ct.grid import GridConfig
 from components.curate.config import CurateConfig
+from components.evaluate.peers import PeersConfig
 from components.evaluate.published import PublishedConfig
 from components.gate.config import GateConfig
 from components.models.config import InputConfig
@@ -45,6 +46,7 @@ BLOCKS: dict[str, type[StageConfig]] = {
     "curate": CurateConfig,
     "pretrain": PretrainConfig,
     "evaluate": EvaluateConfig,
+    "peers": PeersConfig,
     "published": PublishedConfig,
     "gate": GateConfig,
     "bundle": BundleConfig,

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from components.evaluate.bycase import by_case
+from components.evaluate.comparisons import Added, other_models, what_it_adds
 from components.evaluate.gallery import GROUPS, Picture, embedded, groups_file
 from components.evaluate.published import PublishedFigure
 from components.evaluate.subgroups import ATTRIBUTES, UNRECORDED
@@ -102,26 +103,13 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Added:
-    """What the encoder adds to a baseline, of one part of a task; numbers as text."""
-
-    part: str
-    baseline: str
-    alone: str
-    both: str
-    difference: str
-    untrained: str
-    verdict: str
-
-
-@dataclass(frozen=True)
 class Section:
     """One task of the report.
 
     Attributes:
         parts: shown; inner: shown on demand.
         adds: what the encoder adds to baselines, and by which figure.
-        published: part, figure, model, their value, ours, source.
+        others: part, figure, model, their value, ours, the difference of peers, source.
         worst: part, case, what it is, what was said of it.
     """
 
@@ -131,7 +119,7 @@ class Section:
     inner: tuple[Part, ...]
     adds_by: str
     adds: tuple[Added, ...]
-    published: tuple[tuple[str, ...], ...]
+    others: tuple[tuple[str, ...], ...]
     pictures: tuple[Mapping[str, Any], ...]
     left_out: tuple[tuple[str, str], ...]
     worst_of: str
@@ -272,53 +260,19 @@ def _section(
     parts = [part for part in sorted(evaluated.metrics["tasks"]) if _of(name, part)]
     shown = [name] if name in parts else parts
     worst_of, worst = _worst(evaluated, name)
+    own = [theirs for theirs in published if _of(name, theirs.task)]
     return Section(
         name,
         question(evaluated.tasks[name]),
         tuple(_part(evaluated, name, part) for part in shown),
         tuple(_part(evaluated, name, part) for part in parts if part not in shown),
-        *_added(evaluated, name, parts),
-        _published(evaluated, name, published),
+        *what_it_adds(evaluated.metrics, _measures(evaluated, name), parts),
+        other_models(evaluated.metrics, _measures(evaluated, name), parts, own),
         tuple(embedded(picture) for picture in pictures),
         tuple((part, why) for part, why in sorted(evaluated.metrics["not_evaluated"].items()) if _of(name, part)),
         worst_of,
         worst,
     )
-
-
-def _added(evaluated: Evaluated, name: str, parts: Sequence[str]) -> tuple[str, tuple[Added, ...]]:
-    """By the first figure that is measured of both together."""
-    rows, title = [], ""
-    for part in parts:
-        for baseline, figures in evaluated.metrics["adds_to"].get(part, {}).items():
-            figure, measure = next(
-                (figure, of) for figure, of in _measures(evaluated, name).items() if figure in figures
-            )
-            numbers, title = figures[figure], measure.title
-            limits = (numbers["low"], numbers["high"])
-            untrained = ""
-            if "untrained_low" in numbers:
-                of_untrained = (numbers["untrained_difference"], numbers["untrained_low"], numbers["untrained_high"])
-                untrained = with_interval(*of_untrained, signed=True)
-            judged = {"difference_low": numbers["low"], "difference_high": numbers["high"]}
-            rows.append(
-                Added(
-                    part, method_name(baseline), number(numbers["alone"]), number(numbers["value"]),
-                    with_interval(numbers["difference"], *limits, signed=True), untrained, verdict(judged, measure),
-                )
-            )  # fmt: skip
-    return title, tuple(rows)
-
-
-def _published(evaluated: Evaluated, name: str, published: Sequence[PublishedFigure]) -> tuple[tuple[str, ...], ...]:
-    rows = []
-    for of in published:
-        if _of(name, of.task):
-            measure = _measures(evaluated, name)[of.figure]
-            numbers = evaluated.metrics["tasks"].get(of.task, {}).get(of.figure)
-            ours = with_interval(numbers["value"], numbers["low"], numbers["high"]) if numbers else "not evaluated"
-            rows.append((of.task, measure.title, of.model, number(of.value), ours, of.source))
-    return tuple(rows)
 
 
 def _worst(evaluated: Evaluated, name: str) -> tuple[str, tuple[tuple[str, ...], ...]]:

@@ -114,6 +114,7 @@ def collect(
         "tasks": of_tasks,
         "primary": primary,
         "adds_to": {part: of_part for of in found.values() for part, of_part in of.get("adds_to", {}).items()},
+        "peers": {part: of_part for of in found.values() for part, of_part in of.get("peers", {}).items()},
         "worse": {part: round(float(p), DIGITS) for part, p in zip(of_tasks, worse, strict=True)},
         "not_evaluated": {part: why for of in built.values() for part, why in of.not_evaluated.items()},
     }

@@ -48,10 +48,12 @@ class Method:
     Attributes:
         points: crops round N points to features (N, dimension).
         whole: volume to a feature (dimension,).
+        patch: size of the crops in voxels; None for those of the encoder that is judged.
     """
 
     points: Callable[[Crops], npt.NDArray[np.floating]]
     whole: Callable[[AnyVolume], npt.NDArray[np.floating]]
+    patch: tuple[int, int, int] | None = None
 
 
 def encoder_method(embedder: Embedder) -> Method:
@@ -152,16 +154,15 @@ def extract(
         patch: of a crop round a point.
     """
     found: dict[str, dict[int, npt.NDArray[np.floating]]] = {name: {} for name in methods}
-    waiting: list[tuple[int, Int16Array]] = []
+    sizes = {name: method.patch or patch for name, method in methods.items()}
+    waiting: dict[int, dict[tuple[int, int, int], Int16Array]] = {}  # of a row its crop of every size
     directions = np.eye(3)
 
     def embed_waiting() -> None:
-        if waiting:
-            crops = Crops(np.stack([hu for _, hu in waiting]), directions)
-            for name, method in methods.items():
-                vectors = method.points(crops)
-                found[name].update({row: vector for (row, _), vector in zip(waiting, vectors, strict=True)})
-            waiting.clear()
+        for name, method in methods.items() if waiting else ():
+            crops = Crops(np.stack([of[sizes[name]] for of in waiting.values()]), directions)
+            found[name].update(zip(waiting, method.points(crops), strict=True))
+        waiting.clear()
 
     for volume_name, rows in track(places.groupby("volume"), [1] * places["volume"].nunique(), "embedding"):
         volume = volumes.open(str(volume_name))
@@ -172,7 +173,7 @@ def extract(
                 for name, method in methods.items():
                     found[name][row] = method.whole(whole)
             else:
-                waiting.append((row, crops_at(volume, [[x, y, z]], patch)[0]))
+                waiting[row] = {size: crops_at(volume, [[x, y, z]], size)[0] for size in set(sizes.values())}
         if len(waiting) >= BATCH:
             embed_waiting()
     embed_waiting()

@@ -158,7 +158,7 @@ def test_numbers_in_the_page_are_those_of_the_metrics(reported: Path) -> None:
 def test_figures_of_others_stand_beside_ours(reported: Path) -> None:
     text = "".join(page_of(reported).text.split())
     ours = json.loads((reported / "metrics.json").read_text())["tasks"]["organs"]["linear_auc"]
-    said = f"Peer <b> 0.123 {number(ours['value'])} [{number(ours['low'])}, {number(ours['high'])}] a paper & more"
+    said = f"Peer <b> 0.123 {number(ours['value'])} [{number(ours['low'])}, {number(ours['high'])}] – a paper & more"
     assert said.replace(" ", "") in text
 
 
