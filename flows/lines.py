@@ -142,7 +142,7 @@ def unknown_roots(line: str) -> list[str]:
     wanted: list[tuple[str, str]] = [
         (of.source, place_of(line, name)) for name, of in sources_of(line).items() if KINDS[of.source].folder
     ]
-    wanted += [(f"{name}_labels", line) for name in sets_of(line)]
+    wanted += [(f"{name}_labels", line) for name, of_set in sets_of(line).items() if not of_set.planned]
     told = []
     for root, place in wanted:
         try:

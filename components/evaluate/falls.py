@@ -16,7 +16,7 @@ def falls_of(
     measures: Mapping[str, Measure],
     patients: Mapping[str, int],
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Task to external set to figure to numbers; of sets that were evaluated.
+    """Task to external set to figure to numbers; of sets that were evaluated, in all parts of the task.
 
     ``internal`` and ``external``, the figures; ``fall``, by how much the external one is worse, whichever way is worse;
     ``fall_low`` and ``fall_high``, its 95 % limits; ``internal_patients`` and ``external_patients``.
@@ -29,9 +29,10 @@ def falls_of(
     """
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for name, task in tasks.items():
-        for site in getattr(task, "external", ()):
+        sites = set(getattr(task, "external", ()))
+        for site in sorted(sites):
             part = f"{name}/{site}"
-            if name in judged and part in judged:
+            if name in judged and part in judged and _made_of(judged, part) == _made_of(judged, name) - sites:
                 counts = {"internal_patients": patients[name], "external_patients": patients[part]}
                 found.setdefault(name, {})[site] = {
                     figure: _fall(judged[name][figure], there, measures[figure]) | counts
@@ -39,6 +40,11 @@ def falls_of(
                     if figure in judged[name]
                 }
     return found
+
+
+def _made_of(judged: Mapping[str, Any], name: str) -> set[str]:
+    """What a task's figure is the mean of: with a finding less it would be another figure."""
+    return {part.removeprefix(f"{name}/") for part in judged if part.rpartition("/")[0] == name}
 
 
 def _fall(here: Mapping[str, float], there: Mapping[str, float], measure: Measure) -> dict[str, float]:

@@ -140,7 +140,7 @@ def _subgroups(
     """The table of all subgroups, and every task's and part's worst gaps by attribute."""
     tables, gaps = [pd.DataFrame(columns=COLUMNS)], {}
     for name, task in tasks.items():
-        for block in blocks_of(name, part_of(name, cases), kind_of(task).figures, groups, name in judged):
+        for block in blocks_of(part_of(name, cases), kind_of(task).figures, groups, judged):
             table, gaps[block.name] = compare(block, config)
             tables.append(table)
     return pd.concat(tables[1:] or tables, ignore_index=True), gaps

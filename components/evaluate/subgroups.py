@@ -6,7 +6,7 @@ Nothing is embedded again: figures follow from the table of cases.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,16 +104,15 @@ def _thickness(value: Any) -> str:
 
 
 def blocks_of(
-    name: str, cases: pd.DataFrame, measures: Mapping[str, Measure], groups: pd.DataFrame, whole: bool
+    cases: pd.DataFrame, measures: Mapping[str, Measure], groups: pd.DataFrame, judged: Collection[str]
 ) -> list[Block]:
-    """The parts of a task one by one, and with ``whole`` before them the task as their mean.
+    """The parts of a task one by one, and before them what they are parts of, where that has a figure: their mean.
 
     Args:
-        name: of the task.
         cases: rows of ``cases.parquet`` of the task and its parts.
         measures: of its kind.
         groups: see :func:`groups_of`.
-        whole: whether the task's own figure is the mean of its parts'.
+        judged: tasks, and parts of them, that have figures.
     """
     found = []
     for part, rows in cases.groupby("task"):
@@ -121,10 +120,14 @@ def blocks_of(
         if of is not None:
             own = groups.loc[str(part)].reindex(list(of.cases)).fillna(UNKNOWN)
             found.append((str(part), of, {attribute: own[attribute].to_numpy() for attribute in ATTRIBUTES}))
+    names = {part for part, _, _ in found}
+    families = sorted({part.rpartition("/")[0] for part in names} & set(judged) - names)  # else it has its own cases
     blocks = [Block(part, measures[of.figure], (of,), (own,)) for part, of, own in found]
-    if whole and len(found) > 1:
-        measure = measures[found[0][1].figure]
-        blocks.insert(0, Block(name, measure, tuple(of for _, of, _ in found), tuple(own for _, _, own in found)))
+    for family in reversed(families):
+        of_family = [one for one in found if one[0].rpartition("/")[0] == family]
+        if len(of_family) > 1:
+            parts, own_groups = tuple(of for _, of, _ in of_family), tuple(own for _, _, own in of_family)
+            blocks.insert(0, Block(family, measures[parts[0].figure], parts, own_groups))
     return blocks
 
 

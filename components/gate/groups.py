@@ -90,9 +90,11 @@ def external_falls(config: GateConfig, metrics: Mapping[str, Any]) -> list[Verdi
 
 def _fall(wanted: ExternalFall, metrics: Mapping[str, Any]) -> Verdict:
     name, there = f"external_fall {wanted.task} {wanted.set} {wanted.figure}", f"{wanted.task}/{wanted.set}"
+    small = [part for part in metrics["too_few"] if part == there or part.startswith(f"{there}/")]
+    if small:
+        told = "; ".join(f"{part}: {metrics['not_evaluated'][part]}" for part in small)
+        return Verdict(name, None, wanted.maximum, OFF, f"too small: {told}")
     for part in (wanted.task, there):
-        if part == there and part in metrics["too_few"]:
-            return Verdict(name, None, wanted.maximum, OFF, f"too small: {metrics['not_evaluated'][part]}")
         numbers, reason = numbers_of(metrics, part, wanted.figure)
         if numbers is None:
             return Verdict(name, None, wanted.maximum, "fail", reason)

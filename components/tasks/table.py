@@ -33,6 +33,7 @@ class Inputs:
         config: of evaluation.
         preprocess: the line's grid, for volumes that come from outside the store.
         labelled: which scan each row of a labelled set's table is of, as stage ``cohort`` found it.
+        site: the labelled set whose scans are asked for, all to be tested on; '' for the line's own.
     """
 
     line: str
@@ -42,9 +43,14 @@ class Inputs:
     config: EvaluateConfig
     preprocess: GridConfig
     labelled: pd.DataFrame = field(default_factory=pd.DataFrame)
+    site: str = ""
 
     def scans(self) -> pd.DataFrame:
         """Accepted series of the evaluation role, without second scans; sorted. Those of labelled sets are apart."""
+        if self.site:
+            own = self.labelled.loc[self.labelled["set"] == self.site, "series"]
+            rows = self._accepted("evaluation")
+            return rows[rows["series"].isin(own)].assign(split="test")
         return self._accepted("evaluation").query("retest_of == '' and split != 'held_out'")
 
     def retests(self) -> pd.DataFrame:
