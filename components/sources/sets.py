@@ -144,7 +144,7 @@ class LabelledSet:
     def table(self) -> tuple[pd.DataFrame, list[tuple[str, ...]]]:
         """As :meth:`read`, of the table on this machine. Raises UserError where it is not the pinned one, too."""
         if self.planned:
-            from components.sources.phantom.source import planned_table
+            from components.sources.phantom.table import planned_table
 
             assert self.source is not None
             table = planned_table(self.source.phantom)

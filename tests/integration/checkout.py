@@ -29,6 +29,7 @@ def small(content: dict[str, Any]) -> None:
         for gate in gates["floors"]:
             gate["minimum"] = 0.0
         gates["max_reject_rate"] = 0.6
+    content["head"]["sets"]["elsewhere"]["scans"]["phantom"]["evaluation_patients"] = 8
     keep(content, "wholebody", "organs", "stability", "locate")  # a stage each; the others have tests of their own
 
 
