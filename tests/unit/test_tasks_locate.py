@@ -21,7 +21,7 @@ from components.tasks.scores import DIGITS
 from components.tasks.table import Inputs
 from tests.unit.task_inputs import AFFINE, inputs, question
 
-BLOCK = {"kind": "locate", "targets": 3, "queries": 3, "stride_mm": 6.0, "shells": 1, "untrained": 3}
+BLOCK = {"kind": "locate", "set": "line", "targets": 3, "queries": 3, "stride_mm": 6.0, "shells": 1, "untrained": 3}
 TASK = parse(LocateConfig, BLOCK, "t")
 EMBED = {
     "encoder": {"kind": "segres", "init_filters": 4, "blocks_down": [1, 1]},
