@@ -23,7 +23,7 @@ def add_options(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--match", metavar="PATTERN",
         help="how a mask's path below that folder names its scan, as 'labelsTr/{patient}', or, of a file per "
-        "structure, '{patient}/segmentations/{structure}' (default: SEG and RTSTRUCT, by the series that they refer to)",
+        "structure, '{patient}/segmentations/{structure}' (default: SEG and RTSTRUCT, by the series they refer to)",
     )  # fmt: skip
     add.add_argument(
         "--names", action="append", default=[], metavar="VALUE=NAME",
