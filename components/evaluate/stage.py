@@ -55,7 +55,8 @@ def beside_of(line: str) -> Beside:
     curated, cohort = table(data_dir(line, "curate") / "curated.parquet"), data_dir(line, "cohort")
     receipts = [table(data_dir(line, "acquire", shard) / "receipt.parquet") for shard in shards()]
     headers = pd.concat(receipts, ignore_index=True)
-    return Beside(curated, read_json(cohort / "labelled.json"), headers, table(cohort / "labelled.parquet"))
+    masks = read_json(data_dir(line, "curate") / "labels.json")
+    return Beside(curated, read_json(cohort / "labelled.json"), headers, table(cohort / "labelled.parquet"), masks)
 
 
 def evaluate(
