@@ -73,7 +73,7 @@ def _names(told: Sequence[str]) -> dict[int | str, str]:
         if given and name.strip():
             found[_key(value.strip())] = name.strip()
         else:
-            found |= _names_in(Path(text))
+            found |= names_in(Path(text))
     return found
 
 
@@ -81,7 +81,7 @@ def _key(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def _names_in(path: Path) -> dict[int | str, str]:
+def names_in(path: Path) -> dict[int | str, str]:
     """Of ``{"1": "liver"}`` and ``{"liver": 1}`` alike, by itself or as ``labels`` of a data set's description; without
     the background."""
     try:

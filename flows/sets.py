@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add(arguments: argparse.Namespace) -> int:
     with checkout_lock(f"set add {arguments.name}"):
-        tasks = _tasks(arguments.label)
+        tasks = {task: _classify(arguments.name, column) for task, column in _tasks(arguments.label).items()}
         folders = Folders(arguments.labels, arguments.scans, arguments.masks)
         add_set(arguments.line, arguments.name, _block(arguments), tasks, folders)
     asked = f", tasks {', '.join(tasks)}" if tasks else ""
@@ -87,6 +87,10 @@ def _tasks(labels: list[str]) -> dict[str, str]:
             )
         tasks[name] = column
     return tasks
+
+
+def _classify(name: str, column: str) -> dict[str, Any]:
+    return {"kind": "classify", "set": name, "label": column, "serve": True, "specificity": 0.9, "few_shot": None}
 
 
 def _block(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -148,8 +152,16 @@ class Folders:
     masks: Path | None
 
 
-def add_set(line: str, name: str, block: dict[str, Any], tasks: dict[str, str], folders: Folders) -> None:
-    """Write the set's block, and a task for each label, into ``params.yaml``, and remember its folders.
+def add_set(
+    line: str,
+    name: str,
+    block: dict[str, Any],
+    tasks: dict[str, dict[str, Any]],
+    folders: Folders,
+    published: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write the set's block, its tasks and what others have published of them into ``params.yaml``, and remember its
+    folders.
 
     Raises:
         UserError: a set or task of this name is there, or one of the values is not allowed; nothing is then written.
@@ -161,22 +173,34 @@ def add_set(line: str, name: str, block: dict[str, Any], tasks: dict[str, str], 
     taken = [task for task in tasks if task in (present.get(TASKS) or {})]
     if taken:
         raise UserError(f"task {taken[0]!r} is not allowed: {line}.{TASKS} has it; write --label <another>=<column>")
-    _check_labels(set_of(line, name, block, block_of(line, "cohort")), folders.table, tasks.values())
+    columns = [task["label"] for task in tasks.values() if "label" in task]
+    _check_labels(set_of(line, name, block, block_of(line, "cohort")), folders.table, columns)
     editor = yaml_editor()
     content = editor.load(PARAMS_FILE.read_text())
     for of_line in lines():
         _make_room(content[of_line])
     content[line][SETS][name] = {key: _in_a_line(value) for key, value in block.items()}
     for task, of in tasks.items():
-        content[line][TASKS][task] = _in_a_line(
-            {"kind": "classify", "set": name, "label": of, "serve": True, "specificity": 0.9, "few_shot": None}
-        )
+        content[line][TASKS][task] = _in_a_line(of)
     for key in (SETS, TASKS):
         content[line][key].fa.set_block_style()
+    _publish(content[line], published)
     text = written(editor, content)
     check_text(text)
     _remember(line, name, folders)
     write_text(PARAMS_FILE, text)
+
+
+def _publish(block: Any, published: Sequence[dict[str, Any]]) -> None:
+    """Put figures of others behind those that are there, a line each."""
+    from ruamel.yaml.comments import CommentedSeq
+
+    if not published:
+        return
+    figures = CommentedSeq([*block["published"]["figures"], *map(_in_a_line, published)])
+    figures.fa.set_block_style()
+    block["published"]["figures"] = figures
+    block["published"].fa.set_block_style()
 
 
 def _make_room(block: Any) -> None:
