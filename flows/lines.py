@@ -134,8 +134,9 @@ def new_line(name: str, origin: str, as_coded: bool = False) -> None:
 
 def unknown_roots(line: str) -> list[str]:
     """A line of text for each folder that the line's block wants and this machine does not know: of its source, of the
-    scans and labels of its sets."""
+    scans, labels and masks of its sets."""
     from components.sources.kinds import KINDS
+    from components.sources.masks import ROOT
     from components.sources.roots import place_of, root_of
     from components.sources.sets import sets_of, sources_of
 
@@ -143,6 +144,7 @@ def unknown_roots(line: str) -> list[str]:
         (of.source, place_of(line, name)) for name, of in sources_of(line).items() if KINDS[of.source].folder
     ]
     wanted += [(f"{name}_labels", line) for name in sets_of(line)]
+    wanted += [(ROOT, of.place) for of in sets_of(line).values() if of.config.masks is not None]
     told = []
     for root, place in wanted:
         try:

@@ -113,6 +113,8 @@ class Kind:
         placed: whether its cases are places or whole scans whose features are to be extracted beforehand.
         points: whether a task's cases are points, which want an encoder that sees crops.
         columns: of a kind whose ``set`` is a labelled set: setting to the column of its table that a task names.
+        trained: whether anything is learned from its set, so that it cannot be an external one.
+        masked: whether its set must have masks.
         built_in: sets that such a task may name besides, and what it may name of each.
         parts: from a task's name, its block and what the line's scans can answer to the names that the metrics have it
             under; none where it cannot be answered.
@@ -125,5 +127,7 @@ class Kind:
     placed: bool = True
     points: Callable[[Any], bool] = _never
     columns: Callable[[Any], dict[str, str]] | None = None
+    trained: bool = True
+    masked: bool = False
     built_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
     parts: Callable[[str, Any, Scanned], list[str]] = alone

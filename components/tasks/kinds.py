@@ -95,7 +95,9 @@ def _of_a_set(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[st
         return [f"params.yaml: {where}.set: {shown(task.set)} is not allowed: {allowed}"]
     config = sets[task.set].config
     mistakes = []
-    if config.role == "external":
+    if kind.masked and config.masks is None:
+        mistakes.append(f"params.yaml: {where}.set: {shown(task.set)} has no masks: its block wants `masks`")
+    if kind.trained and config.role == "external":
         mistakes.append(f"params.yaml: {where}.set: {shown(task.set)} is external: nothing is trained on it")
     for site in getattr(task, "external", ()):
         if site not in sets or sets[site].config.role != "external":

@@ -18,6 +18,7 @@ from components.tasks.config import EvaluateConfig
 
 COLUMNS = ("task", "case", "patient", "volume", "x", "y", "z", "label", "split", "diameter_mm")
 NUMBERS = dict.fromkeys(("x", "y", "z", "diameter_mm"), "float64")
+LINE_SET = "line"  # where a task names a set: the line's own evaluation scans
 RETEST = "/retest"  # ends the case of the second scan of a pair, after the case of the first
 
 
@@ -46,6 +47,15 @@ class Inputs:
     def scans(self) -> pd.DataFrame:
         """Accepted series of the evaluation role, without second scans; sorted. Those of labelled sets are apart."""
         return self._accepted("evaluation").query("retest_of == '' and split != 'held_out'")
+
+    def scans_of(self, of_set: str) -> pd.DataFrame:
+        """Accepted scans of a labelled set, each once, ``split`` saying on which side they are; sorted. Of
+        :data:`LINE_SET`, :meth:`scans`."""
+        if of_set == LINE_SET:
+            return self.scans()
+        rows = self.labelled.loc[self.labelled["set"] == of_set, ["series", "split"]].drop_duplicates("series")
+        accepted = self.curated[self.curated["status"] == "accepted"].drop(columns="split")
+        return accepted.merge(rows, on="series").sort_values("series")
 
     def retests(self) -> pd.DataFrame:
         """Accepted second scans of the evaluation role; sorted."""
