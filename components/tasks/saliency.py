@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from components.ct.labels.stored import label_map_of, read_label_map
 from components.settings import StageConfig, did_you_mean, shown
@@ -66,13 +66,20 @@ class SaliencyConfig(StageConfig):
 
     kind: Literal["saliency"]
     of: Annotated[str, Field(min_length=1)]
-    structures: Annotated[dict[str, Names], Field(min_length=1)]
+    structures: dict[str, Names]
     cases: Annotated[int, Field(ge=LEAST, le=10_000)]
     block_mm: Annotated[float, Field(ge=1, le=200)]
     steps: Annotated[int, Field(ge=2, le=512)]
     off_centre_mm: Annotated[float, Field(ge=0, le=100)]
     tolerance_mm: Annotated[float, Field(ge=0, le=100)]
     untrained: Annotated[int, Field(ge=2, le=50)]
+
+    @field_validator("structures")
+    @classmethod
+    def _some(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not value:
+            raise ValueError("{} is not allowed: at least one part, with its structures")
+        return value
 
     def parts(self, name: str) -> dict[str, tuple[str, str]]:
         """Part of this task, by the name it has in the metrics, to the part that it asks about and its key."""

@@ -89,10 +89,9 @@ def draw_case(region: Region, case: Case, maps: Mapping[str, Array]) -> Figure:
         for axes, (title, of) in zip(row[1:], maps.items(), strict=True):
             voxels = (of / case.blocks.sizes)[_numbers(case, region.hu.shape)]
             largest = max(float(np.abs(voxels).max()), 1e-12)
-            image = axes.imshow(section(voxels), cmap="coolwarm", vmin=-largest, vmax=largest, alpha=0.45, **frame)
+            axes.imshow(section(voxels), cmap="coolwarm", vmin=-largest, vmax=largest, alpha=0.45, **frame)
             axes.contour(section(region.mask.astype(np.int16)), levels=[0.5], colors="#ffd60a", linewidths=1.2)
             axes.set_title(title)
-            figure.colorbar(image, ax=axes, shrink=0.75)
         figure.tight_layout()
     return figure
 
@@ -119,7 +118,7 @@ def pictures(question: Question, part: str, cases: Sequence[Case], examined: Exa
         maps = {ORDERS[way][0]: of[at] for way, of in examined.maps.items()}
         caption = (
             f"{case.row['case']}, the case of {part} with the {'largest' if name == 'best' else 'smallest'} share of "
-            f"occlusion's saliency inside the structure (outline), {inside[at]:.0%}. Red speaks for the class."
+            f"occlusion's saliency inside the structure (outline), {inside[at]:.0%}. Red speaks for the class, blue against it."
         )
         found[f"{prefix}{name}"] = draw_case(region, case, maps), caption
     return found
