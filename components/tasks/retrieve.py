@@ -89,8 +89,7 @@ class RetrieveConfig(StageConfig):
     @property
     def by(self) -> Distance:
         """The distance that is used."""
-        found = self.distance or OF_PROTOCOL[str(self.protocol)]
-        return found
+        return self.distance or OF_PROTOCOL[str(self.protocol)]
 
     @property
     def cases(self) -> ClassifyConfig:

@@ -26,11 +26,16 @@ from components.tasks.interface import Question
 from components.tasks.lattice import Scan
 from components.tasks.probes import fit_linear
 from components.tasks.saliency_maps import (
-    Answer, Blocks, area, deletion, integrated_gradients, neutral_of, occlusion,
+    Answer,
+    Blocks,
+    area,
+    deletion,
+    integrated_gradients,
+    neutral_of,
+    occlusion,
 )  # fmt: skip
 from components.tasks.scores import DIGITS, ENCODER
 
-WAYS = ("occlusion", "gradients")
 DEVIATION, MIDDLE, CHANCE = "hu_deviation", "middle", "chance"  # what points without an encoder
 ORDERS = 4  # random ones, with whose mean a deletion is compared
 MASK = ((0.5, 1.0),)  # window that leaves 0 and 1 as they are
@@ -94,7 +99,9 @@ def region_of(question: Question, row: Mapping[str, Any], size: tuple[int, int, 
     """The crop round the row's place, or its whole scan. Raises UserError where its label map is not there any more."""
     path = label_map_of(Path(row["volume"]))
     if path is None:
-        raise UserError(f"labels {Path(row['volume']).name}: no label map in the store; run `dvc repro` to make it again")
+        raise UserError(
+            f"labels {Path(row['volume']).name}: no label map in the store; run `dvc repro` to make it again"
+        )
     scan, labels = Scan.of(question.volumes.open(str(row["volume"]))), read_label_map(path)
     mask = np.isin(labels.values, [value for value, name in labels.names.items() if name in names])
     if np.isnan(row["x"]):
@@ -177,7 +184,7 @@ def examine(question: Question, train: pd.DataFrame, cases: Sequence[Case], meth
         of = _curves(cases, answer, ways | plain, question.config.seed)
         figures[method] = {
             f"{way}_{name}": values
-            for way in WAYS
+            for way in ways
             for name, values in _figures(cases, ways[way], of[way], of[CHANCE], question.task.tolerance_mm).items()
         }
         if method == ENCODER:
@@ -186,9 +193,9 @@ def examine(question: Question, train: pd.DataFrame, cases: Sequence[Case], meth
                 told = _figures(cases, of_plain, of[name], of[CHANCE], question.task.tolerance_mm)
                 if name == MIDDLE:
                     del told["inside"]  # an order, and no amounts
-                figures[name] = {f"{way}_{figure}": values for way in WAYS for figure, values in told.items()}
+                figures[name] = {f"{way}_{figure}": values for way in ways for figure, values in told.items()}
             told = _by_chance(cases, of[CHANCE], question.task.tolerance_mm)
-            figures[CHANCE] = {f"{way}_{figure}": values for way in WAYS for figure, values in told.items()}
+            figures[CHANCE] = {f"{way}_{figure}": values for way in ways for figure, values in told.items()}
     return Examined(figures, maps, curves)
 
 
@@ -206,9 +213,7 @@ def _without_encoder(cases: Sequence[Case]) -> dict[str, list[Array]]:
     return {DEVIATION: deviation, MIDDLE: [-case.off for case in cases]}
 
 
-def _curves(
-    cases: Sequence[Case], answer: Answer, maps: Mapping[str, Sequence[Array]], seed: int
-) -> dict[str, Array]:
+def _curves(cases: Sequence[Case], answer: Answer, maps: Mapping[str, Sequence[Array]], seed: int) -> dict[str, Array]:
     found: dict[str, list[Array]] = {name: [] for name in (*maps, CHANCE)}
     for number, case in enumerate(cases):
         ordered = [case.chosen[np.argsort(-of[number][case.chosen], kind="stable")] for of in maps.values()]

@@ -24,7 +24,13 @@ from components.tasks.judging import Part, judge_method
 from components.tasks.saliency import KIND, SaliencyConfig, cases, judge
 from components.tasks.saliency_cases import answer_of
 from components.tasks.saliency_maps import (
-    STEPS, Blocks, area, deletion, integrated_gradients, neutral_of, occlusion,
+    STEPS,
+    Blocks,
+    area,
+    deletion,
+    integrated_gradients,
+    neutral_of,
+    occlusion,
 )  # fmt: skip
 from components.tasks.table import Inputs
 from tests.unit.task_inputs import AFFINE, evaluation, inputs, question
@@ -276,9 +282,7 @@ def test_what_cannot_be_looked_at_is_told(tmp_path: Path) -> None:
     given = line(tmp_path)
     (tmp_path / "labels" / "s0.b2nd").unlink()
     built = cases("saliency", TASK, given)
-    assert built.remarks == {
-        "saliency": "Of class lesion, 3 of 4 test cases; 1 without the structure in a label map."
-    }
+    assert built.remarks == {"saliency": "Of class lesion, 3 of 4 test cases; 1 without the structure in a label map."}
     none = TASK.model_copy(update={"structures": {"lesions": ("lesion_lung",)}})
     assert cases("saliency", none, given).not_evaluated == {
         "saliency": "0 of 4 test patients of class lesion have lesion_lung in a label map; at least 2 are needed"
