@@ -164,9 +164,8 @@ def judge(question: Question) -> Outcome:
     task, rows = question.task, question.rows.sort_values("case", ignore_index=True)
     encoder = question.encoders[ENCODER]()
     methods = [ENCODER, *(f"{RANDOM}_{seed}" for seed in question.config.random_seeds[: task.untrained])]
-    drawn = draws(
-        rows.loc[rows["split"] == "test", "patient"].tolist(), question.config.bootstrap, question.config.seed
-    )
+    tested = rows.loc[rows["split"] == "test", "patient"].tolist()
+    drawn = draws(tested, question.config.bootstrap, question.config.seed)
     outcome = Outcome([], pd.DataFrame())
     tables: list[pd.DataFrame] = []
     by_part: dict[str, Examined] = {}
@@ -176,9 +175,7 @@ def judge(question: Question) -> Outcome:
             continue
         found, lost = cases_of(question, own[own["split"] == "test"], encoder, task.structures[key])
         if lost:
-            outcome.remarks[part] = (
-                f"Left out, nothing of the structure is in what the encoder sees: {', '.join(lost)}."
-            )
+            outcome.remarks[part] = f"Left out, none of the structure is in what the encoder sees: {', '.join(lost)}."
         if len({case.row["patient"] for case in found}) < LEAST:
             outcome.remarks[part] += f" Of the rest there are no {LEAST} patients, and no figure."
             continue

@@ -37,7 +37,7 @@ from components.tasks.saliency_maps import (
 from components.tasks.scores import DIGITS, ENCODER
 
 DEVIATION, MIDDLE, CHANCE = "hu_deviation", "middle", "chance"  # what points without an encoder
-ORDERS = 4  # random ones, with whose mean a deletion is compared
+ORDERS = 3  # random ones, with whose mean a deletion is compared
 MASK = ((0.5, 1.0),)  # window that leaves 0 and 1 as they are
 
 
@@ -99,9 +99,8 @@ def region_of(question: Question, row: Mapping[str, Any], size: tuple[int, int, 
     """The crop round the row's place, or its whole scan. Raises UserError where its label map is not there any more."""
     path = label_map_of(Path(row["volume"]))
     if path is None:
-        raise UserError(
-            f"labels {Path(row['volume']).name}: no label map in the store; run `dvc repro` to make it again"
-        )
+        name = Path(row["volume"]).name
+        raise UserError(f"labels {name}: no label map in the store; run `dvc repro` to make it again")
     scan, labels = Scan.of(question.volumes.open(str(row["volume"]))), read_label_map(path)
     mask = np.isin(labels.values, [value for value, name in labels.names.items() if name in names])
     if np.isnan(row["x"]):

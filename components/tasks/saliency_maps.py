@@ -92,10 +92,10 @@ def occlusion(answer: Answer, seen: Tensor, blocks: Blocks, chosen: Integers) ->
 
 
 def integrated_gradients(answer: Answer, seen: Tensor, steps: int) -> Array:
-    """What each voxel adds to the score on the way from the neutral value to what is seen (arXiv 1703.01365), (D, H, W).
+    """What each voxel adds to the score on the way from the neutral value to what is seen, (D, H, W).
 
-    The integral by Gauss and Legendre's rule with so many ``steps``; channels are added up. Over all voxels it sums to
-    the score less that of the neutral value.
+    Of arXiv 1703.01365. The integral by Gauss and Legendre's rule with so many ``steps``; channels are added up. Over
+    all voxels it sums to the score less that of the neutral value.
     """
     at, weights = np.polynomial.legendre.leggauss(steps)
     along, shares = torch.from_numpy((at + 1) / 2), torch.from_numpy(weights / 2)
@@ -130,7 +130,8 @@ def deletion(answer: Answer, seen: Tensor, blocks: Blocks, orders: Integers) -> 
     for number, order in enumerate(orders):
         for step, count in enumerate(gone):
             taken[number, step, order[:count]] = True
-    scores = without(answer, seen, blocks, taken.reshape(-1, blocks.count))
+    sets, which = np.unique(taken.reshape(-1, blocks.count), axis=0, return_inverse=True)  # first and last are shared
+    scores = without(answer, seen, blocks, sets)[which.ravel()]
     curves: Array = expit(scores.reshape(len(orders), STEPS + 1))
     return curves
 

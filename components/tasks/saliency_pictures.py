@@ -118,7 +118,8 @@ def pictures(question: Question, part: str, cases: Sequence[Case], examined: Exa
         maps = {ORDERS[way][0]: of[at] for way, of in examined.maps.items()}
         caption = (
             f"{case.row['case']}, the case of {part} with the {'largest' if name == 'best' else 'smallest'} share of "
-            f"occlusion's saliency inside the structure (outline), {inside[at]:.0%}. Red speaks for the class, blue against it."
+            f"occlusion's saliency inside the structure (outline), {inside[at]:.0%}. Red speaks for the class, blue "
+            "against it."
         )
         found[f"{prefix}{name}"] = draw_case(region, case, maps), caption
     return found

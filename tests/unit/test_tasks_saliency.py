@@ -300,7 +300,7 @@ def test_a_structure_beyond_the_crop_costs_its_case(found: tuple[Inputs, pd.Data
     moved = rows.copy()
     moved.loc[lost, "z"] += 25.0
     outcome = judge(replace(asked(given, moved), task=TASK.model_copy(update={"steps": 2, "untrained": 2})))
-    told = f"Left out, nothing of the structure is in what the encoder sees: {rows.loc[lost, 'case']}."
+    told = f"Left out, none of the structure is in what the encoder sees: {rows.loc[lost, 'case']}."
     assert outcome.remarks == {"saliency": told}
     assert {score.cases for score in outcome.scores} == {3}
 
@@ -317,7 +317,7 @@ def test_a_structure_beyond_the_crop_costs_its_case(found: tuple[Inputs, pd.Data
     ],
 )
 def test_mistakes_in_the_block(change: dict[str, Any], told: str) -> None:
-    with pytest.raises(ParamsError, match="t.saliency.") as caught:
+    with pytest.raises(ParamsError, match=r"t\.saliency\.") as caught:
         parse(SaliencyConfig, BLOCK | change, "t.saliency")
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
