@@ -192,6 +192,7 @@ def _figures(valid: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         sees=view.sees,
         retests=phantom.retest_patients > 0,
         nodules=valid["evaluate"].lidc_nodules is not None,
+        tasks=valid[TASKS],
     )
     return {
         part: tuple(kind_of(task).figures)

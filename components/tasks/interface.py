@@ -79,12 +79,14 @@ class Scanned:
         sees: what the encoder sees.
         retests: whether patients were scanned twice.
         nodules: whether nodules of LIDC-IDRI are pinned.
+        tasks: the line's tasks by name, for a kind that asks about another task.
     """
 
     trunk: bool
     sees: str
     retests: bool
     nodules: bool
+    tasks: Mapping[str, Any] = field(default_factory=dict)
 
 
 def alone(name: str, _: Any, __: Scanned) -> list[str]:
@@ -99,6 +101,10 @@ def of_organs(name: str, _: Any, scanned: Scanned) -> list[str]:
 
 def _never(_: Any) -> bool:
     return False
+
+
+def _alright(_: Any, __: Mapping[str, Any]) -> dict[str, str]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ class Kind:
         built_in: sets that such a task may name besides, and what it may name of each.
         parts: from a task's name, its block and what the line's scans can answer to the names that the metrics have it
             under; none where it cannot be answered.
+        beside: of a kind that names another task: from a block and the line's tasks to setting and what is wrong in it.
     """
 
     config: type[StageConfig]
@@ -131,3 +138,4 @@ class Kind:
     masked: bool = False
     built_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
     parts: Callable[[str, Any, Scanned], list[str]] = alone
+    beside: Callable[[Any, Mapping[str, Any]], dict[str, str]] = _alright

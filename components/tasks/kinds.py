@@ -8,14 +8,17 @@ from typing import Any, get_args
 
 from components.settings import PARAMS_FILE, ParamsError, StageConfig, did_you_mean, parse, read_yaml, shown
 from components.sources.sets import LabelledSet
-from components.tasks import classify, cluster, locate, regress, stability, survive
+from components.tasks import classify, cluster, locate, regress, retrieve, saliency, stability, survive
 from components.tasks.config import TASK_NAME, TASKS
 from components.tasks.interface import Kind, Measure
 
 KINDS: dict[str, Kind] = {
     str(get_args(kind.config.model_fields["kind"].annotation)[0]): kind
-    for kind in (classify.KIND, stability.KIND, locate.KIND, cluster.KIND, regress.KIND, survive.KIND)
-}
+    for kind in (
+        classify.KIND, stability.KIND, locate.KIND, cluster.KIND, regress.KIND, survive.KIND, saliency.KIND,
+        retrieve.KIND,
+    )
+}  # fmt: skip
 INDEX = "tasks"  # of the file: which tasks of which lines there are, for dvc.yaml
 
 
@@ -56,6 +59,12 @@ def tasks_of(line: str, sets: Mapping[str, LabelledSet], path: Path = PARAMS_FIL
             continue
         if kind_of(found[name]).columns is not None:
             mistakes += _of_a_set(f"{line}.{TASKS}.{name}", found[name], sets)
+    if not mistakes:
+        mistakes = [
+            f"params.yaml: {line}.{TASKS}.{name}.{key}: {told}"
+            for name, task in found.items()
+            for key, told in kind_of(task).beside(task, found).items()
+        ]
     if mistakes:
         raise ParamsError("\n".join(mistakes))
     return found

@@ -6,9 +6,9 @@ back with its reason; nothing is dropped in silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,7 @@ class Inputs:
         config: of evaluation.
         preprocess: the line's grid, for volumes that come from outside the store.
         labelled: which scan each row of a labelled set's table is of, as stage ``cohort`` found it.
+        tasks: the line's tasks by name, for a kind that asks about another task.
     """
 
     line: str
@@ -43,6 +44,7 @@ class Inputs:
     config: EvaluateConfig
     preprocess: GridConfig
     labelled: pd.DataFrame = field(default_factory=pd.DataFrame)
+    tasks: Mapping[str, Any] = field(default_factory=dict)
 
     def scans(self) -> pd.DataFrame:
         """Accepted series of the evaluation role, without second scans; sorted. Those of labelled sets are apart."""
