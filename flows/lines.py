@@ -143,7 +143,7 @@ def unknown_roots(line: str) -> list[str]:
     wanted: list[tuple[str, str]] = [
         (of.source, place_of(line, name)) for name, of in sources_of(line).items() if KINDS[of.source].folder
     ]
-    wanted += [(f"{name}_labels", line) for name in sets_of(line)]
+    wanted += [(f"{name}_labels", line) for name, of_set in sets_of(line).items() if not of_set.planned]
     wanted += [(ROOT, of.place) for of in sets_of(line).values() if of.config.masks is not None]
     told = []
     for root, place in wanted:

@@ -69,7 +69,8 @@ def write_cases(folder: Path, asked: Mapping[str, Asked]) -> None:
         temporary.mkdir(parents=True)
         for name, of in asked.items():
             write_table(temporary / name / TABLE, of.built.table)
-            account = {"not_evaluated": of.built.not_evaluated, "remarks": of.built.remarks}
+            built = of.built
+            account = {"not_evaluated": built.not_evaluated, "remarks": built.remarks, "too_few": built.too_few}
             write_json(temporary / name / ACCOUNT, account)
         placed = [of.built.table for of in asked.values() if kind_of(of.task).placed]
         write_table(temporary / PLACES, places_of(placed))

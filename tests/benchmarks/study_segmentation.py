@@ -45,9 +45,7 @@ ARMS = ("fine-tuned", "scratch")
 
 def decoder() -> DecoderConfig:
     """Small: three levels, ending at the finest."""
-    shipped = next(
-        task["decoder"] for task in read_yaml()["wholebody"]["tasks"].values() if task["kind"] == "segment"
-    )
+    shipped = next(task["decoder"] for task in read_yaml()["wholebody"]["tasks"].values() if task["kind"] == "segment")
     own = {
         "averaged": [1, 1, 1], "finest": 0, "width": 32, "dropout": 0.1, "voxels": 4000, "batch": 4096, "steps": 150,
         "crops": 16, "crop_cells": [6, 6, 6], "learning_rate": 0.003, "window_vox": [64, 64, 64], "overlap": 0.25,
