@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from components.models.config import EncoderConfig, InputConfig, Side, VitConfig
+from components.pretrain.start_config import StartConfig
 from components.settings import Ordered, Seed, StageConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -210,6 +211,8 @@ class PretrainConfig(StageConfig):
     """The whole block.
 
     Attributes:
+        start: weights that the run begins with; null for fresh ones.
+        steps: 0, with ``start`` only, leaves its weights as they are: the release is those.
         volumes_per_step: volumes in the global batch, shared out over the workers.
         candidates: encoders kept, evenly over the run, the last one among them; ``evaluate.selection`` chooses.
         accumulate: parts into which each worker's share is cut, one after the other, where memory is short. More than 1
@@ -230,7 +233,8 @@ class PretrainConfig(StageConfig):
     """
 
     seed: Seed
-    steps: Annotated[int, Field(ge=1, le=10**9 - 1)]  # nine digits name a kept encoder's file
+    start: StartConfig | None
+    steps: Annotated[int, Field(ge=0, le=10**9 - 1)]  # nine digits name a kept encoder's file
     volumes_per_step: Annotated[int, Field(ge=1, le=10**6)]
     candidates: Annotated[int, Field(ge=1, le=100)]
     accumulate: PositiveInt
@@ -291,6 +295,10 @@ class PretrainConfig(StageConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:
+        if self.steps == 0 and self.start is None:
+            raise ValueError("steps 0 is not allowed without start: untrained weights are no release; at least 1")
+        if self.steps == 0 and self.candidates > 1:
+            raise ValueError(f"candidates {self.candidates} is not allowed with steps 0: there is one encoder, so 1")
         for count in range(max(1, self.least_workers), max(1, self.most_workers) + 1):
             if self.volumes_per_step % (count * self.accumulate):
                 raise ValueError(
