@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +11,12 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import constants
 from pretrain_project import HERE, block, config_of, volumes_of, write_project
 from test_params import ROOT as REPOSITORY_ROOT
 from test_params import changed
 
-from components.errors import UserError
+from components.errors import PassingError, UserError
 from components.files import read_json, sha256_file, write_json
 from components.models.build import build_encoder
 from components.models.embed import DESCRIPTION, WEIGHTS, EmbedConfig, Embedder, write_weights
@@ -34,6 +32,7 @@ from tests.hub import Hub
 
 OUT = Path("data/wholebody/pretrain")
 FILE = {"kind": "file", "file": "given.safetensors", "licence": "Apache-2.0"}
+WHOLE = {**FILE, "sha256": "a" * 64}
 
 
 def given(line: str = "wholebody", seed: int = 11) -> dict[str, torch.Tensor]:
@@ -94,7 +93,7 @@ def test_a_run_of_no_step_looks_at_its_weights_and_leaves_what_any_run_leaves(
     assert history[["loss", "embedding_spread", "effective_rank", "alignment"]].notna().all(axis=None)
     summary = read_json(out / "summary.json")
     assert (summary["steps"], summary["samples_seen"], summary["start"]) == (0, 0, sha256_file(file))
-    assert all((out / name).stat().st_size > 5000 for name in ("history.png", "views.png"))
+    assert all((out / name).stat().st_size > 1000 for name in ("history.png", "views.png"))
     assert not list((Path(".ctfoundry") / "runs").iterdir()), "nothing is to be resumed"
 
 
@@ -135,7 +134,7 @@ def test_continued_training_begins_at_their_loss_and_not_at_a_random_ones(
     assert at_the_end < at_random - 0.15, "there is something to begin with"
     tensors = {k: v for k, v in state["objective"].items() if all_of_it or k.startswith("encoder.")}
     write_weights(tmp_path / "start.safetensors", tensors)
-    config = config_of("wholebody", **settings, start={**FILE, "sha256": "0" * 64})
+    config = config_of("wholebody", **settings, start=WHOLE)
     trainer = Trainer(config, volumes, HERE, tmp_path / "start.safetensors")
     trainer.run_step()
     (first,) = trainer.history
@@ -150,19 +149,18 @@ def test_a_run_goes_on_from_all_that_another_trained(
     """Its heads and its teacher too: on the same views, the loss is the very loss that the run would have had next."""
     monkeypatch.chdir(write_project(tmp_path / "first", line, steps=3))
     stage.pretrain(line)
-    end = Path("data").absolute() / line / "pretrain" / "encoder" / "objective.safetensors"
-    volumes = tuple(Path(path).absolute() for path in volumes_of(Path.cwd(), line))
-    longer = config_of(line, steps=4)
-    undisturbed = train_here(longer, volumes, tmp_path / "run", lambda _: None)["history"][3]["loss"]
-    # a rate that falls over 4 steps instead of 3 leaves other weights: compare what forward makes of the same
-    config = config_of(line, steps=4, start={**FILE, "sha256": sha256_file(end)})
-    trainer = Trainer(config, volumes, HERE, end)
-    theirs, ours = safetensors.torch.load_file(end), trainer.objective.state_dict()
-    assert theirs.keys() == ours.keys()
-    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
-    trainer.incoming.go_on(3, trainer.incoming.skipped)
-    trainer.run_step()
-    assert trainer.history[0]["loss"] == pytest.approx(undisturbed, rel=0.05)
+    end = Path("data") / line / "pretrain" / "encoder" / stage.OBJECTIVE
+    volumes = volumes_of(Path(), line)
+    state = train_here(config_of(line, steps=3), volumes, tmp_path / "run", lambda _: None)
+    theirs = safetensors.torch.load_file(end)
+    assert theirs.keys() == state["objective"].keys()
+    resumed = Trainer(config_of(line, steps=4), volumes, HERE)
+    resumed.restore(state)
+    started = Trainer(config_of(line, steps=4, start=WHOLE), volumes, HERE, end)
+    started.incoming.go_on(3, started.incoming.skipped)
+    for trainer in (resumed, started):
+        trainer.run_step()
+    assert started.history[0]["loss"] == resumed.history[3]["loss"]
 
 
 def test_what_the_weights_do_not_carry_begins_anew_and_the_teacher_as_the_student(tmp_path: Path) -> None:
@@ -202,9 +200,9 @@ def test_weights_of_another_encoder_are_one_line_that_tells_all(
     with pytest.raises(UserError) as told:
         stage.pretrain("wholebody")
     assert str(told.value) == (
-        "start: file given.safetensors: does not fit pretrain.encoder of kind 'segres' with 1 windows: 2 lacking, first "
-        "layers.1.blocks.0.norm1.bias, layers.1.blocks.0.norm1.weight; 1 unknown, first surplus.weight; 1 of another "
-        "shape, first conv_init.weight: (2, 3, 3, 3, 3) for (2, 1, 3, 3, 3)"
+        "start: file given.safetensors: does not fit pretrain.encoder of kind 'segres' with 1 windows: 2 lacking, "
+        "first layers.1.blocks.0.norm1.bias, layers.1.blocks.0.norm1.weight; 1 unknown, first surplus.weight; "
+        "1 of another shape, first conv_init.weight: (2, 3, 3, 3, 3) for (2, 1, 3, 3, 3)"
     )
     assert not OUT.exists()
 
@@ -233,9 +231,9 @@ def test_what_is_wrong_with_the_file_is_one_line(tmp_path: Path, monkeypatch: py
     ("content", "said"),
     [
         (b"pickled", "weights given.safetensors: not readable as safetensors"),
-        ({"conv_init.weight": torch.full((2, 1, 3, 3, 3), torch.nan)}, "conv_init.weight holds values that are not finite"),
+        ({"conv_init.weight": torch.full((2, 1, 3, 3, 3), torch.nan)}, "conv_init.weight holds values that are not"),
         ({}, r"\d+ lacking, first"),
-        ({k: v.to(torch.int8) for k, v in given().items()}, r"\d+ of another type, first conv_init.weight: torch.int8 for"),
+        ({k: v.to(torch.int8) for k, v in given().items()}, r"\d+ of another type, first conv_init.weight: torch.int8"),
     ],
 )  # fmt: skip
 def test_what_is_no_encoders_weights_is_one_line(
@@ -282,62 +280,60 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     start = {"kind": "hub", "repository": REPOSITORY, "revision": "v1", "file": "nets/model.safetensors"}
     start |= {"licence": "Apache-2.0", "sha256": sha256_file(tmp_path / "model.safetensors")}
     monkeypatch.chdir(write_project(tmp_path / "project", "wholebody", steps=0, start=start))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with Hub(REPOSITORY, {"nets/model.safetensors": content}) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         yield server
 
 
-def pretrained() -> subprocess.CompletedProcess[str]:
-    """The stage in a process of its own: the hub's client reads its settings once."""
-    command = [sys.executable, "-m", "components.pretrain", "--line", "wholebody"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-
-
 def test_weights_of_the_hub_are_fetched_once_and_released_as_they_are(hub: Hub) -> None:
-    done = pretrained()
-    assert done.returncode == 0, done.stderr
-    assert (OUT / "encoder" / WEIGHTS).read_bytes() == hub.files["nets/model.safetensors"]
+    assert check_start("wholebody", fetch=False).endswith(": not here yet; the release fetches it")
+    assert not hub.asked
+    stage.pretrain("wholebody")
+    assert (OUT / "encoder" / WEIGHTS).read_bytes() == hub.files.pop("nets/model.safetensors")
     assert [path.split("?")[0] for path in hub.asked] == [f"/{REPOSITORY}/resolve/v1/nets/model.safetensors"]
-    assert pretrained().returncode == 0
-    assert len(hub.asked) == 1, "what is here is not fetched again"
-    hub.files.clear()
-    assert pretrained().returncode == 0, "nor is the network asked"
+    stage.pretrain("wholebody")
+    assert len(hub.asked) == 1, "what is here is not asked for again"
+    assert check_start("wholebody", fetch=False).endswith(": fits")
 
 
 def test_a_transfer_cut_short_leaves_nothing_that_counts(hub: Hub) -> None:
     hub.cut = 1000
-    done = pretrained()
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr, done.stderr[-2000:]
+    with pytest.raises(PassingError, match=r"hub: no nets/model.safetensors of repository 'somebody/.*' at v1: "):
+        stage.pretrain("wholebody")
     assert not OUT.exists()
+    assert check_start("wholebody", fetch=False).endswith(": not here yet; the release fetches it")
     hub.cut = None
-    done = pretrained()
-    assert done.returncode == 0, done.stderr
+    stage.pretrain("wholebody")
     assert (OUT / "encoder" / WEIGHTS).read_bytes() == hub.files["nets/model.safetensors"]
 
 
 def test_other_bytes_of_the_hub_are_refused_by_their_digest(hub: Hub) -> None:
     hub.files["nets/model.safetensors"] += b" "
-    done = pretrained()
-    assert done.returncode == 1
-    (said,) = done.stderr.strip().splitlines()
-    assert "wholebody.pretrain.start.sha256: " in said
-    assert "nets/model.safetensors of hub repository somebody/ct_encoder at v1 has SHA-256 " in said
+    with pytest.raises(UserError) as told:
+        stage.pretrain("wholebody")
+    assert "wholebody.pretrain.start.sha256: " in str(told.value)
+    assert "nets/model.safetensors of hub repository somebody/ct_encoder at v1 has SHA-256 " in str(told.value)
+
+
+def test_a_repository_that_is_not_there_is_no_matter_of_waiting(hub: Hub) -> None:
+    hub.files.clear()
+    with pytest.raises(UserError, match=r"hub: no nets/model.safetensors of repository") as told:
+        stage.pretrain("wholebody")
+    assert not isinstance(told.value, PassingError)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"steps": 0}, "steps 0 is not allowed without start"),
-        ({"start": {**FILE, "sha256": "a" * 64}, "steps": 0, "candidates": 2}, "candidates 2 is not allowed with steps 0"),
-        ({"start": {**FILE, "sha256": "A" * 64}}, "start.sha256: 'AAAA"),
-        ({"start": {**FILE, "sha256": "a" * 64, "file": "/models/a"}}, "start.file: '/models/a' is not allowed: a path such"),
-        ({"start": {**FILE, "sha256": "a" * 64, "file": "../a"}}, "start.file: '../a' is not allowed: a path such"),
-        ({"start": {**FILE, "sha256": "a" * 64, "licence": "free for all"}}, "start.licence: 'free for all'"),
-        ({"start": {**FILE, "sha256": "a" * 64, "kind": "url"}}, "start: "),
-        ({"start": {**FILE, "sha256": "a" * 64, "revison": "x"}}, "start.revison: unknown key"),
+        ({"start": WHOLE, "steps": 0, "candidates": 2}, "candidates 2 is not allowed with steps 0"),
+        ({"start": {**WHOLE, "sha256": "A" * 64}}, "start.sha256: 'AAAA"),
+        ({"start": {**WHOLE, "file": "/models/a"}}, "start.file: '/models/a' is not allowed: a path such as"),
+        ({"start": {**WHOLE, "file": "../a"}}, "start.file: '../a' is not allowed: a path such as"),
+        ({"start": {**WHOLE, "licence": "free for all"}}, "start.licence: 'free for all'"),
+        ({"start": {**WHOLE, "kind": "url"}}, "start: "),
+        ({"start": {**WHOLE, "revison": "x"}}, "start.revison: unknown key"),
         ({"start": FILE}, "start.sha256: missing"),
     ],
 )  # fmt: skip
