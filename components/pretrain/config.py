@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -17,6 +18,7 @@ Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=1000)]
 Width = Annotated[int, Field(ge=1, le=2**18)]  # of a layer; the widest published has 131,072 prototypes
 Sigma = Annotated[float, Field(gt=0, le=64)]  # voxels
+GLANCED_VOXELS = 2**22  # of crops that are looked at together: 8 of CT-FM's, some 3 GB
 
 
 class CropViewsConfig(StageConfig):
@@ -288,6 +290,19 @@ class PretrainConfig(StageConfig):
             if objective.dino.koleo_weight:
                 return "objective.dino.koleo_weight"
         return ""
+
+    def glance(self) -> PretrainConfig:
+        """The block for a look at weights that are not trained: few volumes and crops, in the plainest way, so that the
+        published sizes fit a machine that only evaluates."""
+        alone = {"accumulate": 1, "activation_checkpointing": False, "sharded": False, "compile": False}
+        alone |= {"precision": "float32"}
+        if isinstance(self.objective, HeadObjectiveConfig):
+            return self.model_copy(update=alone | {"volumes_per_step": min(self.volumes_per_step, 8)})
+        views, volumes = self.objective.views, min(self.volumes_per_step, 2)
+        room = GLANCED_VOXELS // (2 * volumes * math.prod(self.input.size_vox))
+        seen = views.model_copy(update={"crops_per_volume": min(views.crops_per_volume, max(2, room))})
+        objective = self.objective.model_copy(update={"views": seen})
+        return self.model_copy(update=alone | {"volumes_per_step": volumes, "objective": objective})
 
     def candidate_steps(self) -> set[int]:
         """After which steps an encoder is kept beside the last one."""

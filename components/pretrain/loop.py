@@ -69,7 +69,7 @@ def train(
     if not volumes:
         raise UserError("no accepted series has the role 'pretrain'; nothing to train on")
     set_up_process()
-    trainer = Trainer(config, volumes, world, start)
+    trainer = Trainer(config if config.steps else config.glance(), volumes, world, start)
     state = checkpoints.load()
     if state is not None:
         trainer.restore(state)
@@ -164,12 +164,11 @@ class Trainer:
             stop_if_collapsed(self.history, config)
 
     def look(self) -> None:
-        """A row of the history on weights that are not trained: the first step's volumes, seen as the encoder will be
-        used, with the running statistics of its batch norms."""
+        """A row of the history on weights that are not trained: the first volumes, seen as the encoder will be used,
+        with the running statistics of its batch norms."""
         self.objective.eval()
         with torch.no_grad():
-            parts = [self._outcome() for _ in range(self.config.accumulate)]
-        self._log([part | {"loss": mean_over_workers(part["loss"])} for part in parts], {})
+            self._log([self._outcome()], {})
         require_alive(self.history[-1], self.config)
 
     def _part(self, last: bool) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from checkout import Checkout, one_shard
 
 from components.bundle.__main__ import main as make_bundle
 from components.bundle.manifest import verify_bundle
@@ -21,16 +22,19 @@ from components.evaluate import stage as evaluate
 from components.files import read_json, sha256_file, write_json, write_text
 from components.gate import champion
 from components.gate import stage as gate
-from components.models.embed import WEIGHTS, Embedder
+from components.models.build import build_encoder
+from components.models.embed import WEIGHTS, Embedder, write_weights
 from components.pretrain.__main__ import pretrain
+from components.pretrain.config import PretrainConfig
 from components.registry import check_file
-from components.settings import read_yaml
+from components.settings import load_stage, read_yaml
 from components.sources.roots import record_root
 from components.tables import write_table
 from components.tasks.kinds import listed_tasks
 from flows.lines import unknown_roots
 from serving.classifying import classify_file
 from serving.embedding import embed_file, open_release
+from tests.hub import Hub
 from tests.pretrain_project import WHOLEBODY
 from tests.unit.gate_blocks import asking
 from tests.unit.test_evaluate_stage import EMBED, EVALUATE, PREPROCESS, tiny_embedder, tiny_line
@@ -134,7 +138,50 @@ def test_published_weights_become_a_release_with_heads_that_is_served(adopting: 
     assert answer["answer"] in answer["probabilities"]
 
 
+@pytest.mark.slow
 def test_a_release_from_weights_is_the_same_again(adopting: Path) -> None:
     first = verify_bundle(release())
     again = verify_bundle(release())
     assert again == first
+
+
+REPOSITORY = "somebody/ct_encoder"
+
+
+@pytest.mark.slow
+def test_weights_of_the_hub_become_a_release_by_one_command_and_verify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = load_stage(PretrainConfig, LINE, "pretrain", ROOT / "params.yaml")
+    write_weights(tmp_path / "w", build_encoder(shipped.encoder, shipped.input, 5).state_dict())
+    content, digest = (tmp_path / "w").read_bytes(), sha256_file(tmp_path / "w")
+    start = {"kind": "hub", "repository": REPOSITORY, "revision": "main", "file": "model.safetensors"}
+
+    def adopt(parameters: dict[str, Any]) -> None:
+        one_shard(parameters)
+        block = parameters[LINE]["pretrain"]
+        block.update(steps=0, start={**start, "sha256": digest, "licence": parameters[LINE]["bundle"]["licence"]})
+
+    checkout = Checkout(tmp_path / "checkout", adopt)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    with Hub(REPOSITORY, {"model.safetensors": content}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        told = checkout.run("ctfoundry", "params").stdout
+        assert f"{LINE}: model.safetensors of hub repository {REPOSITORY} at main: not here yet" in told
+        done = checkout.run("ctfoundry", "release", "--line", LINE)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert len(hub.asked) == 1
+    folder = checkout.folder / "releases" / LINE
+    assert (folder / WEIGHTS).read_bytes() == content
+    assert verify_bundle(folder).inputs["start"] == digest
+    checkout.git("add", "-A")
+    checkout.git("commit", "-q", "-m", "adopted")
+    verified = checkout.run("ctfoundry", "verify", "--line", LINE, timeout=1800)  # the hub is gone: its cache is not
+    assert verified.returncode == 0, verified.stdout[-3000:] + verified.stderr[-3000:]
+    checkout.edit(lambda parameters: parameters[LINE]["pretrain"].update(steps=3))
+    further = checkout.run("dvc", "repro", f"pretrain@{LINE}")
+    assert further.returncode == 0, further.stdout[-3000:] + further.stderr[-3000:]
+    history = pd.read_csv(checkout.folder / "data" / LINE / "pretrain" / "history.csv")
+    assert history["step"].tolist() == [1, 2, 3]
+    trained = (checkout.folder / "data" / LINE / "pretrain" / "encoder" / WEIGHTS).read_bytes()
+    assert trained != content, "by two workers of Ray"

@@ -21,12 +21,14 @@ from components.files import read_json, sha256_file, write_json
 from components.models.build import build_encoder
 from components.models.embed import DESCRIPTION, WEIGHTS, EmbedConfig, Embedder, write_weights
 from components.pretrain import __main__ as stage
+from components.pretrain.config import NtXentConfig, PretrainConfig
 from components.pretrain.local_driver import train_here
 from components.pretrain.loop import Trainer
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.start import checked, placed
 from components.registry import check_file
-from components.settings import ParamsError, read_yaml
+from components.settings import ParamsError, parse, read_yaml
+from flows.recipes import load_recipe
 from flows.start import check_start
 from tests.hub import Hub
 
@@ -95,6 +97,17 @@ def test_a_run_of_no_step_looks_at_its_weights_and_leaves_what_any_run_leaves(
     assert (summary["steps"], summary["samples_seen"], summary["start"]) == (0, 0, sha256_file(file))
     assert all((out / name).stat().st_size > 1000 for name in ("history.png", "views.png"))
     assert not list((Path(".ctfoundry") / "runs").iterdir()), "nothing is to be resumed"
+
+
+def test_a_look_at_the_published_sizes_fits_a_machine_that_only_evaluates() -> None:
+    recipe = load_recipe("ct_fm")["pretrain"] | {"start": WHOLE, "steps": 0, "candidates": 1}
+    config = parse(PretrainConfig, recipe, "ct_fm").glance()
+    assert isinstance(config.objective, NtXentConfig)
+    assert (config.volumes_per_step, config.objective.views.crops_per_volume) == (2, 2)
+    assert (config.compile, config.precision) == (False, "float32")
+    small = config_of("wholebody", volumes_per_step=1).glance()
+    assert isinstance(small.objective, NtXentConfig)
+    assert (small.volumes_per_step, small.objective.views.crops_per_volume) == (1, 3), "no more than the block says"
 
 
 def test_equal_weights_leave_equal_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
