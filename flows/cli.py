@@ -32,6 +32,7 @@ MODULES = {
     "volume": ("flows.volumes", "Look at one volume: facts, labels, three planes as PNG, export to NIfTI."),
     "classify": ("flows.classify", "What the heads of a release answer for one scan, without a server."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
+    "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),
     "import-weights": (
         "flows.champion",
         "Make published weights the champion: load them by name and shape, evaluate them on the line's data.",
