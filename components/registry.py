@@ -136,6 +136,7 @@ def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
                 f"params.yaml: {line}.evaluate.lidc_nodules: pinned, but no task of {line}.tasks is of set "
                 f"{LIDC_ROOT}: add one, or set this to null"
             )
+        mistakes += _licences(line, valid)
         kept = valid["pretrain"].candidates
         if valid["evaluate"].selection is not None and kept < 2:
             mistakes.append(
@@ -151,6 +152,17 @@ def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
     if {"cohort", "pretrain", "evaluate", "published", "gate"} <= valid.keys() and valid[TASKS] and not mistakes:
         mistakes += _unanswered(line, valid)
     return mistakes
+
+
+def _licences(line: str, valid: dict[str, Any]) -> list[str]:
+    """The release of weights that were given is those weights, under their licence."""
+    pretrain, bundle = valid["pretrain"], valid.get("bundle")
+    if pretrain.start is None or pretrain.steps or bundle is None or bundle.licence == pretrain.start.licence:
+        return []
+    return [
+        f"params.yaml: {line}.bundle.licence: {shown(bundle.licence)} is not allowed with {line}.pretrain.start of "
+        f"licence {shown(pretrain.start.licence)} and steps 0: the release is those weights"
+    ]
 
 
 def _unanswered(line: str, valid: dict[str, Any]) -> list[str]:

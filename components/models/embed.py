@@ -23,6 +23,7 @@ from components.models.config import EncoderConfig, InputConfig
 from components.models.intensity import BODY_HU, apply_windows
 from components.models.pooling import PARTS, Pooling, pool_levels
 from components.models.resample import resize_windows
+from components.models.weights import parted, put, read_weights
 from components.settings import StageConfig, parse
 
 Float32Array = npt.NDArray[np.float32]
@@ -101,10 +102,7 @@ class Embedder:
         _require(folder, weights)
         config = described(folder)
         encoder = build_encoder(config.encoder, config.input, seed=0)
-        try:
-            encoder.load_state_dict(safetensors.torch.load_file(folder / weights))
-        except (RuntimeError, safetensors.SafetensorError) as error:
-            raise UserError(f"encoder {folder}: {weights} does not fit {DESCRIPTION}: {error}") from None
+        put(encoder, read_weights(folder / weights), f"encoder {folder}: {weights} does not fit {DESCRIPTION}")
         return cls(encoder, config, device)
 
     def save(self, folder: Path) -> None:
@@ -361,26 +359,9 @@ def imported(weights: Path, config: EmbedConfig, device: str = "cpu") -> Embedde
         device: where it runs.
 
     Raises:
-        UserError: not safetensors, or other tensors than the encoder's; the message names the first of them.
+        UserError: not safetensors, or other tensors than the encoder's; the message tells of all that is wrong.
     """
-    try:
-        tensors = safetensors.torch.load_file(weights)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"weights {weights.name}: not readable as safetensors: {error}") from None
-    if tensors and all(name.startswith("encoder.") for name in tensors):
-        tensors = {name.removeprefix("encoder."): value for name, value in tensors.items()}
+    own, rest = parted(read_weights(weights))
     encoder = build_encoder(config.encoder, config.input, seed=0)
-    wanted = encoder.state_dict()
-    # Counters of batch norms: torch's own loader does without them, and a frozen encoder never uses them.
-    needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
-    wrong = {name for name in needed & set(tensors) if tensors[name].shape != wanted[name].shape}
-    lacking, surplus = sorted(needed - set(tensors)), sorted(set(tensors) - set(wanted))
-    if wrong or lacking or surplus:
-        told = [f"{len(lacking)} lacking, first {lacking[0]}"] if lacking else []
-        told += [f"{len(surplus)} unknown, first {surplus[0]}"] if surplus else []
-        for name in sorted(wrong)[:1]:
-            shapes = f"{tuple(tensors[name].shape)}, wanted {tuple(wanted[name].shape)}"
-            told.append(f"{len(wrong)} of another shape, first {name}: {shapes}")
-        raise UserError(f"weights {weights.name}: do not fit encoder {config.encoder.kind!r}: {'; '.join(told)}")
-    encoder.load_state_dict(tensors, strict=False)
+    put(encoder, {**own, **rest}, f"weights {weights.name}: do not fit encoder {config.encoder.kind!r}")
     return Embedder(encoder, config, device)

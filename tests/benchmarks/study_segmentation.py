@@ -1,4 +1,4 @@
-"""Does pretraining help to segment real nodules from few labels? Fine-tuned from it, and from scratch by the same steps.
+"""Does pretraining help to segment real nodules from few labels? Fine-tuned, and from scratch by the same steps.
 
     python -m tests.benchmarks.study_segmentation --ct ../shared/ct --encoders <study>/across_volume [--steps 150]
 
