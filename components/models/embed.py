@@ -182,7 +182,7 @@ class Embedder:
         if self.config.input.sees == "crop":
             return np.asarray(self.embed_grid(volume).vectors.mean(axis=0, dtype=np.float64), dtype=np.float32)
         with torch.inference_mode(), fixed_threads():
-            return np.asarray(self._vectors(self._resized(volume))[0].float().cpu().numpy(), dtype=np.float32)
+            return np.asarray(self.vectors(self._resized(volume))[0].float().cpu().numpy(), dtype=np.float32)
 
     def levels(self, volume: StoredVolume | Volume, point_mm: npt.ArrayLike | None = None) -> list[Float32Array]:
         """The feature maps before pooling, of the crop round a point or of the whole scan, whichever the encoder sees.
@@ -198,24 +198,36 @@ class Embedder:
         Raises:
             UserError: as :meth:`embed_points`; or a point where the encoder sees scans, or none where it sees crops.
         """
+        with torch.inference_mode(), fixed_threads():
+            return [level[0].float().cpu().numpy() for level in self.encoder.levels(self.seen(volume, point_mm))]
+
+    def seen(self, volume: StoredVolume | Volume, point_mm: npt.ArrayLike | None = None) -> torch.Tensor:
+        """What the encoder is given: the windows of the crop round a point, or of the whole scan, float32 (1, C, ...).
+
+        Args and errors as :meth:`levels`.
+        """
         sees, size = self.config.input.sees, self.config.input.size_vox
         if (point_mm is None) != (sees == "scan"):
             allowed = "a point in mm" if sees == "crop" else "none"
             raise UserError(f"levels: point {point_mm!r} is not allowed: {allowed}, for this encoder sees a {sees}")
-        with torch.inference_mode(), fixed_threads():
-            if point_mm is None:
-                seen = self._resized(volume)
-            else:
-                check_grid(volume, self.config.input)
-                seen = self._windowed(crops_at(volume, _points("levels", [point_mm]), size))
-            return [level[0].float().cpu().numpy() for level in self.encoder.levels(seen)]
+        if point_mm is None:
+            return self._resized(volume)
+        check_grid(volume, self.config.input)
+        return self._windowed(crops_at(volume, _points("levels", [point_mm]), size))
+
+    def vectors(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        """The vectors (B, dim) of what is seen, with gradients where the encoder has been given some."""
+        if self.config.pooling == "own":
+            own: torch.Tensor = self.encoder(x_BCDHW)
+            return own
+        return pool_levels(self.encoder.levels(x_BCDHW), self.config.pooling)
 
     def _batched(self, crops_NDHW: Int16Array) -> Float32Array:
         parts, batch, first = [], batch_of(self.config.input.size_vox), 0
         with torch.inference_mode(), fixed_threads():
             while first < len(crops_NDHW):
                 try:
-                    vectors = self._vectors(self._windowed(crops_NDHW[first : first + batch])).float().cpu().numpy()
+                    vectors = self.vectors(self._windowed(crops_NDHW[first : first + batch])).float().cpu().numpy()
                 except torch.OutOfMemoryError:  # of a GPU that others use too
                     if batch == 1:
                         raise UserError(
@@ -226,12 +238,6 @@ class Embedder:
                 parts.append(vectors)
                 first += len(vectors)
         return np.concatenate(parts).astype(np.float32)
-
-    def _vectors(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
-        if self.config.pooling == "own":
-            own: torch.Tensor = self.encoder(x_BCDHW)
-            return own
-        return pool_levels(self.encoder.levels(x_BCDHW), self.config.pooling)
 
     def _windowed(self, crops_NDHW: Int16Array) -> torch.Tensor:
         return apply_windows(torch.from_numpy(crops_NDHW).to(self.device), self.config.input.windows)
@@ -336,10 +342,10 @@ def grid_starts(shape: tuple[int, int, int], size: tuple[int, int, int]) -> list
 
 
 @contextmanager
-def fixed_threads() -> Iterator[None]:
+def fixed_threads(count: int = THREADS) -> Iterator[None]:
     """Compute with a fixed number of threads, then put torch's own number back."""
     before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -114,6 +114,8 @@ class Kind:
         points: whether a task's cases are points, which want an encoder that sees crops.
         columns: of a kind whose ``set`` is a labelled set: setting to the column of its table that a task names.
         built_in: sets that such a task may name besides, and what it may name of each.
+        measured: from a block to those of the figures that it asks for; None for all.
+        trains: whether a task trains on what the encoder sees of its cases: one crop, or one scan.
         parts: from a task's name, its block and what the line's scans can answer to the names that the metrics have it
             under; none where it cannot be answered.
     """
@@ -126,4 +128,6 @@ class Kind:
     points: Callable[[Any], bool] = _never
     columns: Callable[[Any], dict[str, str]] | None = None
     built_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    measured: Callable[[Any], Mapping[str, Measure]] | None = None
+    trains: Callable[[Any], bool] = _never
     parts: Callable[[str, Any, Scanned], list[str]] = alone
