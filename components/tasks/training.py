@@ -7,6 +7,7 @@ too, holds for it.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -190,7 +191,8 @@ class _Run:
             rates = Rates(config.scratch_learning_rate, config.head_learning_rate, 1.0)
         generator = generator_of(question.config.seed, "fine_tune", what)
         ordered = [starts[index] for index in range(len(starts))]
-        return cls(question.encoders[method](), asked, ordered, rates, steps, config, generator, seen)
+        embedder = copy.deepcopy(question.encoders[method]())  # others have the same one
+        return cls(embedder, asked, ordered, rates, steps, config, generator, seen)
 
     def answers(self) -> dict[str, tuple[Part, Array]]:
         """Train; each part with the probabilities of its test cases."""
