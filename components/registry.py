@@ -9,6 +9,8 @@ from components.bundle.config import BundleConfig
 from components.cohort.config import CohortConfig
 from components.ct.grid import GridConfig
 from components.curate.config import CurateConfig
+from components.evaluate.peers import PeersConfig
+from components.evaluate.published import PublishedConfig
 from components.gate.config import GateConfig
 from components.models.config import InputConfig
 from components.preprocess.config import PreprocessConfig
@@ -44,6 +46,8 @@ BLOCKS: dict[str, type[StageConfig]] = {
     "curate": CurateConfig,
     "pretrain": PretrainConfig,
     "evaluate": EvaluateConfig,
+    "peers": PeersConfig,
+    "published": PublishedConfig,
     "gate": GateConfig,
     "bundle": BundleConfig,
 }
@@ -144,7 +148,7 @@ def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
             f"{line}.preprocess.{key} {shown(made)}: the encoder sees the stored volumes as they are"
             for key, told, made in other_grid(valid["pretrain"].input, valid["preprocess"])
         ]
-    if {"cohort", "pretrain", "evaluate", "gate"} <= valid.keys() and valid[TASKS] and not mistakes:
+    if {"cohort", "pretrain", "evaluate", "published", "gate"} <= valid.keys() and valid[TASKS] and not mistakes:
         mistakes += _unanswered(line, valid)
     return mistakes
 
@@ -158,6 +162,7 @@ def _unanswered(line: str, valid: dict[str, Any]) -> list[str]:
             "its scans have no labels for any of them"
         ]
     asked = [(f"gate.{key}", wanted) for key in JUDGED for wanted in getattr(gate, key)]
+    asked += [("published.figures", wanted) for wanted in valid["published"].figures]
     chosen = evaluate.selection
     mistakes = [
         wrong for key, wanted in asked for wrong in _unknown(f"{line}.{key}", wanted.task, wanted.figure, figures)

@@ -18,6 +18,8 @@ METHODS = {
     RANDOM: "Untrained encoders",
     "histogram": "HU histogram",
     "hu_statistics": "HU statistics",
+    "radiomics": "Radiomics",
+    "windows": "Window statistics",
     DIAMETER: "Diameter alone",
 }
 OF_LINE = {

@@ -34,11 +34,12 @@ from components.settings import (
     shown,
 )
 from components.sources.config import Name, SourceConfig
+from components.sources.masks import ROOT, Found, MasksConfig, digest_of, find_masks
 from components.sources.nifti import patient_missing
 from components.sources.roots import place_of, root_of
 from components.sources.tree import own_names
 
-SETS = "sets"
+SETS, MASKS = "sets", "masks"
 SET_NAME = r"[a-z][a-z0-9_]{0,39}"
 KEYS = {"patient": patient_key, "study": study_key, "series": uid_key, "accession": accession_key, "file": file_key}
 SHOWN_ROWS = 3  # named in a line of text
@@ -86,12 +87,14 @@ class SetConfig(StageConfig):
             ``{source: dicom, source_digest: ...}`` or ``{source: idc, idc: {collections: [rider_lung_ct]}}``; null for
             scans of the line's own source.
         labels: the table.
+        masks: of its scans, where there are any.
         split: of the patients of an internal set.
         role: ``internal``, or ``external``: of another site, tested on only.
     """
 
     scans: dict[str, Any] | None
     labels: LabelsConfig
+    masks: MasksConfig | None = None
     split: SplitConfig
     role: Literal["internal", "external"]
 
@@ -149,7 +152,7 @@ class LabelledSet:
         table = read_text_table(path)
         for column in [of.column, *([self.config.split.column] if self.config.split.column else [])]:
             require_column(table, column, where)
-        keys = [self._keys(text) if text else () for text in table[of.column].str.strip()]
+        keys = [self.keys_of(of.key, text) if text else () for text in table[of.column].str.strip()]
         named = [key[0] for key in keys if key]
         if not named:
             raise UserError(f"{where}: column {of.column!r} names no {of.key}: it is empty in all {len(table)} rows")
@@ -163,8 +166,22 @@ class LabelledSet:
     def _labels(self) -> str:
         return f"{self.line}.{SETS}.{self.name}.labels"
 
-    def _keys(self, text: str) -> tuple[str, ...]:
-        kind = self.config.labels.key
+    def masks(self) -> Found | None:
+        """Its masks on this machine; None where it has none. Raises UserError where they are not the pinned ones."""
+        of = self.config.masks
+        if of is None:
+            return None
+        found = find_masks(root_of(ROOT, self.place), of.match)
+        digest = digest_of(found.masks)
+        if digest != of.digest:
+            raise UserError(
+                f"{self.line}.{SETS}.{self.name}.masks.digest: the masks have digest {digest[:12]}, pinned is "
+                f"{of.digest[:12]}; pin them as they are now with `ctfoundry set pin {self.name} --line {self.line}`"
+            )
+        return found
+
+    def keys_of(self, kind: str, text: str) -> tuple[str, ...]:
+        """The pseudonyms by which a text of a kind in :data:`KEYS` may name scans."""
         if kind != "file":
             return (KEYS[kind](text),)
         path = str(PurePosixPath(text))

@@ -176,7 +176,7 @@ def two_sided(pairs: pd.DataFrame, replicates: int, seed: int) -> tuple[Array, S
 
 def describers(question: Question) -> dict[str, Describer]:
     """Method to what turns places into vectors: the encoder, the untrained ones, the histogram of what they see."""
-    from components.tasks.features import histogram
+    from components.tasks.plain import histogram
 
     encoder = question.encoders[ENCODER]()
     size = encoder.config.input.size_vox

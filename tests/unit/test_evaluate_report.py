@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from components.evaluate.bycase import by_case
 from components.evaluate.layout import Layout
+from components.evaluate.published import PublishedFigure
 from components.evaluate.report import Beside
 from components.evaluate.stage import evaluate
 from components.evaluate.words import number, question, verdict
@@ -66,7 +67,9 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         manufacturer=["A<i>$", "B"] * 7 + ["B"], kernel="K$1$", thickness_max_mm=3.0
     )
     labelled = pd.DataFrame(columns=["series", "set"], dtype="str")
-    beside = Beside(pd.concat([inputs.curated, lost], ignore_index=True), {"site<b>": ACCOUNT}, headers, labelled)
+    theirs = PublishedFigure(task="organs", figure="linear_auc", value=0.123, model="Peer <b>", source="a paper & more")
+    curated = pd.concat([inputs.curated, lost], ignore_index=True)
+    beside = Beside(curated, {"site<b>": ACCOUNT}, headers, labelled, (theirs,))
     evaluate(inputs, TASKS, tiny_embedder(), Layout(folder / "out"), beside)
     return folder / "out" / "evaluate"
 
@@ -150,6 +153,27 @@ def test_numbers_in_the_page_are_those_of_the_metrics(reported: Path) -> None:
             limits = f"[{number(numbers['low'])}, {number(numbers['high'])}]"
             assert f"{number(numbers['value'])} {limits}" in text
             assert f"{number(numbers['difference'], signed=True)} [" in text
+
+
+def test_figures_of_others_stand_beside_ours(reported: Path) -> None:
+    text = "".join(page_of(reported).text.split())
+    ours = json.loads((reported / "metrics.json").read_text())["tasks"]["organs"]["linear_auc"]
+    said = f"Peer <b> 0.123 {number(ours['value'])} [{number(ours['low'])}, {number(ours['high'])}] – a paper & more"
+    assert said.replace(" ", "") in text
+
+
+def test_what_the_encoder_adds_to_baselines_stands_by_itself(reported: Path) -> None:
+    page = page_of(reported)
+    (added,) = json.loads((reported / "metrics.json").read_text())["adds_to"].values()
+    assert set(added) == {"hu_statistics", "radiomics", "windows"}
+    text = " ".join(page.text.split())
+    for figures in added.values():
+        numbers = figures["linear_auc"]
+        assert number(numbers["alone"]) in text
+        for prefix in ("", "untrained_"):
+            of = [number(numbers[f"{prefix}{name}"], signed=True) for name in ("difference", "low", "high")]
+            assert f"{of[0]} [{of[1]}, {of[2]}]" in text
+    assert "Encoder+" not in page.text, "two kinds of features together are no method by themselves"
 
 
 def test_equal_inputs_give_an_equal_page_and_pictures_of_a_task_that_is_gone_go(reported: Path, tmp_path: Path) -> None:

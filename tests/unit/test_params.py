@@ -75,6 +75,11 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("head", "evaluate", "lidc_nodules"), "0" * 64, "pinned, but no task of head.tasks is of set lidc_nodules"),
         (("tasks", "head-findings"), {"line": "head", "task": "x"}, "; `ctfoundry params --write` puts it right"),
         (("tasks", "head-more"), {"line": "head", "task": "more"}, "tasks: 'head-more' is no task of a line;"),
+        (
+            ("head", "published", "figures"),
+            [{"task": "finding", "figure": "linear_auc", "value": 0.9, "model": "m", "source": "s"}],
+            "head.published.figures: task 'finding' is not allowed, by its tasks and the labels: one of findings,",
+        ),
         (("head", "pretrain", "input", "sees"), "crop", "'crop' does not go with objective 'dino'"),
         (("wholebody", "pretrain", "input", "sees"), "scan", "'scan' does not go with objective 'within_volume'"),
         (("head", "cohort", "phantom", "anatomy"), "leg", "'trunk' or 'head'"),
