@@ -1,0 +1,303 @@
+"""Segmentation from the levels of an encoder: training on few scans, and the labels of a whole scan.
+
+On frozen levels the decoder is trained on single voxels, thousands of them at a time; from scratch, encoder and decoder
+are trained together on crops.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.losses.dice import DiceCELoss
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.ct.store import AIR_HU, Int16Array
+from components.models.build import build_encoder
+from components.models.config import SegResConfig
+from components.models.embed import EmbedConfig, Embedder
+from components.models.intensity import BODY_HU, apply_windows
+from components.models.segres import SegRes
+from components.tasks.decoder import Decoder, Grids, Triple, UInt8Array, at_finest, enlarged, grids_of
+from components.tasks.segment_config import DecoderConfig
+from components.tasks.sliding import sliding_window
+
+WEIGHT_DECAY = 1e-4
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A training scan.
+
+    Attributes:
+        image: input (1, C, D, H, W), a multiple of the coarsest voxel.
+        target: uint8 (d, h, w), classes at the decoder's output.
+        cells: of each class that is there, voxels of the coarsest level that hold it, (n, 3).
+    """
+
+    image: Tensor
+    target: UInt8Array
+    cells: list[npt.NDArray[np.intp]]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A volume as the encoder sees it: averaged, windowed, filled up with air to a multiple of the coarsest voxel.
+
+    Attributes:
+        values: (1, C, D, H, W).
+        body: (D, H, W), what is denser than air and lung.
+    """
+
+    values: Tensor
+    body: Tensor
+
+
+def image_of(hu: Int16Array, embed: EmbedConfig, grids: Grids) -> Image:
+    """What the encoder sees of a volume."""
+    wanted = [n * grids.coarsest * k for n, k in zip(grids.cells(hu.shape), grids.averaged, strict=True)]
+    border = [(0, n - k) for n, k in zip(wanted, hu.shape, strict=True)]
+    filled = torch.from_numpy(np.pad(hu, border, constant_values=AIR_HU)).float()
+    averaged = functional.avg_pool3d(filled[None, None], grids.averaged)[:, 0]
+    return Image(apply_windows(averaged, embed.input.windows), averaged[0] > BODY_HU)
+
+
+def labelled(hu: Int16Array, classes: UInt8Array, embed: EmbedConfig, grids: Grids) -> Labelled:
+    """A scan and its classes, ready to be trained on."""
+    fold = 2 ** (grids.levels - 1 - grids.finest)
+    cells = grids.cells(hu.shape)
+    target = np.zeros([n * fold for n in cells], dtype=np.uint8)
+    places = []
+    for axis, count in enumerate(target.shape):
+        at = np.rint(grids.centres(axis, count)).astype(np.intp)
+        places.append(at[at < hu.shape[axis]])
+    target[tuple(slice(len(at)) for at in places)] = classes[np.ix_(*places)]
+    blocks = target.reshape(cells[0], fold, cells[1], fold, cells[2], fold).transpose(0, 2, 4, 1, 3, 5)
+    flat = blocks.reshape(-1, fold**3)
+    there = [np.argwhere((flat == value).any(axis=1).reshape(cells)) for value in np.unique(target)]
+    return Labelled(image_of(hu, embed, grids).values, target, there)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A crop: of which scan, and its first voxel and sides at the coarsest level."""
+
+    scan: int
+    start: Triple
+    side: Triple
+
+
+def _generator(what: str, seed: int) -> np.random.Generator:
+    return np.random.default_rng(list(hashlib.sha256(f"{what} {seed}".encode()).digest()))
+
+
+def drawn_voxels(target: UInt8Array, count: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
+    """Places in the flat ``target``, each class as often as the root of its size: small structures are seen, and large
+    ones are still known to be large."""
+    flat = target.ravel()
+    sizes = np.bincount(flat)
+    weights = np.sqrt(sizes) / sizes.clip(1)
+    chances = weights[flat]
+    count = min(count, len(flat))
+    return np.sort(rng.choice(len(flat), count, replace=False, p=chances / chances.sum()))
+
+
+def drawn_places(
+    scans: Sequence[Labelled], grids: Grids, config: DecoderConfig, rng: np.random.Generator
+) -> Callable[[], list[Place]]:
+    """Draws the crops of one step after the other: of a scan at random round a class at random, so that small
+    structures are seen as often as large ones."""
+    fold = 2 ** (grids.levels - 1 - grids.finest)
+
+    def place() -> Place:
+        number = int(rng.integers(len(scans)))
+        of_class = scans[number].cells[int(rng.integers(len(scans[number].cells)))]
+        cell = of_class[int(rng.integers(len(of_class)))]
+        sides, starts = [], []
+        for axis, total in enumerate(scans[number].target.shape):
+            side = min(config.crop_cells[axis], total // fold)
+            first = int(cell[axis]) - int(rng.integers(side))
+            sides.append(side)
+            starts.append(min(max(0, first), total // fold - side))
+        return Place(number, (starts[0], starts[1], starts[2]), (sides[0], sides[1], sides[2]))
+
+    def step() -> list[Place]:
+        first = place()
+        return [first, *(_alike(place, first) for _ in range(config.crops - 1))]
+
+    return step
+
+
+def _alike(place: Callable[[], Place], first: Place) -> Place:
+    """A crop of the same sides: of a smaller scan they are smaller, and a batch has one shape."""
+    for _ in range(100):
+        if (found := place()).side == first.side:
+            return found
+    return first
+
+
+def _cut(array: Tensor, place: Place, fold: int) -> Tensor:
+    box = tuple(slice(s * fold, (s + k) * fold) for s, k in zip(place.start, place.side, strict=True))
+    return array[(slice(None), slice(None), *box)]
+
+
+class Segmenter:
+    """A decoder on an encoder: frozen, or trained with it."""
+
+    def __init__(self, encoder: SegRes, embed: EmbedConfig, config: DecoderConfig, classes: int, seed: int) -> None:
+        """``classes``: background included. ``seed``: of the decoder's initial weights."""
+        assert isinstance(embed.encoder, SegResConfig)
+        self.encoder, self.embed, self.config = encoder, embed, config
+        self.grids = grids_of(embed, config)
+        self.device = next(encoder.parameters()).device
+        channels = [embed.encoder.init_filters * 2**level for level in range(config.finest, self.grids.levels)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.decoder = Decoder(channels, config.width, config.dropout, classes).to(self.device)
+        self._loss = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+
+    def levels(self, image: Tensor) -> list[Tensor]:
+        """What the decoder sees of an input, without gradients."""
+        with torch.no_grad():
+            return self.encoder.levels(image.to(self.device))[self.config.finest :]
+
+    def counted_levels(self, image: Tensor) -> tuple[list[Tensor], int]:
+        """:meth:`levels`, and the floating-point operations of its convolutions and products, as torch counts them."""
+        with FlopCounterMode(display=False) as counter:
+            levels = self.levels(image)
+        return levels, int(counter.get_total_flops())
+
+    def fit(self, scans: Sequence[Labelled], levels: Sequence[Sequence[Tensor]], seed: int) -> int:
+        """Train the decoder on frozen levels; returns the operations of its steps.
+
+        Args:
+            scans: that are trained on.
+            levels: of each.
+            seed: of the voxels.
+        """
+        rng = _generator("voxels", seed)
+        for number, lift in enumerate(self.decoder.lifts):
+            lift.standardise([of[number] for of in levels])
+        parts, targets = [], []
+        for scan, of in zip(scans, levels, strict=True):
+            chosen = drawn_voxels(scan.target, self.config.voxels, rng)
+            places = torch.from_numpy(chosen).to(self.device)
+            parts.append([level[0].flatten(1)[:, places].T for level in at_finest(of)])
+            targets.append(torch.from_numpy(scan.target.ravel()[chosen]))
+        together = [torch.cat(level) for level in zip(*parts, strict=True)]
+        target = torch.cat(targets).long().to(self.device)
+
+        def step() -> Tensor:
+            drawn = torch.from_numpy(rng.integers(len(target), size=min(self.config.batch, len(target)))).to(
+                self.device
+            )
+            logits = self.decoder.of_voxels([level[drawn] for level in together])
+            loss: Tensor = self._loss(logits.T[None], target[drawn][None, None])
+            return loss
+
+        return self._train(self.decoder, step, lambda first: self.config.steps, seed)[1]
+
+    def fit_whole(self, scans: Sequence[Labelled], operations: int, seed: int) -> int:
+        """Train encoder and decoder together with at most ``operations``, at least one step; returns the steps."""
+        draw = drawn_places(scans, self.grids, self.config, _generator("crops", seed))
+        fold = 2 ** (self.grids.levels - 1 - self.config.finest)
+
+        def step() -> Tensor:
+            places = draw()
+            crops = torch.cat([_cut(scans[place.scan].image, place, self.grids.coarsest) for place in places])
+            logits = self.decoder(self.encoder.levels(crops.to(self.device))[self.config.finest :])
+            wanted = [_cut(torch.from_numpy(scans[p.scan].target)[None, None], p, fold) for p in places]
+            loss: Tensor = self._loss(logits, torch.cat(wanted).long().to(self.device))
+            return loss
+
+        self.encoder.train().requires_grad_(True)
+        steps, _ = self._train(
+            nn.ModuleList([self.encoder, self.decoder]), step, lambda first: max(1, operations // first), seed
+        )
+        self.encoder.eval().requires_grad_(False)
+        return steps
+
+    def _train(
+        self, trained: nn.Module, step: Callable[[], Tensor], count: Callable[[int], int], seed: int
+    ) -> tuple[int, int]:
+        """Steps, and their operations; the caller's random numbers are left as they were.
+
+        Args:
+            trained: whose weights move.
+            step: the loss of the next crops or voxels.
+            count: from the operations of a step to how many there are.
+            seed: of dropout.
+        """
+        trained.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            steps, operations = self._steps(trained, step, count)
+        trained.eval()
+        return steps, operations
+
+    def _steps(self, trained: nn.Module, step: Callable[[], Tensor], count: Callable[[int], int]) -> tuple[int, int]:
+        with FlopCounterMode(display=False) as counter:
+            torch.autograd.backward(step())  # to count; its gradients are not used
+        trained.zero_grad(set_to_none=True)
+        of_one = int(counter.get_total_flops())
+        steps = count(of_one)
+        rate = self.config.learning_rate
+        optimiser = torch.optim.AdamW(trained.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=max(2, steps))
+        for _ in range(steps):
+            torch.autograd.backward(step())
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad(set_to_none=True)
+        return steps, steps * of_one
+
+    def label(self, levels: Sequence[Tensor] | None, image: Image, shape: Sequence[int]) -> UInt8Array:
+        """Classes on the volume's grid, uint8 ``shape``.
+
+        Args:
+            levels: of the whole image; None: it is seen window by window.
+            image: as :func:`image_of` gives it.
+            shape: of the volume.
+        """
+        with torch.no_grad():
+            if levels is not None:
+                return enlarged(self.decoder(levels)[0].cpu(), self.grids, shape)
+            fold = 2**self.config.finest
+
+            def predict(window: Tensor) -> Tensor:
+                logits: Tensor = self.decoder(self.levels(window))
+                return logits.cpu()
+
+            sides = _multiple(self.config.window_vox, self.grids.coarsest)
+            logits = sliding_window(
+                image.values, sides, self.config.overlap, fold, self.grids.coarsest, predict, image.body
+            )
+            return enlarged(logits, self.grids, shape)
+
+    def fits(self, image: Image) -> bool:
+        """Whether an input is seen as a whole."""
+        return all(n <= k for n, k in zip(image.values.shape[2:], self.config.window_vox, strict=True))
+
+
+def _multiple(sides: Triple, of: int) -> Triple:
+    a, b, c = (max(of, side // of * of) for side in sides)
+    return a, b, c
+
+
+def frozen(embedder: Embedder, config: DecoderConfig, classes: int, seed: int) -> Segmenter:
+    """A decoder on an encoder that stays as it is."""
+    assert isinstance(embedder.encoder, SegRes)
+    return Segmenter(embedder.encoder, embedder.config, config, classes, seed)
+
+
+def from_scratch(beside: Segmenter, classes: int, seed: int) -> Segmenter:
+    """The same network with fresh weights."""
+    encoder = build_encoder(beside.embed.encoder, beside.embed.input, seed).to(beside.device)
+    assert isinstance(encoder, SegRes)
+    return Segmenter(encoder, beside.embed, beside.config, classes, seed)

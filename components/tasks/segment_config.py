@@ -1,0 +1,82 @@
+"""Parameters of kind ``segment``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from components.settings import StageConfig
+
+Count = Annotated[int, Field(ge=1, le=64)]
+Cells = Annotated[int, Field(ge=1, le=32)]
+Side = Annotated[int, Field(ge=16, le=1024)]
+
+
+class DecoderConfig(StageConfig):
+    """The decoder, and how it is trained.
+
+    Attributes:
+        averaged: voxels that are averaged to one before the encoder sees them: wider context for less work.
+        finest: level of the encoder at which the decoder ends, 0 the finest; labels are interpolated from there.
+        width: hidden channels. dropout: of these.
+        voxels: of each training scan that frozen features are trained on.
+        batch: voxels of a step.
+        steps: of training on frozen features; training from scratch gets as many operations.
+        crops: of a step from scratch.
+        crop_cells: size of such a crop in voxels of the coarsest level.
+        learning_rate: the highest, of AdamW.
+        window_vox: scans larger than that, after averaging, are seen window by window.
+        overlap: of neighbouring windows, as a share of their sides.
+    """
+
+    averaged: tuple[Count, Count, Count]
+    finest: Annotated[int, Field(ge=0, le=6)]
+    width: Annotated[int, Field(ge=4, le=512)]
+    dropout: Annotated[float, Field(ge=0, le=0.9)]
+    voxels: Annotated[int, Field(ge=100, le=10_000_000)]
+    batch: Annotated[int, Field(ge=16, le=1_000_000)]
+    steps: Annotated[int, Field(ge=1, le=100_000)]
+    crops: Count
+    crop_cells: tuple[Cells, Cells, Cells]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    window_vox: tuple[Side, Side, Side]
+    overlap: Annotated[float, Field(ge=0, le=0.75)]
+
+
+class SegmentConfig(StageConfig):
+    """A block of ``<line>.tasks``: where the structures of a scan are, from few labelled ones.
+
+    Attributes:
+        set: ``line``, the line's own evaluation scans that have a label map.
+        structures: names in the label maps; null for all that are annotated as organs.
+        scans: numbers of labelled training scans, ascending; the figures of the task are those of the last, the others
+            become its parts.
+        test_scans: so many patients of the test side, a random choice of them; all where they are fewer.
+        untrained: so many of the untrained encoders are compared with.
+        tolerance_mm: within which a surface counts as met.
+        decoder: see :class:`DecoderConfig`.
+    """
+
+    kind: Literal["segment"]
+    set: Literal["line"]
+    structures: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, max_length=250)] | None
+    scans: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], Field(min_length=1, max_length=8)]
+    test_scans: Annotated[int, Field(ge=2, le=10_000)]
+    untrained: Annotated[int, Field(ge=2, le=200)]
+    tolerance_mm: Annotated[float, Field(ge=0, le=20)]
+    decoder: DecoderConfig
+
+    @field_validator("structures")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError("each structure once")
+        return value
+
+    @field_validator("scans")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("ascending numbers, each once")
+        return value
