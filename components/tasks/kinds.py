@@ -8,13 +8,13 @@ from typing import Any, get_args
 
 from components.settings import PARAMS_FILE, ParamsError, StageConfig, did_you_mean, parse, read_yaml, shown
 from components.sources.sets import LabelledSet
-from components.tasks import classify, cluster, locate, regress, stability, survive
+from components.tasks import classify, cluster, locate, regress, segment, stability, survive
 from components.tasks.config import TASK_NAME, TASKS
 from components.tasks.interface import Kind, Measure
 
 KINDS: dict[str, Kind] = {
     str(get_args(kind.config.model_fields["kind"].annotation)[0]): kind
-    for kind in (classify.KIND, stability.KIND, locate.KIND, cluster.KIND, regress.KIND, survive.KIND)
+    for kind in (classify.KIND, stability.KIND, locate.KIND, cluster.KIND, regress.KIND, survive.KIND, segment.KIND)
 }
 INDEX = "tasks"  # of the file: which tasks of which lines there are, for dvc.yaml
 

@@ -18,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from components.ct.labels.stored import label_map_of, read_label_map, read_names
-from components.ct.store import StoredVolume, Volume
+from components.ct.labels.stored import label_map_of, names_of
 from components.errors import UserError
-from components.tasks.interface import Kind, Measure, Outcome, Question
+from components.files import read_json
+from components.tasks.config import LINE
+from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned
 from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score, per_case
 from components.tasks.segment_config import SegmentConfig
+from components.tasks.segment_scans import Scan, open_scan
 from components.tasks.table import Built, Inputs, none_built, task_table
 
 if TYPE_CHECKING:
@@ -53,12 +55,13 @@ def cases(name: str, task: SegmentConfig, inputs: Inputs) -> Built:
     """
     if inputs.sees == "scan":
         return none_built({name: "such an encoder sees whole scans, resized: it has no levels of a scan's own voxels"})
-    all_scans = inputs.scans()
+    all_scans = inputs.scans() if task.set == LINE else labelled_scans(task.set, inputs)
     scans = all_scans[[label_map_of(Path(volume)) is not None for volume in all_scans["volume"]]]
     lacking = len(all_scans) - len(scans)
     scans = scans.drop_duplicates("patient")
     if scans.empty:
-        return none_built({name: f"none of the {len(all_scans)} accepted evaluation series has a label map"})
+        of = "accepted evaluation series" if task.set == LINE else f"accepted scans of {task.set}"
+        return none_built({name: f"none of the {len(all_scans)} {of} has a label map"})
     structures = _structures(name, task, inputs, scans)
     drawn = scans.assign(order=[_order(inputs.config.seed, patient) for patient in scans["patient"]])
     drawn = drawn.sort_values("order")
@@ -80,10 +83,21 @@ def cases(name: str, task: SegmentConfig, inputs: Inputs) -> Built:
     return Built(table, remarks={name: _remark(task, structures, train, test, lacking)})
 
 
+def labelled_scans(of: str, inputs: Inputs) -> pd.DataFrame:
+    """The accepted scans of a labelled set, each once, with the set's split; sorted."""
+    rows = inputs.labelled[inputs.labelled["set"] == of].merge(
+        inputs.curated.loc[inputs.curated["status"] == "accepted", ["series", "volume"]], on="series"
+    )
+    return rows.drop_duplicates("series").sort_values("series")
+
+
 def _structures(name: str, task: SegmentConfig, inputs: Inputs, scans: pd.DataFrame) -> list[str]:
-    if task.structures is None:
+    if task.structures is None and task.set == LINE:
         return sorted(set(inputs.annotated(ORGAN, scans)["structure"]))
-    known = {structure for volume in scans["volume"] for structure in _names(volume).values()}
+    maps = [label_map_of(Path(volume)) for volume in scans["volume"]]
+    known = {str(structure) for path in maps if path is not None for structure in read_json(names_of(path)).values()}
+    if task.structures is None:
+        return sorted(known)
     unknown = [structure for structure in task.structures if structure not in known]
     if unknown:
         raise UserError(
@@ -91,11 +105,6 @@ def _structures(name: str, task: SegmentConfig, inputs: Inputs, scans: pd.DataFr
             f"one of {', '.join(sorted(known))}"
         )
     return sorted(task.structures)
-
-
-def _names(volume: str) -> dict[int, str]:
-    path = label_map_of(Path(volume))
-    return {} if path is None else read_names(path)
 
 
 def _order(seed: int, patient: str) -> str:
@@ -109,45 +118,6 @@ def _remark(task: SegmentConfig, structures: Sequence[str], train: int, test: in
     if left_out := [number for number in task.scans if number > train]:
         told += f" Left out, too few labelled scans: {', '.join(str(number) for number in left_out)}."
     return told + (f" {lacking} scans have no label map." if lacking else "")
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A scan and its structures.
-
-    Attributes:
-        series, patient: whose it is.
-        volume: on the line's grid.
-        classes: uint8 on the same grid, a structure's place in the task's list from 1; 0 for all else.
-    """
-
-    series: str
-    patient: str
-    volume: Volume
-    classes: npt.NDArray[np.uint8]
-
-
-def open_scan(series: str, patient: str, name: str, volume: StoredVolume | Volume, structures: Sequence[str]) -> Scan:
-    """Read a scan with its label map.
-
-    Raises:
-        UserError: it has none, or one of another shape.
-    """
-    path = label_map_of(Path(name))
-    if path is None:
-        raise UserError(f"volume {Path(name).name}: its label map is gone; run `dvc repro` to make it again")
-    found = read_label_map(path)
-    whole = volume.read() if isinstance(volume, StoredVolume) else volume
-    if found.values.shape != whole.hu.shape:
-        raise UserError(
-            f"labels {path.name}: a shape of {found.values.shape} is not allowed: {whole.hu.shape}, the volume's; "
-            "run `dvc repro` to make it again"
-        )
-    numbers = np.zeros(256, dtype=np.uint8)
-    for value, structure in found.names.items():
-        if structure in structures:
-            numbers[value] = structures.index(structure) + 1
-    return Scan(series, patient, whole, numbers[found.values])
 
 
 @dataclass(frozen=True)
@@ -201,7 +171,7 @@ def _learn(
     from components.tasks.decoder import grids_of
 
     config, seed, classes = question.task.decoder, question.config.seed, len(structures) + 1
-    random = sorted(name for name in question.encoders if name.startswith(f"{RANDOM}_"))[: question.task.untrained]
+    random = [f"{RANDOM}_{seed}" for seed in question.config.random_seeds[: question.task.untrained]]
     embed = question.encoders[ENCODER]().config
     grids = grids_of(embed, config)
     ready: list[Labelled] = []
@@ -327,4 +297,13 @@ def _compared(learned: Sequence[Learned]) -> str:
     )
 
 
-KIND = Kind(SegmentConfig, FIGURES, cases, judge, placed=False)
+def _parts(name: str, task: SegmentConfig, scanned: Scanned) -> list[str]:
+    if scanned.sees == "scan" or (task.set == LINE and not scanned.trunk):
+        return []
+    return [part_of(name, number, task.scans[-1]) for number in task.scans]
+
+
+KIND = Kind(
+    SegmentConfig, FIGURES, cases, judge, placed=False, points=lambda _: True, columns=lambda _: {},
+    built_in={LINE: ()}, parts=_parts,
+)  # fmt: skip

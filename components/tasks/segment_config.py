@@ -48,8 +48,8 @@ class SegmentConfig(StageConfig):
     """A block of ``<line>.tasks``: where the structures of a scan are, from few labelled ones.
 
     Attributes:
-        set: ``line``, the line's own evaluation scans that have a label map.
-        structures: names in the label maps; null for all that are annotated as organs.
+        set: a labelled set with masks; or ``line``, the line's own evaluation scans, where they have label maps.
+        structures: names in the label maps; null for all of them, of ``line`` for all that are annotated as organs.
         scans: numbers of labelled training scans, ascending; the figures of the task are those of the last, the others
             become its parts.
         test_scans: so many patients of the test side, a random choice of them; all where they are fewer.
@@ -59,7 +59,7 @@ class SegmentConfig(StageConfig):
     """
 
     kind: Literal["segment"]
-    set: Literal["line"]
+    set: Annotated[str, Field(min_length=1)]
     structures: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, max_length=250)] | None
     scans: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], Field(min_length=1, max_length=8)]
     test_scans: Annotated[int, Field(ge=2, le=10_000)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import nibabel as nib
@@ -17,9 +17,7 @@ from matplotlib.figure import Figure
 from components.ct.store import Volume
 from components.tasks.pictures import STYLE
 from components.tasks.scores import ENCODER, RANDOM
-
-if TYPE_CHECKING:
-    from components.tasks.segment import Scan
+from components.tasks.segment_scans import Scan
 
 SCRATCH = "scratch"
 METHODS = {

@@ -24,7 +24,8 @@ from components.tasks import decoder, dense
 from components.tasks.config import EvaluateConfig
 from components.tasks.features import Features, Volumes
 from components.tasks.interface import Outcome, Question
-from components.tasks.segment import KIND, cases, judge, open_scan
+from components.tasks.segment import KIND, cases, judge
+from components.tasks.segment_scans import open_scan
 from components.tasks.segment_config import SegmentConfig
 from components.tasks.sliding import sliding_window, window_starts
 from components.tasks.table import Inputs
@@ -46,7 +47,7 @@ EMBED = parse(
 CONFIG = parse(
     EvaluateConfig,
     {
-        "selection": None, "device": "cpu", "seed": 5, "random_seeds": [1, 2], "bootstrap": 100, "linear_c": 1.0,
+        "selection": None, "device": "cpu", "pooling": "own", "seed": 5, "random_seeds": [1, 2], "bootstrap": 100, "linear_c": 1.0,
         "neighbours": 3, "minimum_patients": 2, "histogram": {"bins": 8, "low_hu": -1000, "high_hu": 1000},
         "centre_mm": 8.0, "nodule_window_mm": [6.0, 24.0, 24.0], "lidc_nodules": None,
     },
