@@ -1,11 +1,12 @@
-"""Segmentation from the levels of an encoder: training on few scans, and the labels of a whole scan.
+"""Training of kind ``segment``: a decoder on frozen levels of few scans, or encoder and decoder together.
 
-On frozen levels the decoder is trained on single voxels, thousands of them at a time; from scratch, encoder and decoder
-are trained together on crops.
+On frozen levels the decoder is trained on single voxels, thousands of them at a time; together, they are trained on
+crops.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,18 +16,14 @@ import numpy.typing as npt
 import torch
 from monai.losses.dice import DiceCELoss
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.ct.store import AIR_HU, Int16Array
+from components.ct.store import Int16Array
 from components.models.build import build_encoder
-from components.models.config import SegResConfig
+from components.models.decoder import Grids, Triple, UInt8Array, at_finest
 from components.models.embed import EmbedConfig, Embedder
-from components.models.intensity import BODY_HU, apply_windows
-from components.models.segres import SegRes
-from components.tasks.decoder import Decoder, Grids, Triple, UInt8Array, at_finest, enlarged, grids_of
+from components.models.segmenter import Segmenter, image_of
 from components.tasks.segment_config import DecoderConfig
-from components.tasks.sliding import sliding_window
 
 WEIGHT_DECAY = 1e-4
 
@@ -44,28 +41,6 @@ class Labelled:
     image: Tensor
     target: UInt8Array
     cells: list[npt.NDArray[np.intp]]
-
-
-@dataclass(frozen=True)
-class Image:
-    """A volume as the encoder sees it: averaged, windowed, filled up with air to a multiple of the coarsest voxel.
-
-    Attributes:
-        values: (1, C, D, H, W).
-        body: (D, H, W), what is denser than air and lung.
-    """
-
-    values: Tensor
-    body: Tensor
-
-
-def image_of(hu: Int16Array, embed: EmbedConfig, grids: Grids) -> Image:
-    """What the encoder sees of a volume."""
-    wanted = [n * grids.coarsest * k for n, k in zip(grids.cells(hu.shape), grids.averaged, strict=True)]
-    border = [(0, n - k) for n, k in zip(wanted, hu.shape, strict=True)]
-    filled = torch.from_numpy(np.pad(hu, border, constant_values=AIR_HU)).float()
-    averaged = functional.avg_pool3d(filled[None, None], grids.averaged)[:, 0]
-    return Image(apply_windows(averaged, embed.input.windows), averaged[0] > BODY_HU)
 
 
 def labelled(hu: Int16Array, classes: UInt8Array, embed: EmbedConfig, grids: Grids) -> Labelled:
@@ -147,25 +122,24 @@ def _cut(array: Tensor, place: Place, fold: int) -> Tensor:
     return array[(slice(None), slice(None), *box)]
 
 
-class Segmenter:
-    """A decoder on an encoder: frozen, or trained with it."""
+class Learner(Segmenter):
+    """A segmenter that is trained."""
 
-    def __init__(self, encoder: SegRes, embed: EmbedConfig, config: DecoderConfig, classes: int, seed: int) -> None:
+    config: DecoderConfig
+
+    def __init__(self, embedder: Embedder, config: DecoderConfig, classes: int, seed: int) -> None:
         """``classes``: background included. ``seed``: of the decoder's initial weights."""
-        assert isinstance(embed.encoder, SegResConfig)
-        self.encoder, self.embed, self.config = encoder, embed, config
-        self.grids = grids_of(embed, config)
-        self.device = next(encoder.parameters()).device
-        channels = [embed.encoder.init_filters * 2**level for level in range(config.finest, self.grids.levels)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.decoder = Decoder(channels, config.width, config.dropout, classes).to(self.device)
+            super().__init__(embedder.encoder, embedder.config, config, classes, config.dropout)
         self._loss = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+        self._seed = seed
 
-    def levels(self, image: Tensor) -> list[Tensor]:
-        """What the decoder sees of an input, without gradients."""
-        with torch.no_grad():
-            return self.encoder.levels(image.to(self.device))[self.config.finest :]
+    @classmethod
+    def from_scratch(cls, beside: Learner, classes: int, seed: int) -> Learner:
+        """The same network with fresh weights."""
+        encoder = build_encoder(beside.embed.encoder, beside.embed.input, seed)
+        return cls(Embedder(encoder, beside.embed, str(beside.device)), beside.config, classes, seed)
 
     def counted_levels(self, image: Tensor) -> tuple[list[Tensor], int]:
         """:meth:`levels`, and the floating-point operations of its convolutions and products, as torch counts them."""
@@ -173,15 +147,14 @@ class Segmenter:
             levels = self.levels(image)
         return levels, int(counter.get_total_flops())
 
-    def fit(self, scans: Sequence[Labelled], levels: Sequence[Sequence[Tensor]], seed: int) -> int:
+    def fit(self, scans: Sequence[Labelled], levels: Sequence[Sequence[Tensor]]) -> int:
         """Train the decoder on frozen levels; returns the operations of its steps.
 
         Args:
             scans: that are trained on.
             levels: of each.
-            seed: of the voxels.
         """
-        rng = _generator("voxels", seed)
+        rng = _generator("voxels", self._seed)
         for number, lift in enumerate(self.decoder.lifts):
             lift.standardise([of[number] for of in levels])
         parts, targets = [], []
@@ -194,18 +167,26 @@ class Segmenter:
         target = torch.cat(targets).long().to(self.device)
 
         def step() -> Tensor:
-            drawn = torch.from_numpy(rng.integers(len(target), size=min(self.config.batch, len(target)))).to(
-                self.device
-            )
+            drawn = torch.from_numpy(rng.integers(len(target), size=min(self.config.batch, len(target))))
+            drawn = drawn.to(self.device)
             logits = self.decoder.of_voxels([level[drawn] for level in together])
             loss: Tensor = self._loss(logits.T[None], target[drawn][None, None])
             return loss
 
-        return self._train(self.decoder, step, lambda first: self.config.steps, seed)[1]
+        rates = [(self.decoder, self.config.learning_rate)]
+        return self._train(rates, step, lambda _: self.config.steps)[1]
 
-    def fit_whole(self, scans: Sequence[Labelled], operations: int, seed: int) -> int:
-        """Train encoder and decoder together with at most ``operations``, at least one step; returns the steps."""
-        draw = drawn_places(scans, self.grids, self.config, _generator("crops", seed))
+    def fit_whole(self, scans: Sequence[Labelled], count: Callable[[int], int], encoder_rate: float) -> int:
+        """Train encoder and decoder together, from the weights that they have; returns the steps.
+
+        Batch norms' statistics are those of the training scans as a whole in the end: those of few crops are not yet.
+
+        Args:
+            scans: that are trained on.
+            count: from the operations of a step to how many there are.
+            encoder_rate: the highest learning rate of the encoder's weights.
+        """
+        draw = drawn_places(scans, self.grids, self.config, _generator("crops", self._seed))
         fold = 2 ** (self.grids.levels - 1 - self.config.finest)
 
         def step() -> Tensor:
@@ -217,87 +198,55 @@ class Segmenter:
             return loss
 
         self.encoder.train().requires_grad_(True)
-        steps, _ = self._train(
-            nn.ModuleList([self.encoder, self.decoder]), step, lambda first: max(1, operations // first), seed
-        )
+        rates = [(self.encoder, encoder_rate), (self.decoder, self.config.learning_rate)]
+        steps = self._train(rates, step, count)[0]
+        self._settle(scans)
         self.encoder.eval().requires_grad_(False)
         return steps
 
+    def fine_tuned(self, scans: Sequence[Labelled], steps: int, encoder_rate: float) -> Learner:
+        """A copy that goes on from here with encoder and decoder together (arXiv 2202.10054: the decoder first)."""
+        tuned = copy.deepcopy(self)
+        tuned.fit_whole(scans, lambda _: steps, encoder_rate)
+        return tuned
+
+    def _settle(self, scans: Sequence[Labelled]) -> None:
+        norms = [module for module in self.encoder.modules() if isinstance(module, nn.BatchNorm3d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over what is seen
+        for scan in scans:
+            self.levels(scan.image)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
     def _train(
-        self, trained: nn.Module, step: Callable[[], Tensor], count: Callable[[int], int], seed: int
+        self, rates: Sequence[tuple[nn.Module, float]], step: Callable[[], Tensor], count: Callable[[int], int]
     ) -> tuple[int, int]:
         """Steps, and their operations; the caller's random numbers are left as they were.
 
         Args:
-            trained: whose weights move.
+            rates: whose weights move, and the highest learning rate of each.
             step: the loss of the next crops or voxels.
             count: from the operations of a step to how many there are.
-            seed: of dropout.
         """
-        trained.train()
+        self.decoder.train()
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            steps, operations = self._steps(trained, step, count)
-        trained.eval()
-        return steps, operations
-
-    def _steps(self, trained: nn.Module, step: Callable[[], Tensor], count: Callable[[int], int]) -> tuple[int, int]:
-        with FlopCounterMode(display=False) as counter:
-            torch.autograd.backward(step())  # to count; its gradients are not used
-        trained.zero_grad(set_to_none=True)
-        of_one = int(counter.get_total_flops())
-        steps = count(of_one)
-        rate = self.config.learning_rate
-        optimiser = torch.optim.AdamW(trained.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=max(2, steps))
-        for _ in range(steps):
-            torch.autograd.backward(step())
-            optimiser.step()
-            schedule.step()
+            torch.manual_seed(self._seed)
+            with FlopCounterMode(display=False) as counter:
+                torch.autograd.backward(step())  # to count; its gradients are not used
+            of_one = int(counter.get_total_flops())
+            steps = count(of_one)
+            groups = [{"params": list(module.parameters()), "lr": rate} for module, rate in rates]
+            optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+            highest = [rate for _, rate in rates]
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, highest, total_steps=max(2, steps))
             optimiser.zero_grad(set_to_none=True)
+            for _ in range(steps):
+                torch.autograd.backward(step())
+                optimiser.step()
+                schedule.step()
+                optimiser.zero_grad(set_to_none=True)
+        self.decoder.eval()
         return steps, steps * of_one
-
-    def label(self, levels: Sequence[Tensor] | None, image: Image, shape: Sequence[int]) -> UInt8Array:
-        """Classes on the volume's grid, uint8 ``shape``.
-
-        Args:
-            levels: of the whole image; None: it is seen window by window.
-            image: as :func:`image_of` gives it.
-            shape: of the volume.
-        """
-        with torch.no_grad():
-            if levels is not None:
-                return enlarged(self.decoder(levels)[0].cpu(), self.grids, shape)
-            fold = 2**self.config.finest
-
-            def predict(window: Tensor) -> Tensor:
-                logits: Tensor = self.decoder(self.levels(window))
-                return logits.cpu()
-
-            sides = _multiple(self.config.window_vox, self.grids.coarsest)
-            logits = sliding_window(
-                image.values, sides, self.config.overlap, fold, self.grids.coarsest, predict, image.body
-            )
-            return enlarged(logits, self.grids, shape)
-
-    def fits(self, image: Image) -> bool:
-        """Whether an input is seen as a whole."""
-        return all(n <= k for n, k in zip(image.values.shape[2:], self.config.window_vox, strict=True))
-
-
-def _multiple(sides: Triple, of: int) -> Triple:
-    a, b, c = (max(of, side // of * of) for side in sides)
-    return a, b, c
-
-
-def frozen(embedder: Embedder, config: DecoderConfig, classes: int, seed: int) -> Segmenter:
-    """A decoder on an encoder that stays as it is."""
-    assert isinstance(embedder.encoder, SegRes)
-    return Segmenter(embedder.encoder, embedder.config, config, classes, seed)
-
-
-def from_scratch(beside: Segmenter, classes: int, seed: int) -> Segmenter:
-    """The same network with fresh weights."""
-    encoder = build_encoder(beside.embed.encoder, beside.embed.input, seed).to(beside.device)
-    assert isinstance(encoder, SegRes)
-    return Segmenter(encoder, beside.embed, beside.config, classes, seed)

@@ -23,13 +23,14 @@ from components.errors import UserError
 from components.files import read_json
 from components.tasks.config import LINE
 from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned
-from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score, per_case
+from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score, per_case, task_metrics
 from components.tasks.segment_config import SegmentConfig
 from components.tasks.segment_scans import Scan, open_scan
 from components.tasks.table import Built, Inputs, none_built, task_table
 
 if TYPE_CHECKING:
-    from components.tasks.dense import Labelled, Segmenter
+    from components.models.segment_head import SegmentHead
+    from components.tasks.dense import Labelled, Learner
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ FIGURES = {
 OF_PARTS = ("dice", "volume_error")  # with fewer labelled scans; surfaces take as long as the encoder
 LEAST_TESTED = 2  # patients; of one there is no interval
 ORGAN = "organ"
+POOR = 0.7  # Dice of a structure, below which its head says so
 
 
 def cases(name: str, task: SegmentConfig, inputs: Inputs) -> Built:
@@ -122,11 +124,19 @@ def _remark(task: SegmentConfig, structures: Sequence[str], train: int, test: in
 
 @dataclass(frozen=True)
 class Learned:
-    """A method with what it learned from so many scans."""
+    """A method with what it learned from so many scans.
+
+    Attributes:
+        method: ``encoder``, ``random_<seed>`` or ``scratch``.
+        tuned: whether the encoder's weights were trained, after its decoder's.
+        scans: how many.
+        learner: trained.
+    """
 
     method: str
+    tuned: bool
     scans: int
-    segmenter: Segmenter
+    learner: Learner
 
 
 def judge(question: Question) -> Outcome:
@@ -138,17 +148,24 @@ def judge(question: Question) -> Outcome:
     train, test = (_scans_of(question, side) for side in ("train", "test"))
     numbers = [number for number in question.task.scans if number <= len(train)]
     with fixed_threads():
-        learned, missing = _learn(question, train, numbers, structures)
+        learned, missing = _learn(question, train[: numbers[-1]], numbers, structures)
         tables, slices = [], []
         for row in test:
             scan = _open(question, row, structures)
-            found, predicted = _judged(scan, learned, numbers[-1], structures, question.task.tolerance_mm)
+            found, predicted = _judged(scan, learned, structures, question.task.tolerance_mm)
             tables.append(found)
             slices.append(shown(scan, predicted))
     table = pd.concat(tables, ignore_index=True)
-    scores = [score for number in numbers for score in _scores(question, table, number, numbers[-1])]
-    remarks = {question.name: " ".join(filter(None, [_compared(learned), missing]))}
-    return Outcome(scores, _cases(question, table, numbers[-1]), pictures(table, slices, structures), remarks)
+    parts = [
+        _part(question, rows, part_of(question.name, bool(tuned), int(scans), numbers[-1]))
+        for (tuned, scans), rows in table.groupby(["tuned", "scans"], sort=True)
+    ]
+    scores = [score for of, _ in parts for score in of]
+    remarks = {question.name: " ".join(filter(None, [_compared(learned, scores, question.name), missing]))}
+    frozen = table[~table["tuned"]]
+    drawn, found = pictures(frozen, slices, structures), pd.concat([of for _, of in parts], ignore_index=True)
+    heads = {question.name: _head(question, learned, scores, frozen, structures)} if question.task.serve else {}
+    return Outcome(scores, found, drawn, remarks, heads)
 
 
 def _scans_of(question: Question, side: str) -> list[dict[str, str]]:
@@ -167,51 +184,58 @@ def _learn(
 ) -> tuple[list[Learned], str]:
     """All methods with each number of scans, and what to say of structures that are in none of these."""
     from components.models.embed import check_grid
+    from components.models.segmenter import grids_of
     from components.tasks import dense
-    from components.tasks.decoder import grids_of
 
     config, seed, classes = question.task.decoder, question.config.seed, len(structures) + 1
-    random = [f"{RANDOM}_{seed}" for seed in question.config.random_seeds[: question.task.untrained]]
     embed = question.encoders[ENCODER]().config
     grids = grids_of(embed, config)
     ready: list[Labelled] = []
     there: set[int] = set()
-    for row in rows[: numbers[-1]]:
+    for row in rows:
         scan = _open(question, row, structures)
         check_grid(scan.volume, embed.input)
         ready.append(dense.labelled(scan.volume.hu, scan.classes, embed, grids))
         there |= set(np.unique(scan.classes).tolist())
     operations: dict[int, int] = {}
-    learned = []
-    for method in [ENCODER, *random]:
+    learned: list[Learned] = []
+    for method in [ENCODER, *_untrained(question)]:
         embedder = question.encoders[method]()
-        segmenters = [dense.frozen(embedder, config, classes, seed) for _ in numbers]
-        seen = [segmenters[0].counted_levels(scan.image) for scan in ready]
+        learners = [dense.Learner(embedder, config, classes, seed) for _ in numbers]
+        seen = [learners[0].counted_levels(scan.image) for scan in ready]
         levels = [of for of, _ in seen]
-        for number, segmenter in zip(numbers, segmenters, strict=True):
-            fitted = segmenter.fit(ready[:number], levels[:number], seed)
+        for number, learner in zip(numbers, learners, strict=True):
+            fitted = learner.fit(ready[:number], levels[:number])
             if method == ENCODER:
                 operations[number] = sum(count for _, count in seen[:number]) + fitted
-            learned.append(Learned(method, number, segmenter))
+            learned.append(Learned(method, False, number, learner))
+            if (tune := question.task.fine_tune) is not None:
+                rate = tune.encoder_rate if method == ENCODER else tune.untrained_rate
+                learned.append(Learned(method, True, number, learner.fine_tuned(ready[:number], tune.steps, rate)))
         log.info("task %s: %s has learned", question.name, method)
     for number in numbers:
-        segmenter = dense.from_scratch(learned[0].segmenter, classes, seed)
-        steps = segmenter.fit_whole(ready[:number], operations[number], seed)
-        log.info("task %s: %s took %d steps for %.3g operations", question.name, SCRATCH, steps, operations[number])
-        learned.append(Learned(SCRATCH, number, segmenter))
+        learner = dense.Learner.from_scratch(learned[0].learner, classes, seed)
+        within = operations[number]
+        steps = learner.fit_whole(ready[:number], lambda one, all_=within: max(1, all_ // one), config.learning_rate)
+        log.info("task %s: %s took %d steps for %.3g operations", question.name, SCRATCH, steps, within)
+        learned.append(Learned(SCRATCH, False, number, learner))
     missing = [name for value, name in enumerate(structures, start=1) if value not in there]
     return learned, f"In no scan that was learned from: {', '.join(missing)}." if missing else ""
 
 
-def _judged(
-    scan: Scan, learned: Sequence[Learned], most: int, structures: Sequence[str], tolerance: float
-) -> tuple[pd.DataFrame, npt.NDArray[np.uint8]]:
-    """A row per method, number of scans and structure; and the encoder's labels with most scans."""
-    from components.figures.segmentation import overlaps
-    from components.tasks import dense
+def _untrained(question: Question) -> list[str]:
+    return [f"{RANDOM}_{seed}" for seed in question.config.random_seeds[: question.task.untrained]]
 
-    first = learned[0].segmenter
-    image = dense.image_of(scan.volume.hu, first.embed, first.grids)
+
+def _judged(
+    scan: Scan, learned: Sequence[Learned], structures: Sequence[str], tolerance: float
+) -> tuple[pd.DataFrame, npt.NDArray[np.uint8]]:
+    """A row per method, number of scans and structure; and the labels of the encoder with most scans, frozen."""
+    from components.figures.segmentation import overlaps
+    from components.models.segmenter import image_of
+
+    first, most = learned[0].learner, max(one.scans for one in learned)
+    image = image_of(scan.volume.hu, first.embed, first.grids)
     diagonal = float(np.linalg.norm(np.multiply(scan.volume.hu.shape, scan.volume.spacing)))
     codes = list(range(1, len(structures) + 1))
     rows: list[dict[str, Any]] = []
@@ -219,19 +243,19 @@ def _judged(
     levels: Any = None
     encoder: Any = None
     for one in learned:
-        if one.segmenter.encoder is not encoder:  # the levels of one are those of all numbers of scans
-            encoder = one.segmenter.encoder
-            levels = one.segmenter.levels(image.values) if one.segmenter.fits(image) else None
-        predicted = one.segmenter.label(levels, image, scan.volume.hu.shape)
-        named = {"series": scan.series, "patient": scan.patient, "method": one.method, "scans": one.scans}
+        if one.learner.encoder is not encoder:  # the levels of one are those of all numbers of scans
+            encoder = one.learner.encoder
+            levels = one.learner.levels(image.values) if one.learner.fits(image) else None
+        predicted = one.learner.label(levels, image, scan.volume.hu.shape)
+        named = {"series": scan.series, "patient": scan.patient, "method": one.method, "tuned": one.tuned,
+                 "scans": one.scans}  # fmt: skip
         if one.scans == most:
-            found = overlaps(predicted, scan.classes, codes, scan.volume.spacing, tolerance)
-            for code, of in found.items():
+            for code, of in overlaps(predicted, scan.classes, codes, scan.volume.spacing, tolerance).items():
                 hd95 = min(of.hd95_mm, diagonal) if not np.isnan(of.hd95_mm) else np.nan  # a miss: all across the scan
                 error = abs(of.volume_error_relative)
                 figures = {"dice": of.dice, "surface_dice": of.surface_dice, "hd95": hd95, "volume_error": error}
                 rows.append({**named, "structure": structures[code - 1], **figures})
-            if one.method == ENCODER:
+            if one.method == ENCODER and not one.tuned:
                 of_encoder = predicted
         else:
             rows += [
@@ -253,57 +277,94 @@ def _volumes(predicted: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], cod
     return {"dice": 2 * both / sum(sizes), "surface_dice": np.nan, "hd95": np.nan, "volume_error": error}
 
 
-def part_of(name: str, number: int, most: int) -> str:
-    """Name of the task, or of its part with fewer labelled scans."""
-    return name if number == most else f"{name}/scans_{number}"
+def part_of(name: str, tuned: bool, number: int, most: int) -> str:
+    """Name of the task, or of its part with the encoder fine-tuned, or with fewer labelled scans."""
+    return name + ("/fine_tuned" if tuned else "") + (f"/scans_{number}" if number < most else "")
 
 
-def _scores(question: Question, table: pd.DataFrame, number: int, most: int) -> list[Score]:
-    """Means over patients of the mean over the structures of each scan."""
+def _part(question: Question, table: pd.DataFrame, part: str) -> tuple[list[Score], pd.DataFrame]:
+    """Means over patients of the mean over the structures of each scan; and what they are computed from."""
     from components.figures.averages import mean_of_cases
     from components.figures.resampling import draws, sample_of
 
-    names = list(FIGURES) if number == most else list(OF_PARTS)
-    scores = []
-    for method, rows in table[table["scans"] == number].groupby("method", sort=True):
-        of_scans = rows.assign(**rows[names].round(DIGITS)).groupby("patient", sort=True)[names].mean()
+    names = list(FIGURES) if table["surface_dice"].notna().any() else list(OF_PARTS)
+    scores, cases_ = [], []
+    for method, rows in table.groupby("method", sort=True):
+        rounded = rows.assign(**rows[names].round(DIGITS), case=rows["series"] + "/" + rows["structure"])
+        of_scans = rounded.groupby("patient", sort=True)[names].mean()
         patients = [str(patient) for patient in of_scans.index]
         weights = draws(patients, question.config.bootstrap, question.config.seed).weights(patients)
-        sample, part = sample_of(patients), part_of(question.name, number, most)
         for figure in names:
             values = of_scans[figure].to_numpy(dtype=np.float64)
-            scores.append(Score(part, str(method), figure, mean_of_cases(values, weights), len(patients), sample))
-    return scores
+            means = mean_of_cases(values, weights)
+            scores.append(Score(part, str(method), figure, means, len(patients), sample_of(patients)))
+            named = rounded.assign(label=rounded["structure"])
+            each = rounded[figure].to_numpy(dtype=np.float64)[:, None]
+            cases_.append(per_case(named, part, str(method), figure, ["value"], each))
+    return scores, pd.concat(cases_, ignore_index=True)
 
 
-def _cases(question: Question, table: pd.DataFrame, most: int) -> pd.DataFrame:
-    parts = []
-    for keys, rows in table.groupby(["method", "scans"], sort=True):
-        method, number = str(keys[0]), int(str(keys[1]))
-        named = rows.assign(case=rows["series"] + "/" + rows["structure"], label=rows["structure"])
-        for figure in FIGURES if number == most else OF_PARTS:
-            values = np.round(named[figure].to_numpy(dtype=np.float64), DIGITS)[:, None]
-            part = part_of(question.name, number, most)
-            parts.append(per_case(named, part, method, figure, ["value"], values))
-    return pd.concat(parts, ignore_index=True)
+def _compared(learned: Sequence[Learned], scores: Sequence[Score], name: str) -> str:
+    from components.figures.resampling import paired
 
-
-def _compared(learned: Sequence[Learned]) -> str:
     untrained = len({one.method for one in learned if one.method.startswith(f"{RANDOM}_")})
+    dice = {score.method: score for score in scores if (score.task, score.figure) == (name, "dice")}
+    gain = paired(dice[ENCODER].replicates, dice[SCRATCH].replicates, dice[ENCODER].sample)
+    low, high = gain.interval()
     return (
         f"Frozen levels and a decoder, beside {untrained} untrained encoders with the same decoder; scratch is the "
         "same network, all weights trained, with as many floating-point operations as the levels of the training "
-        "scans and the decoder's training take. Of a structure that is missed HD95 is the scan's diagonal."
+        f"scans and the decoder's training take: its Dice is {dice[SCRATCH].value:.3f}, less than the encoder's by "
+        f"{gain.value:.3f} [{low:.3f}, {high:.3f}] over the same patients. Of a structure that is missed HD95 is the "
+        "scan's diagonal."
     )
+
+
+def _head(
+    question: Question, learned: Sequence[Learned], scores: Sequence[Score], table: pd.DataFrame, structures: list[str]
+) -> SegmentHead:
+    """The decoder of the encoder with most scans, whose figures are the task's."""
+    from components.models.segment_head import SegmentDescription, SegmentHead
+    from components.models.segmenter import SegmenterConfig
+    from components.tasks.served import SHOWN
+
+    most = max(one.scans for one in learned)
+    ours = next(one for one in learned if one.method == ENCODER and one.scans == most and not one.tuned)
+    figures = task_metrics(scores, FIGURES)[question.name]
+    rows = table[(table["method"] == ENCODER) & (table["scans"] == most)]
+    dice = {str(name): round(float(value), DIGITS) for name, value in rows.groupby("structure")["dice"].mean().items()}
+    poor = [f"{name} {value:.2f}" for name, value in dice.items() if value < POOR]
+    told = [f"It learned from {most} labelled scans and was tested on {table['patient'].nunique()} others."]
+    told += [f"Mean Dice under {POOR:g}: {', '.join(poor)}."] if poor else []
+    if figures["dice"]["difference_low"] <= 0:
+        told.append(f"Its Dice is not clearly above that of untrained encoders, {figures['dice']['random']:.3f}.")
+    told.append("It knows these structures only, and looks for them in whatever it is shown.")
+    description = SegmentDescription(
+        format=1,
+        kind="segment",
+        task=question.name,
+        part=question.name,
+        structures=tuple(structures),
+        segmenter=SegmenterConfig(**{key: getattr(ours.learner.config, key) for key in SegmenterConfig.model_fields}),
+        orientation=ours.learner.embed.input.orientation,
+        spacing_mm=ours.learner.embed.input.spacing_mm,
+        encoder="",
+        figures={name: {key: numbers[key] for key in SHOWN} for name, numbers in figures.items()},
+        dice=dice,
+        patients={"train": most, "test": int(table["patient"].nunique())},
+        limits=tuple(told),
+    )
+    return SegmentHead.of(ours.learner, description)
 
 
 def _parts(name: str, task: SegmentConfig, scanned: Scanned) -> list[str]:
     if scanned.sees == "scan" or (task.set == LINE and not scanned.trunk):
         return []
-    return [part_of(name, number, task.scans[-1]) for number in task.scans]
+    tuned = (False, True) if task.fine_tune is not None else (False,)
+    return [part_of(name, of, number, task.scans[-1]) for of in tuned for number in task.scans]
 
 
 KIND = Kind(
-    SegmentConfig, FIGURES, cases, judge, placed=False, points=lambda _: True, columns=lambda _: {},
+    SegmentConfig, FIGURES, cases, judge, placed=False, columns=lambda _: {},
     built_in={LINE: ()}, parts=_parts,
 )  # fmt: skip

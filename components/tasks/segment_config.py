@@ -6,42 +6,49 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from components.models.segmenter import SegmenterConfig
 from components.settings import StageConfig
 
 Count = Annotated[int, Field(ge=1, le=64)]
 Cells = Annotated[int, Field(ge=1, le=32)]
-Side = Annotated[int, Field(ge=16, le=1024)]
+Steps = Annotated[int, Field(ge=1, le=100_000)]
+Rate = Annotated[float, Field(gt=0, le=1)]
 
 
-class DecoderConfig(StageConfig):
+class DecoderConfig(SegmenterConfig):
     """The decoder, and how it is trained.
 
     Attributes:
-        averaged: voxels that are averaged to one before the encoder sees them: wider context for less work.
-        finest: level of the encoder at which the decoder ends, 0 the finest; labels are interpolated from there.
-        width: hidden channels. dropout: of these.
+        dropout: of its hidden channels.
         voxels: of each training scan that frozen features are trained on.
         batch: voxels of a step.
         steps: of training on frozen features; training from scratch gets as many operations.
-        crops: of a step from scratch.
+        crops: of a step from scratch, or of fine-tuning.
         crop_cells: size of such a crop in voxels of the coarsest level.
         learning_rate: the highest, of AdamW.
-        window_vox: scans larger than that, after averaging, are seen window by window.
-        overlap: of neighbouring windows, as a share of their sides.
     """
 
-    averaged: tuple[Count, Count, Count]
-    finest: Annotated[int, Field(ge=0, le=6)]
-    width: Annotated[int, Field(ge=4, le=512)]
     dropout: Annotated[float, Field(ge=0, le=0.9)]
     voxels: Annotated[int, Field(ge=100, le=10_000_000)]
     batch: Annotated[int, Field(ge=16, le=1_000_000)]
-    steps: Annotated[int, Field(ge=1, le=100_000)]
+    steps: Steps
     crops: Count
     crop_cells: tuple[Cells, Cells, Cells]
-    learning_rate: Annotated[float, Field(gt=0, le=1)]
-    window_vox: tuple[Side, Side, Side]
-    overlap: Annotated[float, Field(ge=0, le=0.75)]
+    learning_rate: Rate
+
+
+class FineTuneConfig(StageConfig):
+    """Encoder and decoder trained together, after the decoder was alone.
+
+    Attributes:
+        steps: the same for the encoder and for untrained ones, which thereby are trained from scratch.
+        encoder_rate: highest learning rate of the encoder's weights.
+        untrained_rate: of the untrained encoders' weights, which have farther to go.
+    """
+
+    steps: Steps
+    encoder_rate: Rate
+    untrained_rate: Rate
 
 
 class SegmentConfig(StageConfig):
@@ -56,6 +63,8 @@ class SegmentConfig(StageConfig):
         untrained: so many of the untrained encoders are compared with.
         tolerance_mm: within which a surface counts as met.
         decoder: see :class:`DecoderConfig`.
+        fine_tune: see :class:`FineTuneConfig`; its figures are those of ``<task>/fine_tuned``. Null: frozen only.
+        serve: whether the decoder goes into the release as a head.
     """
 
     kind: Literal["segment"]
@@ -66,6 +75,8 @@ class SegmentConfig(StageConfig):
     untrained: Annotated[int, Field(ge=2, le=200)]
     tolerance_mm: Annotated[float, Field(ge=0, le=20)]
     decoder: DecoderConfig
+    fine_tune: FineTuneConfig | None
+    serve: bool
 
     @field_validator("structures")
     @classmethod

@@ -18,16 +18,18 @@ from components.ct.labels.stored import LabelMap, label_map_of, write_label_map
 from components.ct.store import StoredVolume, Volume, write_volume
 from components.errors import UserError
 from components.figures.arrays import Array
+from components.models import decoder
 from components.models.embed import EmbedConfig, Embedder, untrained_embedder
+from components.models.segmenter import image_of
+from components.models.sliding import sliding_window, window_starts
 from components.settings import ParamsError, parse
-from components.tasks import decoder, dense
+from components.tasks import dense
 from components.tasks.config import EvaluateConfig
 from components.tasks.features import Features, Volumes
 from components.tasks.interface import Outcome, Question
 from components.tasks.segment import KIND, cases, judge
-from components.tasks.segment_scans import open_scan
 from components.tasks.segment_config import SegmentConfig
-from components.tasks.sliding import sliding_window, window_starts
+from components.tasks.segment_scans import open_scan
 from components.tasks.table import Inputs
 
 SHAPE = (12, 48, 52)
@@ -47,7 +49,8 @@ EMBED = parse(
 CONFIG = parse(
     EvaluateConfig,
     {
-        "selection": None, "device": "cpu", "pooling": "own", "seed": 5, "random_seeds": [1, 2], "bootstrap": 100, "linear_c": 1.0,
+        "selection": None, "device": "cpu", "pooling": "own", "seed": 5, "random_seeds": [1, 2],
+        "bootstrap": 100, "linear_c": 1.0,
         "neighbours": 3, "minimum_patients": 2, "histogram": {"bins": 8, "low_hu": -1000, "high_hu": 1000},
         "centre_mm": 8.0, "nodule_window_mm": [6.0, 24.0, 24.0], "lidc_nodules": None,
     },
@@ -74,6 +77,7 @@ def task(**changes: object) -> SegmentConfig:
     block: dict[str, object] = {
         "kind": "segment", "set": "line", "structures": ["liver", "kidney_left"], "scans": [1, 3], "test_scans": 3,
         "untrained": 2, "tolerance_mm": 2.0, "decoder": DECODER,
+        "fine_tune": None, "serve": False,
     }  # fmt: skip
     return parse(SegmentConfig, block | changes, "wholebody.tasks.organs")
 
@@ -216,10 +220,10 @@ def test_dice_is_monais(judged: tuple[Question, Outcome]) -> None:
     asked, _ = judged
     row = asked.rows[asked.rows["split"] == "test"].iloc[0]
     found = open_scan("s", "p", row["volume"], asked.volumes.open(row["volume"]), ["kidney_left", "liver"])
-    segmenter = dense.frozen(untrained_embedder(EMBED, 9), asked.task.decoder, 3, 5)
+    segmenter = dense.Learner(untrained_embedder(EMBED, 9), asked.task.decoder, 3, 5)
     scan_ = dense.labelled(found.volume.hu, found.classes, EMBED, segmenter.grids)
-    segmenter.fit([scan_], [segmenter.levels(scan_.image)], 5)
-    image = dense.image_of(found.volume.hu, EMBED, segmenter.grids)
+    segmenter.fit([scan_], [segmenter.levels(scan_.image)])
+    image = image_of(found.volume.hu, EMBED, segmenter.grids)
     predicted = segmenter.label(segmenter.levels(image.values), image, found.volume.hu.shape)
     from components.figures.segmentation import overlaps
 
@@ -237,13 +241,13 @@ def test_windows_give_what_the_whole_gives(judged: tuple[Question, Outcome]) -> 
     asked, _ = judged
     row = asked.rows[asked.rows["split"] == "test"].iloc[0]
     found = open_scan("s", "p", row["volume"], asked.volumes.open(row["volume"]), ["kidney_left", "liver"])
-    whole = dense.frozen(untrained_embedder(EMBED, 9), asked.task.decoder, 3, 5)
+    whole = dense.Learner(untrained_embedder(EMBED, 9), asked.task.decoder, 3, 5)
     ready = dense.labelled(found.volume.hu, found.classes, EMBED, whole.grids)
-    whole.fit([ready], [whole.levels(ready.image)], 5)
-    image = dense.image_of(found.volume.hu, EMBED, whole.grids)
+    whole.fit([ready], [whole.levels(ready.image)])
+    image = image_of(found.volume.hu, EMBED, whole.grids)
     assert whole.fits(image)
     small = asked.task.decoder.model_copy(update={"window_vox": (12, 16, 16)})
-    parts = dense.frozen(untrained_embedder(EMBED, 9), small, 3, 5)
+    parts = dense.Learner(untrained_embedder(EMBED, 9), small, 3, 5)
     parts.decoder = whole.decoder
     assert not parts.fits(image)
     expected = whole.label(whole.levels(image.values), image, found.volume.hu.shape)

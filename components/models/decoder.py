@@ -16,11 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.errors import UserError
-from components.models.config import SegResConfig
-from components.models.embed import EmbedConfig
-from components.tasks.segment_config import DecoderConfig
-
 Triple = tuple[int, int, int]
 UInt8Array = npt.NDArray[np.uint8]
 SLAB = 16  # slices that are enlarged at a time, so that memory does not grow with the scan
@@ -58,16 +53,6 @@ class Grids:
         return places
 
 
-def grids_of(embed: EmbedConfig, config: DecoderConfig) -> Grids:
-    """Raises UserError where the encoder has no such levels."""
-    if not isinstance(embed.encoder, SegResConfig):
-        raise UserError(f"segment: encoder {embed.encoder.kind!r} is not allowed: segres")
-    count = len(embed.encoder.blocks_down)
-    if config.finest >= count:
-        raise UserError(f"segment: decoder.finest {config.finest} is not allowed: below {count}, the encoder's levels")
-    return Grids(config.averaged, config.finest, count)
-
-
 class Lift(nn.Module):
     """One level to the decoder's hidden channels, each of its own channels standardised before."""
 
@@ -82,7 +67,7 @@ class Lift(nn.Module):
 
     def standardise(self, levels: Sequence[Tensor]) -> None:
         """From now on mean 0 and standard deviation 1 over these (1, C, d, h, w); before, channels are as they are."""
-        values_CN = torch.cat([level.flatten(2)[0] for level in levels], dim=1)
+        values_CN = torch.cat([level[0].flatten(1) for level in levels], dim=1)
         self.mean, self.scale = values_CN.mean(dim=1), 1 / values_CN.std(dim=1).clamp(min=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
