@@ -31,6 +31,7 @@ MODULES = {
     "set": ("flows.sets", "Labelled scans of your own: every release is evaluated on them."),
     "volume": ("flows.volumes", "Look at one volume: facts, labels, three planes as PNG, export to NIfTI."),
     "classify": ("flows.classify", "What the heads of a release answer for one scan, without a server."),
+    "segment": ("flows.segment", "The structures of one scan by the release's decoder, as NIfTI, without a server."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "import-weights": (
         "flows.champion",

@@ -148,9 +148,7 @@ class Head:
         return cls(description, Linear(**{name: tensor.astype(np.float64) for name, tensor in tensors.items()}))
 
 
-def write_head_files(
-    folder: Path, tensors: Mapping[str, npt.NDArray[np.floating]], description: StageConfig
-) -> None:
+def write_head_files(folder: Path, tensors: Mapping[str, npt.NDArray[np.floating]], description: StageConfig) -> None:
     """Write a head of any kind; equal heads give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / HEAD_WEIGHTS) as temporary:

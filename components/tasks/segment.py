@@ -332,7 +332,8 @@ def _head(
     ours = next(one for one in learned if one.method == ENCODER and one.scans == most and not one.tuned)
     figures = task_metrics(scores, FIGURES)[question.name]
     rows = table[(table["method"] == ENCODER) & (table["scans"] == most)]
-    dice = {str(name): round(float(value), DIGITS) for name, value in rows.groupby("structure")["dice"].mean().items()}
+    means = rows.groupby("structure")["dice"].mean().dropna()
+    dice = {str(name): round(float(value), DIGITS) for name, value in means.items()}
     poor = [f"{name} {value:.2f}" for name, value in dice.items() if value < POOR]
     told = [f"It learned from {most} labelled scans and was tested on {table['patient'].nunique()} others."]
     told += [f"Mean Dice under {POOR:g}: {', '.join(poor)}."] if poor else []

@@ -14,19 +14,23 @@ from monai.inferers.utils import sliding_window_inference
 from monai.metrics.meandice import DiceMetric
 
 from components.ct.grid import GridConfig
-from components.ct.labels.stored import LabelMap, label_map_of, write_label_map
+from components.ct.labels.stored import LabelMap, label_map_of, read_label_map, write_label_map
 from components.ct.store import StoredVolume, Volume, write_volume
 from components.errors import UserError
+from components.evaluate.task import write_head
 from components.figures.arrays import Array
+from components.files import sha256_file
 from components.models import decoder
 from components.models.embed import EmbedConfig, Embedder, untrained_embedder
+from components.models.heads import load_heads
+from components.models.segment_head import SegmentHead, load_segment_heads
 from components.models.segmenter import image_of
 from components.models.sliding import sliding_window, window_starts
 from components.settings import ParamsError, parse
 from components.tasks import dense
 from components.tasks.config import EvaluateConfig
 from components.tasks.features import Features, Volumes
-from components.tasks.interface import Outcome, Question
+from components.tasks.interface import Outcome, Question, Scanned
 from components.tasks.segment import KIND, cases, judge
 from components.tasks.segment_config import SegmentConfig
 from components.tasks.segment_scans import open_scan
@@ -77,7 +81,7 @@ def task(**changes: object) -> SegmentConfig:
     block: dict[str, object] = {
         "kind": "segment", "set": "line", "structures": ["liver", "kidney_left"], "scans": [1, 3], "test_scans": 3,
         "untrained": 2, "tolerance_mm": 2.0, "decoder": DECODER,
-        "fine_tune": None, "serve": False,
+        "fine_tune": None, "serve": True,
     }  # fmt: skip
     return parse(SegmentConfig, block | changes, "wholebody.tasks.organs")
 
@@ -300,3 +304,72 @@ def test_single_voxels_are_answered_as_the_whole_is() -> None:
     voxels = network.of_voxels([level[0].flatten(1).T for level in decoder.at_finest(levels)])
     torch.testing.assert_close(voxels, whole, atol=1e-5, rtol=1e-5)
     assert {name for name, _ in network.named_parameters()} >= {"last.weight"}
+
+
+def test_a_decoder_is_released_read_again_and_labels_as_it_did(
+    judged: tuple[Question, Outcome], tmp_path: Path
+) -> None:
+    asked, outcome = judged
+    head = outcome.heads["organs"]
+    assert isinstance(head, SegmentHead)
+    embedder = untrained_embedder(EMBED, 9)
+    embedder.save(tmp_path)
+    write_head(tmp_path / "heads" / "organs", head, sha256_file(tmp_path / "encoder.safetensors"))
+    (part, again), = load_segment_heads(tmp_path).items()  # fmt: skip
+    told = again.description
+    assert (part, told.structures, told.patients) == ("organs", ("kidney_left", "liver"), {"train": 3, "test": 3})
+    assert set(told.dice) == set(told.structures)
+    assert told.figures["dice"]["value"] > 0.8
+    assert load_heads(tmp_path) == {}, "it classifies nothing"
+    row = asked.rows[asked.rows["split"] == "test"].iloc[0]
+    found = open_scan("s", "p", row["volume"], asked.volumes.open(row["volume"]), ["kidney_left", "liver"])
+    labels = again.on(embedder, tmp_path).segment(found.volume.hu)
+    dice = [
+        2 * int(((labels == code) & (found.classes == code)).sum())
+        / int((labels == code).sum() + (found.classes == code).sum())
+        for code in (1, 2)
+    ]  # fmt: skip
+    series = row["case"].split("/")[0]
+    cases_ = outcome.cases.query("task == 'organs' and method == 'encoder' and probe == 'dice'")
+    of_scan = cases_[cases_["case"].str.startswith(series)].sort_values("case")["score"].tolist()
+    assert dice == pytest.approx(of_scan, abs=1e-6)
+    untrained_embedder(EMBED, 1).save(tmp_path)
+    with pytest.raises(UserError, match="head organs: was fitted on encoder"):
+        load_segment_heads(tmp_path)
+
+
+def test_fine_tuning_goes_on_from_the_frozen_decoder_and_from_scratch_beside_it(tmp_path: Path) -> None:
+    tuned = {"steps": 6, "encoder_rate": 1e-3, "untrained_rate": 1e-2}
+    outcome = judge(question(inputs(tmp_path, train=1, test=2), task(scans=[1], fine_tune=tuned, serve=False)))
+    values = {(score.task, score.method): score.value for score in outcome.scores if score.figure == "dice"}
+    assert {method for name, method in values if name == "organs/fine_tuned"} == {"encoder", "random_1", "random_2"}
+    assert values["organs/fine_tuned", "encoder"] > 0.7
+    assert values["organs/fine_tuned", "encoder"] != values["organs", "encoder"]
+    assert KIND.parts("organs", task(fine_tune=tuned), Scanned(True, "crop", False, False)) == [
+        "organs/scans_1", "organs", "organs/fine_tuned/scans_1", "organs/fine_tuned",
+    ]  # fmt: skip
+
+
+def test_a_lesion_belongs_to_its_organ(tmp_path: Path) -> None:
+    path = scan(tmp_path, "s1", 1)
+    labels = label_map_of(path)
+    assert labels is not None
+    before = open_scan("s1", "p1", str(path), StoredVolume(path), ["kidney_left", "liver"]).classes
+    values = read_label_map(labels).values
+    inside = np.argwhere(before == 2)[len(np.argwhere(before == 2)) // 2]
+    values[tuple(inside)] = 9
+    write_label_map(labels, LabelMap(values, NAMES | {9: "lesion_liver"}), affine())
+    after = open_scan("s1", "p1", str(path), StoredVolume(path), ["kidney_left", "liver"]).classes
+    np.testing.assert_array_equal(after, before)
+
+
+def test_a_labelled_set_with_masks_is_segmented_by_its_own_split(tmp_path: Path) -> None:
+    of = inputs(tmp_path)
+    rows = of.curated[["series", "patient", "split"]].assign(set="ours", row=0)
+    elsewhere = of.curated.assign(role="labelled", split="held_out")
+    labelled = Inputs("wholebody", "crop", elsewhere, of.annotations, CONFIG, GRID, rows)
+    built = cases("organs", task(set="ours", structures=None), labelled)
+    assert built.table.groupby("split")["patient"].nunique().to_dict() == {"test": 3, "train": 3}
+    assert sorted(built.table["label"].unique()) == ["body", "kidney_left", "liver"]
+    none = cases("organs", task(set="other"), labelled)
+    assert none.not_evaluated["organs"] == "none of the 0 accepted scans of other has a label map"
