@@ -173,18 +173,17 @@ class Learner(Segmenter):
             loss: Tensor = self._loss(logits.T[None], target[drawn][None, None])
             return loss
 
-        rates = [(self.decoder, self.config.learning_rate)]
-        return self._train(rates, step, lambda _: self.config.steps)[1]
+        return self._train(self.decoder, step, lambda _: self.config.steps, self.config.learning_rate)[1]
 
-    def fit_whole(self, scans: Sequence[Labelled], count: Callable[[int], int], encoder_rate: float) -> int:
+    def fit_whole(self, scans: Sequence[Labelled], count: Callable[[int], int], rate: float, norms: bool) -> int:
         """Train encoder and decoder together, from the weights that they have; returns the steps.
-
-        Batch norms' statistics are those of the training scans as a whole in the end: those of few crops are not yet.
 
         Args:
             scans: that are trained on.
             count: from the operations of a step to how many there are.
-            encoder_rate: the highest learning rate of the encoder's weights.
+            rate: the highest learning rate.
+            norms: whether batch norms go by each step's crops, and in the end by the training scans as a whole; else
+                they keep their statistics.
         """
         draw = drawn_places(scans, self.grids, self.config, _generator("crops", self._seed))
         fold = 2 ** (self.grids.levels - 1 - self.config.finest)
@@ -197,39 +196,43 @@ class Learner(Segmenter):
             loss: Tensor = self._loss(logits, torch.cat(wanted).long().to(self.device))
             return loss
 
-        self.encoder.train().requires_grad_(True)
-        rates = [(self.encoder, encoder_rate), (self.decoder, self.config.learning_rate)]
-        steps = self._train(rates, step, count)[0]
-        self._settle(scans)
+        self.encoder.train(norms).requires_grad_(True)
+        steps = self._train(nn.ModuleList([self.encoder, self.decoder]), step, count, rate)[0]
         self.encoder.eval().requires_grad_(False)
+        if norms:
+            self.settle(scans)
         return steps
 
-    def fine_tuned(self, scans: Sequence[Labelled], steps: int, encoder_rate: float) -> Learner:
+    def fine_tuned(self, scans: Sequence[Labelled], steps: int, rate: float) -> Learner:
         """A copy that goes on from here with encoder and decoder together (arXiv 2202.10054: the decoder first)."""
         tuned = copy.deepcopy(self)
-        tuned.fit_whole(scans, lambda _: steps, encoder_rate)
+        tuned.fit_whole(scans, lambda _: steps, rate, norms=False)
         return tuned
 
-    def _settle(self, scans: Sequence[Labelled]) -> None:
+    def settle(self, scans: Sequence[Labelled]) -> None:
+        """Give the encoder's batch norms the statistics of these scans."""
         norms = [module for module in self.encoder.modules() if isinstance(module, nn.BatchNorm3d)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over what is seen
+        self.encoder.train()
         for scan in scans:
             self.levels(scan.image)
+        self.encoder.eval()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
     def _train(
-        self, rates: Sequence[tuple[nn.Module, float]], step: Callable[[], Tensor], count: Callable[[int], int]
+        self, trained: nn.Module, step: Callable[[], Tensor], count: Callable[[int], int], rate: float
     ) -> tuple[int, int]:
         """Steps, and their operations; the caller's random numbers are left as they were.
 
         Args:
-            rates: whose weights move, and the highest learning rate of each.
+            trained: whose weights move.
             step: the loss of the next crops or voxels.
             count: from the operations of a step to how many there are.
+            rate: the highest learning rate.
         """
         self.decoder.train()
         with torch.random.fork_rng():
@@ -238,10 +241,8 @@ class Learner(Segmenter):
                 torch.autograd.backward(step())  # to count; its gradients are not used
             of_one = int(counter.get_total_flops())
             steps = count(of_one)
-            groups = [{"params": list(module.parameters()), "lr": rate} for module, rate in rates]
-            optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-            highest = [rate for _, rate in rates]
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, highest, total_steps=max(2, steps))
+            optimiser = torch.optim.AdamW(trained.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=max(2, steps))
             optimiser.zero_grad(set_to_none=True)
             for _ in range(steps):
                 torch.autograd.backward(step())

@@ -7,6 +7,7 @@ decoder's training take together; pretraining, which is done once for all tasks,
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from components.files import read_json
 from components.tasks.config import LINE
 from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned
 from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score, per_case, task_metrics
-from components.tasks.segment_config import SegmentConfig
+from components.tasks.segment_config import FineTuneConfig, SegmentConfig
 from components.tasks.segment_scans import Scan, open_scan
 from components.tasks.table import Built, Inputs, none_built, task_table
 
@@ -209,18 +210,30 @@ def _learn(
             if method == ENCODER:
                 operations[number] = sum(count for _, count in seen[:number]) + fitted
             learned.append(Learned(method, False, number, learner))
-            if (tune := question.task.fine_tune) is not None:
-                rate = tune.encoder_rate if method == ENCODER else tune.untrained_rate
-                learned.append(Learned(method, True, number, learner.fine_tuned(ready[:number], tune.steps, rate)))
+            if question.task.fine_tune is not None:
+                tuned = _fine_tuned(learner, method, question.task.fine_tune, ready[:number])
+                learned.append(Learned(method, True, number, tuned))
         log.info("task %s: %s has learned", question.name, method)
     for number in numbers:
         learner = dense.Learner.from_scratch(learned[0].learner, classes, seed)
         within = operations[number]
-        steps = learner.fit_whole(ready[:number], lambda one, all_=within: max(1, all_ // one), config.learning_rate)
+        steps = learner.fit_whole(
+            ready[:number], lambda one, all_=within: max(1, all_ // one), config.learning_rate, True
+        )
         log.info("task %s: %s took %d steps for %.3g operations", question.name, SCRATCH, steps, within)
         learned.append(Learned(SCRATCH, False, number, learner))
     missing = [name for value, name in enumerate(structures, start=1) if value not in there]
     return learned, f"In no scan that was learned from: {', '.join(missing)}." if missing else ""
+
+
+def _fine_tuned(learner: Learner, method: str, config: FineTuneConfig, scans: Sequence[Labelled]) -> Learner:
+    """Of an untrained encoder, training from scratch: its batch norms know these scans first, and its decoder them."""
+    if method == ENCODER:
+        return learner.fine_tuned(scans, config.steps, config.encoder_rate)
+    settled = copy.deepcopy(learner)
+    settled.settle(scans)
+    settled.fit(scans, [settled.levels(scan.image) for scan in scans])
+    return settled.fine_tuned(scans, config.steps, config.untrained_rate)
 
 
 def _untrained(question: Question) -> list[str]:

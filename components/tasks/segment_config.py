@@ -42,8 +42,8 @@ class FineTuneConfig(StageConfig):
 
     Attributes:
         steps: the same for the encoder and for untrained ones, which thereby are trained from scratch.
-        encoder_rate: highest learning rate of the encoder's weights.
-        untrained_rate: of the untrained encoders' weights, which have farther to go.
+        encoder_rate: highest learning rate of the encoder and its decoder.
+        untrained_rate: of untrained encoders and theirs, which have farther to go.
     """
 
     steps: Steps

@@ -339,7 +339,7 @@ def test_a_decoder_is_released_read_again_and_labels_as_it_did(
 
 
 def test_fine_tuning_goes_on_from_the_frozen_decoder_and_from_scratch_beside_it(tmp_path: Path) -> None:
-    tuned = {"steps": 6, "encoder_rate": 1e-3, "untrained_rate": 1e-2}
+    tuned = {"steps": 6, "encoder_rate": 1e-4, "untrained_rate": 1e-4}
     outcome = judge(question(inputs(tmp_path, train=1, test=2), task(scans=[1], fine_tune=tuned, serve=False)))
     values = {(score.task, score.method): score.value for score in outcome.scores if score.figure == "dice"}
     assert {method for name, method in values if name == "organs/fine_tuned"} == {"encoder", "random_1", "random_2"}
