@@ -1,7 +1,7 @@
 """The decoder of kind ``segment``, and the grids that it lives on.
 
 It classifies each place by what all levels say of it, interpolated there ("hypercolumns", arXiv 1411.5752): a
-perceptron with one hidden layer. Its first layer is linear, as interpolation is, so that a whole scan takes it at each
+perceptron with two hidden layers. The first is linear, as interpolation is, so that a whole scan takes it at each
 level's own grid.
 """
 
@@ -84,25 +84,28 @@ class Decoder(nn.Module):
     """From levels to classes at the finest of them."""
 
     def __init__(self, channels: Sequence[int], width: int, dropout: float, classes: int) -> None:
-        """``channels``: of each level, from fine to coarse. ``width``: hidden channels; ``dropout``: of these."""
+        """``channels``: of each level, from fine to coarse. ``width``: of both hidden layers; ``dropout``: of these."""
         super().__init__()
         self.lifts = [Lift(count, width, number == 0) for number, count in enumerate(channels)]
         self.registered = nn.ModuleList(self.lifts)
         self.dropout = nn.Dropout(dropout)
-        self.last = nn.Linear(width, classes)
+        self.second, self.last = nn.Linear(width, width), nn.Linear(width, classes)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Levels (B, C_i, d, h, w), from fine to coarse, to logits (B, classes, d, h, w) at the first of them."""
         total = self.lifts[-1](levels[-1])
         for level, lift in reversed(list(zip(levels[:-1], self.lifts[:-1], strict=True))):
             total = enlarged_to(level, total) + lift(level)
-        hidden: Tensor = self.dropout(functional.relu(total))
-        return functional.conv3d(hidden, self.last.weight[:, :, None, None, None], self.last.bias)
+        classified: Tensor = self._classified(total.movedim(1, -1)).movedim(-1, 1)
+        return classified
 
     def of_voxels(self, levels: Sequence[Tensor]) -> Tensor:
         """As :meth:`forward`, of single voxels: levels (N, C_i) to logits (N, classes)."""
-        total = torch.stack([lift(level) for level, lift in zip(levels, self.lifts, strict=True)]).sum(dim=0)
-        logits: Tensor = self.last(self.dropout(functional.relu(total)))
+        return self._classified(torch.stack([lift(of) for of, lift in zip(levels, self.lifts, strict=True)]).sum(dim=0))
+
+    def _classified(self, total: Tensor) -> Tensor:
+        hidden = self.dropout(functional.relu(total))
+        logits: Tensor = self.last(self.dropout(functional.relu(self.second(hidden))))
         return logits
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from monai.losses.dice import DiceCELoss
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.ct.store import Int16Array
@@ -23,9 +24,11 @@ from components.models.build import build_encoder
 from components.models.decoder import Grids, Triple, UInt8Array, at_finest
 from components.models.embed import EmbedConfig, Embedder
 from components.models.segmenter import Segmenter, image_of
-from components.tasks.segment_config import DecoderConfig
+from components.tasks.segment_config import DecoderConfig, VariedConfig
 
 WEIGHT_DECAY = 1e-4
+SOFT_HU = (-150, 350)  # of which contrast agent and scanner change the contrast
+HU_RANGE = (-1024, 3071)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,30 @@ def labelled(hu: Int16Array, classes: UInt8Array, embed: EmbedConfig, grids: Gri
     return Labelled(image_of(hu, embed, grids).values, target, there)
 
 
+def with_copies(
+    hu: Int16Array, classes: UInt8Array, config: VariedConfig, seed: str
+) -> Iterator[tuple[Int16Array, UInt8Array]]:
+    """A scan with its classes, then its copies."""
+    yield hu, classes
+    for number in range(config.copies):
+        yield varied(hu, classes, config, _generator(f"copy {number}", seed))
+
+
+def varied(
+    hu: Int16Array, classes: UInt8Array, config: VariedConfig, rng: np.random.Generator
+) -> tuple[Int16Array, UInt8Array]:
+    """A copy of a scan and of its classes: zoomed, with another contrast of soft tissue and more noise."""
+    sides = [max(1, round(n * (1 + rng.uniform(-config.zoom, config.zoom)))) for n in hu.shape]
+    values = functional.interpolate(torch.from_numpy(hu).float()[None, None], size=sides, mode="trilinear")[0, 0]
+    of_voxels = functional.interpolate(torch.from_numpy(classes)[None, None], size=sides, mode="nearest")[0, 0].numpy()
+    soft = values.clamp(*SOFT_HU)
+    factor = 1 + float(rng.uniform(-config.contrast, config.contrast))
+    values += soft * (factor - 1) + float(rng.uniform(-config.shift_hu, config.shift_hu))
+    noise = torch.from_numpy(rng.standard_normal(sides, dtype=np.float32)) * float(rng.uniform(0, config.noise_hu))
+    changed: Int16Array = (values + noise).round().clamp(*HU_RANGE).numpy().astype(np.int16)
+    return changed, of_voxels
+
+
 @dataclass(frozen=True)
 class Place:
     """A crop: of which scan, and its first voxel and sides at the coarsest level."""
@@ -68,7 +95,7 @@ class Place:
     side: Triple
 
 
-def _generator(what: str, seed: int) -> np.random.Generator:
+def _generator(what: str, seed: int | str) -> np.random.Generator:
     return np.random.default_rng(list(hashlib.sha256(f"{what} {seed}".encode()).digest()))
 
 

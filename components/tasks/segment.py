@@ -12,6 +12,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,13 +192,15 @@ def _learn(
     config, seed, classes = question.task.decoder, question.config.seed, len(structures) + 1
     embed = question.encoders[ENCODER]().config
     grids = grids_of(embed, config)
-    ready: list[Labelled] = []
+    ready: list[Labelled] = []  # each scan, and its copies
     there: set[int] = set()
     for row in rows:
         scan = _open(question, row, structures)
         check_grid(scan.volume, embed.input)
-        ready.append(dense.labelled(scan.volume.hu, scan.classes, embed, grids))
+        pairs = dense.with_copies(scan.volume.hu, scan.classes, config.varied, f"{seed} {row['patient']}")
+        ready += [dense.labelled(hu, classes_, embed, grids) for hu, classes_ in pairs]
         there |= set(np.unique(scan.classes).tolist())
+    of_number = {number: number * (1 + config.varied.copies) for number in numbers}
     operations: dict[int, int] = {}
     learned: list[Learned] = []
     for method in [ENCODER, *_untrained(question)]:
@@ -205,25 +208,27 @@ def _learn(
         learners = [dense.Learner(embedder, config, classes, seed) for _ in numbers]
         seen = [learners[0].counted_levels(scan.image) for scan in ready]
         levels = [of for of, _ in seen]
-        for number, learner in zip(numbers, learners, strict=True):
-            fitted = learner.fit(ready[:number], levels[:number])
+        for (number, count), learner in zip(of_number.items(), learners, strict=True):
+            fitted = learner.fit(ready[:count], levels[:count])
             if method == ENCODER:
-                operations[number] = sum(count for _, count in seen[:number]) + fitted
+                operations[number] = sum(of for _, of in seen[:count]) + fitted
             learned.append(Learned(method, False, number, learner))
             if question.task.fine_tune is not None:
-                tuned = _fine_tuned(learner, method, question.task.fine_tune, ready[:number])
+                tuned = _fine_tuned(learner, method, question.task.fine_tune, ready[:count])
                 learned.append(Learned(method, True, number, tuned))
         log.info("task %s: %s has learned", question.name, method)
-    for number in numbers:
+    for number, count in of_number.items():
         learner = dense.Learner.from_scratch(learned[0].learner, classes, seed)
         within = operations[number]
-        steps = learner.fit_whole(
-            ready[:number], lambda one, all_=within: max(1, all_ // one), config.learning_rate, True
-        )
+        steps = learner.fit_whole(ready[:count], partial(_steps_within, within), config.learning_rate, norms=True)
         log.info("task %s: %s took %d steps for %.3g operations", question.name, SCRATCH, steps, within)
         learned.append(Learned(SCRATCH, False, number, learner))
     missing = [name for value, name in enumerate(structures, start=1) if value not in there]
     return learned, f"In no scan that was learned from: {', '.join(missing)}." if missing else ""
+
+
+def _steps_within(operations: int, of_one: int) -> int:
+    return max(1, operations // of_one)
 
 
 def _fine_tuned(learner: Learner, method: str, config: FineTuneConfig, scans: Sequence[Labelled]) -> Learner:

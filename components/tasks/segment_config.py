@@ -15,12 +15,30 @@ Steps = Annotated[int, Field(ge=1, le=100_000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
+class VariedConfig(StageConfig):
+    """Copies of a training scan that differ from it as another patient's scan does.
+
+    Attributes:
+        copies: of each.
+        zoom: along each axis up to so much larger or smaller, as a share.
+        contrast: of soft tissue up to so much more or less, as a share; and up to ``shift_hu`` brighter or darker.
+        noise_hu: standard deviation of added noise, at most.
+    """
+
+    copies: Annotated[int, Field(ge=0, le=50)]
+    zoom: Annotated[float, Field(ge=0, le=0.5)]
+    contrast: Annotated[float, Field(ge=0, le=0.9)]
+    shift_hu: Annotated[float, Field(ge=0, le=200)]
+    noise_hu: Annotated[float, Field(ge=0, le=200)]
+
+
 class DecoderConfig(SegmenterConfig):
     """The decoder, and how it is trained.
 
     Attributes:
+        varied: see :class:`VariedConfig`.
         dropout: of its hidden channels.
-        voxels: of each training scan that frozen features are trained on.
+        voxels: of each training scan, and of each copy, that frozen features are trained on.
         batch: voxels of a step.
         steps: of training on frozen features; training from scratch gets as many operations.
         crops: of a step from scratch, or of fine-tuning.
@@ -28,6 +46,7 @@ class DecoderConfig(SegmenterConfig):
         learning_rate: the highest, of AdamW.
     """
 
+    varied: VariedConfig
     dropout: Annotated[float, Field(ge=0, le=0.9)]
     voxels: Annotated[int, Field(ge=100, le=10_000_000)]
     batch: Annotated[int, Field(ge=16, le=1_000_000)]

@@ -65,6 +65,7 @@ GRID = GridConfig(
     clip_hu=(-1024, 3071),
 )  # fmt: skip
 DECODER = {
+    "varied": {"copies": 1, "zoom": 0.05, "contrast": 0.05, "shift_hu": 5.0, "noise_hu": 10.0},
     "averaged": [1, 2, 2], "finest": 0, "width": 16, "dropout": 0.1, "voxels": 2000, "batch": 256, "steps": 100,
     "crops": 2, "crop_cells": [2, 3, 3], "learning_rate": 0.02, "window_vox": [64, 64, 64], "overlap": 0.25,
 }  # fmt: skip
