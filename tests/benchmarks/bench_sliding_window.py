@@ -26,20 +26,23 @@ from components.ct.labels.onto_grid import label_map
 from components.ct.origin import Origin
 from components.ct.standardise import standardise
 from components.ct.store import Int16Array
+from components.models import decoder
 from components.models.embed import EmbedConfig, untrained_embedder
+from components.models.segmenter import Segmenter, image_of
 from components.preprocess.config import PreprocessConfig
 from components.settings import block_of, load_stage, parse
 from components.sources.config import PhantomConfig
 from components.sources.phantom.dealing import plan_scans
 from components.sources.phantom.scanner import scan
-from components.tasks import decoder, dense
-from components.tasks.segment_config import DecoderConfig
+from components.tasks import dense
+from components.tasks.segment_config import DecoderConfig, VariedConfig
 
 LINE = "wholebody"
 ORGANS = ("lung_right", "lung_left", "heart", "liver", "spleen", "kidney_right", "kidney_left", "spine", "aorta")
 DECODER = DecoderConfig(
-    averaged=(1, 2, 2), finest=1, width=96, dropout=0.3, voxels=40_000, batch=2048, steps=150, crops=2,
+    averaged=(1, 2, 2), finest=1, width=128, dropout=0.3, voxels=40_000, batch=2048, steps=150, crops=2,
     crop_cells=(2, 4, 4), learning_rate=0.01, window_vox=(64, 64, 64), overlap=0.25,
+    varied=VariedConfig(copies=0, zoom=0.0, contrast=0.0, shift_hu=0.0, noise_hu=0.0),
 )  # fmt: skip
 REPEATS = 3
 Classes = npt.NDArray[np.uint8]
@@ -65,14 +68,14 @@ def phantom(number: int) -> tuple[Int16Array, Classes]:
     return volume.hu, numbers[found.values]
 
 
-def ours(segmenter: dense.Segmenter, hu: Int16Array) -> Classes:
+def ours(segmenter: Segmenter, hu: Int16Array) -> Classes:
     """The way of kind ``segment`` for a scan that does not fit."""
-    return segmenter.label(None, dense.image_of(hu, segmenter.embed, segmenter.grids), hu.shape)
+    return segmenter.label(None, image_of(hu, segmenter.embed, segmenter.grids), hu.shape)
 
 
-def monais(segmenter: dense.Segmenter, hu: Int16Array) -> Classes:
+def monais(segmenter: Segmenter, hu: Int16Array) -> Classes:
     """MONAI's inferer on the same input, and its logits enlarged to the volume's grid."""
-    image = dense.image_of(hu, segmenter.embed, segmenter.grids).values
+    image = image_of(hu, segmenter.embed, segmenter.grids).values
 
     def network(window: Tensor) -> Tensor:
         return functional.interpolate(
@@ -105,12 +108,12 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    shape = {name: block_of(LINE, "pretrain").get(name) for name in EmbedConfig.model_fields}
+    shape = {name: block_of(LINE, "pretrain").get(name) for name in ("encoder", "input")}
     embedder = untrained_embedder(parse(EmbedConfig, shape, f"{LINE}.pretrain"), 1)
-    segmenter = dense.frozen(embedder, DECODER, len(ORGANS) + 1, 1)
+    segmenter = dense.Learner(embedder, DECODER, len(ORGANS) + 1, 1)
     (learned, of_learned), (hu, truth) = phantom(0), phantom(1)
     ready = dense.labelled(learned, of_learned, embedder.config, segmenter.grids)
-    segmenter.fit([ready], [segmenter.levels(ready.image)], 1)
+    segmenter.fit([ready], [segmenter.levels(ready.image)])
     ways = {"ours": ours, "MONAI": monais}
     figures = {name: dice(way(segmenter, hu), truth) for name, way in ways.items()}  # warm, too
     times: dict[str, list[float]] = {name: [] for name in ways}

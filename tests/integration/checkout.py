@@ -27,7 +27,9 @@ def small(content: dict[str, Any]) -> None:
         for task in content[line]["tasks"].values():
             if task["kind"] == "segment":
                 task.update(scans=[1], test_scans=2)
-                task["decoder"].update(steps=10, voxels=1000, averaged=[2, 4, 4], varied=task["decoder"]["varied"] | {"copies": 0})
+                task["decoder"].update(
+                    steps=10, voxels=1000, averaged=[2, 4, 4], varied=task["decoder"]["varied"] | {"copies": 0}
+                )
         gates = content[line]["gate"]
         gates["better_than_random"] = []  # of few patients and two untrained encoders nothing follows
         for gate in gates["floors"]:

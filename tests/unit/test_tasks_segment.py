@@ -374,3 +374,20 @@ def test_a_labelled_set_with_masks_is_segmented_by_its_own_split(tmp_path: Path)
     assert sorted(built.table["label"].unique()) == ["body", "kidney_left", "liver"]
     none = cases("organs", task(set="other"), labelled)
     assert none.not_evaluated["organs"] == "none of the 0 accepted scans of other has a label map"
+
+
+def test_scratch_takes_as_many_operations_as_the_encoder(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """A step more would be more than the levels of the training scans and the decoder's steps took."""
+    block = task(scans=[1], serve=False, decoder=DECODER | {"steps": 400})
+    with caplog.at_level("INFO"):
+        judge(question(inputs(tmp_path, train=1, test=2), block))
+    (told,) = [record for record in caplog.records if "scratch took" in record.getMessage()]
+    _, _, steps, operations = told.args  # type: ignore[misc]
+    asked = question(inputs(tmp_path, train=1, test=2), block)
+    row = asked.rows[asked.rows["split"] == "train"].iloc[0]
+    found = open_scan("s", "p", row["volume"], asked.volumes.open(row["volume"]), ["kidney_left", "liver"])
+    learner = dense.Learner(untrained_embedder(EMBED, 9), block.decoder, 3, 5)
+    ready = dense.labelled(found.volume.hu, found.classes, EMBED, learner.grids)
+    counted: list[int] = []
+    learner.fit_whole([ready], lambda one: counted.append(one) or 1, 0.01, norms=True)  # type: ignore[func-returns-value]
+    assert operations / 2 < steps * counted[0] <= operations
