@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from components.models.embed import Embedder
     from components.models.heads import Head
+    from components.models.segment_head import SegmentHead
     from components.tasks.config import EvaluateConfig
     from components.tasks.features import Features, Volumes
     from components.tasks.scores import Score
@@ -65,7 +66,7 @@ class Outcome:
     cases: pd.DataFrame
     pictures: dict[str, tuple[Figure, str]] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
-    heads: dict[str, Head] = field(default_factory=dict)
+    heads: Mapping[str, Head | SegmentHead] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from components.settings import PARAMS_FILE, ParamsError, StageConfig, did_you_mean, parse, read_yaml, shown
 from components.sources.sets import LabelledSet
-from components.tasks import classify, cluster, locate, regress, retrieve, saliency, stability, survive
+from components.tasks import classify, cluster, locate, regress, retrieve, saliency, segment, stability, survive
 from components.tasks.config import LINE, TASK_NAME, TASKS
 from components.tasks.interface import Kind, Measure
 
@@ -16,7 +16,7 @@ KINDS: dict[str, Kind] = {
     str(get_args(kind.config.model_fields["kind"].annotation)[0]): kind
     for kind in (
         classify.KIND, stability.KIND, locate.KIND, cluster.KIND, regress.KIND, survive.KIND, saliency.KIND,
-        retrieve.KIND,
+        retrieve.KIND, segment.KIND,
     )
 }  # fmt: skip
 INDEX = "tasks"  # of the file: which tasks of which lines there are, for dvc.yaml
