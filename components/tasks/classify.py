@@ -21,6 +21,7 @@ from components.tasks.table import Built, Inputs, check_splits, usable
 from components.tasks.trained import AttentiveConfig, FineTuneConfig
 
 if TYPE_CHECKING:
+    from components.models.heads import Head
     from components.tasks.few_shot import Curves
     from components.tasks.judging import Judged, Part
     from components.tasks.scores import Score
@@ -127,7 +128,8 @@ def judge(question: Question) -> Outcome:
     tables: list[pd.DataFrame] = []
     shown: list[tuple[Part, Judged]] = []
     curved: dict[str, tuple[Part, Curves]] = {}
-    outcome = Outcome(scores, pd.DataFrame())
+    heads: dict[str, Head] = {}
+    outcome = Outcome(scores, pd.DataFrame(), heads=heads)
     elsewhere = [f"{question.name}/{site}" for site in task.external]  # tests of the same probe, and no head of its own
     family = task.set == LINE and task.label == FINDINGS
     for name, rows in question.rows.groupby("task"):
@@ -147,13 +149,13 @@ def judge(question: Question) -> Outcome:
             outcome.remarks[part.name] = missing
         if task.serve and not outside:
             numbers = task_metrics([score for of in judged.values() for score in of.scores], FIGURES)[part.name]
-            outcome.heads[part.name] = head_of(question.name, part, judged[ENCODER].fitted, numbers)
+            heads[part.name] = head_of(question.name, part, judged[ENCODER].fitted, numbers)
     if KIND.trains(task):  # on the parts of its own site
         more = trained(question, [part for part, _ in shown if not _is_of(part.name, elsewhere)])
         scores += more.scores
         tables += more.cases
-        for name, of in more.curves.items():
-            curved[name][1].update(of)
+        for trained_part, of_part in more.curves.items():
+            curved[trained_part][1].update(of_part)
     means = {of: family_mean(scores, of) for of in (question.name, *elsewhere) if family}
     for of, (mean, said) in means.items():
         if mean:
