@@ -33,7 +33,7 @@ from components.settings import (
 from components.sources.config import AcquireConfig
 from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.sets import SETS, sets_of
-from components.tasks.classify import FIGURES, ORDERING, ClassifyConfig
+from components.tasks.classify import ORDERING, ClassifyConfig
 from components.tasks.config import TASKS, EvaluateConfig
 from components.tasks.interface import Scanned
 from components.tasks.kinds import kind_of, measures, mistaken_index, of_points, tasks_of
@@ -136,6 +136,7 @@ def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
                 f"params.yaml: {line}.evaluate.lidc_nodules: pinned, but no task of {line}.tasks is of set "
                 f"{LIDC_ROOT}: add one, or set this to null"
             )
+        mistakes += _licences(line, valid)
         kept = valid["pretrain"].candidates
         if valid["evaluate"].selection is not None and kept < 2:
             mistakes.append(
@@ -151,6 +152,17 @@ def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
     if {"cohort", "pretrain", "evaluate", "published", "gate"} <= valid.keys() and valid[TASKS] and not mistakes:
         mistakes += _unanswered(line, valid)
     return mistakes
+
+
+def _licences(line: str, valid: dict[str, Any]) -> list[str]:
+    """The release of weights that were given is those weights, under their licence."""
+    pretrain, bundle = valid["pretrain"], valid.get("bundle")
+    if pretrain.start is None or pretrain.steps or bundle is None or bundle.licence == pretrain.start.licence:
+        return []
+    return [
+        f"params.yaml: {line}.bundle.licence: {shown(bundle.licence)} is not allowed with {line}.pretrain.start of "
+        f"licence {shown(pretrain.start.licence)} and steps 0: the release is those weights"
+    ]
 
 
 def _unanswered(line: str, valid: dict[str, Any]) -> list[str]:
@@ -175,7 +187,7 @@ def _unanswered(line: str, valid: dict[str, Any]) -> list[str]:
     if not mistakes:
         mistakes += _other_way(line, gate) + _elsewhere(line, gate, valid[TASKS])
     if chosen is not None:
-        of_classes = {name: tuple(ORDERING) for name, of in figures.items() if of == tuple(FIGURES)}
+        of_classes = {name: tuple(ORDERING) for name, of in figures.items() if set(ORDERING) <= set(of)}
         families = {name.split("/")[0] for name in of_classes}
         of_classes |= dict.fromkeys(sorted(families), tuple(ORDERING))
         mistakes += _unknown(f"{line}.evaluate.selection", chosen.task, chosen.figure, of_classes)
@@ -226,11 +238,13 @@ def _figures(valid: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         sees=view.sees,
         retests=phantom.retest_patients > 0,
         nodules=valid["evaluate"].lidc_nodules is not None,
+        tasks=valid[TASKS],
     )
     return {
-        part: tuple(kind_of(task).figures)
+        part: tuple(kind.figures if kind.measured is None else kind.measured(task))
         for name, task in valid[TASKS].items()
-        for part in kind_of(task).parts(name, task, scanned)
+        for kind in [kind_of(task)]
+        for part in kind.parts(name, task, scanned)
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def build_cases(inputs: Inputs, tasks: Mapping[str, Any]) -> dict[str, Asked]:
     """
     for mistake in of_points(inputs.line, inputs.sees, tasks):
         raise UserError(mistake)
+    inputs = replace(inputs, tasks=tasks)
     found = {name: Asked(task, kind_of(task).cases(name, task, inputs)) for name, task in tasks.items()}
     for name, asked in found.items():
         rows = asked.built.table

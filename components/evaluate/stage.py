@@ -59,7 +59,8 @@ def beside_of(line: str) -> Beside:
     receipts = [table(data_dir(line, "acquire", shard) / "receipt.parquet") for shard in shards()]
     headers = pd.concat(receipts, ignore_index=True)
     published = load_stage(PublishedConfig, line, "published").figures
-    return Beside(curated, read_json(cohort / "labelled.json"), headers, table(cohort / "labelled.parquet"), published)
+    masks, sets = read_json(data_dir(line, "curate") / "labels.json"), read_json(cohort / "labelled.json")
+    return Beside(curated, sets, headers, table(cohort / "labelled.parquet"), published, masks)
 
 
 def evaluate(

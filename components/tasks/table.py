@@ -6,9 +6,9 @@ back with its reason; nothing is dropped in silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from components.tasks.config import EvaluateConfig
 
 COLUMNS = ("task", "case", "patient", "volume", "x", "y", "z", "label", "split", "diameter_mm")
 NUMBERS = dict.fromkeys(("x", "y", "z", "diameter_mm"), "float64")
+LINE_SET = "line"  # where a task names a set: the line's own evaluation scans
 RETEST = "/retest"  # ends the case of the second scan of a pair, after the case of the first
 
 
@@ -33,6 +34,7 @@ class Inputs:
         config: of evaluation.
         preprocess: the line's grid, for volumes that come from outside the store.
         labelled: which scan each row of a labelled set's table is of, as stage ``cohort`` found it.
+        tasks: the line's tasks by name, for a kind that asks about another task.
         site: the labelled set whose scans are asked for, all to be tested on; '' for the line's own.
     """
 
@@ -43,6 +45,7 @@ class Inputs:
     config: EvaluateConfig
     preprocess: GridConfig
     labelled: pd.DataFrame = field(default_factory=pd.DataFrame)
+    tasks: Mapping[str, Any] = field(default_factory=dict)
     site: str = ""
 
     def scans(self) -> pd.DataFrame:
@@ -52,6 +55,15 @@ class Inputs:
             rows = self._accepted("evaluation")
             return rows[rows["series"].isin(own)].assign(split="test")
         return self._accepted("evaluation").query("retest_of == '' and split != 'held_out'")
+
+    def scans_of(self, of_set: str) -> pd.DataFrame:
+        """Accepted scans of a labelled set, each once, ``split`` saying on which side they are; sorted. Of
+        :data:`LINE_SET`, :meth:`scans`."""
+        if of_set == LINE_SET:
+            return self.scans()
+        rows = self.labelled.loc[self.labelled["set"] == of_set, ["series", "split"]].drop_duplicates("series")
+        accepted = self.curated[self.curated["status"] == "accepted"].drop(columns="split")
+        return accepted.merge(rows, on="series").sort_values("series")
 
     def retests(self) -> pd.DataFrame:
         """Accepted second scans of the evaluation role; sorted."""

@@ -35,7 +35,12 @@ NASTY = {
     "kidney_right": "$\\frac{1}{",
 }
 ACCOUNT = {"rows": 9, "rows_without_key": 1, "rows_without_scan": [0, 4], "scans": 6, "scans_without_row": 3,
-           "patients": 5, "patients_by_split": {"test": 2, "train": 3}}  # fmt: skip
+           "patients": 5, "patients_by_split": {"test": 2, "train": 3},
+           "masks": {"masks": 7, "masks_without_scan": ["f1"], "masks_of_no_row": [], "masks_of_several_scans": [],
+                     "scans_without_masks": ["s1", "s2"]}}  # fmt: skip
+MASKS = {"label_maps": 3, "empty": [], "rejected": {}, "not_used": {"s7": "labels f7: a grid <b>of</b> 9 voxels"},
+         "structures": {"liver<i>": {"scans": 2, "code": "SCT 10200004 Liver"}, "void": {"scans": 0, "code": ""}},
+         }  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -70,7 +75,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labelled = pd.DataFrame(columns=["series", "set"], dtype="str")
     theirs = PublishedFigure(task="organs", figure="linear_auc", value=0.123, model="Peer <b>", source="a paper & more")
     curated = pd.concat([inputs.curated, lost], ignore_index=True)
-    beside = Beside(curated, {"site<b>": ACCOUNT}, headers, labelled, (theirs,))
+    beside = Beside(curated, {"site<b>": ACCOUNT}, headers, labelled, (theirs,), {"site<b>": MASKS})
     evaluate(inputs, TASKS, tiny_embedder(), Layout(folder / "out"), beside)
     return folder / "out" / "evaluate"
 
@@ -106,7 +111,12 @@ def test_the_page_asks_for_nothing_and_runs_nothing(reported: Path) -> None:
 
 def test_names_are_text_in_page_and_pictures(reported: Path) -> None:
     page = page_of(reported)
-    for name in (*NASTY.values(), "site<b>"):
+    for name in (
+        *NASTY.values(),
+        "site<b>",
+        "labels f7: a grid <b>of</b> 9 voxels",
+        "liver<i> (SCT 10200004 Liver) 2;",
+    ):
         assert name in page.text, name
     assert not [picture for picture in page.of("img") if picture["src"] == "x"]
 
