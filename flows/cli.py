@@ -29,6 +29,7 @@ MODULES = {
     "line": ("flows.lines", "List the model lines, or write a new one from a line or a published recipe."),
     "cohort": ("flows.cohorts", "Preview and compare selections from the Imaging Data Commons."),
     "set": ("flows.sets", "Labelled scans of your own: every release is evaluated on them."),
+    "task": ("flows.tasks", "Published protocols: what they need, their blocks and figures, shown or written."),
     "volume": ("flows.volumes", "Look at one volume: facts, labels, three planes as PNG, export to NIfTI."),
     "classify": ("flows.classify", "What the heads of a release answer for one scan, without a server."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),

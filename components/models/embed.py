@@ -180,7 +180,7 @@ class Embedder:
         if self.config.input.sees == "crop":
             return np.asarray(self.embed_grid(volume).vectors.mean(axis=0, dtype=np.float64), dtype=np.float32)
         with torch.inference_mode(), fixed_threads():
-            return np.asarray(self._vectors(self._resized(volume))[0].float().cpu().numpy(), dtype=np.float32)
+            return np.asarray(self.vectors(self._resized(volume))[0].float().cpu().numpy(), dtype=np.float32)
 
     def levels(self, volume: StoredVolume | Volume, point_mm: npt.ArrayLike | None = None) -> list[Float32Array]:
         """The feature maps before pooling, of the crop round a point or of the whole scan, whichever the encoder sees.
@@ -196,24 +196,29 @@ class Embedder:
         Raises:
             UserError: as :meth:`embed_points`; or a point where the encoder sees scans, or none where it sees crops.
         """
-        sees, size = self.config.input.sees, self.config.input.size_vox
+        with torch.inference_mode(), fixed_threads():
+            seen = self.seen(volume, point_mm, "levels")
+            return [level[0].float().cpu().numpy() for level in self.encoder.levels(seen)]
+
+    def seen(
+        self, volume: StoredVolume | Volume, point_mm: npt.ArrayLike | None = None, asked: str = "seen"
+    ) -> torch.Tensor:
+        """What the encoder is shown, float32 (1, C, D, H, W), a channel for each window; see :meth:`levels`."""
+        sees = self.config.input.sees
         if (point_mm is None) != (sees == "scan"):
             allowed = "a point in mm" if sees == "crop" else "none"
-            raise UserError(f"levels: point {point_mm!r} is not allowed: {allowed}, for this encoder sees a {sees}")
-        with torch.inference_mode(), fixed_threads():
-            if point_mm is None:
-                seen = self._resized(volume)
-            else:
-                check_grid(volume, self.config.input)
-                seen = self._windowed(crops_at(volume, _points("levels", [point_mm]), size))
-            return [level[0].float().cpu().numpy() for level in self.encoder.levels(seen)]
+            raise UserError(f"{asked}: point {point_mm!r} is not allowed: {allowed}, for this encoder sees a {sees}")
+        if point_mm is None:
+            return self._resized(volume)
+        check_grid(volume, self.config.input)
+        return self._windowed(crops_at(volume, _points(asked, [point_mm]), self.config.input.size_vox))
 
     def _batched(self, crops_NDHW: Int16Array) -> Float32Array:
         parts, batch, first = [], batch_of(self.config.input.size_vox), 0
         with torch.inference_mode(), fixed_threads():
             while first < len(crops_NDHW):
                 try:
-                    vectors = self._vectors(self._windowed(crops_NDHW[first : first + batch])).float().cpu().numpy()
+                    vectors = self.vectors(self._windowed(crops_NDHW[first : first + batch])).float().cpu().numpy()
                 except torch.OutOfMemoryError:  # of a GPU that others use too
                     if batch == 1:
                         raise UserError(
@@ -225,7 +230,8 @@ class Embedder:
                 first += len(vectors)
         return np.concatenate(parts).astype(np.float32)
 
-    def _vectors(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+    def vectors(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        """Vectors (B, dim) of what :meth:`seen` gives; gradients flow to it, for all else is frozen."""
         if self.config.pooling == "own":
             own: torch.Tensor = self.encoder(x_BCDHW)
             return own
