@@ -32,6 +32,7 @@ MODULES = {
     "task": ("flows.tasks", "Published protocols: what they need, their blocks and figures, shown or written."),
     "volume": ("flows.volumes", "Look at one volume: facts, labels, three planes as PNG, export to NIfTI."),
     "classify": ("flows.classify", "What the heads of a release answer for one scan, without a server."),
+    "segment": ("flows.segment", "The structures of one scan by the release's decoder, as NIfTI, without a server."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),
     "import-weights": (

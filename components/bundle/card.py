@@ -13,6 +13,7 @@ import yaml
 
 from components.bundle.config import BundleConfig
 from components.models.heads import HeadDescription
+from components.models.segment_head import SegmentDescription
 
 TEMPLATE = "MODEL_CARD.md.j2"
 
@@ -31,7 +32,8 @@ class CardFacts:
         decision: ``decision.json`` of the gate.
         licences: see :func:`components.bundle.licences.licence_table`.
         inputs: hashes of code, parameters, pinned versions and data.
-        heads: of the tasks that are served.
+        heads: of the tasks that are served and classify.
+        segmenters: of those that segment.
     """
 
     line: str
@@ -44,6 +46,7 @@ class CardFacts:
     licences: pd.DataFrame
     inputs: dict[str, str]
     heads: Sequence[HeadDescription]
+    segmenters: Sequence[SegmentDescription] = ()
 
 
 def model_card(facts: CardFacts) -> str:

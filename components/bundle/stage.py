@@ -18,6 +18,7 @@ from components.bundle.manifest import Manifest, write_manifest
 from components.errors import UserError
 from components.files import read_json, replacing, sha256_tree, write_json, write_text
 from components.models.heads import HEADS, load_heads
+from components.models.segment_head import load_segment_heads
 from components.tables import read_table
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def make_bundle(
         _copy_parts(temporary, sources, parameters)
         cohort, curated = read_table(sources.cohort), read_table(sources.curated)
         licences = licence_table(cohort, curated, read_table(sources.attribution))
-        heads = load_heads(temporary)
+        heads, segmenters = load_heads(temporary), load_segment_heads(temporary)
         write_text(temporary / "licences.csv", licences.to_csv(index=False, lineterminator="\n"))
         facts = CardFacts(
             line=line,
@@ -148,6 +149,7 @@ def make_bundle(
             licences=licences,
             inputs=inputs,
             heads=[head.description for head in heads.values()],
+            segmenters=[head.description for head in segmenters.values()],
         )
         write_text(temporary / "MODEL_CARD.md", model_card(facts))
         manifest = write_manifest(temporary, line, config.name, inputs)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from components.settings import PARAMS_FILE, ParamsError, StageConfig, did_you_mean, parse, read_yaml, shown
 from components.sources.sets import LabelledSet
-from components.tasks import classify, cluster, locate, regress, retrieve, saliency, stability, survive
+from components.tasks import classify, cluster, locate, regress, retrieve, saliency, segment, stability, survive
 from components.tasks.config import LINE, TASK_NAME, TASKS
 from components.tasks.interface import Kind, Measure
 
@@ -16,7 +16,7 @@ KINDS: dict[str, Kind] = {
     str(get_args(kind.config.model_fields["kind"].annotation)[0]): kind
     for kind in (
         classify.KIND, stability.KIND, locate.KIND, cluster.KIND, regress.KIND, survive.KIND, saliency.KIND,
-        retrieve.KIND,
+        retrieve.KIND, segment.KIND,
     )
 }  # fmt: skip
 INDEX = "tasks"  # of the file: which tasks of which lines there are, for dvc.yaml
@@ -128,13 +128,22 @@ def _external(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[st
 
 
 def of_points(line: str, sees: str, tasks: Mapping[str, Any]) -> list[str]:
-    """A line of text for each task of points that is asked of an encoder that sees whole scans."""
-    return [
-        f"params.yaml: {line}.{TASKS}.{name}: not allowed with {line}.pretrain.input.sees 'scan': its cases are "
-        "points, and such an encoder has one vector for a whole scan"
-        for name, task in tasks.items()
-        if sees == "scan" and kind_of(task).points(task)
-    ]
+    """A line of text for each task of points that is asked of an encoder that sees whole scans, and for each that
+    trains on whole scans where the encoder sees crops."""
+    mistakes = []
+    for name, task in tasks.items():
+        kind, where = kind_of(task), f"params.yaml: {line}.{TASKS}.{name}"
+        if sees == "scan" and kind.points(task):
+            mistakes.append(
+                f"{where}: not allowed with {line}.pretrain.input.sees 'scan': its cases are points, and such an "
+                "encoder has one vector for a whole scan"
+            )
+        if sees == "crop" and kind.trains(task) and not kind.points(task):
+            mistakes.append(
+                f"{where}: fine_tune and attentive are not allowed with {line}.pretrain.input.sees 'crop': its cases "
+                "are whole scans, of which such an encoder sees many crops; set both to null"
+            )
+    return mistakes
 
 
 def listed_tasks(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:

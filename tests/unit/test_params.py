@@ -147,7 +147,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
             ("wholebody", "gate", "floors"),
             [{"task": "findings", "figure": "linear_auc", "minimum": 0.5}],
             "wholebody.gate.floors: task 'findings' is not allowed, by its tasks and the labels: one of clusters, "
-            "lesions, locate, organs, retrieve, saliency, stability/organs",
+            "lesions, locate, organs, organs_segmented, retrieve, saliency, stability/organs",
         ),
         (
             ("wholebody", "gate", "floors"),
