@@ -32,6 +32,11 @@ def cohort_slice(cohort_folder: Path, shard: int) -> Path:
     return cohort_folder / "shards" / str(shard)
 
 
+def masks_slice(cohort_folder: Path, shard: int) -> Path:
+    """Where the cohort's masks of one shard's series lie: apart, for only preprocessing depends on them."""
+    return cohort_folder / "masks" / str(shard)
+
+
 def run_stage(
     stage: str,
     description: str,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from components.errors import UserError
 from components.files import sha256_file, write_text
 from components.settings import PARAMS_FILE, block_of, lines, read_yaml
 from components.sources.kinds import KINDS, spelled
+from components.sources.masks import ROOT
 from components.sources.roots import place_of, record_root, root_of
-from components.sources.sets import KEYS, NO_VALUE, SETS, LabelledSet, require_column, set_of, sets_of
+from components.sources.sets import KEYS, MASKS, NO_VALUE, SETS, LabelledSet, require_column, set_of, sets_of
 from components.sources.tree import tree_digest
 from components.tasks.config import TASK_NAME, TASKS
+from flows import masks
 from flows.lines import add_line
 from flows.lock import checkout_lock
 from flows.parameters import check_text, write_checked, written, yaml_editor
@@ -48,12 +51,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--label", action="append", default=[], metavar="[TASK=]COLUMN",
         help="a task that asks for a column (again for more); it is named as the column, if nothing else is said",
     )  # fmt: skip
+    masks.add_options(add)
     add.add_argument("--patient", metavar="PATTERN", help="of nifti: how a path names its patient, as '{patient}/**'")
     side = add.add_mutually_exclusive_group()
     side.add_argument("--split", metavar="COLUMN", help="of the table, that holds train or test (default: by patient)")
     side.add_argument("--external", action="store_true", help="another site's: tested on only")
     add.set_defaults(run=_add)
-    pin = actions.add_parser("pin", help="pin a set's table and scans as they are now, after they changed")
+    pin = actions.add_parser("pin", help="pin a set's table, scans and masks as they are now, after they changed")
     pin.add_argument("name")
     add_line(pin)
     pin.set_defaults(run=_pin)
@@ -61,8 +65,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add(arguments: argparse.Namespace) -> int:
     with checkout_lock(f"set add {arguments.name}"):
-        tasks = _tasks(arguments.label)
-        add_set(arguments.line, arguments.name, _block(arguments), tasks, arguments.labels, arguments.scans)
+        tasks = {task: _classify(arguments.name, column) for task, column in _tasks(arguments.label).items()}
+        folders = Folders(arguments.labels, arguments.scans, arguments.masks)
+        add_set(arguments.line, arguments.name, _block(arguments), tasks, folders)
     asked = f", tasks {', '.join(tasks)}" if tasks else ""
     print(f"{PARAMS_FILE}: {arguments.line}.{SETS}.{arguments.name}{asked}; then `make release LINE={arguments.line}`")
     return 0
@@ -84,6 +89,10 @@ def _tasks(labels: list[str]) -> dict[str, str]:
     return tasks
 
 
+def _classify(name: str, column: str) -> dict[str, Any]:
+    return {"kind": "classify", "set": name, "label": column, "serve": True, "specificity": 0.9, "few_shot": None}
+
+
 def _block(arguments: argparse.Namespace) -> dict[str, Any]:
     """The set as it is written, before anything is."""
     kind, _, column = arguments.key.partition("=")
@@ -92,9 +101,11 @@ def _block(arguments: argparse.Namespace) -> dict[str, Any]:
     path = arguments.labels
     if not path.is_file() or path.suffix not in (".csv", ".parquet"):
         raise UserError(f"--labels {path}: {'not a .csv or .parquet file' if path.is_file() else 'no such file'}")
+    of_masks = masks.block_of(arguments)
     return {
         "scans": _scans(arguments.scans, arguments.patient),
         "labels": {"table": path.name, "digest": sha256_file(path), "key": kind, "column": column},
+        **({} if of_masks is None else {MASKS: of_masks}),
         "split": {"column": arguments.split} if arguments.split else {"seed": 1, "test": 0.5},
         "role": "external" if arguments.external else "internal",
     }
@@ -122,7 +133,9 @@ def _scans(source: str, patient: str | None) -> dict[str, Any] | None:
         return None
     kind, _, folder = source.partition(":")
     if kind not in KINDS or kind == "phantom" or KINDS[kind].folder != (folder != ""):
-        raise UserError(f"--scans {source!r} is not allowed: {spelled('<folder>')}, or line; the phantom has no table")
+        raise UserError(
+            f"--scans {source!r} is not allowed: {spelled('<folder>')}, or line; of phantoms, write the block"
+        )
     if KINDS[kind].site:
         require_secret(kind)
     if not folder:
@@ -132,8 +145,25 @@ def _scans(source: str, patient: str | None) -> dict[str, Any] | None:
     return found if patient is None else found | {"nifti": {"patient": patient}}
 
 
-def add_set(line: str, name: str, block: dict[str, Any], tasks: dict[str, str], table: Path, scans: str) -> None:
-    """Write the set's block, and a task for each label, into ``params.yaml``, and remember its folders.
+@dataclass(frozen=True)
+class Folders:
+    """What lies where on this machine: a set's table, its scans as ``--scans`` has them, the folder of its masks."""
+
+    table: Path
+    scans: str
+    masks: Path | None
+
+
+def add_set(
+    line: str,
+    name: str,
+    block: dict[str, Any],
+    tasks: dict[str, dict[str, Any]],
+    folders: Folders,
+    published: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write the set's block, its tasks and what others have published of them into ``params.yaml``, and remember its
+    folders.
 
     Raises:
         UserError: a set or task of this name is there, or one of the values is not allowed; nothing is then written.
@@ -145,22 +175,34 @@ def add_set(line: str, name: str, block: dict[str, Any], tasks: dict[str, str], 
     taken = [task for task in tasks if task in (present.get(TASKS) or {})]
     if taken:
         raise UserError(f"task {taken[0]!r} is not allowed: {line}.{TASKS} has it; write --label <another>=<column>")
-    _check_labels(set_of(line, name, block, block_of(line, "cohort")), table, tasks.values())
+    columns = [task["label"] for task in tasks.values() if "label" in task]
+    _check_labels(set_of(line, name, block, block_of(line, "cohort")), folders.table, columns)
     editor = yaml_editor()
     content = editor.load(PARAMS_FILE.read_text())
     for of_line in lines():
         _make_room(content[of_line])
     content[line][SETS][name] = {key: _in_a_line(value) for key, value in block.items()}
     for task, of in tasks.items():
-        content[line][TASKS][task] = _in_a_line(
-            {"kind": "classify", "set": name, "label": of, "serve": True, "specificity": 0.9, "few_shot": None}
-        )
+        content[line][TASKS][task] = _in_a_line(of)
     for key in (SETS, TASKS):
         content[line][key].fa.set_block_style()
+    _publish(content[line], published)
     text = written(editor, content)
     check_text(text)
-    _remember(line, name, table, scans)
+    _remember(line, name, folders)
     write_text(PARAMS_FILE, text)
+
+
+def _publish(block: Any, published: Sequence[dict[str, Any]]) -> None:
+    """Put figures of others behind those that are there, a line each."""
+    from ruamel.yaml.comments import CommentedSeq
+
+    if not published:
+        return
+    figures = CommentedSeq([*block["published"]["figures"], *map(_in_a_line, published)])
+    figures.fa.set_block_style()
+    block["published"]["figures"] = figures
+    block["published"].fa.set_block_style()
 
 
 def _make_room(block: Any) -> None:
@@ -193,9 +235,11 @@ def _in_a_line(value: Any) -> Any:
     return block
 
 
-def _remember(line: str, name: str, table: Path, scans: str) -> None:
-    record_root(f"{name}_labels", table.parent, line)
-    kind, _, folder = scans.partition(":")
+def _remember(line: str, name: str, folders: Folders) -> None:
+    record_root(f"{name}_labels", folders.table.parent, line)
+    if folders.masks is not None:
+        record_root(ROOT, folders.masks, place_of(line, name))
+    kind, _, folder = folders.scans.partition(":")
     if folder:
         record_root(kind, Path(folder), place_of(line, name))
 
@@ -206,6 +250,8 @@ def _pin(arguments: argparse.Namespace) -> int:
     if name not in sets:
         raise UserError(f"set {name!r} is not allowed: {', '.join(sets) or f'{line}.{SETS} has none'}")
     of_set = sets[name]
+    if of_set.planned:
+        raise UserError(f"set {name!r} is not allowed: its scans are phantoms, and nothing of them is pinned")
     with checkout_lock(f"set pin {name}"):
         path = of_set.table_path
         of_set.read(path)
@@ -213,6 +259,9 @@ def _pin(arguments: argparse.Namespace) -> int:
         content = editor.load(PARAMS_FILE.read_text())
         block = content[line][SETS][name]
         block["labels"]["digest"] = sha256_file(path)
+        if of_set.config.masks is not None:
+            folder = root_of(ROOT, of_set.place)
+            block[MASKS]["digest"] = masks.digest_now(line, name, folder, of_set.config.masks.match)
         if of_set.source is not None and KINDS[of_set.source.source].folder:
             folder = root_of(of_set.source.source, of_set.place)
             check_tree(of_set.source.source, folder)

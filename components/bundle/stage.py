@@ -12,7 +12,7 @@ import pandas as pd
 
 from components.bundle.card import CardFacts, model_card
 from components.bundle.config import BundleConfig
-from components.bundle.inputs import code_hash, data_hashes, parameters_hash
+from components.bundle.inputs import code_hash, data_hashes, parameters_hash, start_hashes
 from components.bundle.licences import licence_table
 from components.bundle.manifest import Manifest, write_manifest
 from components.errors import UserError
@@ -128,6 +128,7 @@ def make_bundle(
         "code": code_hash(root),
         "parameters": parameters_hash(parameters),
         "lock": sha256_tree(lock),
+        **start_hashes(parameters),
         **data_hashes(sources.cohort, sources.receipts, sources.curated),
     }
     with replacing(folder) as temporary:
@@ -164,6 +165,8 @@ def _copy_parts(folder: Path, sources: Sources, parameters: dict[str, Any]) -> N
     for path in (sources.metrics, sources.figures, sources.decision, sources.report, sources.profile):
         shutil.copyfile(path, folder / path.name)
     write_json(folder / "funnel.json", _without_names(read_json(sources.funnel)))
+    if (start := parameters["pretrain"].get("start")) is not None:
+        write_json(folder / "start.json", {**start, "steps": parameters["pretrain"]["steps"]})
     # The service preprocesses and judges with the very parameters of training.
     write_json(folder / "preprocess.json", parameters["preprocess"])
     judged = {"headers": parameters["screen"], "volumes": parameters["curate"]}

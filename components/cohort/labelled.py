@@ -47,7 +47,7 @@ def matched(of_set: LabelledSet, listing: Listing) -> Matched:
             or both of one patient.
     """
     table, keys = of_set.table()
-    scans = _by_key(listing, of_set.config.labels.key)
+    scans = by_key(listing, of_set.config.labels.key)
     rows = [
         (number, series)
         for number, of_row in enumerate(keys)
@@ -130,7 +130,7 @@ def named_patients(of_set: LabelledSet, found: Matched, listings: Iterable[Listi
         return frozenset(patients)
     for listing in listings:
         patients_of = {series.series: series.patient for series in listing.series}
-        for key, series in _by_key(listing, of_set.config.labels.key).items():
+        for key, series in by_key(listing, of_set.config.labels.key).items():
             if key in found.keys:
                 patients.update(patients_of[one] for one in series)
     return frozenset(patients)
@@ -150,7 +150,7 @@ def _first(rows: Sequence[int]) -> str:
     return f" (row {first_rows(rows)})" if rows else ""
 
 
-def _by_key(listing: Listing, key: str) -> dict[str, list[str]]:
+def by_key(listing: Listing, key: str) -> dict[str, list[str]]:
     """Pseudonym, of the kind by which a table names scans, to their series."""
     found: dict[str, list[str]] = defaultdict(list)
     if key == "file":

@@ -13,6 +13,7 @@ import pandas as pd
 
 from components.cohort import labelled
 from components.cohort.config import CohortConfig
+from components.cohort.masks import OfScans, masks_of, write_masks
 from components.cohort.readable import check_readable
 from components.cohort.suite import cohort_suite
 from components.command import cohort_slice
@@ -24,7 +25,7 @@ from components.sources.config import SourceConfig
 from components.sources.interface import Listed, Listing
 from components.sources.lidc import ROOT, read_ratings
 from components.sources.roots import root_of
-from components.sources.sets import LabelledSet
+from components.sources.sets import MASKS, LabelledSet
 from components.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,10 @@ def make_cohort(
 ) -> pd.DataFrame:
     """List, assign, judge and write ``cohort.parquet``, ``files.parquet`` (every file of the source, accounted for),
     ``attribution.parquet`` (whose data they are), ``labelled.parquet`` (which scan a row of a labelled set's table is
-    of) with ``labelled.json`` (what of it did not fit), ``quality.json`` (suite *cohort*), and for each shard its part
-    of the two tables, ``shards/<n>/``. A series that the suite rejects stays in the table, with its reason and without
-    a shard: nothing transfers it, and ``curate`` accounts for it.
+    of) with ``labelled.json`` (what of it and of the masks did not fit), ``quality.json`` (suite *cohort*), and for
+    each shard its part of the two tables, ``shards/<n>/``, and the masks of its scans, ``masks/<n>/``. A series that
+    the suite rejects stays in the table, with its reason and without a shard: nothing transfers it, and ``curate``
+    accounts for it.
 
     Args:
         line: model line.
@@ -65,7 +67,7 @@ def make_cohort(
         UserError: a critical expectation failed, too much of the source cannot be read, or labels that fit no scan.
     """
     rows, files, cited = [], [], []
-    listings, held_out = _listings(line, config, held_out, sets or {}, folder)
+    listings, held_out, masks = _listings(line, config, held_out, sets or {}, folder)
     for of in listings:
         listing = of.listing
         rows += [_row(series, of, held_out) for series in listing.series]
@@ -84,6 +86,8 @@ def make_cohort(
     table = table.sort_values("location", ignore_index=True)
     write_table(folder / "files.parquet", table)
     write_slices(cohort, table, shards, folder)
+    home = dict(zip(cohort["series"], cohort["shard"], strict=True))
+    write_masks(masks, sets or {}, home, shards, folder)
     forget(line, frozenset(cohort["series"]))
     counts = cohort["role"].value_counts()
     log.info("%d series of %d patients: %s", len(cohort), cohort["patient"].nunique(),
@@ -112,9 +116,9 @@ class _Of:
 
 def _listings(
     line: str, config: CohortConfig, held_out: frozenset[str], sets: Mapping[str, LabelledSet], folder: Path
-) -> tuple[list[_Of], frozenset[str]]:
-    """Every source of the line: its labelled sets' own, the one that it is pretrained on, the phantom; and all patients
-    who are held out."""
+) -> tuple[list[_Of], frozenset[str], dict[str, OfScans]]:
+    """Every source of the line: its labelled sets' own, the one that it is pretrained on, the phantom; all patients who
+    are held out; and the masks of the sets that have some."""
 
     def listed(name: str, place: str, of: SourceConfig, held_out: frozenset[str], set_name: str = "") -> _Of:
         source = source_of(name, place, of)
@@ -124,28 +128,37 @@ def _listings(
 
     own: list[_Of] = []
     found: dict[str, labelled.Matched] = {}
+    masks: dict[str, OfScans | None] = {}
     seen: list[Listing] = []
     brought: dict[str, str] = {}  # series to the set that brings it in
     for name, of_set in sets.items():
         if of_set.source is not None:
             scans = listed(of_set.source.source, of_set.place, of_set.source, frozenset(), name)
             found[name] = labelled.matched(of_set, scans.listing)
+            masks[name] = masks_of(of_set, scans.listing, found[name])
             seen.append(scans.listing)
             own.append(replace(scans, listing=labelled.of_the_set(scans.listing, found[name].rows, brought)))
             brought |= {series.series: name for series in own[-1].listing.series}
     theirs = frozenset(patient for of in found.values() for patient in of.rows["patient"])
     main = listed(config.source, line, config, held_out | theirs)
-    found |= {name: labelled.matched(of, main.listing) for name, of in sets.items() if of.source is None}
+    for name, of_set in sets.items():
+        if of_set.source is None:
+            found[name] = labelled.matched(of_set, main.listing)
+            masks[name] = masks_of(of_set, main.listing, found[name])
     every = [*seen, main.listing]
     named = {name: labelled.named_patients(sets[name], of, every) for name, of in found.items()}
     rows = labelled.joined([of.rows for of in found.values()])
     labelled.check_external(rows, named, sets)
     write_table(folder / "labelled.parquet", rows)
-    write_json(folder / "labelled.json", {name: of.account for name, of in found.items()})
+    there = {name: of for name in sets if (of := masks[name]) is not None}
+    accounts = {
+        name: of.account | ({MASKS: there[name].account} if name in there else {}) for name, of in found.items()
+    }
+    write_json(folder / "labelled.json", accounts)
     listings = [*own, replace(main, listing=labelled.beside(main.listing, brought, rows))]
     if config.source != "phantom":
         listings.append(listed("phantom", line, config, held_out))
-    return listings, held_out.union(*named.values())
+    return listings, held_out.union(*named.values()), there
 
 
 def shard_of(series: str, shards: int) -> int:

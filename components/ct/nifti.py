@@ -72,6 +72,15 @@ def read_values(path: Path) -> tuple[Any, FloatArray]:
     return _numbers(path, image, slice(None)).transpose(grid.order), grid.affine
 
 
+def extensions_of(path: Path) -> list[bytes]:
+    """What stands in a NIfTI's header behind its fields, as other software keeps it there. Raises as
+    :func:`read_nifti`."""
+    try:
+        return [bytes(extension.content) for extension in _open(path).header.extensions]
+    except (AttributeError, TypeError, ValueError):  # a format without, or a content that nibabel takes to pieces
+        return []
+
+
 def _numbers(path: Path, image: Any, part: slice) -> Any:
     """The voxels of ``part`` of the file's third axis."""
     rest = (0,) * (len(image.shape) - 3)

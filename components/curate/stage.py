@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from components.curate import scans
+from components.curate import labels, scans
 from components.curate.config import CurateConfig
 from components.curate.suite import volumes_suite
 from components.errors import UserError
@@ -26,9 +26,9 @@ ACCOUNT = ["series", "patient", "name", "source", "collection", "role", "split",
 def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Path) -> pd.DataFrame:
     """Write ``curated.parquet`` (every series of the cohort, with status, reason and ``same_scan``: the series of an
     evaluation set that is the same scan under another name, or ''), ``training.parquet`` (see :func:`training_set`),
-    ``annotations.parquet`` (of accepted series), ``volumes.parquet`` (the judged catalogue), ``funnel.json``,
-    ``quality.json`` and ``profile.json`` (the training set's data profile, which stage ``drift`` holds beside the
-    champion's).
+    ``annotations.parquet`` (of accepted series), ``volumes.parquet`` (the judged catalogue), ``labels.json`` (what
+    became of the masks of labelled sets), ``funnel.json``, ``quality.json`` and ``profile.json`` (the training set's
+    data profile, which stage ``drift`` holds beside the champion's).
 
     Args:
         data: the line's data folder.
@@ -54,6 +54,7 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
     curated = _account(cohort, screened, catalogue, data)
     curated["same_scan"] = [twins.get(series, "") for series in curated["series"]]
     write_funnel(curated, folder / "funnel.json")
+    write_json(folder / "labels.json", labels.account(data / "cohort", shards, curated, catalogue))
     write_table(folder / "curated.parquet", curated)
     write_table(folder / "training.parquet", training_set(curated))
     write_table(folder / "volumes.parquet", catalogue)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from components.evaluate import plots
-from components.evaluate.subgroups import ATTRIBUTES
 from components.evaluate.words import count, verdict
 from components.figures.arrays import Array
+from components.tasks.attributes import ATTRIBUTES
 from components.tasks.interface import Measure
 from components.tasks.pictures import save
 from components.tasks.scores import ENCODER
@@ -21,6 +23,7 @@ from components.tasks.scores import ENCODER
 OVERVIEW = "difference.png"
 GROUPS = "subgroups"
 SHARES = (-1.0, 1.0)  # figures that lie between these are drawn on one axis
+DOTS_PER_INCH = 110  # at which a picture has the size of the text round it
 Features = Callable[[pd.DataFrame], Mapping[str, Array]]
 
 
@@ -37,6 +40,22 @@ class Picture:
     path: Path
     caption: str
     alt: str
+
+
+def embedded(picture: Picture) -> dict[str, Any]:
+    """A picture as the template shows it: its bytes, its size beside text, caption and alternative text."""
+    content = picture.path.read_bytes()
+    width, height = struct.unpack(">II", content[16:24])
+    scale = DOTS_PER_INCH / _resolution(content)
+    source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+    size = {"width": round(width * scale), "height": round(height * scale)}
+    return {"source": source, "caption": picture.caption, "alt": picture.alt, **size}
+
+
+def _resolution(png: bytes) -> float:
+    """Dots per inch, by the chunk pHYs (PNG, 11.3.5.3: dots per metre); 110 where it says none."""
+    at = png.find(b"pHYs")
+    return struct.unpack(">I", png[at + 4 : at + 8])[0] * 0.0254 if at > 0 else DOTS_PER_INCH
 
 
 def draw_overview(folder: Path, metrics: Mapping[str, Any], measures: Mapping[str, Measure]) -> list[Picture]:

@@ -32,8 +32,10 @@ LOOKS = {
     RANDOM: (SEED, "|"),
     "histogram": ("#b35900", "s"),
     "hu_statistics": ("#007a5a", "D"),
+    "radiomics": ("#a0407a", "^"),
+    "windows": ("#56749c", "v"),
 }
-OTHERS = tuple(product(("#a0407a", "#56749c", "#7a6a00", INK), ("^", "v", "P", "X")))
+OTHERS = tuple(product(("#7a6a00", INK, "#a0407a", "#56749c"), ("P", "X", "<", ">")))
 VERDICTS = {BETTER: ("#0072b2", "^"), UNDECIDED: (SEED, "o"), WORSE: ("#c1440e", "v")}
 CLASS_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#1c2430")
 CLASS_MARKERS = ("o", "^", "s", "D", "v", "P")

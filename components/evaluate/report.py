@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +12,20 @@ import numpy as np
 import pandas as pd
 
 from components.evaluate.bycase import by_case
-from components.evaluate.gallery import GROUPS, Picture, groups_file
-from components.evaluate.subgroups import ATTRIBUTES, UNRECORDED
+from components.evaluate.comparisons import Added, other_models, what_it_adds
+from components.evaluate.gallery import GROUPS, Picture, embedded, groups_file
+from components.evaluate.published import PublishedFigure
 from components.evaluate.words import count, method_name, number, question, verdict, with_interval
+from components.tasks.attributes import ATTRIBUTES
 from components.tasks.config import EvaluateConfig
 from components.tasks.interface import Measure
 from components.tasks.kinds import kind_of
+from components.tasks.plain import PLAIN
 from components.tasks.scores import ENCODER, RANDOM
 
 MARKS = {"better": "▲", "undecided": "●", "worse": "▼", "not evaluated": "–"}
-ALWAYS = ("histogram", "hu_statistics")  # beside the encoder in the table of all tasks
+ALWAYS = PLAIN  # beside the encoder in the table of all tasks
 WORST = 5  # cases named of a task
-DOTS_PER_INCH = 110  # at which a picture has the size of the text round it
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,23 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Beside:
-    """What is told of the line's data.
+    """What is told beside the line's figures.
 
     Attributes:
         curated: every series that reached curation.
         sets: labelled set to its account, see :class:`components.cohort.labelled.Matched`.
         headers: measurements of the series' headers; empty where there are none.
         labelled: which series is of which labelled set: columns series, set.
+        published: figures of other models.
+        masks: labelled set to what its masks came to, see :func:`components.curate.labels.account`.
     """
 
     curated: pd.DataFrame
     sets: Mapping[str, Any]
     headers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"series": pd.Series(dtype="str")}))
     labelled: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["series", "set"], dtype="str"))
+    published: tuple[PublishedFigure, ...] = ()
+    masks: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ class Section:
 
     Attributes:
         parts: shown; inner: shown on demand.
+        adds: what the encoder adds to baselines, and by which figure.
+        others: part, figure, model, their value, ours, the difference of peers, source.
         worst: part, case, what it is, what was said of it.
     """
 
@@ -113,6 +119,9 @@ class Section:
     asked: str
     parts: tuple[Part, ...]
     inner: tuple[Part, ...]
+    adds_by: str
+    adds: tuple[Added, ...]
+    others: tuple[tuple[str, ...], ...]
     pictures: tuple[Mapping[str, Any], ...]
     left_out: tuple[tuple[str, str], ...]
     worst_of: str
@@ -147,10 +156,14 @@ def render_report(evaluated: Evaluated, beside: Beside, pictures: Mapping[str, S
         overview=_overview(evaluated),
         overview_others=[method_name(name) for name in ALWAYS],
         pictures=[embedded(picture) for picture in pictures[""]],
-        sections=[_section(evaluated, name, pictures[name]) for name in evaluated.tasks],
+        sections=[_section(evaluated, name, pictures[name], beside.published) for name in evaluated.tasks],
         groups=[of for name in evaluated.tasks for of in _groups(evaluated, name, pictures[GROUPS])],
-        unrecorded=UNRECORDED,
         sets=sorted(beside.sets.items()),
+        masks=[
+            (name, account["masks"], beside.masks[name])
+            for name, account in sorted(beside.sets.items())
+            if "masks" in account and name in beside.masks
+        ],
         scans=len(curated),
         accepted=len(accepted),
         rejected=_rejected(curated),
@@ -159,22 +172,6 @@ def render_report(evaluated: Evaluated, beside: Beside, pictures: Mapping[str, S
         seeds=len(evaluated.config.random_seeds),
         nodules=any(task.startswith("lidc_nodules/") for task in evaluated.metrics["tasks"]),
     )
-
-
-def embedded(picture: Picture) -> dict[str, Any]:
-    """A picture as the template shows it: its bytes, its size beside text, caption and alternative text."""
-    content = picture.path.read_bytes()
-    width, height = struct.unpack(">II", content[16:24])
-    scale = DOTS_PER_INCH / _resolution(content)
-    source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
-    size = {"width": round(width * scale), "height": round(height * scale)}
-    return {"source": source, "caption": picture.caption, "alt": picture.alt, **size}
-
-
-def _resolution(png: bytes) -> float:
-    """Dots per inch, by the chunk pHYs (PNG, 11.3.5.3: dots per metre); 110 where it says none."""
-    at = png.find(b"pHYs")
-    return struct.unpack(">I", png[at + 4 : at + 8])[0] * 0.0254 if at > 0 else DOTS_PER_INCH
 
 
 def _overview(evaluated: Evaluated) -> list[Row]:
@@ -263,15 +260,20 @@ def _classes(part: str, table: pd.DataFrame) -> str:
     return f" ({', '.join(f'{found} {name}' for name, found in tested.items())}); {count(train, 'training case')}"
 
 
-def _section(evaluated: Evaluated, name: str, pictures: Sequence[Picture]) -> Section:
+def _section(
+    evaluated: Evaluated, name: str, pictures: Sequence[Picture], published: Sequence[PublishedFigure]
+) -> Section:
     parts = [part for part in sorted(evaluated.metrics["tasks"]) if _of(name, part)]
     shown = [name] if name in parts else parts
     worst_of, worst = _worst(evaluated, name)
+    own = [theirs for theirs in published if _of(name, theirs.task)]
     return Section(
         name,
         question(evaluated.tasks[name]),
         tuple(_part(evaluated, name, part) for part in shown),
         tuple(_part(evaluated, name, part) for part in parts if part not in shown),
+        *what_it_adds(evaluated.metrics, _measures(evaluated, name), parts),
+        other_models(evaluated.metrics, _measures(evaluated, name), parts, own),
         tuple(embedded(picture) for picture in pictures),
         tuple((part, why) for part, why in sorted(evaluated.metrics["not_evaluated"].items()) if _of(name, part)),
         worst_of,

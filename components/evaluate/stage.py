@@ -15,9 +15,11 @@ from components.command import data_dir
 from components.ct.grid import GridConfig
 from components.ct.labels.stored import label_map_of
 from components.evaluate.cases import build_cases, write_cases
+from components.evaluate.falls import falls_of
 from components.evaluate.features import write_features
 from components.evaluate.gallery import GROUPS, Picture, draw_groups, draw_overview, draw_projection, draw_task
 from components.evaluate.layout import Layout, read_cases, read_places, table
+from components.evaluate.published import PublishedConfig
 from components.evaluate.report import Beside, Evaluated, part_of, render_report
 from components.evaluate.subgroups import COLUMNS, blocks_of, compare, groups_of
 from components.evaluate.task import CASES, FIGURES, METRICS, PLOTS, judge_task
@@ -28,6 +30,7 @@ from components.models.embed import Embedder, described
 from components.settings import load_part, load_stage, shards
 from components.sources.sets import sets_of
 from components.tables import write_table
+from components.tasks.adds import BOTH
 from components.tasks.classify import ClassifyConfig
 from components.tasks.config import EvaluateConfig
 from components.tasks.features import Features, Volumes
@@ -51,11 +54,13 @@ def run(line: str) -> None:
 
 
 def beside_of(line: str) -> Beside:
-    """What is told of a line's data. Raises UserError where they are missing."""
+    """What is told beside a line's figures. Raises UserError where they are missing."""
     curated, cohort = table(data_dir(line, "curate") / "curated.parquet"), data_dir(line, "cohort")
     receipts = [table(data_dir(line, "acquire", shard) / "receipt.parquet") for shard in shards()]
     headers = pd.concat(receipts, ignore_index=True)
-    return Beside(curated, read_json(cohort / "labelled.json"), headers, table(cohort / "labelled.parquet"))
+    published = load_stage(PublishedConfig, line, "published").figures
+    masks, sets = read_json(data_dir(line, "curate") / "labels.json"), read_json(cohort / "labelled.json")
+    return Beside(curated, sets, headers, table(cohort / "labelled.parquet"), published, masks)
 
 
 def evaluate(
@@ -110,15 +115,21 @@ def collect(
         "evaluation_data": evaluation_digest(out / "tasks.parquet", rows, volumes),
         "tasks": of_tasks,
         "primary": primary,
+        "adds_to": {part: of_part for of in found.values() for part, of_part in of.get("adds_to", {}).items()},
+        "peers": {part: of_part for of in found.values() for part, of_part in of.get("peers", {}).items()},
         "worse": {part: round(float(p), DIGITS) for part, p in zip(of_tasks, worse, strict=True)},
         "not_evaluated": {part: why for of in built.values() for part, why in of.not_evaluated.items()},
+        "too_few": sorted({part for of in built.values() for part in of.too_few}),
+        "lower_is_better": sorted(name for name, measure in measures().items() if measure.lower_is_better),
+        "falls": falls_of(tasks, of_tasks, measures(), tested(rows)),
     }
     groups = groups_of(rows, beside.headers, beside.labelled)
     subgroups, metrics["subgroups"] = _subgroups(tasks, metrics["tasks"], cases, groups, config)
     write_text(out / "subgroups.csv", subgroups.to_csv(index=False, lineterminator="\n"))
     write_json(out / "metrics.json", metrics)
     write_json(out / "primary.json", _at_a_glance(metrics))
-    evaluated = Evaluated(line, tasks, metrics, figures, cases, rows, _remarks(built, found), config, subgroups)
+    single = figures[~figures["method"].str.contains(BOTH, regex=False)]
+    evaluated = Evaluated(line, tasks, metrics, single, cases, rows, _remarks(built, found), config, subgroups)
     features = Features.read(read_places(layout.cases), layout.features, layout.untrained)
     write_text(out / "report.html", render_report(evaluated, beside, _draw(layout, evaluated, found, features)))
 
@@ -130,10 +141,17 @@ def _subgroups(
     """The table of all subgroups, and every task's and part's worst gaps by attribute."""
     tables, gaps = [pd.DataFrame(columns=COLUMNS)], {}
     for name, task in tasks.items():
-        for block in blocks_of(name, part_of(name, cases), kind_of(task).figures, groups, name in judged):
+        for block in blocks_of(part_of(name, cases), kind_of(task).figures, groups, judged):
             table, gaps[block.name] = compare(block, config)
             tables.append(table)
     return pd.concat(tables[1:] or tables, ignore_index=True), gaps
+
+
+def tested(rows: pd.DataFrame) -> dict[str, int]:
+    """Task, or part of one, to how many test patients it has. ``rows``: the task table."""
+    return {
+        str(task): int(of) for task, of in rows[rows["split"] == "test"].groupby("task")["patient"].nunique().items()
+    }
 
 
 def _at_a_glance(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:

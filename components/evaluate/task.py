@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from components.command import run_stage
 from components.ct.grid import GridConfig
 from components.evaluate.layout import Layout, read_cases, read_places
+from components.evaluate.peers import beside_peers
 from components.evaluate.untrained import untrained_encoders
 from components.files import replacing, sha256_file, write_json, write_text
 from components.models.embed import WEIGHTS, Embedder, described
@@ -103,7 +104,8 @@ def write_outcome(folder: Path, task: Any, outcome: Outcome, encoder: Path) -> N
         tasks = task_metrics(outcome.scores, measures)
         primary = {part: next(name for name in measures if name in of) for part, of in tasks.items()}
         found = {"tasks": tasks, "primary": primary, "remarks": outcome.remarks, "pictures": captions}
-        write_json(temporary / METRICS, outcome.found | found)
+        peers = beside_peers(outcome.scores)
+        write_json(temporary / METRICS, outcome.found | found | ({"peers": peers} if peers else {}))
 
 
 def write_head(folder: Path, head: Head | SegmentHead, encoder: str) -> None:

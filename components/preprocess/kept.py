@@ -21,6 +21,7 @@ from components.ct.labels.stored import LabelMap, names_of, write_label_map
 from components.ct.store import Volume, write_volume
 from components.files import replacing, sha256_file
 from components.preprocess.config import PreprocessConfig
+from components.preprocess.masks import SeriesMasks
 from components.sources.series import SeriesJob
 
 KEPT = Path(".ctfoundry/volumes")
@@ -40,19 +41,20 @@ def code_version() -> str:
     return code_digest(tuple(sorted(makers)), LIBRARIES) + sha256_file(ROOT / STAGE)
 
 
-def entry(job: SeriesJob, receipt: pd.DataFrame, config: PreprocessConfig) -> Path:
+def entry(job: SeriesJob, receipt: pd.DataFrame, config: PreprocessConfig, masks: SeriesMasks | None = None) -> Path:
     """Where the finished volume of a series lies, if it does.
 
     Args:
         job: the series.
         receipt: its files (columns file, sha256).
         config: the grid.
+        masks: that a labelled set has of it.
     """
     series, files = job.row, sorted(zip(receipt["file"], receipt["sha256"], strict=True))
     code = [code_version(), arithmetic.mode(), config.grid, job.config.mixed_series]
     # No receipt holds the labels' bytes: the source's version stands for them.
     labels = "" if job.labels is None else f"labels {series.get('version', '')}"
-    asked = json.dumps([*code, series["series"], series["source"], files, labels])
+    asked = json.dumps([*code, series["series"], series["source"], files, masks.asked if masks else labels])
     return KEPT / job.line / f"{series['series']}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from components.files import StopStageError, replacing, sha256_file
 from components.isolation import GIB, Lost, check_unexpected
 from components.preprocess import kept
 from components.preprocess.config import PreprocessConfig
+from components.preprocess.masks import SeriesMasks, found_in
 from components.sources import raw
+from components.sources.kinds import KINDS
 from components.sources.series import SeriesJob, ready
 from components.tables import read_table, write_table
 
@@ -44,6 +47,7 @@ class VolumeJob:
         config: the grid.
         entry: where its finished volume is kept.
         voxels: that its headers promise.
+        masks: that a labelled set has of it.
     """
 
     series: SeriesJob
@@ -51,6 +55,7 @@ class VolumeJob:
     config: PreprocessConfig
     entry: Path
     voxels: int
+    masks: SeriesMasks | None = None
 
 
 def read_raw(paths: list[Path], only_largest_stack: bool = False, digests: dict[str, str] | None = None) -> Volume:
@@ -101,7 +106,7 @@ def preprocess_series(job: VolumeJob) -> None:
     A series that does not decode is kept as a row with ``decoded`` false and the cause; it costs that series only.
 
     Raises:
-        UserError: the raw files are gone for good, or are not those of the receipt.
+        UserError: the raw files are gone for good, or are not those of the receipt; the same of its masks.
     """
     series = job.series.row
     try:
@@ -116,25 +121,36 @@ def preprocess_series(job: VolumeJob) -> None:
     volume = crop_to_body(resampled, body, job.config.foreground_margin_mm)
     sizes = dict(zip(("n0", "n1", "n2"), volume.hu.shape, strict=True))
     origin = origin_of(raw.data_files(job.series.folder))
-    labels, why = _labels(job.series, volume, origin)
-    row = {"decoded": True, "detail": "", **sizes, **measure_volume(native, resampled, body), "labels_detail": why}
+    labels, told = _labels(job, native, volume, origin)
+    row = {"decoded": True, "detail": "", **sizes, **measure_volume(native, resampled, body), **told}
     provenance = {"series": series["series"], "source": series["source"], "frame": origin.frame,
                   "patient": origin.patient, "grid": job.config.grid}  # fmt: skip
     kept.keep(job.entry, row, volume, provenance, labels)
 
 
-def _labels(series: SeriesJob, volume: Volume, origin: Origin) -> tuple[LabelMap | None, str]:
-    """The label map of an evaluation scan, where its source brings one; or why there is none in spite of that. It costs
-    the scan nothing: only a task of labels does without it."""
-    if series.labels is None:
-        return None, ""
-    if not series.labels.is_file():
-        return None, f"labels {series.labels.name}: not among the files that the source brought"
+def _labels(job: VolumeJob, native: Volume, volume: Volume, origin: Origin) -> tuple[LabelMap | None, dict[str, str]]:
+    """The label map of an evaluation scan, where its source brings one or a labelled set has masks of it; and the
+    catalogue's columns: ``labels_detail``, why there is none in spite of that, and ``labels_found``, what is in it. It
+    costs the scan nothing: only a task of labels does without it."""
+    series, masked = job.series, None
     try:
-        return label_map(series.labels, volume, origin), ""
+        if job.masks is not None:
+            # Only of DICOM a key is drawn from UIDs, which labels name.
+            known = origin if KINDS[series.row["source"]].nifti else replace(origin, series=series.row["series"])
+            masked = job.masks.on(volume, native, known)
+            labels = masked.labels
+        elif series.labels is None:
+            return None, {"labels_detail": "", "labels_found": ""}
+        elif not series.labels.is_file():
+            raise UserError(f"labels {series.labels.name}: not among the files that the source brought")
+        else:
+            labels = label_map(series.labels, volume, origin)
+    except StopStageError:
+        raise
     except UserError as error:
         log.warning("series %s: %s", series.row["series"], error)
-        return None, str(error)
+        return None, {"labels_detail": str(error), "labels_found": ""}
+    return labels, {"labels_detail": "", "labels_found": found_in(labels, masked)}
 
 
 def findable(detail: str, members: list[str]) -> str:
@@ -148,10 +164,15 @@ def findable(detail: str, members: list[str]) -> str:
 
 
 def preprocess_shard(
-    jobs: list[SeriesJob], acquired: Path, screened: pd.DataFrame, config: PreprocessConfig, folder: Path
+    jobs: list[SeriesJob],
+    acquired: Path,
+    screened: pd.DataFrame,
+    config: PreprocessConfig,
+    folder: Path,
+    masks: Mapping[str, SeriesMasks] | None = None,
 ) -> pd.DataFrame:
-    """Write ``volumes/<series>.b2nd``, ``labels/<series>.b2nd`` of evaluation scans whose source brings labels, and
-    ``catalogue.parquet``, then let the shard's raw bytes go.
+    """Write ``volumes/<series>.b2nd``, ``labels/<series>.b2nd`` of evaluation scans whose source brings labels or that
+    a labelled set has masks of, and ``catalogue.parquet``, then let the shard's raw bytes go.
 
     Series whose bytes, grid and code are those of an earlier run are taken from it; their raw files are not needed.
 
@@ -161,15 +182,17 @@ def preprocess_shard(
         screened: the shard's judged table; only accepted series are read.
         config: the line's grid.
         folder: output.
+        masks: series to the masks that a labelled set has of it.
     """
+    masks = masks or {}
     files = dict(tuple(read_table(acquired / "files.parquet").groupby("series")))
     accepted = screened[screened["accepted"].astype(bool)].set_index("series")
     voxels = (accepted["rows"] * accepted["columns"] * accepted["instances"]).astype(int).to_dict()
     all_jobs = [
-        VolumeJob(job, receipt, config, kept.entry(job, receipt, config), voxels[job.row["series"]])
+        VolumeJob(job, receipt, config, kept.entry(job, receipt, config, own), voxels[job.row["series"]], own)
         for job in jobs
         if job.row["series"] in voxels
-        for receipt in [files[job.row["series"]]]
+        for receipt, own in [(files[job.row["series"]], masks.get(job.row["series"]))]
     ]
     known = {job.entry: row for job in all_jobs if (row := kept.read_whole(job.entry)) is not None}
     todo = [job for job in all_jobs if job.entry not in known]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Literal
 
@@ -93,19 +94,34 @@ class NiftiConfig(StageConfig):
 
 
 def patient_pattern(text: str) -> re.Pattern[str]:
-    """The expression that a pattern stands for: ``*`` and ``?`` stay within a folder, ``**`` does not. Raises
-    ValueError where an expression is none."""
-    if "{patient}" not in text:
+    """As :func:`path_pattern`, of a path that names its patient."""
+    return path_pattern(text, {"patient": "[^/]+"})
+
+
+def path_pattern(text: str, named: Mapping[str, str]) -> re.Pattern[str]:
+    """The expression that a pattern stands for: ``*`` and ``?`` stay within a folder, ``**`` does not.
+
+    Args:
+        text: with ``{name}`` for one of ``named`` at least; or a regular expression.
+        named: what ``{name}`` may be in a path, as an expression.
+
+    Raises:
+        ValueError: an expression that is none, or a name that is there twice.
+    """
+    if not any(f"{{{name}}}" in text for name in named):
         try:
             return re.compile(text)
         except re.error as error:
-            raise ValueError(f"no pattern with {{patient}}, and no regular expression: {error}") from None
-    parts = {"{patient}": "(?P<patient>[^/]+)", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    pieces = re.split(r"(\{patient\}|\*\*|\*|\?)", text)
+            known = " or ".join(f"{{{name}}}" for name in named)
+            raise ValueError(f"no pattern with {known}, and no regular expression: {error}") from None
+    parts = {f"{{{name}}}": f"(?P<{name}>{found})" for name, found in named.items()}
+    parts |= {"**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split("(" + "|".join(map(re.escape, parts)) + ")", text)
     try:
         return re.compile("".join(parts.get(piece, re.escape(piece)) for piece in pieces))
     except re.error:
-        raise ValueError("one {patient} is allowed in a pattern") from None
+        twice = next(name for name in named if text.count(f"{{{name}}}") > 1)
+        raise ValueError(f"one {{{twice}}} is allowed in a pattern") from None
 
 
 class PhantomConfig(StageConfig):
@@ -119,14 +135,16 @@ class PhantomConfig(StageConfig):
         fault_share: at least this share of all series carries a fault; those are additional series of further
             pretraining patients.
         seed: everything else follows from it.
+        site: whose scanners these are. At another than ``home`` patients are others, whatever the seed.
     """
 
     anatomy: Literal["trunk", "head"]
-    pretrain_patients: int = Field(ge=1, le=9999)
+    pretrain_patients: int = Field(ge=0, le=9999)
     evaluation_patients: int = Field(ge=4, le=9999)
     retest_patients: int = Field(ge=0, le=4999)
     fault_share: float = Field(ge=0.0, le=0.5)
     seed: Seed
+    site: Literal["home", "other"] = "home"
 
 
 class SourceConfig(StageConfig):

@@ -11,9 +11,11 @@ from components.figures.arrays import Array
 from components.figures.resampling import paired
 from components.tasks.config import EvaluateConfig
 from components.tasks.judging import Part, judge_method
+from components.tasks.plain import HU_STATISTICS, RADIOMICS, WINDOWS
 from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score
 
-BASELINES = ("hu_statistics", "histogram")
+BASELINES = (HU_STATISTICS, RADIOMICS, WINDOWS)
+BOTH = "+"  # between the names of two kinds of features
 UNTRAINED = "untrained"  # the mean of a few, in the encoder's place
 SEEDS = 3
 Found = dict[str, dict[str, dict[str, dict[str, float]]]]
@@ -32,12 +34,12 @@ def with_baselines(part: Part, features: Mapping[str, Array], config: EvaluateCo
     """
     seeds = sorted(method for method in features if method.startswith(f"{RANDOM}_"))[:SEEDS]
     found: list[Score] = []
-    for baseline in BASELINES:
+    for baseline in [name for name in BASELINES if name in features]:
         found += _together(part, ENCODER, baseline, features, config)
         of_seeds = [_together(part, seed, baseline, features, config) for seed in seeds]
         for scores in zip(*of_seeds, strict=True):
             mean: Array = np.mean([score.replicates for score in scores], axis=0)
-            found.append(replace(scores[0], method=f"{UNTRAINED}+{baseline}", replicates=mean))
+            found.append(replace(scores[0], method=f"{UNTRAINED}{BOTH}{baseline}", replicates=mean))
     return found
 
 
@@ -46,7 +48,7 @@ def _together(
 ) -> list[Score]:
     blocks = (features[method].shape[1], features[baseline].shape[1])
     both = np.hstack([features[method], features[baseline]])
-    return judge_method(part, f"{method}+{baseline}", both, config, blocks).scores
+    return judge_method(part, f"{method}{BOTH}{baseline}", both, config, blocks).scores
 
 
 def added(scores: Sequence[Score]) -> Found:
@@ -59,12 +61,12 @@ def added(scores: Sequence[Score]) -> Found:
     by_name = {(score.task, score.method, score.figure): score for score in scores}
     found: Found = {}
     for (task, method, figure), both in sorted(by_name.items()):
-        with_encoder, _, baseline = method.partition("+")
+        with_encoder, _, baseline = method.partition(BOTH)
         if with_encoder != ENCODER or not baseline:
             continue
         alone = by_name[task, baseline, figure]
         numbers = {"value": both.value, "alone": alone.value, **_difference(both, alone, "")}
-        untrained = by_name.get((task, f"{UNTRAINED}+{baseline}", figure))
+        untrained = by_name.get((task, f"{UNTRAINED}{BOTH}{baseline}", figure))
         if untrained is not None:
             numbers |= _difference(untrained, alone, f"{UNTRAINED}_")
         rounded = {name: round(number, DIGITS) for name, number in numbers.items()}

@@ -61,8 +61,8 @@ class ClassifyConfig(StageConfig):
         set: a labelled set; ``line``, the line's own evaluation scans; or ``lidc_nodules``.
         label: of a labelled set the column of its table that holds the class of each scan; of ``line`` the annotations
             ``organ``, ``lesion`` or ``finding``; of ``lidc_nodules`` its ``ratings``.
-        external: labelled sets of other sites with a column of the same name, on which what was trained here is tested
-            as well: ``<task>/<set>``.
+        external: labelled sets of other sites with a column of the same name (of set ``line``: of phantoms), on which
+            what was trained here is tested as well: ``<task>/<set>``.
         serve: whether the linear probe of the encoder goes into the release as a head.
         specificity: of two classes, at which the threshold of the second one is chosen, on training cases; null for
             none. Tasks of more classes have none.
@@ -81,7 +81,7 @@ class ClassifyConfig(StageConfig):
 def cases(name: str, task: ClassifyConfig, inputs: Inputs) -> Built:
     """The cases of a task; classes with too few patients are left out, with the reason."""
     if task.set == LINE:
-        built = ANNOTATED[task.label](name, inputs)
+        built = annotated.with_sites(ANNOTATED[task.label], name, inputs, task.external)
     elif task.set == LIDC_ROOT:
         built = nodules(name, inputs)
     else:
@@ -104,7 +104,8 @@ def judge(question: Question) -> Outcome:
     shown: list[tuple[Part, Judged]] = []
     curved: dict[str, tuple[Part, Curves]] = {}
     outcome = Outcome(scores, pd.DataFrame())
-    elsewhere = {f"{question.name}/{site}" for site in task.external}  # tests of the same probe, and no head of its own
+    elsewhere = [f"{question.name}/{site}" for site in task.external]  # tests of the same probe, and no head of its own
+    family = task.set == LINE and task.label == FINDINGS
     for name, rows in question.rows.groupby("task"):
         part = Part.of(str(name), rows, config, task.specificity)
         inputs = {method: question.features.of(method, part.rows) for method in question.features.methods}
@@ -115,23 +116,25 @@ def judge(question: Question) -> Outcome:
         scores += with_baselines(part, inputs, config)
         tables += [of.cases for of in judged.values()]
         shown.append((part, judged[ENCODER]))
-        if task.few_shot is not None:
+        outside = any(part.name == of or part.name.startswith(f"{of}/") for of in elsewhere)
+        if task.few_shot is not None and not (family and outside):
             curved[part.name] = part, curves(part, inputs, task.few_shot, config)
         told = _left_out(task, part, curved)
         if told:
             outcome.remarks[part.name] = told
-        if task.serve and part.name not in elsewhere:
+        if task.serve and not outside:
             numbers = task_metrics([score for of in judged.values() for score in of.scores], FIGURES)[part.name]
             outcome.heads[part.name] = head_of(question.name, part, judged[ENCODER].fitted, numbers)
-    family = question.name if task.set == LINE and task.label == FINDINGS else None
-    if family is not None:
-        means, outcome.remarks[family] = family_mean(scores, family)
-        scores += means
+    means = {of: family_mean(scores, of) for of in (question.name, *elsewhere) if family}
+    for of, (mean, told) in means.items():
+        if mean:
+            scores += mean
+            outcome.remarks[of] = told
     outcome.found["adds_to"] = added(scores)
     outcome.pictures.update(pictures(shown))
     if task.few_shot is not None:
-        outcome.tables["few_shot"] = few = few_shot_table(curved, family)
-        for name in sorted({family} if family is not None else set(few["task"])):
+        outcome.tables["few_shot"] = few = few_shot_table(curved, question.name if family else None)
+        for name in sorted({question.name} if family else set(few["task"])):
             outcome.pictures[f"few_shot_{name.replace('/', '_')}"] = draw_curves(few, name), CAPTION
     return replace(outcome, cases=pd.concat(tables, ignore_index=True))
 
@@ -153,9 +156,11 @@ def _parts(name: str, task: ClassifyConfig, scanned: Scanned) -> list[str]:
         return [f"{name}/{rating}" for rating in RATINGS] if scanned.nodules else []
     if task.set != LINE:
         return [name, *(f"{name}/{site}" for site in task.external)]
+    places = [name, *(f"{name}/{site}" for site in task.external)]
     if task.label == FINDINGS:
-        return [] if scanned.trunk else [name, *(f"{name}/{finding}" for finding in PHANTOM_FINDINGS)]
-    return [name] if scanned.trunk else []
+        parts = [part for of in places for part in (of, *(f"{of}/{finding}" for finding in PHANTOM_FINDINGS))]
+        return [] if scanned.trunk else parts
+    return places if scanned.trunk else []
 
 
 KIND = Kind(

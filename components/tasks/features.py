@@ -19,11 +19,10 @@ from components.models.embed import Embedder
 from components.progress import track
 from components.sources.lidc import ROOT, nodule_file, read_ratings
 from components.sources.roots import root_of
-from components.tasks.config import EvaluateConfig, HistogramConfig
+from components.tasks.config import EvaluateConfig
 from components.tasks.nodules import read_nodule
 
 AnyVolume = StoredVolume | Volume
-PERCENTILES = (5, 25, 50, 75, 95)
 PLACE = ["volume", "x", "y", "z"]
 ARRAY = ".npy"
 BATCH = 64  # crops given to a method at once, from as many volumes as it takes
@@ -49,61 +48,17 @@ class Method:
     Attributes:
         points: crops round N points to features (N, dimension).
         whole: volume to a feature (dimension,).
+        patch: size of the crops in voxels; None for those of the encoder that is judged.
     """
 
     points: Callable[[Crops], npt.NDArray[np.floating]]
     whole: Callable[[AnyVolume], npt.NDArray[np.floating]]
+    patch: tuple[int, int, int] | None = None
 
 
 def encoder_method(embedder: Embedder) -> Method:
     """An encoder, untouched."""
     return Method(points=lambda crops: embedder.embed_crops(crops.hu), whole=embedder.embed_volume)
-
-
-def histogram(hu: Int16Array, config: HistogramConfig) -> Array:
-    """Share of voxels in each of the equal bins (bins,); values outside the range count in the end bins."""
-    of_value = np.bincount(hu.ravel().view(np.uint16), minlength=2**16)  # the bins of 65,536 values, not of all voxels
-    values = np.arange(2**16).astype(np.uint16).view(np.int16).astype(np.int64)
-    bins = (values - config.low_hu) * config.bins // (config.high_hu - config.low_hu)
-    counts = np.bincount(np.clip(bins, 0, config.bins - 1), weights=of_value, minlength=config.bins)
-    share: Array = counts / counts.sum()
-    return share
-
-
-def hu_statistics(hu: Int16Array) -> Array:
-    """Mean, standard deviation, least, greatest, and the 5th, 25th, 50th, 75th, 95th percentile of HU; (9,)."""
-    values = hu.astype(np.float64).ravel()
-    return np.array([values.mean(), values.std(), values.min(), values.max(), *np.percentile(values, PERCENTILES)])
-
-
-def baselines(config: EvaluateConfig) -> dict[str, Method]:
-    """Features that need no training: the histogram of what the encoder sees, and HU statistics of its centre."""
-
-    def of_centres(crops: Crops) -> Array:
-        return np.stack([hu_statistics(middle(hu, crops.directions, config.centre_mm)) for hu in crops.hu])
-
-    return {
-        "histogram": Method(
-            points=lambda crops: np.stack([histogram(hu, config.histogram) for hu in crops.hu]),
-            whole=lambda volume: histogram(_voxels(volume), config.histogram),
-        ),
-        "hu_statistics": Method(
-            points=of_centres,
-            whole=lambda volume: hu_statistics(middle(_voxels(volume), volume.affine[:3, :3], config.centre_mm)),
-        ),
-    }
-
-
-def middle(hu: Int16Array, directions: Array, side_mm: float) -> Int16Array:
-    """The central box of ``side_mm``, cut to the array where it is smaller."""
-    sides = [max(1, round(side_mm / mm)) for mm in np.linalg.norm(directions, axis=0)]
-    starts = [n // 2 - side // 2 for n, side in zip(hu.shape, sides, strict=True)]
-    box = tuple(slice(max(0, start), start + side) for start, side in zip(starts, sides, strict=True))
-    return hu[box]
-
-
-def _voxels(volume: AnyVolume) -> Int16Array:
-    return volume.read().hu if isinstance(volume, StoredVolume) else volume.hu
 
 
 class Volumes:
@@ -199,16 +154,15 @@ def extract(
         patch: of a crop round a point.
     """
     found: dict[str, dict[int, npt.NDArray[np.floating]]] = {name: {} for name in methods}
-    waiting: list[tuple[int, Int16Array]] = []
+    sizes = {name: method.patch or patch for name, method in methods.items()}
+    waiting: dict[int, dict[tuple[int, int, int], Int16Array]] = {}  # of a row its crop of every size
     directions = np.eye(3)
 
     def embed_waiting() -> None:
-        if waiting:
-            crops = Crops(np.stack([hu for _, hu in waiting]), directions)
-            for name, method in methods.items():
-                vectors = method.points(crops)
-                found[name].update({row: vector for (row, _), vector in zip(waiting, vectors, strict=True)})
-            waiting.clear()
+        for name, method in methods.items() if waiting else ():
+            crops = Crops(np.stack([of[sizes[name]] for of in waiting.values()]), directions)
+            found[name].update(zip(waiting, method.points(crops), strict=True))
+        waiting.clear()
 
     for volume_name, rows in track(places.groupby("volume"), [1] * places["volume"].nunique(), "embedding"):
         volume = volumes.open(str(volume_name))
@@ -219,7 +173,7 @@ def extract(
                 for name, method in methods.items():
                     found[name][row] = method.whole(whole)
             else:
-                waiting.append((row, crops_at(volume, [[x, y, z]], patch)[0]))
+                waiting[row] = {size: crops_at(volume, [[x, y, z]], size)[0] for size in set(sizes.values())}
         if len(waiting) >= BATCH:
             embed_waiting()
     embed_waiting()

@@ -13,21 +13,22 @@ from matplotlib.figure import Figure
 from components.figures.arrays import Array, Integers
 from components.figures.classification import macro_auc
 from components.figures.resampling import figure as estimate_of
-from components.tasks.adds import BASELINES
 from components.tasks.config import EvaluateConfig
 from components.tasks.crossfit import hashed
 from components.tasks.judging import Part
 from components.tasks.pictures import STYLE
+from components.tasks.plain import HU_STATISTICS, RADIOMICS
 from components.tasks.probes import fit_linear
 from components.tasks.scores import DIGITS, ENCODER, RANDOM
 
 DRAWS, SEEDS = 5, 5
+BESIDE = (HU_STATISTICS, RADIOMICS)
 COLUMNS = ["task", "method", "cases_per_class", "draws", "value", "low", "high", "lowest", "highest"]
 SHOWN = {
     ENCODER: ("this encoder", "#1f5fbf"),
     RANDOM: ("untrained encoders, mean", "#8a8f98"),
-    "histogram": ("intensity histogram", "#d9822b"),
-    "hu_statistics": ("HU statistics of the centre", "#2f9e7e"),
+    RADIOMICS: ("radiomics of the centre", "#d9822b"),
+    HU_STATISTICS: ("HU statistics of the centre", "#2f9e7e"),
 }
 CAPTION = (
     "AUC on all test cases of linear probes that were fitted on a few training cases a class, each of another patient: "
@@ -65,7 +66,7 @@ def curves(part: Part, features: Mapping[str, Array], counts: Sequence[int], con
         config: of evaluation.
     """
     random = sorted(method for method in features if method.startswith(f"{RANDOM}_"))[:SEEDS]
-    methods = [method for method in (ENCODER, *random, *BASELINES) if method in features]
+    methods = [method for method in (ENCODER, *random, *BESIDE) if method in features]
     labels, weights = part.labels[part.test], part.weights
     found: dict[tuple[str, int], list[Array]] = {}
     for count, draw in itertools.product(sorted(counts), range(DRAWS)):

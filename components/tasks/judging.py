@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from components.figures.arrays import Array, Bools, Labels
+from components.figures.arrays import Array, Bools, Integers, Labels
 from components.figures.averages import class_mean
 from components.figures.calibration import expected_calibration_error, judged, reliability
 from components.figures.classification import brier_score, macro_auc, macro_average_precision, rates_at_threshold
@@ -16,9 +16,12 @@ from components.figures.resampling import Draws, Sample, draws, sample_of, toget
 from components.figures.retrieval import over_queries, retrieve
 from components.figures.similarity import cosine_similarity
 from components.tasks.config import EvaluateConfig
-from components.tasks.crossfit import Fitted, fit
+from components.tasks.crossfit import Fitted, fit, hashed
 from components.tasks.probes import neighbour_probe, predicted
 from components.tasks.scores import DIGITS, Score, per_case
+
+QUERIES = 400  # of a retrieval, at most
+RETRIEVAL_REPLICATES = 500  # at most: they give a standard error to 3 %, and each ranks the gallery anew
 
 
 @dataclass(frozen=True)
@@ -161,12 +164,24 @@ def _of_probabilities(probes: dict[str, Array], part: Part, threshold: float | N
     return figures
 
 
+def asking(part: Part) -> Integers:
+    """The test cases that ask, in their order: all, or of each class an equal share of :data:`QUERIES`, by a hash of
+    the patient, so that the work grows with the number of scans and not with its square."""
+    test = np.flatnonzero(part.test)
+    if len(test) <= QUERIES:
+        return test
+    most = QUERIES // len(part.classes)
+    order = sorted(test.tolist(), key=lambda case: (hashed(0, part.patients[case]), case))
+    chosen = [[case for case in order if part.labels[case] == name][:most] for name in part.classes]
+    return np.array(sorted(case for of in chosen for case in of), dtype=np.int64)
+
+
 def _retrieval(features: Array, part: Part) -> dict[str, Array]:
-    """Each test case ranks the cases of all other patients; queries and gallery are drawn, patient by patient."""
-    test, labels, patients = part.test, part.labels, part.patients
-    queries = np.flatnonzero(test)
-    similarity = cosine_similarity(features[test], features, features[~test].mean(axis=0))
-    weights = together(*part.sides).weights(patients.tolist())
+    """Test cases rank the cases of all other patients; queries and gallery are drawn, patient by patient."""
+    labels, patients = part.labels, part.patients
+    queries = asking(part)
+    similarity = cosine_similarity(features[queries], features, features[~part.test].mean(axis=0))
+    weights = together(*part.sides).weights(patients.tolist())[: RETRIEVAL_REPLICATES + 1]
     found = retrieve(similarity, queries, labels, patients, weights, at=(1, 5))
     of_figure = {
         "retrieval_map": found.average_precision,

@@ -59,8 +59,9 @@ from components.sources.lidc import ROOT
 from components.sources.sets import sets_of
 from components.tables import read_table, write_table
 from components.tasks.config import EvaluateConfig
-from components.tasks.features import Features, Method, Volumes, baselines, encoder_method, extract, places_of
+from components.tasks.features import Features, Method, Volumes, encoder_method, extract, places_of
 from components.tasks.kinds import tasks_of
+from components.tasks.plain import baselines
 from components.tasks.probes import linear_probe
 from components.tasks.table import task_table
 from tests.benchmarks.study_nodules import FOLDS, WholeNodules, prepare_nodules, sarcomas
@@ -203,7 +204,7 @@ def recalibrated(embedder: Embedder, config: PretrainConfig, training: tuple[Pat
 
 
 def methods_of(study: Study, out: Path) -> dict[str, Method]:
-    methods = baselines(study.evaluate)
+    methods = baselines(study.evaluate, config_of(study, next(iter(study.runs)), SEEDS[0]).input)
     seen: dict[str, str] = {}
     for objective in study.runs:
         config = config_of(study, objective, SEEDS[0])

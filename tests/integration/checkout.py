@@ -30,11 +30,21 @@ def small(content: dict[str, Any]) -> None:
                 task["decoder"].update(
                     steps=10, voxels=1000, averaged=[2, 4, 4], varied=task["decoder"]["varied"] | {"copies": 0}
                 )
+        content[line]["tasks"]["saliency"].update(cases=3, steps=2, untrained=2)
+        content[line]["tasks"]["retrieve"].update(untrained=2)
         gates = content[line]["gate"]
         gates["better_than_random"] = []  # of few patients and two untrained encoders nothing follows
         for gate in gates["floors"]:
             gate["minimum"] = 0.0
         gates["max_reject_rate"] = 0.6
+    keep(content, "wholebody", "organs", "stability", "locate")  # a stage each; the others have tests of their own
+
+
+def keep(content: dict[str, Any], line: str, *tasks: str) -> None:
+    """Leave a line no other tasks than these, in its block and in the list for dvc.yaml."""
+    content[line]["tasks"] = {name: content[line]["tasks"][name] for name in tasks}
+    listed = content["tasks"].items()
+    content["tasks"] = {name: of for name, of in listed if of["line"] != line or of["task"] in tasks}
 
 
 def one_shard(content: dict[str, Any]) -> None:

@@ -27,8 +27,9 @@ from components.settings import parse
 from components.tables import read_table
 from components.tasks.classify import ClassifyConfig
 from components.tasks.config import EvaluateConfig
-from components.tasks.features import Crops, Volumes, encoder_method, histogram, hu_statistics, middle
+from components.tasks.features import Crops, Volumes, encoder_method
 from components.tasks.nodules import RATINGS
+from components.tasks.plain import PLAIN
 from components.tasks.stability import StabilityConfig
 from components.tasks.table import Inputs
 from tests.unit.gate_blocks import asking
@@ -147,8 +148,8 @@ def test_every_method_stands_beside_the_encoder(evaluated: tuple[Inputs, Path]) 
     both = table["method"].str.contains("+", regex=False)  # two kinds of features together
     assert set(table[both]["task"]) == {"organs"}
     table = table[~both]
-    assert set(table["method"]) == {"encoder", "random", "random_1", "random_2", "histogram", "hu_statistics"}
-    assert (table.groupby(["task", "figure"])["method"].nunique() == 6).all()
+    assert set(table["method"]) == {"encoder", "random", "random_1", "random_2", *PLAIN}
+    assert (table.groupby(["task", "figure"])["method"].nunique() == 4 + len(PLAIN)).all()
     assert table["n_patients"].min() > 0
 
 
@@ -199,17 +200,6 @@ def test_the_gate_reads_what_evaluation_writes(evaluated: tuple[Inputs, Path]) -
     )
     (failed,) = [verdict for verdict in verdicts if verdict.failed]
     assert "was not evaluated: no lesions among" in failed.detail
-
-
-def test_baselines_by_hand() -> None:
-    hu = np.array([[[-2000, -1000, -1, 0, 999, 3000]]], dtype=np.int16)
-    config = parse(EvaluateConfig, EVALUATE | {"histogram": {"bins": 2, "low_hu": -1000, "high_hu": 1000}}, "t")
-    assert histogram(hu, config.histogram).tolist() == [0.5, 0.5]
-    assert hu_statistics(hu)[[0, 2, 3]].tolist() == [hu.mean(), -2000.0, 3000.0]
-    volume = Volume(np.arange(27, dtype=np.int16).reshape(3, 3, 3), np.eye(4))
-    assert crops_at(volume, [[1.0, 1.0, 1.0]], (1, 1, 1)).item() == 13
-    assert middle(volume.hu, np.diag([1.0, 0.5, 1.0]), 1.0).ravel().tolist() == [10, 13]
-    assert (crops_at(volume, [[9.0, 9.0, 9.0]], (2, 2, 2)) == -1024).all()
 
 
 def test_principal_components_of_a_line_lie_on_one_axis() -> None:

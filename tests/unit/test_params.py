@@ -75,6 +75,11 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("head", "evaluate", "lidc_nodules"), "0" * 64, "pinned, but no task of head.tasks is of set lidc_nodules"),
         (("tasks", "head-findings"), {"line": "head", "task": "x"}, "; `ctfoundry params --write` puts it right"),
         (("tasks", "head-more"), {"line": "head", "task": "more"}, "tasks: 'head-more' is no task of a line;"),
+        (
+            ("head", "published", "figures"),
+            [{"task": "finding", "figure": "linear_auc", "value": 0.9, "model": "m", "source": "s"}],
+            "head.published.figures: task 'finding' is not allowed, by its tasks and the labels: one of findings,",
+        ),
         (("head", "pretrain", "input", "sees"), "crop", "'crop' does not go with objective 'dino'"),
         (("wholebody", "pretrain", "input", "sees"), "scan", "'scan' does not go with objective 'within_volume'"),
         (("head", "cohort", "phantom", "anatomy"), "leg", "'trunk' or 'head'"),
@@ -142,7 +147,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
             ("wholebody", "gate", "floors"),
             [{"task": "findings", "figure": "linear_auc", "minimum": 0.5}],
             "wholebody.gate.floors: task 'findings' is not allowed, by its tasks and the labels: one of clusters, "
-            "lesions, locate, organs, organs_segmented, stability/organs",
+            "lesions, locate, organs, organs_segmented, retrieve, saliency, stability/organs",
         ),
         (
             ("wholebody", "gate", "floors"),
@@ -167,8 +172,44 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (
             ("wholebody", "gate", "floors"),
             [{"task": "organs", "figure": "linear_auc", "minimun": 0.5, "minimum": 0.5}],
-            "gate.floors.0.minimun: unknown key (value 0.5); allowed here: figure, minimum, task; did you "
-            "mean 'minimum'?",
+            "gate.floors.0.minimun: unknown key (value 0.5); allowed here: figure, maximum, minimum, task; "
+            "did you mean 'minimum'?",
+        ),
+        (
+            ("wholebody", "gate", "floors"),
+            [{"task": "locate", "figure": "distance_mm", "minimum": 1.0}],
+            "gate.floors: minimum 1.0 is not allowed of locate distance_mm: lower is better, write maximum",
+        ),
+        (
+            ("wholebody", "gate", "floors"),
+            [{"task": "locate", "figure": "inside", "maximum": 1.0}],
+            "gate.floors: maximum 1.0 is not allowed of locate inside: higher is better, write minimum",
+        ),
+        (
+            ("wholebody", "gate", "floors"),
+            [{"task": "locate", "figure": "inside"}],
+            "wholebody.gate.floors.0: write minimum, or maximum where lower is better: one of them",
+        ),
+        (
+            ("wholebody", "gate", "subgroup_gaps"),
+            [{"task": "orgns", "attribute": "all", "maximum": 0.1}],
+            "wholebody.gate.subgroup_gaps: task 'orgns' is not allowed, by its tasks and the labels: one of clusters,",
+        ),
+        (
+            ("wholebody", "gate", "subgroup_gaps"),
+            [{"task": "organs", "attribute": "ages", "maximum": 0.1}],
+            "subgroup_gaps.0.attribute: 'ages' is not allowed: one of all, sex, age, vendor, kernel, slice_thickness, "
+            "contrast, set; did you mean 'age'?",
+        ),
+        (
+            ("wholebody", "gate", "external_falls"),
+            [{"task": "organs", "set": "elsewhere", "figure": "linear_auc", "maximum": 0.1}],
+            "set 'elsewhere' is not allowed: of wholebody.tasks.organs.external, of which there is none",
+        ),
+        (
+            ("wholebody", "gate", "external_falls"),
+            [{"task": "organs", "set": "elsewhere", "figure": "linear_acu", "maximum": 0.1}],
+            "wholebody.gate.external_falls: figure 'linear_acu' is not allowed: of organs, linear_auc",
         ),
         (
             ("wholebody", "evaluate", "selection"),

@@ -10,7 +10,7 @@ from test_tasks_scores import CLASSES, config, features_of, table_of
 
 from components.figures.arrays import Array
 from components.figures.resampling import paired
-from components.tasks.adds import BASELINES, added, with_baselines
+from components.tasks.adds import added, with_baselines
 from components.tasks.judging import Part, score_task
 from components.tasks.scores import Score
 
@@ -24,18 +24,18 @@ def scores_of(signal: dict[str, float]) -> tuple[Part, dict[str, Array], list[Sc
 
 
 def test_what_is_new_adds_and_what_is_noise_does_not() -> None:
-    signal = {"encoder": 0.8, "histogram": 0.0, "hu_statistics": 0.8, "random_1": 0.0, "random_2": 0.0}
+    signal = {"encoder": 0.8, "radiomics": 0.0, "hu_statistics": 0.8, "random_1": 0.0, "random_2": 0.0}
     found = added(scores_of(signal)[2])["organs"]
-    assert set(found) == set(BASELINES)
+    assert set(found) == {"hu_statistics", "radiomics"}
     gain = found["hu_statistics"]["linear_auc"]
     assert gain["low"] > 0, "the encoder's noise is another one"
     assert gain["untrained_difference"] < 0.02
-    assert found["histogram"]["linear_auc"]["difference"] > 0.2
+    assert found["radiomics"]["linear_auc"]["difference"] > 0.2
     assert found["hu_statistics"]["brier"]["difference"] < 0, "lower is better, and the sign is the figure's own"
 
 
 def test_numbers_are_those_of_a_probe_of_both_blocks_and_of_the_paired_difference() -> None:
-    part, features, scores = scores_of({"encoder": 0.5, "histogram": 0.2, "hu_statistics": 0.5, "random_1": 0.0})
+    part, features, scores = scores_of({"encoder": 0.5, "radiomics": 0.2, "hu_statistics": 0.5, "random_1": 0.0})
     numbers = added(scores)["organs"]["hu_statistics"]["linear_auc"]
     train = ~part.test
     blocks = [features[name] for name in ("encoder", "hu_statistics")]
@@ -54,13 +54,13 @@ def test_numbers_are_those_of_a_probe_of_both_blocks_and_of_the_paired_differenc
 
 
 def test_untrained_encoders_stand_in_the_encoders_place_as_the_mean_of_three() -> None:
-    signal = {f"random_{n}": n / 2 for n in range(5)} | {"encoder": 1.0, "histogram": 0.0, "hu_statistics": 0.0}
+    signal = {f"random_{n}": n / 2 for n in range(5)} | {"encoder": 1.0, "radiomics": 0.0, "hu_statistics": 0.0}
     part, features, scores = scores_of(signal)
-    mean = next(s for s in scores if (s.method, s.figure) == ("untrained+histogram", "linear_auc"))
+    mean = next(s for s in scores if (s.method, s.figure) == ("untrained+radiomics", "linear_auc"))
     values = []
     for n in range(3):
         alone = with_baselines(part, {**features, "encoder": features[f"random_{n}"]}, config())
-        values.append(next(s.value for s in alone if (s.method, s.figure) == ("encoder+histogram", "linear_auc")))
+        values.append(next(s.value for s in alone if (s.method, s.figure) == ("encoder+radiomics", "linear_auc")))
     assert mean.value == pytest.approx(np.mean(values))
     assert len(set(values)) == 3
     assert not [s for s in scores if s.method.startswith("random_") and "+" in s.method], "of no seed by itself"

@@ -13,7 +13,7 @@ from components.tasks.few_shot import DRAWS, curves, draw_curves, drawn, few_sho
 from components.tasks.judging import Part
 from components.tasks.pictures import save
 
-SIGNAL = {"encoder": 1.5, "histogram": 0.0, "hu_statistics": 0.5, **{f"random_{n}": 0.2 for n in range(6)}}
+SIGNAL = {"encoder": 1.5, "radiomics": 0.0, "hu_statistics": 0.5, **{f"random_{n}": 0.2 for n in range(6)}}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_curve_is_the_mean_over_draws_and_rises_with_labels(part: Part, tmp_
     features = features_of(table_of(160), SIGNAL).by_method
     found = curves(part, features, (20, 1, 500), config())
     assert {count for _, count in found} == {1, 20}
-    assert {method for method, _ in found} == {"encoder", "random", "histogram", "hu_statistics"}
+    assert {method for method, _ in found} == {"encoder", "random", "radiomics", "hu_statistics"}
     table = few_shot_table({"organs": (part, found)}, None).set_index(["method", "cases_per_class"])
     assert table.loc[("encoder", 20), "value"] > table.loc[("encoder", 1), "value"]
     assert table.loc[("encoder", 20), "value"] > table.loc[("random", 20), "value"] + 0.1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from components.ct.labels.placing import LabelError
-from components.ct.nifti import read_values
+from components.ct.nifti import extensions_of, read_values
 from components.ct.store import FloatArray
 from components.errors import UserError
 
 MAX_LABELS = 65_535  # different ones in a file, as layers are uint16
 WHOLE = 1e-4  # a label may be so far from a whole number, by the file's own scaling
+
+# As ITK-SNAP's, Connectome Workbench's and TotalSegmentator's files hold them, in an extension of the header.
+WITHIN = re.compile(r'<Label\s[^>]*\bKey="(\d{1,9})"[^>]*>(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))</Label>', re.DOTALL)
+EXTENSION_BYTES = 1 << 20
 
 LabelMap = npt.NDArray[np.uint16]
 
@@ -59,6 +65,18 @@ def _whole(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         raise LabelError(f"a label of {float(np.abs(rounded).max()):g} is not allowed: below 2^62")
     whole: npt.NDArray[Any] = rounded.astype(np.int64)
     return whole
+
+
+def names_within(path: Path) -> dict[int, str]:
+    """Label to name, from the table in the file's own header; none where there is no such table.
+
+    Raises:
+        UserError: no NIfTI.
+    """
+    texts = [bytes(told)[:EXTENSION_BYTES].decode(errors="replace") for told in extensions_of(path)]
+    found = {int(key): (quoted or html.unescape(plain)).strip() for text in texts
+             for key, quoted, plain in WITHIN.findall(text)}  # fmt: skip
+    return {value: name for value, name in found.items() if value and name}
 
 
 def names_beside(path: Path) -> dict[int, tuple[str, str]]:

@@ -21,17 +21,15 @@ from scipy import ndimage
 
 from components.ct.dataset import InflateError, inflated_dataset
 from components.ct.labels.contours import read_contours, rois_of
-from components.ct.labels.label_map import names_beside, read_label_map
+from components.ct.labels.label_map import names_beside, names_within, read_label_map
 from components.ct.labels.placing import LabelError, Mask, Placed, covered_shares, nearest_voxels
-from components.ct.labels.same_scan import check_same_scan
+from components.ct.labels.same_scan import RTSTRUCT, SEG, check_same_scan
 from components.ct.labels.segmentation import read_segments
 from components.ct.labels.stored import MAX_VALUE, LabelMap
 from components.ct.origin import Origin
 from components.ct.store import FloatArray, Volume, read_layers, write_layers
 from components.errors import UserError
 
-SEG = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
-RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NEITHER = "not readable as NIfTI, DICOM SEG or RTSTRUCT"
 _UID = re.compile(r"\d+(\.\d+){3,}")
@@ -119,21 +117,26 @@ def read_labels(
             if path.name.endswith(NIFTI_SUFFIXES):
                 labels = _from_nifti(path, affine, shape, only)
             else:
-                labels = _packed(_from_dicom(path, affine, shape, scan, only), affine, shape)
-    except LabelError as error:
-        raise UserError(f"labels {path.name}: {_printable(str(error))}") from None
-    except UserError:
-        raise
-    except MemoryError:
-        raise UserError(f"labels {path.name}: they do not fit into the memory") from None
-    except Exception as error:  # pydicom and highdicom raise many kinds on damaged files
-        said = _UID.sub("(UID)", _printable(str(error)))[:120]
-        raise UserError(f"labels {path.name}: {NEITHER} ({type(error).__name__}: {said})") from None
-    _check_wanted(path, labels, only)
+                labels = _packed(read_objects(path, affine, shape, scan, only), affine, shape)
+    except Exception as error:
+        raise told(error, path) from None
+    check_wanted(path, labels, only)
     outside = any(s.covered == 0 for s in labels.segments)  # an empty segment is no reason to complain
     if outside and not any(s.covered > 0 and s.voxels for s in labels.segments):
         raise UserError(f"labels {path.name}: nothing labelled lies within the volume; is it of the same scan?")
     return labels
+
+
+def told(error: Exception, path: Path) -> UserError:
+    """In one line, what went wrong in a file of labels: pydicom and highdicom raise many kinds on damaged files."""
+    if isinstance(error, LabelError):
+        return UserError(f"labels {path.name}: {_printable(str(error))}")
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, MemoryError):
+        return UserError(f"labels {path.name}: they do not fit into the memory")
+    said = _UID.sub("(UID)", _printable(str(error)))[:120]
+    return UserError(f"labels {path.name}: {NEITHER} ({type(error).__name__}: {said})")
 
 
 def _printable(text: str) -> str:
@@ -141,7 +144,8 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
-def _check_wanted(path: Path, labels: Labels, only: Collection[str]) -> None:
+def check_wanted(path: Path, labels: Labels, only: Collection[str]) -> None:
+    """Raise UserError where a segment that is wanted is not in the file."""
     missing = sorted(set(only) - {segment.name for segment in labels.segments})
     if missing:
         raise UserError(f"labels {path.name}: segment {missing[0]!r} is not in it; `ctfoundry volume label` without "
@@ -173,6 +177,18 @@ def _numbered(labels: Labels) -> tuple[npt.NDArray[np.integer[Any]], dict[int, s
     return labels.combined(), {number: segment.name for number, segment in enumerate(labels.segments, start=1)}
 
 
+def labels_of(found: LabelMap, affine: FloatArray, only: Collection[str] = ()) -> Labels:
+    """A stored label map as labels. ``only``: as of :func:`read_labels`."""
+    counts = np.bincount(found.values.ravel(), minlength=MAX_VALUE + 1)
+    segments = tuple(
+        Segment(name, found.codes.get(value, ""), 0, value, int(counts[value]), 1.0)
+        for value, name in found.names.items()
+        if not only or name in only
+    )
+    layer = np.where(np.isin(found.values, [segment.value for segment in segments]), found.values, 0)
+    return Labels(layer.astype(np.uint16)[None], affine, segments)
+
+
 def write_labels(path: Path, labels: Labels) -> None:
     """Write ``labels`` atomically as one blosc2 file, readable in parts."""
     write_layers(
@@ -194,7 +210,7 @@ def _from_nifti(path: Path, affine: FloatArray, shape: tuple[int, ...], only: Co
     layer = np.asarray(nearest_voxels(source, own, affine, shape), dtype=np.uint16)
     shares = covered_shares(source, own, affine, shape)
     counts = np.bincount(layer.ravel(), minlength=len(shares) + 1)
-    names = names_beside(path)
+    names = names_beside(path) or {label: (name, "") for label, name in names_within(path).items()}
     free = iter(sorted(set(range(1, 65_536)) - set(labels)))  # for labels that are named and not there
     values = {label: value for value, label in labels.items()}
     values |= {label: label if label not in labels and 0 < label < 65_536 else next(free)
@@ -211,9 +227,10 @@ def _from_nifti(path: Path, affine: FloatArray, shape: tuple[int, ...], only: Co
     return Labels(layer[None], affine, tuple(segments))
 
 
-def _from_dicom(
-    path: Path, affine: FloatArray, shape: tuple[int, ...], scan: Origin | None, only: Collection[str]
+def read_objects(
+    path: Path, affine: FloatArray, shape: tuple[int, ...], scan: Origin | None, only: Collection[str] = ()
 ) -> Iterator[Placed]:
+    """The masks of a SEG or RTSTRUCT, one by one. Raises many kinds, see :func:`told`."""
     dataset = _dataset(path)
     kind = str(dataset.get("SOPClassUID", ""))
     if kind in SEG:

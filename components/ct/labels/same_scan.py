@@ -10,6 +10,9 @@ from components.ct.keys import frame_key, patient_key, series_key
 from components.ct.labels.placing import LabelError
 from components.ct.origin import Origin
 
+SEG = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
+RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
+
 
 def check_same_scan(scan: Origin, labels: pydicom.Dataset, frames: Collection[str]) -> None:
     """Compare what both sides state. Within one frame of reference labels may be drawn on another series.
@@ -30,13 +33,13 @@ def check_same_scan(scan: Origin, labels: pydicom.Dataset, frames: Collection[st
     if scan.patient and patient and patient_key(patient) != scan.patient:
         raise LabelError(f"they are of another patient than the volume; allowed: {other}")
     if scan.series and not (scan.frame and stated == {scan.frame}):
-        uids = set(_referenced(labels))
+        uids = set(referenced_series(labels))
         if uids and scan.series not in {key for uid in uids for key in _keys(labels, uid)}:
             raise LabelError(f"they are drawn on another series, and no frame of reference tells that it fits; "
                              f"allowed: {other}")  # fmt: skip
 
 
-def _referenced(labels: pydicom.Dataset) -> Iterator[str]:
+def referenced_series(labels: pydicom.Dataset) -> Iterator[str]:
     """UIDs of the series that labels were drawn on (PS3.3 C.12.1.1.4 and C.8.8.5)."""
     series = [*(labels.get("ReferencedSeriesSequence") or [])]
     for frame in labels.get("ReferencedFrameOfReferenceSequence") or []:

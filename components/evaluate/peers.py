@@ -1,0 +1,131 @@
+"""Encoders of others beside ours, on the same cases: block ``<line>.peers`` of the parameters."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from components.errors import UserError
+from components.figures.resampling import paired
+from components.files import sha256_file
+from components.models.config import InputConfig
+from components.models.embed import WEIGHTS, Embedder
+from components.settings import StageConfig
+from components.sources.roots import root_of
+from components.tasks.features import Method
+from components.tasks.scores import DIGITS, ENCODER, Score
+
+PEER = "peer_"  # before its name: the method
+NAMED = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+Found = dict[str, dict[str, dict[str, dict[str, float]]]]
+
+
+class PeerConfig(StageConfig):
+    """An encoder that stands beside ours.
+
+    Attributes:
+        release: SHA-256 of the ``encoder.safetensors`` of a release, or of imported weights; the folder that holds it
+            and its ``encoder.json`` is this machine's, root ``peer_<name>`` of the line. It sees what the line stores.
+        function: ``module:name`` of a function without arguments that returns an encoder: an object with
+            ``size_vox``, ``embed_crops`` (int16 HU (N, *size_vox) on the line's grid to (N, dimension)) and
+            ``embed_volume`` (a volume of :mod:`components.ct.store` to (dimension,)), as
+            :class:`components.models.embed.Embedder` has them.
+    """
+
+    release: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> PeerConfig:
+        if (self.release is None) == (self.function is None):
+            raise ValueError("either release or function")
+        return self
+
+
+class PeersConfig(StageConfig):
+    """Attributes:
+    encoders: by name.
+    """
+
+    encoders: dict[NAMED, PeerConfig]
+
+
+def peer_methods(line: str, config: PeersConfig, seen: InputConfig, device: str) -> dict[str, Method]:
+    """Method to what turns CT into a peer's vectors.
+
+    Args:
+        line: model line.
+        config: which there are.
+        seen: what the line's encoder sees: its volumes are on that grid.
+        device: as ``evaluate.device``.
+
+    Raises:
+        UserError: a peer is not on this machine, is another than the pinned one, or sees another grid.
+    """
+    return {
+        PEER + name: _of_release(line, name, of.release, seen, device) if of.release else _of_function(line, name, of)
+        for name, of in config.encoders.items()
+    }
+
+
+def _of_release(line: str, name: str, digest: str, seen: InputConfig, device: str) -> Method:
+    folder = root_of(PEER + name, line)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{line}.peers.encoders.{name}: {folder} holds no {WEIGHTS}; a release's folder does")
+    found = sha256_file(folder / WEIGHTS)
+    if found != digest:
+        raise UserError(f"{line}.peers.encoders.{name}.release: {WEIGHTS} has {found[:12]}, pinned is {digest[:12]}")
+    embedder = Embedder.load(folder, device)
+    theirs = embedder.config.input
+    for key in ("sees", "orientation", "spacing_mm"):
+        if getattr(theirs, key) != getattr(seen, key):
+            raise UserError(
+                f"{line}.peers.encoders.{name}: it has {key} {getattr(theirs, key)}, the line {getattr(seen, key)}: "
+                "a peer sees what the line stores; evaluate it in a line of its own, with pretrain.start"
+            )
+    return Method(
+        lambda crops: embedder.embed_crops(crops.hu),
+        embedder.embed_volume,
+        theirs.size_vox if seen.sees == "crop" else None,
+    )
+
+
+def _of_function(line: str, name: str, of: PeerConfig) -> Method:
+    assert of.function is not None
+    where, (module, _, function) = f"{line}.peers.encoders.{name}.function", of.function.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{where}: {of.function!r} cannot be imported: {error}") from None
+    peer: Any = make()
+    lacking = [part for part in ("size_vox", "embed_crops", "embed_volume") if not hasattr(peer, part)]
+    if lacking:
+        raise UserError(f"{where}: what {of.function!r} returns has no {lacking[0]}; see components/evaluate/peers.py")
+    return Method(lambda crops: peer.embed_crops(crops.hu), peer.embed_volume, tuple(peer.size_vox))
+
+
+def pin_of(folder: Path) -> str:
+    """What ``release`` is of a folder. Raises UserError where it holds no encoder."""
+    Embedder.load(folder)
+    return sha256_file(folder / WEIGHTS)
+
+
+def beside_peers(scores: Sequence[Score]) -> Found:
+    """Our encoder less each peer: task, peer, figure, then ``value`` of the peer and ``difference`` with its paired
+    95 % limits over patients."""
+    ours: Mapping[tuple[str, str], Score] = {
+        (score.task, score.figure): score for score in scores if score.method == ENCODER
+    }
+    found: Found = {}
+    for score in scores:
+        if score.method.startswith(PEER) and (score.task, score.figure) in ours:
+            estimate = paired(ours[score.task, score.figure].replicates, score.replicates, score.sample)
+            low, high = estimate.interval()
+            numbers = {"value": score.value, "difference": estimate.value, "low": low, "high": high}
+            of_peer = found.setdefault(score.task, {}).setdefault(score.method.removeprefix(PEER), {})
+            of_peer[score.figure] = {key: round(float(number), DIGITS) for key, number in numbers.items()}
+    return found

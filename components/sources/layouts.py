@@ -1,0 +1,135 @@
+"""Labels of published data sets, from the files that these are handed out with to a table of one row a scan.
+
+A reader takes the data set's folder and gives a table as :mod:`components.sources.sets` reads it: a column that names
+the scan, the labels, and ``side`` (train or test) where the data set fixes one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+from components.ct.dataset import open_dataset
+from components.errors import UserError
+from components.progress import track
+from components.sources.tree import READERS, stop_if_machine
+
+SIDE, TRAIN, TEST = "side", "train", "test"
+HAEMORRHAGES = {"ICH": "ich", "IPH": "iph", "IVH": "ivh", "SDH": "sdh", "EDH": "edh", "SAH": "sah"}
+RSNA_TYPES = {
+    "any": "ich", "intraparenchymal": "iph", "intraventricular": "ivh", "subdural": "sdh", "epidural": "edh",
+    "subarachnoid": "sah",
+}  # fmt: skip
+
+
+def total_segmentator(folder: Path) -> pd.DataFrame:
+    """``meta.csv`` of TotalSegmentator v2 (Zenodo 10047292): its columns, ``file``, and its own split with ``val`` in
+    training. Raises UserError where it is none."""
+    table = _csv(folder / "meta.csv", ["image_id", "split"], ";")
+    table["file"] = table["image_id"] + "/ct.nii.gz"
+    other = sorted(set(table["split"]) - {"train", "val", "test"})
+    if other:
+        raise UserError(f"{folder / 'meta.csv'}: split {other[0]!r} is not allowed: train, val or test")
+    table[SIDE] = table["split"].where(table["split"] == TEST, TRAIN)
+    return table.drop(columns="split")
+
+
+def decathlon(folder: Path) -> pd.DataFrame:
+    """The labelled scans of a task of the Medical Segmentation Decathlon, by ``dataset.json``: column ``file``. Raises
+    UserError where it is none."""
+    path = folder / "dataset.json"
+    try:
+        images = [str(case["image"]) for case in json.loads(path.read_text())["training"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f'{path}: a description with "training", each with an "image", as the Decathlon has it'
+        ) from None
+    missing = [name for name in images if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{path}: {len(missing)} of {len(images)} images are not there, first {missing[0]}")
+    return pd.DataFrame({"file": [Path(name).as_posix() for name in images]})
+
+
+def cq500(folder: Path) -> pd.DataFrame:
+    """``reads.csv`` of CQ500 (Lancet 392, 2388): what at least two of the three readers saw, 0 or 1, and ``abnormal``,
+    a haemorrhage, fracture, midline shift or mass effect. Column ``name`` is the PatientID. Raises UserError where it
+    is none."""
+    others = ("Fracture", "MassEffect", "MidlineShift")
+    columns = [f"R{reader}:{of}" for reader in (1, 2, 3) for of in (*HAEMORRHAGES, *others)]
+    reads = _csv(folder / "reads.csv", ["name", *columns])
+    for column in columns:
+        wrong = ~reads[column].isin(["0", "1"])
+        if wrong.any():
+            at = int(wrong.to_numpy().argmax())
+            raise UserError(
+                f"{folder / 'reads.csv'}: {column} {reads[column][at]!r} of row {at + 1}: 0 or 1 is allowed"
+            )
+
+    def majority(of: str) -> pd.Series:
+        return (sum(reads[f"R{reader}:{of}"].astype(int) for reader in (1, 2, 3)) >= 2).astype(int)
+
+    table = pd.DataFrame({"name": reads["name"], **{ours: majority(of) for of, ours in HAEMORRHAGES.items()}})
+    table["abnormal"] = pd.concat([table["ich"], *map(majority, others)], axis=1).max(axis=1)
+    return table
+
+
+def rsna_2019(folder: Path) -> pd.DataFrame:
+    """``stage_2_train.csv`` of the RSNA intracranial haemorrhage challenge (Radiology AI 2, e190211), which labels
+    slices: a series has what one of its slices has. The slices' headers say which series they are of. Column ``series``
+    is the SeriesInstanceUID.
+
+    Raises:
+        UserError: it is none, or no slice of it is in ``stage_2_train``.
+    """
+    path = folder / "stage_2_train.csv"
+    rows = _csv(path, ["ID", "Label"]).drop_duplicates("ID")
+    parts = rows["ID"].str.rpartition("_")
+    slices = pd.DataFrame({"slice": parts[0], "type": parts[2].map(RSNA_TYPES), "label": rows["Label"].astype(int)})
+    wide = slices.dropna().pivot(index="slice", columns="type", values="label")
+    if sorted(wide.columns) != sorted(RSNA_TYPES.values()) or wide.isna().any(axis=None):
+        raise UserError(f"{path}: IDs such as ID_0123abcd_epidural are wanted, of each slice {', '.join(RSNA_TYPES)}")
+    files = [folder / "stage_2_train" / f"{name}.dcm" for name in wide.index]
+    there = [file for file in files if file.is_file()]
+    if not there:
+        raise UserError(f"{path}: none of its {len(files)} slices is in {folder / 'stage_2_train'}")
+    with ThreadPoolExecutor(READERS) as readers:
+        series = list(track(readers.map(_series_of, there), [1] * len(there), "reading headers"))
+    known = wide.loc[[file.stem for file in there]].assign(series=series)
+    table = known[known["series"] != ""].groupby("series").max().astype(int).reset_index()
+    if table.empty:
+        raise UserError(f"{folder / 'stage_2_train'}: no slice's header has a SeriesInstanceUID")
+    return table
+
+
+READ: dict[str, Callable[[Path], pd.DataFrame]] = {
+    of.__name__: of for of in (total_segmentator, decathlon, cq500, rsna_2019)
+}
+
+
+def _series_of(path: Path) -> str:
+    """'' where the header does not say, or is none."""
+    try:
+        with path.open("rb") as stream:
+            header = open_dataset(stream, path.stat().st_size, ("SeriesInstanceUID",)).dataset
+        return str(header.get("SeriesInstanceUID", ""))
+    except Exception as error:  # pydicom raises many kinds on what is no DICOM
+        if isinstance(error, OSError):
+            stop_if_machine(error)
+        return ""
+
+
+def _csv(path: Path, columns: Sequence[str], separator: str = ",") -> pd.DataFrame:
+    """Every value as text. Raises UserError where the file cannot be read or lacks a column."""
+    try:
+        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        told = "no such file" if isinstance(error, FileNotFoundError) else f"no table separated by {separator!r}"
+        raise UserError(f"{path}: {told}") from None
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]!r}; it has {', '.join(map(str, table.columns[:12]))}")
+    return table
