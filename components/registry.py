@@ -33,7 +33,7 @@ from components.settings import (
 from components.sources.config import AcquireConfig
 from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.sets import SETS, sets_of
-from components.tasks.classify import FIGURES, ORDERING, ClassifyConfig
+from components.tasks.classify import ORDERING, ClassifyConfig
 from components.tasks.config import TASKS, EvaluateConfig
 from components.tasks.interface import Scanned
 from components.tasks.kinds import kind_of, measures, mistaken_index, of_points, tasks_of
@@ -187,7 +187,7 @@ def _unanswered(line: str, valid: dict[str, Any]) -> list[str]:
     if not mistakes:
         mistakes += _other_way(line, gate) + _elsewhere(line, gate, valid[TASKS])
     if chosen is not None:
-        of_classes = {name: tuple(ORDERING) for name, of in figures.items() if of == tuple(FIGURES)}
+        of_classes = {name: tuple(ORDERING) for name, of in figures.items() if set(ORDERING) <= set(of)}
         families = {name.split("/")[0] for name in of_classes}
         of_classes |= dict.fromkeys(sorted(families), tuple(ORDERING))
         mistakes += _unknown(f"{line}.evaluate.selection", chosen.task, chosen.figure, of_classes)
@@ -241,9 +241,10 @@ def _figures(valid: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         tasks=valid[TASKS],
     )
     return {
-        part: tuple(kind_of(task).figures)
+        part: tuple(kind.figures if kind.measured is None else kind.measured(task))
         for name, task in valid[TASKS].items()
-        for part in kind_of(task).parts(name, task, scanned)
+        for kind in [kind_of(task)]
+        for part in kind.parts(name, task, scanned)
     }
 
 

@@ -31,6 +31,8 @@ from components.tasks.kinds import kind_of, tasks_of
 from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score
 
 RIVAL = "champion"
+# A head stands beside untrained encoders, of which there are none here; what is trained would be trained again.
+LEFT_OUT = {"serve": False, "few_shot": None, "fine_tune": None, "attentive": None}
 NAME = "rival.json"
 log = logging.getLogger(__name__)
 
@@ -90,8 +92,8 @@ def compared(line: str, layout: Layout, config: EvaluateConfig, champion: Embedd
         kind, rows = kind_of(task), read_cases(layout.cases, name).table
         if rows.empty or not kind.placed:
             continue
-        if getattr(task, "serve", False):  # a head stands beside untrained encoders, of which there are none here
-            task = task.model_copy(update={"serve": False})
+        left_out = {key: off for key, off in LEFT_OUT.items() if key in type(task).model_fields}
+        task = task.model_copy(update=left_out)
         encoders = {
             RIVAL: lambda: champion,
             ENCODER: lambda: Embedder.load(layout.features / "encoder", config.device),

@@ -111,7 +111,9 @@ def write_outcome(folder: Path, task: Any, outcome: Outcome, encoder: Path) -> N
 def write_head(folder: Path, head: Head | SegmentHead, encoder: str) -> None:
     """Write a head below the task's folder of heads, by the name of its part: ``ich`` of ``findings/ich``."""
     told = head.description.model_copy(update={"encoder": encoder})
-    replace(head, description=told).write(folder / told.part.removeprefix(told.task).removeprefix("/"))
+    replace(head, description=told).write(  # type: ignore[arg-type]  # each has its own kind of description
+        folder / told.part.removeprefix(told.task).removeprefix("/")
+    )
 
 
 if __name__ == "__main__":

@@ -340,10 +340,10 @@ def grid_starts(shape: tuple[int, int, int], size: tuple[int, int, int]) -> list
 
 
 @contextmanager
-def fixed_threads() -> Iterator[None]:
+def fixed_threads(count: int = THREADS) -> Iterator[None]:
     """Compute with a fixed number of threads, then put torch's own number back."""
     before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

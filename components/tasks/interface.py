@@ -123,6 +123,8 @@ class Kind:
         trained: whether anything is learned from its set, so that it cannot be an external one.
         masked: whether its set must have masks.
         built_in: sets that such a task may name besides, and what it may name of each.
+        measured: from a block to those of the figures that it asks for; None for all.
+        trains: whether a task trains on what the encoder sees of its cases: one crop, or one scan.
         parts: from a task's name, its block and what the line's scans can answer to the names that the metrics have it
             under; none where it cannot be answered.
         beside: of a kind that names another task: from a block and the line's tasks to setting and what is wrong in it.
@@ -138,5 +140,7 @@ class Kind:
     trained: bool = True
     masked: bool = False
     built_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    measured: Callable[[Any], Mapping[str, Measure]] | None = None
+    trains: Callable[[Any], bool] = _never
     parts: Callable[[str, Any, Scanned], list[str]] = alone
     beside: Callable[[Any, Mapping[str, Any]], dict[str, str]] = _alright

@@ -128,13 +128,22 @@ def _external(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[st
 
 
 def of_points(line: str, sees: str, tasks: Mapping[str, Any]) -> list[str]:
-    """A line of text for each task of points that is asked of an encoder that sees whole scans."""
-    return [
-        f"params.yaml: {line}.{TASKS}.{name}: not allowed with {line}.pretrain.input.sees 'scan': its cases are "
-        "points, and such an encoder has one vector for a whole scan"
-        for name, task in tasks.items()
-        if sees == "scan" and kind_of(task).points(task)
-    ]
+    """A line of text for each task of points that is asked of an encoder that sees whole scans, and for each that
+    trains on whole scans where the encoder sees crops."""
+    mistakes = []
+    for name, task in tasks.items():
+        kind, where = kind_of(task), f"params.yaml: {line}.{TASKS}.{name}"
+        if sees == "scan" and kind.points(task):
+            mistakes.append(
+                f"{where}: not allowed with {line}.pretrain.input.sees 'scan': its cases are points, and such an "
+                "encoder has one vector for a whole scan"
+            )
+        if sees == "crop" and kind.trains(task) and not kind.points(task):
+            mistakes.append(
+                f"{where}: fine_tune and attentive are not allowed with {line}.pretrain.input.sees 'crop': its cases "
+                "are whole scans, of which such an encoder sees many crops; set both to null"
+            )
+    return mistakes
 
 
 def listed_tasks(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
