@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.sources.masks import Found, digest_of, find_masks
+from components.sources.masks import Found, digest_of, find_masks, names_a_scan
 from components.sources.sets import MASKS, SETS
 
 TABLE = "dataset.json"  # of the Medical Segmentation Decathlon and nnU-Net, beside the folders of their label maps
@@ -23,7 +23,7 @@ def add_options(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--match", metavar="PATTERN",
         help="how a mask's path below that folder names its scan, as 'labelsTr/{patient}', or, of a file per "
-        "structure, '{patient}/segmentations/{structure}' (default: SEG and RTSTRUCT, by the series that they refer to)",
+        "structure, '{patient}/segmentations/{structure}' (default: SEG and RTSTRUCT, by the series they refer to)",
     )  # fmt: skip
     add.add_argument(
         "--names", action="append", default=[], metavar="VALUE=NAME",
@@ -61,8 +61,8 @@ def digest_now(line: str, name: str, folder: Path, match: str | None) -> str:
 
 def _found(folder: Path, match: str | None) -> Found:
     try:
-        return find_masks(folder, match)
-    except ValueError as error:  # of a regular expression
+        return find_masks(folder, names_a_scan(match))
+    except ValueError as error:
         raise UserError(f"--match {match!r} is not allowed: {error}") from None
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from components.ct.labels.onto_grid import Labels
     from components.looking.volume import Opened
 
+STORED = "stored"  # in place of a file: the label map that lies in the store beside a volume
 WINDOW_NAMES = ("soft", "lung", "bone", "brain")
 # Reasons of the suite *headers* for which slices are no grid: voxels then do not lie where the affine says.
 NO_GRID = ("repeated_positions", "uneven_spacing", "mixed_geometry", "orientation", "missing_tags", "mixed_series")
@@ -42,10 +43,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--at", type=float, nargs=3, metavar=("R", "A", "S"),
         help="point in mm, RAS, that the planes pass (default: the mask's centre, or the volume's)",
     )  # fmt: skip
-    show.add_argument("--mask", type=Path, help="labels of the same scan: NIfTI on any grid, DICOM SEG or RTSTRUCT")
+    show.add_argument(
+        "--mask",
+        type=Path,
+        help=f"labels of the same scan: NIfTI on any grid, DICOM SEG or RTSTRUCT; or `{STORED}`, those of the store",
+    )
     _of_labels(show)
     label = action("label", _label, "Bring NIfTI labels, DICOM SEG or RTSTRUCT onto a volume's grid.")
-    label.add_argument("labels", type=Path, help="labels of the same scan")
+    label.add_argument("labels", type=Path, help=f"labels of the same scan, or `{STORED}`")
     label.add_argument(
         "--output", type=Path,
         help=".b2nd, .nii or .nii.gz, or a folder for a NIfTI of each segment (default: <name>.labels.b2nd here)",
@@ -98,11 +103,26 @@ def _read_labels(arguments: argparse.Namespace, path: Path, opened: Opened) -> L
     from components.ct.labels.apart import read_labels_apart
     from components.ct.labels.onto_grid import NIFTI_SUFFIXES
 
+    if path == Path(STORED):
+        return _stored_labels(arguments, opened)
     scan = None if arguments.force else opened.origin
     if scan is not None and not scan.frame and not path.name.endswith(NIFTI_SUFFIXES):
         print("warning: the volume's frame of reference is not known, so that nothing tells whether the labels are of "
               "the same scan", file=sys.stderr)  # fmt: skip
     return read_labels_apart(path, opened.volume.affine, opened.volume.hu.shape, scan, arguments.segment)
+
+
+def _stored_labels(arguments: argparse.Namespace, opened: Opened) -> Labels:
+    from components.ct.labels.onto_grid import check_wanted, labels_of
+    from components.ct.labels.stored import label_map_of, read_label_map
+    from components.looking.volume import find
+
+    path = label_map_of(find(arguments.volume, arguments.line))
+    if path is None:
+        raise UserError(f"labels of {opened.name}: the store has none; `data/<line>/curate/labels.json` tells why")
+    labels = labels_of(read_label_map(path), opened.volume.affine, arguments.segment)
+    check_wanted(path, labels, arguments.segment)
+    return labels
 
 
 def _info(arguments: argparse.Namespace) -> int:

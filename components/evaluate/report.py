@@ -15,8 +15,8 @@ from components.evaluate.bycase import by_case
 from components.evaluate.comparisons import Added, other_models, what_it_adds
 from components.evaluate.gallery import GROUPS, Picture, embedded, groups_file
 from components.evaluate.published import PublishedFigure
-from components.evaluate.subgroups import ATTRIBUTES, UNRECORDED
 from components.evaluate.words import count, method_name, number, question, verdict, with_interval
+from components.tasks.attributes import ATTRIBUTES
 from components.tasks.config import EvaluateConfig
 from components.tasks.interface import Measure
 from components.tasks.kinds import kind_of
@@ -65,6 +65,7 @@ class Beside:
         headers: measurements of the series' headers; empty where there are none.
         labelled: which series is of which labelled set: columns series, set.
         published: figures of other models.
+        masks: labelled set to what its masks came to, see :func:`components.curate.labels.account`.
     """
 
     curated: pd.DataFrame
@@ -72,6 +73,7 @@ class Beside:
     headers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"series": pd.Series(dtype="str")}))
     labelled: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["series", "set"], dtype="str"))
     published: tuple[PublishedFigure, ...] = ()
+    masks: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,12 @@ def render_report(evaluated: Evaluated, beside: Beside, pictures: Mapping[str, S
         pictures=[embedded(picture) for picture in pictures[""]],
         sections=[_section(evaluated, name, pictures[name], beside.published) for name in evaluated.tasks],
         groups=[of for name in evaluated.tasks for of in _groups(evaluated, name, pictures[GROUPS])],
-        unrecorded=UNRECORDED,
         sets=sorted(beside.sets.items()),
+        masks=[
+            (name, account["masks"], beside.masks[name])
+            for name, account in sorted(beside.sets.items())
+            if "masks" in account and name in beside.masks
+        ],
         scans=len(curated),
         accepted=len(accepted),
         rejected=_rejected(curated),

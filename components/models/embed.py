@@ -23,6 +23,7 @@ from components.models.config import EncoderConfig, InputConfig
 from components.models.intensity import BODY_HU, apply_windows
 from components.models.pooling import PARTS, Pooling, pool_levels
 from components.models.resample import resize_windows
+from components.models.weights import parted, put, read_weights
 from components.settings import StageConfig, parse
 
 Float32Array = npt.NDArray[np.float32]
@@ -101,10 +102,7 @@ class Embedder:
         _require(folder, weights)
         config = described(folder)
         encoder = build_encoder(config.encoder, config.input, seed=0)
-        try:
-            encoder.load_state_dict(safetensors.torch.load_file(folder / weights))
-        except (RuntimeError, safetensors.SafetensorError) as error:
-            raise UserError(f"encoder {folder}: {weights} does not fit {DESCRIPTION}: {error}") from None
+        put(encoder, read_weights(folder / weights), f"encoder {folder}: {weights} does not fit {DESCRIPTION}")
         return cls(encoder, config, device)
 
     def save(self, folder: Path) -> None:
@@ -199,28 +197,21 @@ class Embedder:
             UserError: as :meth:`embed_points`; or a point where the encoder sees scans, or none where it sees crops.
         """
         with torch.inference_mode(), fixed_threads():
-            return [level[0].float().cpu().numpy() for level in self.encoder.levels(self.seen(volume, point_mm))]
+            seen = self.seen(volume, point_mm, "levels")
+            return [level[0].float().cpu().numpy() for level in self.encoder.levels(seen)]
 
-    def seen(self, volume: StoredVolume | Volume, point_mm: npt.ArrayLike | None = None) -> torch.Tensor:
-        """What the encoder is given: the windows of the crop round a point, or of the whole scan, float32 (1, C, ...).
-
-        Args and errors as :meth:`levels`.
-        """
-        sees, size = self.config.input.sees, self.config.input.size_vox
+    def seen(
+        self, volume: StoredVolume | Volume, point_mm: npt.ArrayLike | None = None, asked: str = "seen"
+    ) -> torch.Tensor:
+        """What the encoder is shown, float32 (1, C, D, H, W), a channel for each window; see :meth:`levels`."""
+        sees = self.config.input.sees
         if (point_mm is None) != (sees == "scan"):
             allowed = "a point in mm" if sees == "crop" else "none"
-            raise UserError(f"levels: point {point_mm!r} is not allowed: {allowed}, for this encoder sees a {sees}")
+            raise UserError(f"{asked}: point {point_mm!r} is not allowed: {allowed}, for this encoder sees a {sees}")
         if point_mm is None:
             return self._resized(volume)
         check_grid(volume, self.config.input)
-        return self._windowed(crops_at(volume, _points("levels", [point_mm]), size))
-
-    def vectors(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
-        """The vectors (B, dim) of what is seen, with gradients where the encoder has been given some."""
-        if self.config.pooling == "own":
-            own: torch.Tensor = self.encoder(x_BCDHW)
-            return own
-        return pool_levels(self.encoder.levels(x_BCDHW), self.config.pooling)
+        return self._windowed(crops_at(volume, _points(asked, [point_mm]), self.config.input.size_vox))
 
     def _batched(self, crops_NDHW: Int16Array) -> Float32Array:
         parts, batch, first = [], batch_of(self.config.input.size_vox), 0
@@ -238,6 +229,13 @@ class Embedder:
                 parts.append(vectors)
                 first += len(vectors)
         return np.concatenate(parts).astype(np.float32)
+
+    def vectors(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        """Vectors (B, dim) of what :meth:`seen` gives; gradients flow to it, for all else is frozen."""
+        if self.config.pooling == "own":
+            own: torch.Tensor = self.encoder(x_BCDHW)
+            return own
+        return pool_levels(self.encoder.levels(x_BCDHW), self.config.pooling)
 
     def _windowed(self, crops_NDHW: Int16Array) -> torch.Tensor:
         return apply_windows(torch.from_numpy(crops_NDHW).to(self.device), self.config.input.windows)
@@ -361,26 +359,9 @@ def imported(weights: Path, config: EmbedConfig, device: str = "cpu") -> Embedde
         device: where it runs.
 
     Raises:
-        UserError: not safetensors, or other tensors than the encoder's; the message names the first of them.
+        UserError: not safetensors, or other tensors than the encoder's; the message tells of all that is wrong.
     """
-    try:
-        tensors = safetensors.torch.load_file(weights)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"weights {weights.name}: not readable as safetensors: {error}") from None
-    if tensors and all(name.startswith("encoder.") for name in tensors):
-        tensors = {name.removeprefix("encoder."): value for name, value in tensors.items()}
+    own, rest = parted(read_weights(weights))
     encoder = build_encoder(config.encoder, config.input, seed=0)
-    wanted = encoder.state_dict()
-    # Counters of batch norms: torch's own loader does without them, and a frozen encoder never uses them.
-    needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
-    wrong = {name for name in needed & set(tensors) if tensors[name].shape != wanted[name].shape}
-    lacking, surplus = sorted(needed - set(tensors)), sorted(set(tensors) - set(wanted))
-    if wrong or lacking or surplus:
-        told = [f"{len(lacking)} lacking, first {lacking[0]}"] if lacking else []
-        told += [f"{len(surplus)} unknown, first {surplus[0]}"] if surplus else []
-        for name in sorted(wrong)[:1]:
-            shapes = f"{tuple(tensors[name].shape)}, wanted {tuple(wanted[name].shape)}"
-            told.append(f"{len(wrong)} of another shape, first {name}: {shapes}")
-        raise UserError(f"weights {weights.name}: do not fit encoder {config.encoder.kind!r}: {'; '.join(told)}")
-    encoder.load_state_dict(tensors, strict=False)
+    put(encoder, {**own, **rest}, f"weights {weights.name}: do not fit encoder {config.encoder.kind!r}")
     return Embedder(encoder, config, device)

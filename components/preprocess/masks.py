@@ -81,14 +81,13 @@ def masks_by_series(
 ) -> dict[str, SeriesMasks]:
     """Series of the shard to their masks, of those that have some."""
     part = masks_slice(cohort_folder, shard)
-    table, names = read_table(part / "masks.parquet"), read_json(part / "names.json")
-    return {
-        str(series): SeriesMasks(
-            line, of_set, sets[of_set].paths == "keyed",
-            tuple(rows[["location", "structure", "sha256"]].itertuples(index=False, name=None)), names[of_set],
-        )
-        for (series, of_set), rows in table.sort_values("number").groupby(["series", "set"])
-    }  # fmt: skip
+    table, names = read_table(part / "masks.parquet").sort_values("number"), read_json(part / "names.json")
+    found: dict[str, SeriesMasks] = {}
+    for series, rows in table.groupby("series"):
+        of_set = str(rows["set"].iloc[0])  # a series has masks of one set
+        files = tuple(rows[["location", "structure", "sha256"]].itertuples(index=False, name=None))
+        found[str(series)] = SeriesMasks(line, of_set, sets[of_set].paths == "keyed", files, names[of_set])
+    return found
 
 
 def found_in(labels: LabelMap, masked: Masked | None = None) -> str:

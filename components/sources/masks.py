@@ -52,12 +52,7 @@ class MasksConfig(StageConfig):
     @field_validator("match")
     @classmethod
     def _names_a_scan(cls, text: str | None) -> str | None:
-        if text is not None:
-            groups = path_pattern(text, NAMED).groupindex
-            if sum(name in groups for name in SCAN_NAMES) != 1:
-                known = ", ".join(f"{{{name}}}" for name in SCAN_NAMES)
-                raise ValueError(f"a pattern with one of {known}, or null")
-        return text
+        return names_a_scan(text)
 
     @field_validator("names")
     @classmethod
@@ -65,6 +60,16 @@ class MasksConfig(StageConfig):
         if any(isinstance(value, int) and value < 1 for value in found):
             raise ValueError("values of 1 and above; 0 is the background")
         return found
+
+
+def names_a_scan(match: str | None) -> str | None:
+    """``match`` itself. Raises ValueError where it is no pattern that names a scan in one way."""
+    if match is not None:
+        groups = path_pattern(match, NAMED).groupindex
+        if sum(name in groups for name in SCAN_NAMES) != 1:
+            known = ", ".join(f"{{{name}}}" for name in SCAN_NAMES)
+            raise ValueError(f"a pattern with one of {known}, or null")
+    return match
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,6 +21,7 @@ from components.tasks.table import Built, Inputs, check_splits, usable
 from components.tasks.trained import AttentiveConfig, FineTuneConfig
 
 if TYPE_CHECKING:
+    from components.models.heads import Head
     from components.tasks.few_shot import Curves
     from components.tasks.judging import Judged, Part
     from components.tasks.scores import Score
@@ -72,8 +73,8 @@ class ClassifyConfig(StageConfig):
         set: a labelled set; ``line``, the line's own evaluation scans; or ``lidc_nodules``.
         label: of a labelled set the column of its table that holds the class of each scan; of ``line`` the annotations
             ``organ``, ``lesion`` or ``finding``; of ``lidc_nodules`` its ``ratings``.
-        external: labelled sets of other sites with a column of the same name, on which what was trained here is tested
-            as well: ``<task>/<set>``.
+        external: labelled sets of other sites with a column of the same name (of set ``line``: of phantoms), on which
+            what was trained here is tested as well: ``<task>/<set>``.
         serve: whether the linear probe of the encoder goes into the release as a head.
         specificity: of two classes, at which the threshold of the second one is chosen, on training cases; null for
             none. Tasks of more classes have none.
@@ -104,7 +105,7 @@ class ClassifyConfig(StageConfig):
 def cases(name: str, task: ClassifyConfig, inputs: Inputs) -> Built:
     """The cases of a task; classes with too few patients are left out, with the reason."""
     if task.set == LINE:
-        built = ANNOTATED[task.label](name, inputs)
+        built = annotated.with_sites(ANNOTATED[task.label], name, inputs, task.external)
     elif task.set == LIDC_ROOT:
         built = nodules(name, inputs)
     else:
@@ -117,7 +118,6 @@ def judge(question: Question) -> Outcome:
     """Every figure of every method on every part of the task, and of findings the mean over them; its heads."""
     from components.tasks.adds import added, with_baselines
     from components.tasks.few_shot import curves
-    from components.tasks.gains import gains, told
     from components.tasks.judging import Part, judge_method
     from components.tasks.probability_pictures import pictures
     from components.tasks.served import head_of
@@ -128,8 +128,10 @@ def judge(question: Question) -> Outcome:
     tables: list[pd.DataFrame] = []
     shown: list[tuple[Part, Judged]] = []
     curved: dict[str, tuple[Part, Curves]] = {}
-    outcome = Outcome(scores, pd.DataFrame())
-    elsewhere = {f"{question.name}/{site}" for site in task.external}  # tests of the same probe, and no head of its own
+    heads: dict[str, Head] = {}
+    outcome = Outcome(scores, pd.DataFrame(), heads=heads)
+    elsewhere = [f"{question.name}/{site}" for site in task.external]  # tests of the same probe, and no head of its own
+    family = task.set == LINE and task.label == FINDINGS
     for name, rows in question.rows.groupby("task"):
         part = Part.of(str(name), rows, config, task.specificity)
         inputs = {method: question.features.of(method, part.rows) for method in question.features.methods}
@@ -140,31 +142,28 @@ def judge(question: Question) -> Outcome:
         scores += with_baselines(part, inputs, config)
         tables += [of.cases for of in judged.values()]
         shown.append((part, judged[ENCODER]))
-        if task.few_shot is not None:
+        outside = _is_of(part.name, elsewhere)
+        if task.few_shot is not None and not (family and outside):
             curved[part.name] = part, curves(part, inputs, task.few_shot, config)
         if missing := _left_out(task, part, curved):
             outcome.remarks[part.name] = missing
-        if task.serve and part.name not in elsewhere:
+        if task.serve and not outside:
             numbers = task_metrics([score for of in judged.values() for score in of.scores], FIGURES)[part.name]
-            outcome.heads[part.name] = head_of(question.name, part, judged[ENCODER].fitted, numbers)
-    if KIND.trains(task):
-        more = trained(question, [part for part, _ in shown])
+            heads[part.name] = head_of(question.name, part, judged[ENCODER].fitted, numbers)
+    if KIND.trains(task):  # on the parts of its own site
+        more = trained(question, [part for part, _ in shown if not _is_of(part.name, elsewhere)])
         scores += more.scores
         tables += more.cases
-        for name, of in more.curves.items():
-            curved[name][1].update(of)
-    family = question.name if task.set == LINE and task.label == FINDINGS else None
-    if family is not None:
-        means, outcome.remarks[family] = family_mean(scores, family)
-        scores += means
+        for trained_part, of_part in more.curves.items():
+            curved[trained_part][1].update(of_part)
+    means = {of: family_mean(scores, of) for of in (question.name, *elsewhere) if family}
+    for of, (mean, said) in means.items():
+        if mean:
+            scores += mean
+            outcome.remarks[of] = said
     outcome.found["adds_to"] = added(scores)
     outcome.pictures.update(pictures(shown))
-    if task.few_shot is not None:
-        _draw_few_shot(outcome, curved, family, task)
-    if task.fine_tune is not None:
-        outcome.tables["fine_tuned"] = table = gains(scores, curved, family)
-        for name, sentence in told(table).items():
-            outcome.remarks[name] = f"{outcome.remarks.get(name, '')} {sentence}".strip()
+    _few_and_gains(outcome, scores, curved, question.name if family else None, task)
     return replace(outcome, cases=pd.concat(tables, ignore_index=True))
 
 
@@ -178,6 +177,25 @@ def _draw_few_shot(
     caption = CAPTION + (OF_TRAINING.format(draws) if draws else "")
     for name in sorted({family} if family is not None else set(few["task"])):
         outcome.pictures[f"few_shot_{name.replace('/', '_')}"] = draw_curves(few, name), caption
+
+
+def _few_and_gains(
+    outcome: Outcome, scores: Sequence[Score], curved: Mapping[str, tuple[Part, Curves]], family: str | None,
+    task: ClassifyConfig,
+) -> None:  # fmt: skip
+    """Put the curves against the number of labels, and what fine-tuning gains, into the outcome."""
+    from components.tasks.gains import gains, told
+
+    if task.few_shot is not None:
+        _draw_few_shot(outcome, curved, family, task)
+    if task.fine_tune is not None:
+        outcome.tables["fine_tuned"] = table = gains(scores, curved, family)
+        for name, sentence in told(table).items():
+            outcome.remarks[name] = f"{outcome.remarks.get(name, '')} {sentence}".strip()
+
+
+def _is_of(part: str, tasks: Sequence[str]) -> bool:
+    return any(part == of or part.startswith(f"{of}/") for of in tasks)
 
 
 def _left_out(task: ClassifyConfig, part: Part, curved: Mapping[str, tuple[Part, Curves]]) -> str:
@@ -197,9 +215,11 @@ def _parts(name: str, task: ClassifyConfig, scanned: Scanned) -> list[str]:
         return [f"{name}/{rating}" for rating in RATINGS] if scanned.nodules else []
     if task.set != LINE:
         return [name, *(f"{name}/{site}" for site in task.external)]
+    places = [name, *(f"{name}/{site}" for site in task.external)]
     if task.label == FINDINGS:
-        return [] if scanned.trunk else [name, *(f"{name}/{finding}" for finding in PHANTOM_FINDINGS)]
-    return [name] if scanned.trunk else []
+        parts = [part for of in places for part in (of, *(f"{of}/{finding}" for finding in PHANTOM_FINDINGS))]
+        return [] if scanned.trunk else parts
+    return places if scanned.trunk else []
 
 
 KIND = Kind(

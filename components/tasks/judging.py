@@ -186,7 +186,7 @@ def asking(part: Part) -> Integers:
     if len(test) <= QUERIES:
         return test
     most = QUERIES // len(part.classes)
-    order = sorted(test.tolist(), key=lambda case: (hashed(0, part.patients[case]), case))
+    order = sorted(test.tolist(), key=lambda case: (hashed(0, str(part.patients[case])), case))
     chosen = [[case for case in order if part.labels[case] == name][:most] for name in part.classes]
     return np.array(sorted(case for of in chosen for case in of), dtype=np.int64)
 

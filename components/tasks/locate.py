@@ -17,16 +17,17 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from components.ct.labels.stored import label_map_of
+from components.ct.labels.stored import label_map_of, read_names
 from components.ct.store import StoredVolume, voxel_of
 from components.figures.arrays import Array, Integers
 from components.progress import track
 from components.settings import StageConfig
-from components.tasks.interface import Kind, Measure, Outcome, Question, of_organs
+from components.sources.config import Name
+from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned, of_organs
 from components.tasks.lattice import Describer, Lattice, Scan, best_place, likeness, sought
 from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score, per_case
 from components.tasks.structures import Structure, structures_of
-from components.tasks.table import Built, Inputs, none_built, task_table
+from components.tasks.table import LINE_SET, Built, Inputs, none_built, task_table
 
 if TYPE_CHECKING:
     from components.figures.resampling import Sample
@@ -41,9 +42,11 @@ LEAST = 2  # patients on each side; of one there is no interval
 
 
 class LocateConfig(StageConfig):
-    """A block of ``<line>.tasks``: points of the line's annotated organs are looked for in other patients' scans.
+    """A block of ``<line>.tasks``: points of structures are looked for in other patients' scans.
 
     Attributes:
+        set: ``line``, the annotated organs of the line's own evaluation scans; or a labelled set that has masks, the
+            structures of its test side.
         targets: scans that are searched, of a patient each.
         queries: scans whose organs are looked for in each of them, of a patient each. A structure has so many pairs as
             the product says.
@@ -53,6 +56,7 @@ class LocateConfig(StageConfig):
     """
 
     kind: Literal["locate"]
+    set: Name
     targets: Annotated[int, Field(ge=LEAST, le=200)]
     queries: Annotated[int, Field(ge=LEAST, le=200)]
     stride_mm: Annotated[float, Field(ge=2, le=100)]
@@ -61,17 +65,22 @@ class LocateConfig(StageConfig):
 
 
 def cases(name: str, task: LocateConfig, inputs: Inputs) -> Built:
-    """A row for each organ of each query and target scan, at its innermost point by the label map.
+    """A row for each structure of each query and target scan, at its innermost point by the label map.
 
     An annotated centre may lie on an organ's edge, as that of a lung round the heart does: then it says which organ is
     meant to a few millimetres only. Pairs are all query rows with all target rows of the same structure.
     """
-    scans = inputs.scans()
-    scans = scans[scans["split"] == "test"].drop_duplicates("patient")
-    organs = inputs.annotated("organ", scans)
+    scans = inputs.scans_of(task.set)
+    scans = scans[scans["split"] == "test"]
+    has_map = scans["volume"].map(lambda volume: label_map_of(Path(volume)) is not None).astype(bool)
+    if task.set != LINE_SET:  # of several scans of a patient masks may be of any
+        scans, has_map = scans[has_map], has_map[has_map]
+    scans = scans.drop_duplicates("patient")
+    mapped = scans[has_map.reindex(scans.index)]
+    organs = inputs.annotated("organ", scans) if task.set == LINE_SET else _named(mapped)
     if organs.empty:
-        return none_built({name: "no organ point of a test patient"})
-    mapped = scans[[label_map_of(Path(volume)) is not None for volume in scans["volume"]]]
+        told = "no organ point of a test patient" if task.set == LINE_SET else "no label map of a test patient's scan"
+        return none_built({name: told})
     drawn = _drawn(mapped["patient"].tolist(), inputs.config.seed)
     targets = drawn[: min(task.targets, len(drawn) // 2)]
     queries = drawn[len(targets) : len(targets) + task.queries]
@@ -86,6 +95,21 @@ def cases(name: str, task: LocateConfig, inputs: Inputs) -> Built:
 def _drawn(patients: list[str], seed: int) -> list[str]:
     """In an order that depends on the seed and each patient alone."""
     return sorted(patients, key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).hexdigest())
+
+
+def _named(scans: pd.DataFrame) -> pd.DataFrame:
+    """The structures of each scan's label map: columns series, structure."""
+    found = [
+        (series, structure)
+        for series, volume in zip(scans["series"], scans["volume"], strict=True)
+        if (path := label_map_of(Path(volume))) is not None
+        for structure in sorted(set(read_names(path).values()))
+    ]
+    return pd.DataFrame(found, columns=["series", "structure"])
+
+
+def _parts(name: str, task: LocateConfig, scanned: Scanned) -> list[str]:
+    return of_organs(name, task, scanned) if task.set == LINE_SET else [name]
 
 
 def _points(name: str, scan: pd.DataFrame, organs: pd.DataFrame, side: str) -> pd.DataFrame:
@@ -253,4 +277,5 @@ def _judged(pairs: pd.DataFrame, method: str, places: Any, scan: Scan, inside: d
     )
 
 
-KIND = Kind(LocateConfig, FIGURES, cases, judge, placed=False, points=lambda _: True, parts=of_organs)
+KIND = Kind(LocateConfig, FIGURES, cases, judge, placed=False, points=lambda _: True, columns=lambda _: {},
+            trained=False, masked=True, built_in={LINE_SET: ()}, parts=_parts)  # fmt: skip

@@ -24,6 +24,7 @@ from components.evaluate.words import number, question, verdict
 from components.files import sha256_tree
 from components.tables import read_table
 from components.tasks import classify
+from components.tasks.attributes import ATTRIBUTES
 from components.tasks.interface import Measure
 from components.tasks.stability import KIND as STABILITY
 from tests.unit.test_evaluate_stage import TASKS, tiny_embedder, tiny_line
@@ -34,7 +35,12 @@ NASTY = {
     "kidney_right": "$\\frac{1}{",
 }
 ACCOUNT = {"rows": 9, "rows_without_key": 1, "rows_without_scan": [0, 4], "scans": 6, "scans_without_row": 3,
-           "patients": 5, "patients_by_split": {"test": 2, "train": 3}}  # fmt: skip
+           "patients": 5, "patients_by_split": {"test": 2, "train": 3},
+           "masks": {"masks": 7, "masks_without_scan": ["f1"], "masks_of_no_row": [], "masks_of_several_scans": [],
+                     "scans_without_masks": ["s1", "s2"]}}  # fmt: skip
+MASKS = {"label_maps": 3, "empty": [], "rejected": {}, "not_used": {"s7": "labels f7: a grid <b>of</b> 9 voxels"},
+         "structures": {"liver<i>": {"scans": 2, "code": "SCT 10200004 Liver"}, "void": {"scans": 0, "code": ""}},
+         }  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -69,7 +75,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labelled = pd.DataFrame(columns=["series", "set"], dtype="str")
     theirs = PublishedFigure(task="organs", figure="linear_auc", value=0.123, model="Peer <b>", source="a paper & more")
     curated = pd.concat([inputs.curated, lost], ignore_index=True)
-    beside = Beside(curated, {"site<b>": ACCOUNT}, headers, labelled, (theirs,))
+    beside = Beside(curated, {"site<b>": ACCOUNT}, headers, labelled, (theirs,), {"site<b>": MASKS})
     evaluate(inputs, TASKS, tiny_embedder(), Layout(folder / "out"), beside)
     return folder / "out" / "evaluate"
 
@@ -105,7 +111,12 @@ def test_the_page_asks_for_nothing_and_runs_nothing(reported: Path) -> None:
 
 def test_names_are_text_in_page_and_pictures(reported: Path) -> None:
     page = page_of(reported)
-    for name in (*NASTY.values(), "site<b>"):
+    for name in (
+        *NASTY.values(),
+        "site<b>",
+        "labels f7: a grid <b>of</b> 9 voxels",
+        "liver<i> (SCT 10200004 Liver) 2;",
+    ):
         assert name in page.text, name
     assert not [picture for picture in page.of("img") if picture["src"] == "x"]
 
@@ -133,11 +144,11 @@ def test_subgroups_stand_in_page_table_and_metrics(reported: Path) -> None:
     table = pd.read_csv(reported / "subgroups.csv", keep_default_na=False)
     gaps = json.loads((reported / "metrics.json").read_text())["subgroups"]
     assert set(table["task"]) == set(gaps) == {"organs", "stability/organs", "stability/volume"}
-    assert set(table["attribute"]) == set(gaps["organs"]) == {"vendor", "kernel", "slice_thickness", "set"}
-    assert gaps["organs"]["kernel"] == {"groups": 1}
+    assert set(table["attribute"]) == set(gaps["organs"]) == set(ATTRIBUTES)
+    assert (gaps["organs"]["kernel"]["groups"], set(gaps["organs"]["kernel"]["patients"])) == (1, {"K$1$"})
     text = " ".join(page_of(reported).text.split())
     assert "K$1$" in text
-    assert "Not by sex, age, contrast: the platform does not record them" in text
+    assert "Sex, age in decades and contrast are what DICOM headers say" in text
     all_cases = table[(table["task"] == "organs") & (table["attribute"] == "set")].iloc[0]
     whole = json.loads((reported / "metrics.json").read_text())["tasks"]["organs"]["linear_auc"]
     assert [float(all_cases[name]) for name in ("value", "low", "high")] == pytest.approx(

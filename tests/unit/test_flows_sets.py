@@ -187,6 +187,89 @@ def test_what_changed_is_pinned_again(
     assert "set 'other' is not allowed: site" in capsys.readouterr().err
 
 
+def masks() -> list[str]:
+    """A folder as the Decathlon has it; the words that name it."""
+    Path("masks/labelsTr").mkdir(parents=True)
+    for number in (1, 2):
+        Path(f"masks/labelsTr/MRN{number}.nii.gz").write_bytes(b"mask")
+    Path("masks/dataset.json").write_text('{"name": "t", "labels": {"0": "background", "1": "liver", "2": "a: b"}}')
+    return ["--masks", "masks", "--match", "labelsTr/{patient}"]
+
+
+def test_masks_and_their_names_are_written_and_pinned_again(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*COMMAND, *masks(), monkeypatch=monkeypatch) == 0
+    check_file()
+    before = read_yaml()[LINE]["sets"]["site"]["masks"]
+    assert (before["match"], before["names"]) == ("labelsTr/{patient}", {1: "liver", 2: "a: b"})
+    assert root_of("masks", f"{LINE}-site") == checkout / "masks"
+    Path("masks/labelsTr/MRN2.nii.gz").write_bytes(b"more")
+    Path("masks/labelsTr/notes.txt").write_text("no mask")
+    assert run("set", "pin", "site", monkeypatch=monkeypatch) == 0
+    after = read_yaml()[LINE]["sets"]["site"]["masks"]
+    assert after == {**before, "digest": after["digest"]}
+    assert after["digest"] != before["digest"]
+    shutil.rmtree("masks/labelsTr")
+    capsys.readouterr()
+    assert run("set", "pin", "site", monkeypatch=monkeypatch) == 1
+    assert "wholebody.sets.site.masks: masks: no file that 'labelsTr/{patient}' fits" in capsys.readouterr().err
+    assert run("line", "new", "lungs", "--from", LINE, monkeypatch=monkeypatch) == 0
+    shutil.rmtree("masks")
+    capsys.readouterr()
+    assert run("line", "new", "chests", "--from", "lungs", monkeypatch=monkeypatch) == 0
+    assert "root 'masks' of set site of line chests: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('{"labels": {"background": 0, "liver": 1, "tumour": 2}}', {1: "liver", 2: "tumour"}),
+        ('{"1": "liver"}', {1: "liver"}),
+        ('{"labels": {"background": 0, "whole": [1, 2]}}', None),
+        ('{"GTV": "tumour"}', None),
+        ("[1]", None),
+        ("{", None),
+    ],
+)
+def test_names_of_values_as_data_sets_have_them(
+    text: str, names: dict[int, str] | None, checkout: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = masks()
+    Path("masks/dataset.json").write_text(text)
+    assert run(*COMMAND, *words, monkeypatch=monkeypatch) == (1 if names is None else 0)
+    if names is None:
+        assert '--names masks/dataset.json: <value>=<name>, or a JSON file such as {"1": ' in capsys.readouterr().err
+        return
+    assert read_yaml()[LINE]["sets"]["site"]["masks"]["names"] == names
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--names", "1=liver"), "--match and --names are not allowed without --masks <folder>"),
+        (("--masks", "nowhere"), "--masks nowhere: not a folder"),
+        (("--masks", "tree"), "masks: no SEG or RTSTRUCT object below their folder; its files: other 1; masks.match"),
+        (("--masks", "masks", "--match", "{patient"), "masks: no file that '{patient' fits below their folder"),
+        (("--masks", "masks", "--match", "[0"), "--match '[0' is not allowed: no pattern with {patient} or"),
+        (("--masks", "masks", "--match", "**/{structure}"), "--match '**/{structure}' is not allowed: a pattern with"),
+        (("--masks", "masks", "--match", "labelsTr/{patient}", "--names", "0=air"), "values of 1 and above"),
+    ],
+)
+def test_masks_that_are_none_are_one_line(
+    words: tuple[str, ...], said: str, checkout: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    masks()
+    before = Path("params.yaml").read_text()
+    assert run(*COMMAND, *words, monkeypatch=monkeypatch) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert Path("params.yaml").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

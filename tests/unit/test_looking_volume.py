@@ -15,6 +15,7 @@ from phantom_plans import small
 
 from components.ct.dicom import read_series
 from components.ct.labels.onto_grid import read_labels, read_stored_labels
+from components.ct.labels.stored import LabelMap, write_label_map
 from components.ct.standardise import resample_only
 from components.ct.store import Volume, voxel_of, write_volume
 from components.errors import UserError
@@ -166,3 +167,32 @@ def test_the_commands_write_what_they_name(
     assert "SPL" in run("info", str(sided))
     run("export", str(sided), "out.nii.gz")
     np.testing.assert_array_equal(open_volume(Path("out.nii.gz")).volume.hu.shape, volume.hu.shape)
+
+
+def test_the_label_map_of_the_store_is_shown_and_listed(
+    sided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Path("data/wholebody/preprocess/0/volumes")
+    store.mkdir(parents=True)
+    sided.rename(store / "s9.b2nd")
+    volume = open_volume(store / "s9.b2nd").volume
+    found = LabelMap((volume.hu > 0).astype(np.uint8) * 7, {7: "block", 9: "void"}, {7: "SCT 1 Block"})
+    parser = argparse.ArgumentParser()
+    add_options(parser.add_subparsers().add_parser("volume"))
+
+    def run(*words: str) -> str:
+        arguments = parser.parse_args(["volume", *words, "--line", "wholebody"])
+        assert arguments.run(arguments) == 0
+        return capsys.readouterr().out
+
+    with pytest.raises(UserError, match="labels of s9: the store has none; "):
+        run("label", "s9", "stored")
+    write_label_map(store.with_name("labels") / "s9.b2nd", found, volume.affine)
+    said = run("label", "s9", "stored", "--segment", "block")
+    assert ["block" in said, "SCT 1 Block" in said, f"{int((volume.hu > 0).sum()):,}" in said] == [True] * 3
+    written = read_stored_labels(Path("s9.labels.b2nd"))
+    np.testing.assert_array_equal(written.mask("block"), volume.hu > 0)
+    assert run("show", "s9", "--mask", "stored", "--output", "seen.png").strip() == "seen.png"
+    with pytest.raises(UserError, match=r"labels s9.b2nd: segment 'liver' is not in it"):
+        run("show", "s9", "--mask", "stored", "--segment", "liver")

@@ -21,7 +21,7 @@ from components.tasks.scores import DIGITS
 from components.tasks.table import Inputs
 from tests.unit.task_inputs import AFFINE, inputs, question
 
-BLOCK = {"kind": "locate", "targets": 3, "queries": 3, "stride_mm": 6.0, "shells": 1, "untrained": 3}
+BLOCK = {"kind": "locate", "set": "line", "targets": 3, "queries": 3, "stride_mm": 6.0, "shells": 1, "untrained": 3}
 TASK = parse(LocateConfig, BLOCK, "t")
 EMBED = {
     "encoder": {"kind": "segres", "init_filters": 4, "blocks_down": [1, 1]},
@@ -152,6 +152,28 @@ def test_what_cannot_be_searched_is_told(tmp_path: Path) -> None:
     assert cases("places", TASK, given).not_evaluated == {"places": few}
     trained = replace(given, curated=given.curated.assign(split="train"))
     assert cases("places", TASK, trained).not_evaluated == {"places": "no organ point of a test patient"}
+
+
+def test_a_labelled_set_is_searched_by_what_its_label_maps_name(tmp_path: Path) -> None:
+    """Of seven patients one is trained on, one has a second scan without a label map, one's scan was rejected."""
+    given = line(tmp_path, patients=7)
+    sides = {"s0": "train"} | {f"s{number}": "test" for number in range(1, 7)}
+    again = given.curated.iloc[[1]].assign(series="r1", volume=str(tmp_path / "volumes" / "r1.b2nd"))
+    curated = pd.concat([again, given.curated]).assign(role="evaluation", split="held_out")
+    curated.loc[curated["series"] == "s6", "status"] = "rejected"
+    rows = [(0, series, sides[series]) for series in sides] + [(1, "s2", "test"), (1, "r1", "test")]
+    labelled = pd.DataFrame(rows, columns=["row", "series", "split"]).assign(set="site")
+    other = labelled.assign(set="other", split="train")
+    of_set = replace(
+        given, curated=curated, annotations=given.annotations.iloc[:0], labelled=pd.concat([labelled, other])
+    )
+    task = TASK.model_copy(update={"set": "site"})
+    built = cases("places", task, of_set)
+    assert set(built.table["case"].str.split("/").str[0]) == {"s1", "s2", "s3", "s4", "s5"}
+    assert set(built.table["label"]) == set(ORGANS)
+    assert "heart" in built.remarks["places"], "named in the label maps, and without a voxel"
+    nothing = cases("places", task.model_copy(update={"set": "other"}), of_set)
+    assert nothing.not_evaluated == {"places": "no label map of a test patient's scan"}
 
 
 def test_a_structure_that_one_target_lacks_costs_its_pairs_only(tmp_path: Path) -> None:

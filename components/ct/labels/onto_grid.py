@@ -120,7 +120,7 @@ def read_labels(
                 labels = _packed(read_objects(path, affine, shape, scan, only), affine, shape)
     except Exception as error:
         raise told(error, path) from None
-    _check_wanted(path, labels, only)
+    check_wanted(path, labels, only)
     outside = any(s.covered == 0 for s in labels.segments)  # an empty segment is no reason to complain
     if outside and not any(s.covered > 0 and s.voxels for s in labels.segments):
         raise UserError(f"labels {path.name}: nothing labelled lies within the volume; is it of the same scan?")
@@ -144,7 +144,8 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
-def _check_wanted(path: Path, labels: Labels, only: Collection[str]) -> None:
+def check_wanted(path: Path, labels: Labels, only: Collection[str]) -> None:
+    """Raise UserError where a segment that is wanted is not in the file."""
     missing = sorted(set(only) - {segment.name for segment in labels.segments})
     if missing:
         raise UserError(f"labels {path.name}: segment {missing[0]!r} is not in it; `ctfoundry volume label` without "
@@ -174,6 +175,18 @@ def _numbered(labels: Labels) -> tuple[npt.NDArray[np.integer[Any]], dict[int, s
     if len(labels.layers) == 1:
         return labels.layers[0], {segment.value: segment.name for segment in labels.segments}
     return labels.combined(), {number: segment.name for number, segment in enumerate(labels.segments, start=1)}
+
+
+def labels_of(found: LabelMap, affine: FloatArray, only: Collection[str] = ()) -> Labels:
+    """A stored label map as labels. ``only``: as of :func:`read_labels`."""
+    counts = np.bincount(found.values.ravel(), minlength=MAX_VALUE + 1)
+    segments = tuple(
+        Segment(name, found.codes.get(value, ""), 0, value, int(counts[value]), 1.0)
+        for value, name in found.names.items()
+        if not only or name in only
+    )
+    layer = np.where(np.isin(found.values, [segment.value for segment in segments]), found.values, 0)
+    return Labels(layer.astype(np.uint16)[None], affine, segments)
 
 
 def write_labels(path: Path, labels: Labels) -> None:

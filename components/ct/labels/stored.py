@@ -61,15 +61,32 @@ def write_label_map(path: Path, found: LabelMap, affine: FloatArray) -> None:
 
 def read_label_map(path: Path) -> LabelMap:
     """What :func:`write_label_map` wrote. Raises UserError where it is not that, or the names are missing."""
+    names, codes = _told(path)
     try:
         array = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+        if array.dtype != np.uint8 or array.ndim != 3:
+            raise ValueError(f"{array.dtype} with {array.ndim} axes")
+        return LabelMap(np.asarray(array[:], dtype=np.uint8), names, codes)
+    except (OSError, RuntimeError, ValueError, AttributeError) as error:
+        raise _unreadable(path, error) from None
+
+
+def read_names(path: Path) -> dict[int, str]:
+    """Value to structure, without the voxels of the label map. Raises as :func:`read_label_map`."""
+    return _told(path)[0]
+
+
+def _told(path: Path) -> tuple[dict[int, str], dict[int, str]]:
+    """Names and codes by value."""
+    try:
         told = {
             int(value): of if isinstance(of, dict) else {"name": of} for value, of in read_json(names_of(path)).items()
         }
         names = {value: str(of["name"]) for value, of in told.items()}
-        codes = {value: str(of["code"]) for value, of in told.items() if "code" in of}
-        if array.dtype != np.uint8 or array.ndim != 3:
-            raise ValueError(f"{array.dtype} with {array.ndim} axes")
-        return LabelMap(np.asarray(array[:], dtype=np.uint8), names, codes)
-    except (OSError, RuntimeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"labels {path.name}: not readable as a stored label map ({type(error).__name__})") from None
+        return names, {value: str(of["code"]) for value, of in told.items() if "code" in of}
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"labels {path.name}: not readable as a stored label map ({type(error).__name__})")
