@@ -144,7 +144,7 @@ def unknown_roots(line: str) -> list[str]:
         (of.source, place_of(line, name)) for name, of in sources_of(line).items() if KINDS[of.source].folder
     ]
     wanted += [(f"{name}_labels", line) for name in sets_of(line)]
-    wanted += [(ROOT, of.place) for of in sets_of(line).values() if of.config.masks is not None]
+    wanted += [(ROOT, of.place) for of in sets_of(line).values() if of.config.masks and of.config.masks.digest]
     told = []
     for root, place in wanted:
         try:
