@@ -146,7 +146,7 @@ def test_cases_are_drawn_by_patient_and_not_by_the_order_of_rows(tmp_path: Path)
     table = built.table
     assert table.groupby("split")["patient"].nunique().to_dict() == {"test": 3, "train": 3}
     assert sorted(table["label"].unique()) == ["kidney_left", "liver"]
-    assert "1 scans have no label map" in built.remarks["organs"]
+    assert "1 scans have no label map of all of these" in built.remarks["organs"]
     shuffled = Inputs("wholebody", "crop", of.curated.sample(frac=1, random_state=3), of.annotations, CONFIG, GRID)
     pd.testing.assert_frame_equal(cases("organs", task(), shuffled).table, table)
     assert cases("organs", task(structures=None), of).table["label"].unique().tolist() == ["liver"]
