@@ -33,10 +33,10 @@ from components.settings import (
 from components.sources.config import AcquireConfig
 from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.sets import SETS, sets_of
-from components.tasks.classify import FIGURES, ORDERING, ClassifyConfig
+from components.tasks.classify import ORDERING, ClassifyConfig
 from components.tasks.config import TASKS, EvaluateConfig
 from components.tasks.interface import Scanned
-from components.tasks.kinds import kind_of, mistaken_index, of_points, tasks_of
+from components.tasks.kinds import kind_of, measures, mistaken_index, of_points, tasks_of
 
 BLOCKS: dict[str, type[StageConfig]] = {
     "cohort": CohortConfig,
@@ -51,7 +51,7 @@ BLOCKS: dict[str, type[StageConfig]] = {
     "gate": GateConfig,
     "bundle": BundleConfig,
 }
-JUDGED = ("better_than_random", "floors", "champion")  # the lists of gates on a figure
+JUDGED = ("better_than_random", "floors", "external_falls", "champion")  # the lists of gates on a figure
 
 
 def check_file(path: Path = PARAMS_FILE, nodules_to_come: bool = False) -> None:
@@ -136,6 +136,7 @@ def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
                 f"params.yaml: {line}.evaluate.lidc_nodules: pinned, but no task of {line}.tasks is of set "
                 f"{LIDC_ROOT}: add one, or set this to null"
             )
+        mistakes += _licences(line, valid)
         kept = valid["pretrain"].candidates
         if valid["evaluate"].selection is not None and kept < 2:
             mistakes.append(
@@ -153,6 +154,17 @@ def _contradictions(line: str, valid: dict[str, Any]) -> list[str]:
     return mistakes
 
 
+def _licences(line: str, valid: dict[str, Any]) -> list[str]:
+    """The release of weights that were given is those weights, under their licence."""
+    pretrain, bundle = valid["pretrain"], valid.get("bundle")
+    if pretrain.start is None or pretrain.steps or bundle is None or bundle.licence == pretrain.start.licence:
+        return []
+    return [
+        f"params.yaml: {line}.bundle.licence: {shown(bundle.licence)} is not allowed with {line}.pretrain.start of "
+        f"licence {shown(pretrain.start.licence)} and steps 0: the release is those weights"
+    ]
+
+
 def _unanswered(line: str, valid: dict[str, Any]) -> list[str]:
     """What is to be judged by a figure that there will not be: told now, not after the training."""
     figures, evaluate, gate = _figures(valid), valid["evaluate"], valid["gate"]
@@ -167,19 +179,53 @@ def _unanswered(line: str, valid: dict[str, Any]) -> list[str]:
     mistakes = [
         wrong for key, wanted in asked for wrong in _unknown(f"{line}.{key}", wanted.task, wanted.figure, figures)
     ]
+    mistakes += [
+        wrong
+        for wanted in gate.subgroup_gaps
+        for wrong in _unknown(f"{line}.gate.subgroup_gaps", wanted.task, None, figures)
+    ]
+    if not mistakes:
+        mistakes += _other_way(line, gate) + _elsewhere(line, gate, valid[TASKS])
     if chosen is not None:
-        of_classes = {name: tuple(ORDERING) for name, of in figures.items() if of == tuple(FIGURES)}
+        of_classes = {name: tuple(ORDERING) for name, of in figures.items() if set(ORDERING) <= set(of)}
         families = {name.split("/")[0] for name in of_classes}
         of_classes |= dict.fromkeys(sorted(families), tuple(ORDERING))
         mistakes += _unknown(f"{line}.evaluate.selection", chosen.task, chosen.figure, of_classes)
     return mistakes
 
 
-def _unknown(where: str, task: str, figure: str, figures: dict[str, tuple[str, ...]]) -> list[str]:
+def _other_way(line: str, gate: GateConfig) -> list[str]:
+    """Floors on the wrong side."""
+    known = measures()
+    return [
+        f"params.yaml: {line}.gate.floors: {key} {shown(floor.bound)} is not allowed of {floor.task} {floor.figure}: "
+        f"{told} is better, write {other}"
+        for floor in gate.floors
+        for lower in [known[floor.figure].lower_is_better]
+        for key, other, told in [("minimum", "maximum", "lower") if lower else ("maximum", "minimum", "higher")]
+        if getattr(floor, key) is not None
+    ]
+
+
+def _elsewhere(line: str, gate: GateConfig, tasks: dict[str, Any]) -> list[str]:
+    """Falls to sets that a task is not tested on."""
+    mistakes = []
+    for wanted in gate.external_falls:
+        known = list(getattr(tasks.get(wanted.task), "external", ()))
+        if wanted.set not in known:
+            told = f"of {line}.tasks.{wanted.task}.external, {', '.join(known) or 'of which there is none'}"
+            mistakes.append(
+                f"params.yaml: {line}.gate.external_falls: set {shown(wanted.set)} is not allowed: "
+                f"{told}{did_you_mean(wanted.set, known)}"
+            )
+    return mistakes
+
+
+def _unknown(where: str, task: str, figure: str | None, figures: dict[str, tuple[str, ...]]) -> list[str]:
     if task not in figures:
         told = f"one of {', '.join(figures)}" if figures else "there is none to classify"
         return [f"params.yaml: {where}: task {shown(task)} is not allowed, by its tasks and the labels: {told}"]
-    if figure not in figures[task]:
+    if figure is not None and figure not in figures[task]:
         return [f"params.yaml: {where}: figure {shown(figure)} is not allowed: of {task}, {', '.join(figures[task])}"]
     return []
 
@@ -192,11 +238,13 @@ def _figures(valid: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         sees=view.sees,
         retests=phantom.retest_patients > 0,
         nodules=valid["evaluate"].lidc_nodules is not None,
+        tasks=valid[TASKS],
     )
     return {
-        part: tuple(kind_of(task).figures)
+        part: tuple(kind.figures if kind.measured is None else kind.measured(task))
         for name, task in valid[TASKS].items()
-        for part in kind_of(task).parts(name, task, scanned)
+        for kind in [kind_of(task)]
+        for part in kind.parts(name, task, scanned)
     }
 
 

@@ -70,6 +70,11 @@ def gate_rows(run: Run) -> list[dict[str, Any]]:
     return [{key: _shown(value) for key, value in gate.items()} for gate in gates]
 
 
+def told_verdict(gate: dict[str, Any]) -> str:
+    """The verdict; of a gate that is off also why, so that nobody takes it for a pass."""
+    return f"off: {gate['detail']}" if gate["verdict"] == "off" else str(gate["verdict"])
+
+
 def funnel_rows(funnel: dict[str, Any]) -> list[dict[str, Any]]:
     """Series in, rejected by first reason, accepted, and what the accepted ones are used for."""
     rows = [{"step": "series in", "series": funnel["in"]}]
@@ -124,7 +129,9 @@ def print_summary(run: Run) -> None:
         console.print(_table(f"Funnel of line {line}", funnel_rows(funnel)))
     gates = gate_rows(run)
     if gates:
-        rows = [{key: gate[key] for key in ("gate", "figure", "bound", "verdict")} for gate in gates]
+        rows = [
+            {key: gate[key] for key in ("gate", "figure", "bound")} | {"verdict": told_verdict(gate)} for gate in gates
+        ]
         console.print(_table(f"Gates of line {line}", rows))
     bundle = Path("releases") / line
     digest = read_json(bundle / "manifest.json")["digest"] if run.made("bundle") else None

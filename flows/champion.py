@@ -6,7 +6,6 @@ Its figures and its training set's data profile are tracked in ``infra/champions
 from __future__ import annotations
 
 import argparse
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from flows.environment import STATE
 from flows.lines import add_line
 from flows.lock import checkout_lock
 from flows.recipes import load_recipe, names, recipe_file
-
-HUB_FILE = "model.safetensors"
 
 
 def _file(line: str) -> Path:
@@ -148,17 +145,14 @@ def _of_recipe(line: str, recipe: str) -> Any:
 
 def _fetched(source: str) -> Path:
     """The file itself, or the hub's, in the hub's own cache."""
+    from components.models.hub import fetched
+
     if Path(source).is_file():
         return Path(source)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its attempts
     try:
-        return Path(hf_hub_download(source, HUB_FILE))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise UserError(f"weights {source!r}: no such file, and no {HUB_FILE} of that repository: {why}") from None
+        return fetched(source)
+    except UserError as error:
+        raise UserError(f"weights {source!r}: no such file; {error}") from None
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from components import arithmetic
 from components.errors import UserError
-from components.settings import reproducible
+from components.settings import lines, reproducible
 from components.sources.kinds import spelled
 from flows.environment import prepare
 from flows.lines import add_line, chosen_line
@@ -32,7 +32,9 @@ MODULES = {
     "task": ("flows.tasks", "Published protocols: what they need, their blocks and figures, shown or written."),
     "volume": ("flows.volumes", "Look at one volume: facts, labels, three planes as PNG, export to NIfTI."),
     "classify": ("flows.classify", "What the heads of a release answer for one scan, without a server."),
+    "segment": ("flows.segment", "The structures of one scan by the release's decoder, as NIfTI, without a server."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
+    "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),
     "import-weights": (
         "flows.champion",
         "Make published weights the champion: load them by name and shape, evaluate them on the line's data.",
@@ -150,6 +152,7 @@ def _release_alone(arguments: argparse.Namespace, run: Run) -> int:
     from flows.parameters import list_tasks, pin
     from flows.places import require_pins, require_repository, require_server
     from flows.sources import pin_source
+    from flows.start import check_start
 
     list_tasks()
     check_file(nodules_to_come=arguments.evaluation not in (None, "none") or bool(arguments.source))
@@ -161,6 +164,7 @@ def _release_alone(arguments: argparse.Namespace, run: Run) -> int:
     if arguments.privacy:
         pin(arguments.line, "screen", {"privacy": arguments.privacy})
     check_file()
+    check_start(arguments.line, fetch=True)
     from flows.artifacts import print_summary
     from flows.release import make_release
     from flows.run import ReleaseFailed
@@ -206,10 +210,13 @@ def _profile(arguments: argparse.Namespace) -> int:
 def _params(arguments: argparse.Namespace) -> int:
     from components.registry import check_file
     from flows.parameters import list_tasks
+    from flows.start import check_start
 
     if arguments.write and list_tasks():
         print("params.yaml: tasks: listed as the lines have them")
     check_file()
+    for told in filter(None, [check_start(line, fetch=False) for line in lines()]):
+        print(told)
     print("params.yaml: every block is valid")
     return 0
 

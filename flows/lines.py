@@ -10,7 +10,7 @@ from typing import Any
 from components import yaml12
 from components.errors import UserError
 from components.files import write_text
-from components.settings import LINE_NAME, PARAMS_FILE, RESERVED, lines, read_yaml, require_line
+from components.settings import LINE_NAME, PARAMS_FILE, RESERVED, block_of, lines, read_yaml, require_line
 from flows.lock import checkout_lock
 from flows.parameters import check_text, written, yaml_editor
 from flows.recipes import follow_recipe, load_recipe, names
@@ -135,6 +135,7 @@ def new_line(name: str, origin: str, as_coded: bool = False) -> None:
 def unknown_roots(line: str) -> list[str]:
     """A line of text for each folder that the line's block wants and this machine does not know: of its source, of the
     scans, labels and masks of its sets."""
+    from components.pretrain.start_config import ROOT as WEIGHTS
     from components.sources.kinds import KINDS
     from components.sources.masks import ROOT
     from components.sources.roots import place_of, root_of
@@ -143,8 +144,10 @@ def unknown_roots(line: str) -> list[str]:
     wanted: list[tuple[str, str]] = [
         (of.source, place_of(line, name)) for name, of in sources_of(line).items() if KINDS[of.source].folder
     ]
-    wanted += [(f"{name}_labels", line) for name in sets_of(line)]
+    wanted += [(f"{name}_labels", line) for name, of_set in sets_of(line).items() if not of_set.planned]
     wanted += [(ROOT, of.place) for of in sets_of(line).values() if of.config.masks and of.config.masks.digest]
+    start = block_of(line, "pretrain").get("start") or {}
+    wanted += [(WEIGHTS, line)] if start.get("kind") in ("file", "release") else []
     told = []
     for root, place in wanted:
         try:

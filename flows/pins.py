@@ -29,7 +29,9 @@ SERVING = "serving"
 OLDEST = (3, 11)
 OURS = ("components", "serving", "flows")
 # They carry bytes or show progress: another version brings the same outputs.
-CARRIERS = frozenset({"dicomweb-client", "platformdirs", "ray", "requests", "retrying", "rich", "urllib3"})
+CARRIERS = frozenset(
+    {"dicomweb-client", "httpx2", "huggingface-hub", "platformdirs", "ray", "requests", "retrying", "rich", "urllib3"}
+)
 PLUGINS = {
     "pydicom": ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg"),  # decode pixels
     "matplotlib": ("pillow",),  # writes the pictures

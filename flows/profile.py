@@ -104,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     share = arguments.volumes_per_step or config.volumes_per_step // max(1, config.most_workers)
     loaders = config.loaders if arguments.loaders is None else arguments.loaders
     alone = {
+        "start": None,  # weights change nothing of the speed
         "workers": 0,
         "unreadable": "stop",
         "volumes_per_step": share,

@@ -133,7 +133,9 @@ def _scans(source: str, patient: str | None) -> dict[str, Any] | None:
         return None
     kind, _, folder = source.partition(":")
     if kind not in KINDS or kind == "phantom" or KINDS[kind].folder != (folder != ""):
-        raise UserError(f"--scans {source!r} is not allowed: {spelled('<folder>')}, or line; the phantom has no table")
+        raise UserError(
+            f"--scans {source!r} is not allowed: {spelled('<folder>')}, or line; of phantoms, write the block"
+        )
     if KINDS[kind].site:
         require_secret(kind)
     if not folder:
@@ -248,6 +250,8 @@ def _pin(arguments: argparse.Namespace) -> int:
     if name not in sets:
         raise UserError(f"set {name!r} is not allowed: {', '.join(sets) or f'{line}.{SETS} has none'}")
     of_set = sets[name]
+    if of_set.planned:
+        raise UserError(f"set {name!r} is not allowed: its scans are phantoms, and nothing of them is pinned")
     with checkout_lock(f"set pin {name}"):
         path = of_set.table_path
         of_set.read(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from components.errors import UserError
 from components.files import read_json
 from components.models.embed import Embedder
 from components.models.heads import Head, load_heads
+from components.models.segment_head import SegmentHead, load_segment_heads
 from components.quality.rules import Suite
 from components.screen.config import ScreenConfig
 from components.screen.suite import headers_suite
@@ -44,6 +45,7 @@ class ServedBundle:
     volumes: Suite
     only_largest_stack: bool
     heads: dict[str, Head]
+    segmenters: dict[str, SegmentHead] = field(default_factory=dict)
 
     @property
     def model(self) -> dict[str, str]:
@@ -116,6 +118,7 @@ def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
         volumes=volumes_suite(parse(CurateConfig, bounds["volumes"], "volumes", str(bounds_file)), rows=1),
         only_largest_stack=bounds.get("mixed_series") == "largest_stack",
         heads=load_heads(folder),
+        segmenters=load_segment_heads(folder),
     )
 
 

@@ -114,7 +114,8 @@ class Catalogue:
         self.anatomy = load_stage(CohortConfig, line, "cohort", PARAMS).phantom.anatomy
         self.plan = small_plan(self.anatomy)
         self.geometry = geometry_of(self.plan)
-        self.hu = acquire(self.plan, paint(self.plan, self.geometry)[0].hu)
+        canvas, _, self.subject = paint(self.plan, self.geometry)
+        self.hu = acquire(self.plan, canvas.hu)
 
     def outcomes(self) -> list[Outcome]:
         return [*self.headers(), *self.privacy(), *self.volumes(), *self.cohort()]
@@ -124,7 +125,7 @@ class Catalogue:
         folder = self.work / planted.suite / planted.name
         folder.mkdir(parents=True)
         hu = planted.hu(self.hu.copy()) if planted.hu else self.hu
-        slices = dicom.series(self.plan, self.geometry, _flipped(np.asarray(hu), self.geometry))
+        slices = dicom.series(self.plan, self.geometry, _flipped(np.asarray(hu), self.geometry), self.subject)
         slices = planted.slices(slices) if planted.slices else slices
         dicom.write(slices, folder)
         return folder

@@ -197,8 +197,8 @@ def small_scan(folder: Path) -> Path:
 
 def scanned(plan: ScanPlan) -> Slices:
     geometry = geometry_of(plan)
-    hu = acquire(plan, paint(plan, geometry)[0].hu)
-    return dicom.series(plan, geometry, _flipped(np.asarray(hu), geometry))
+    canvas, _, subject = paint(plan, geometry)
+    return dicom.series(plan, geometry, _flipped(np.asarray(acquire(plan, canvas.hu)), geometry), subject)
 
 
 def fate(folder: Path, corrected: bool = False, line: str = "wholebody") -> Fate:

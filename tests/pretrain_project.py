@@ -25,6 +25,7 @@ from components.tables import write_table
 HEAD_WINDOWS = [[40.0, 80.0], [80.0, 200.0], [600.0, 2800.0]]
 RUN: dict[str, Any] = {
     "seed": 3,
+    "start": None,
     "steps": 6,
     "volumes_per_step": 2,
     "candidates": 1,

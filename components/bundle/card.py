@@ -13,6 +13,7 @@ import yaml
 
 from components.bundle.config import BundleConfig
 from components.models.heads import HeadDescription
+from components.models.segment_head import SegmentDescription
 
 TEMPLATE = "MODEL_CARD.md.j2"
 
@@ -31,7 +32,8 @@ class CardFacts:
         decision: ``decision.json`` of the gate.
         licences: see :func:`components.bundle.licences.licence_table`.
         inputs: hashes of code, parameters, pinned versions and data.
-        heads: of the tasks that are served.
+        heads: of the tasks that are served and classify.
+        segmenters: of those that segment.
     """
 
     line: str
@@ -44,6 +46,7 @@ class CardFacts:
     licences: pd.DataFrame
     inputs: dict[str, str]
     heads: Sequence[HeadDescription]
+    segmenters: Sequence[SegmentDescription] = ()
 
 
 def model_card(facts: CardFacts) -> str:
@@ -64,6 +67,7 @@ def model_card(facts: CardFacts) -> str:
         evaluation=evaluation_rows(facts.metrics, facts.figures),
         preprocess=_yaml(facts.parameters["preprocess"]),
         pretrain=_yaml(facts.parameters["pretrain"]),
+        start=start_row(facts.parameters["pretrain"]),
     )
 
 
@@ -92,6 +96,19 @@ def head_row(head: HeadDescription) -> dict[str, Any]:
             f"specificity {limits(point.specificity)}"
         )
     return {"head": head, "point": decided}
+
+
+def start_row(pretrain: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Where the weights came from that pretraining began with, as the card tells it; None where it began with none."""
+    start = pretrain.get("start")
+    if start is None:
+        return None
+    place = {
+        "file": "file {file}",
+        "release": "release {release}",
+        "hub": "{file} of {repository} at {revision}, Hugging Face hub",
+    }[start["kind"]]
+    return {**start, "place": place.format_map(start), "steps": pretrain["steps"], "input": pretrain["input"]}
 
 
 def limits(numbers: Mapping[str, float]) -> str:

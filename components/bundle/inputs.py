@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def parameters_hash(block: Any) -> str:
     """Hex SHA-256 of a block of parameters as canonical JSON: comments and order of keys do not count."""
     text = json.dumps(block, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def start_hashes(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """``start`` of the manifest: the weights that pretraining began with, where there are any."""
+    start = parameters["pretrain"].get("start")
+    return {} if start is None else {"start": start["sha256"]}
 
 
 def data_hashes(cohort: Path, receipts: dict[int, Path], curated: Path) -> dict[str, str]:

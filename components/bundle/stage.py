@@ -12,12 +12,13 @@ import pandas as pd
 
 from components.bundle.card import CardFacts, model_card
 from components.bundle.config import BundleConfig
-from components.bundle.inputs import code_hash, data_hashes, parameters_hash
+from components.bundle.inputs import code_hash, data_hashes, parameters_hash, start_hashes
 from components.bundle.licences import licence_table
 from components.bundle.manifest import Manifest, write_manifest
 from components.errors import UserError
 from components.files import read_json, replacing, sha256_tree, write_json, write_text
 from components.models.heads import HEADS, load_heads
+from components.models.segment_head import load_segment_heads
 from components.tables import read_table
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,7 @@ def make_bundle(
         "code": code_hash(root),
         "parameters": parameters_hash(parameters),
         "lock": sha256_tree(lock),
+        **start_hashes(parameters),
         **data_hashes(sources.cohort, sources.receipts, sources.curated),
     }
     with replacing(folder) as temporary:
@@ -134,7 +136,7 @@ def make_bundle(
         _copy_parts(temporary, sources, parameters)
         cohort, curated = read_table(sources.cohort), read_table(sources.curated)
         licences = licence_table(cohort, curated, read_table(sources.attribution))
-        heads = load_heads(temporary)
+        heads, segmenters = load_heads(temporary), load_segment_heads(temporary)
         write_text(temporary / "licences.csv", licences.to_csv(index=False, lineterminator="\n"))
         facts = CardFacts(
             line=line,
@@ -147,6 +149,7 @@ def make_bundle(
             licences=licences,
             inputs=inputs,
             heads=[head.description for head in heads.values()],
+            segmenters=[head.description for head in segmenters.values()],
         )
         write_text(temporary / "MODEL_CARD.md", model_card(facts))
         manifest = write_manifest(temporary, line, config.name, inputs)
@@ -162,6 +165,8 @@ def _copy_parts(folder: Path, sources: Sources, parameters: dict[str, Any]) -> N
     for path in (sources.metrics, sources.figures, sources.decision, sources.report, sources.profile):
         shutil.copyfile(path, folder / path.name)
     write_json(folder / "funnel.json", _without_names(read_json(sources.funnel)))
+    if (start := parameters["pretrain"].get("start")) is not None:
+        write_json(folder / "start.json", {**start, "steps": parameters["pretrain"]["steps"]})
     # The service preprocesses and judges with the very parameters of training.
     write_json(folder / "preprocess.json", parameters["preprocess"])
     judged = {"headers": parameters["screen"], "volumes": parameters["curate"]}

@@ -49,10 +49,12 @@ _PATTERNS = {
     b"LO": _ASCII,
     b"SH": _ASCII,
     b"UI": re.compile(rb"[0-9.]+"),
+    b"DA": re.compile(rb"\d{8}"),
     b"TM": re.compile(rb"[0-9.]+ *"),
     b"DT": re.compile(rb"[0-9.+-]+ *"),
     b"DS": re.compile(_NUMBER + rb"(?:\\" + _NUMBER + rb")*"),
     b"IS": re.compile(rb" *[+-]?\d{1,10}"),
+    b"AS": re.compile(rb"\d{3}[DWMY]"),
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 from pydicom.dataelem import RawDataElement
 
-from components.ct import consistency, frames, stacks
+from components.ct import consistency, frames, stacks, subject
 from components.ct.dataset import DIRECTORY_STORAGE, INFLATED_BYTES, InflateError, InflateLimitError, open_dataset
 from components.ct.elements import DEFLATED, HEAD_BYTES, LONG, PIXEL_TAGS, SEQUENCES, SHORT, native_pixels, read_regular
 from components.ct.instance import Instance
@@ -29,6 +29,7 @@ TAGS: tuple[str, ...] = (
     "SliceThickness", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns",
     "BitsAllocated", "PatientPosition", "GantryDetectorTilt", "LossyImageCompression", "BurnedInAnnotation",
     "PatientIdentityRemoved", "AcquisitionNumber", "SeriesDescription", "NumberOfFrames", "RescaleIntercept",
+    *subject.TAGS,
     *consistency.TAGS,
     *(tag for tag in stacks.TIMES if tag != "AcquisitionNumber"),
 )  # fmt: skip
@@ -214,6 +215,7 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
     tag says. ``burned_in`` is text in the pixels
     only: RecognizableVisualFeatures is true of every head scan that was not defaced, whether the tag says so or not.
     ``other_object`` is true where no instance is a CT image by what it states: structures, doses, PET, reports.
+    ``sex``, ``age`` (a decade) and ``contrast`` are of :mod:`components.ct.subject`.
     ``no_image`` counts objects, such as a structure set, under the series' UID: they are no part of the volume.
     ``mixed`` says what images outside the largest stack differ in; with ``only_largest_stack`` these are not measured,
     and ``left_out`` counts them.
@@ -251,6 +253,7 @@ def measure_series(instances: Sequence[Instance], only_largest_stack: bool = Fal
         "kvp": first.get("KVP", ""),
         "body_part": first.get("BodyPartExamined", ""),
         "patient_position": first.get("PatientPosition", ""),
+        **subject.subject_of([image.tags for image in images]),
         **_geometry(images),
         **consistency.measure_consistency(images),
     }  # fmt: skip

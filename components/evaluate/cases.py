@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def build_cases(inputs: Inputs, tasks: Mapping[str, Any]) -> dict[str, Asked]:
     """
     for mistake in of_points(inputs.line, inputs.sees, tasks):
         raise UserError(mistake)
+    inputs = replace(inputs, tasks=tasks)
     found = {name: Asked(task, kind_of(task).cases(name, task, inputs)) for name, task in tasks.items()}
     for name, asked in found.items():
         rows = asked.built.table
@@ -68,7 +69,8 @@ def write_cases(folder: Path, asked: Mapping[str, Asked]) -> None:
         temporary.mkdir(parents=True)
         for name, of in asked.items():
             write_table(temporary / name / TABLE, of.built.table)
-            account = {"not_evaluated": of.built.not_evaluated, "remarks": of.built.remarks}
+            built = of.built
+            account = {"not_evaluated": built.not_evaluated, "remarks": built.remarks, "too_few": built.too_few}
             write_json(temporary / name / ACCOUNT, account)
         placed = [of.built.table for of in asked.values() if kind_of(of.task).placed]
         write_table(temporary / PLACES, places_of(placed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from components.errors import UserError
 from components.evaluate.layout import Layout, read_cases, read_places
 from components.evaluate.selection import draw_selection, selected_step, selection_figures
 from components.files import replacing, write_text
-from components.models.embed import Embedder, load_candidates
+from components.models.embed import WEIGHTS, Embedder, load_candidates
 from components.settings import load_part, load_stage
 from components.sources.sets import sets_of
 from components.tasks.classify import ClassifyConfig
@@ -45,6 +46,8 @@ def run(line: str) -> None:
         write_features(
             temporary, read_places(layout.cases), embedder, Volumes(config, grid, embedder.config.input.size_vox)
         )
+        if config.selection is None:  # the very bytes: of weights that were given, their file
+            shutil.copyfile(folder / WEIGHTS, temporary / "encoder" / WEIGHTS)
 
 
 def write_features(folder: Path, places: pd.DataFrame, embedder: Embedder, volumes: Volumes) -> None:

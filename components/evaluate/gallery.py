@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from components.evaluate import plots
-from components.evaluate.subgroups import ATTRIBUTES
 from components.evaluate.words import count, verdict
 from components.figures.arrays import Array
+from components.tasks.attributes import ATTRIBUTES
 from components.tasks.interface import Measure
 from components.tasks.pictures import save
 from components.tasks.scores import ENCODER

@@ -15,8 +15,8 @@ from components.evaluate.bycase import by_case
 from components.evaluate.comparisons import Added, other_models, what_it_adds
 from components.evaluate.gallery import GROUPS, Picture, embedded, groups_file
 from components.evaluate.published import PublishedFigure
-from components.evaluate.subgroups import ATTRIBUTES, UNRECORDED
 from components.evaluate.words import count, method_name, number, question, verdict, with_interval
+from components.tasks.attributes import ATTRIBUTES
 from components.tasks.config import EvaluateConfig
 from components.tasks.interface import Measure
 from components.tasks.kinds import kind_of
@@ -158,7 +158,6 @@ def render_report(evaluated: Evaluated, beside: Beside, pictures: Mapping[str, S
         pictures=[embedded(picture) for picture in pictures[""]],
         sections=[_section(evaluated, name, pictures[name], beside.published) for name in evaluated.tasks],
         groups=[of for name in evaluated.tasks for of in _groups(evaluated, name, pictures[GROUPS])],
-        unrecorded=UNRECORDED,
         sets=sorted(beside.sets.items()),
         masks=[
             (name, account["masks"], beside.masks[name])

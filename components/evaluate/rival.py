@@ -17,9 +17,10 @@ from components.command import data_dir, run_stage
 from components.ct.grid import GridConfig
 from components.errors import UserError
 from components.evaluate.layout import Layout, read_cases, read_places
+from components.evaluate.untrained import untrained_encoders
 from components.figures.resampling import paired
 from components.files import sha256_file, write_json
-from components.models.embed import Embedder
+from components.models.embed import Embedder, described
 from components.quality.drift import champion_of
 from components.settings import load_part, load_stage
 from components.sources.sets import sets_of
@@ -30,6 +31,8 @@ from components.tasks.kinds import kind_of, tasks_of
 from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score
 
 RIVAL = "champion"
+# A head stands beside untrained encoders, of which there are none here; what is trained would be trained again.
+LEFT_OUT = {"serve": False, "few_shot": None, "fine_tune": None, "attentive": None}
 NAME = "rival.json"
 log = logging.getLogger(__name__)
 
@@ -89,9 +92,13 @@ def compared(line: str, layout: Layout, config: EvaluateConfig, champion: Embedd
         kind, rows = kind_of(task), read_cases(layout.cases, name).table
         if rows.empty or not kind.placed:
             continue
-        if getattr(task, "serve", False):  # a head stands beside untrained encoders, of which there are none here
-            task = task.model_copy(update={"serve": False})
-        encoders = {RIVAL: lambda: champion}
+        left_out = {key: off for key, off in LEFT_OUT.items() if key in type(task).model_fields}
+        task = task.model_copy(update=left_out)
+        encoders = {
+            RIVAL: lambda: champion,
+            ENCODER: lambda: Embedder.load(layout.features / "encoder", config.device),
+            beside: untrained_encoders(described(layout.features / "encoder"), config)[beside],
+        }
         with threadpool_limits(1):
             outcome = kind.judge(Question(line, name, task, rows, config, features, encoders, volumes))
         found |= _pairs(outcome.scores, kind)

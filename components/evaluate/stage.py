@@ -15,6 +15,7 @@ from components.command import data_dir
 from components.ct.grid import GridConfig
 from components.ct.labels.stored import label_map_of
 from components.evaluate.cases import build_cases, write_cases
+from components.evaluate.falls import falls_of
 from components.evaluate.features import write_features
 from components.evaluate.gallery import GROUPS, Picture, draw_groups, draw_overview, draw_projection, draw_task
 from components.evaluate.layout import Layout, read_cases, read_places, table
@@ -118,6 +119,9 @@ def collect(
         "peers": {part: of_part for of in found.values() for part, of_part in of.get("peers", {}).items()},
         "worse": {part: round(float(p), DIGITS) for part, p in zip(of_tasks, worse, strict=True)},
         "not_evaluated": {part: why for of in built.values() for part, why in of.not_evaluated.items()},
+        "too_few": sorted({part for of in built.values() for part in of.too_few}),
+        "lower_is_better": sorted(name for name, measure in measures().items() if measure.lower_is_better),
+        "falls": falls_of(tasks, of_tasks, measures(), tested(rows)),
     }
     groups = groups_of(rows, beside.headers, beside.labelled)
     subgroups, metrics["subgroups"] = _subgroups(tasks, metrics["tasks"], cases, groups, config)
@@ -137,10 +141,17 @@ def _subgroups(
     """The table of all subgroups, and every task's and part's worst gaps by attribute."""
     tables, gaps = [pd.DataFrame(columns=COLUMNS)], {}
     for name, task in tasks.items():
-        for block in blocks_of(name, part_of(name, cases), kind_of(task).figures, groups, name in judged):
+        for block in blocks_of(part_of(name, cases), kind_of(task).figures, groups, judged):
             table, gaps[block.name] = compare(block, config)
             tables.append(table)
     return pd.concat(tables[1:] or tables, ignore_index=True), gaps
+
+
+def tested(rows: pd.DataFrame) -> dict[str, int]:
+    """Task, or part of one, to how many test patients it has. ``rows``: the task table."""
+    return {
+        str(task): int(of) for task, of in rows[rows["split"] == "test"].groupby("task")["patient"].nunique().items()
+    }
 
 
 def _at_a_glance(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -6,7 +6,7 @@ Nothing is embedded again: figures follow from the table of cases.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,15 +27,14 @@ from components.figures.resampling import (
     standard_error,
 )
 from components.quality.drift import bin_labels, term
+from components.tasks.attributes import AGE, ATTRIBUTES, CONTRAST, KERNEL, SET, SEX, THICKNESS, VENDOR
 from components.tasks.config import LINE, EvaluateConfig
 from components.tasks.interface import Measure
 from components.tasks.scores import DIGITS
 
-VENDOR, KERNEL, THICKNESS, SET = "vendor", "kernel", "slice_thickness", "set"
-ATTRIBUTES = {VENDOR: "Vendor", KERNEL: "Kernel", THICKNESS: "Slice thickness", SET: "Labelled set"}
-UNRECORDED = ("sex", "age", "contrast")  # no header's measurement holds them
 # Of drift's edges those that tell thin from thick slices: with all of them, most groups would be too small.
 THICKNESS_MM = (1.1, 2.25, 3.5, 5.5)
+SEXES = {"F": "female", "M": "male", "O": "other"}
 UNKNOWN = "unknown"
 COLUMNS = [
     "task", "figure", "attribute", "group", "cases", "patients", "least_patients", "value", "low", "high", "why_not",
@@ -85,9 +84,12 @@ def groups_of(rows: pd.DataFrame, headers: pd.DataFrame, labelled: pd.DataFrame)
     sets = labelled.groupby("series")["set"].agg(lambda names: " + ".join(sorted(set(names))))
     groups = pd.DataFrame(
         {
+            SEX: said("sex").map(SEXES).fillna(UNKNOWN),
+            AGE: said("age").replace("", None).fillna(UNKNOWN),
             VENDOR: said("manufacturer").fillna("").map(lambda text: term("vendor", str(text)) or UNKNOWN),
             KERNEL: said("kernel").fillna("").map(lambda text: term("kernel", str(text)) or UNKNOWN),
             THICKNESS: said("thickness_max_mm").map(_thickness),
+            CONTRAST: said("contrast").replace("", None).fillna(UNKNOWN),
             SET: series.map(sets).fillna(LINE),
         }
     )
@@ -102,16 +104,15 @@ def _thickness(value: Any) -> str:
 
 
 def blocks_of(
-    name: str, cases: pd.DataFrame, measures: Mapping[str, Measure], groups: pd.DataFrame, whole: bool
+    cases: pd.DataFrame, measures: Mapping[str, Measure], groups: pd.DataFrame, judged: Collection[str]
 ) -> list[Block]:
-    """The parts of a task one by one, and with ``whole`` before them the task as their mean.
+    """The parts of a task one by one, and before them what they are parts of, where that has a figure: their mean.
 
     Args:
-        name: of the task.
         cases: rows of ``cases.parquet`` of the task and its parts.
         measures: of its kind.
         groups: see :func:`groups_of`.
-        whole: whether the task's own figure is the mean of its parts'.
+        judged: tasks, and parts of them, that have figures.
     """
     found = []
     for part, rows in cases.groupby("task"):
@@ -119,10 +120,14 @@ def blocks_of(
         if of is not None:
             own = groups.loc[str(part)].reindex(list(of.cases)).fillna(UNKNOWN)
             found.append((str(part), of, {attribute: own[attribute].to_numpy() for attribute in ATTRIBUTES}))
+    names = {part for part, _, _ in found}
+    families = sorted({part.rpartition("/")[0] for part in names} & set(judged) - names)  # else it has its own cases
     blocks = [Block(part, measures[of.figure], (of,), (own,)) for part, of, own in found]
-    if whole and len(found) > 1:
-        measure = measures[found[0][1].figure]
-        blocks.insert(0, Block(name, measure, tuple(of for _, of, _ in found), tuple(own for _, _, own in found)))
+    for family in reversed(families):
+        of_family = [one for one in found if one[0].rpartition("/")[0] == family]
+        if len(of_family) > 1:
+            parts, own_groups = tuple(of for _, of, _ in of_family), tuple(own for _, _, own in of_family)
+            blocks.insert(0, Block(family, measures[parts[0].figure], parts, own_groups))
     return blocks
 
 
@@ -130,10 +135,11 @@ def compare(block: Block, config: EvaluateConfig) -> tuple[pd.DataFrame, dict[st
     """Every group's figure with ``COLUMNS``, and per attribute the group that is farthest below all others.
 
     Returns:
-        The table, and by attribute ``groups``, how many have a figure; where there are two or more also ``worst``, its
-        name, ``gap``, its figure less that of all other cases of known group, and ``gap_low`` and ``gap_high``, limits
-        that hold for all groups of the attribute at once (Bonferroni), since the worst is chosen among them. Where
-        lower is better, the worst gap is the one farthest above.
+        The table, and by attribute ``figure``, its name; ``patients``, group to number (``of_classes``: of its rarest
+        class), of which ``needed`` are; and ``groups``, how many have a figure. Where there are two or more also
+        ``gaps``, group to its figure less that of all other cases of known group, with limits that hold for all groups
+        of the attribute at once (Bonferroni), since the worst is chosen among them; and that one, ``worst``, with
+        ``gap``, ``gap_low`` and ``gap_high``. Where lower is better, the worst gap is the one farthest above.
     """
     drawn = draws(block.patients, config.bootstrap, config.seed)
     tables, gaps = [], {}
@@ -159,16 +165,25 @@ def _attribute(
     for name in names:
         inside = [of[attribute] == name for of in block.groups]
         rows.append(_row(block, attribute, name, inside, shared if name in counted else [], drawn, config))
+    least = {row[COLUMNS.index("group")]: row[COLUMNS.index("least_patients")] for row in rows}
+    told: dict[str, Any] = {
+        "figure": block.figure, "patients": least, "needed": config.minimum_patients,
+        "of_classes": block.parts[0].of_classes, "groups": len(counted) if shared else 0,
+    }  # fmt: skip
+    return rows, told | (_gaps(block, attribute, counted, shared, drawn) if len(counted) > 1 and shared else {})
+
+
+def _gaps(block: Block, attribute: str, names: Sequence[str], parts: Sequence[int], drawn: Draws) -> dict[str, Any]:
     known = [of[attribute] != UNKNOWN for of in block.groups]
-    if len(counted) < 2 or not shared:
-        return rows, {"groups": len(counted) if shared else 0}
-    gaps = {name: _gap(block, [of[attribute] == name for of in block.groups], known, shared, drawn) for name in counted}
-    sign = -1.0 if block.measure.lower_is_better else 1.0
-    worst = min(counted, key=lambda name: (sign * gaps[name].value, name))
     widest = block.measure.bounds[1] - block.measure.bounds[0]
-    low, high = np.clip(gaps[worst].interval(1 - (1 - LEVEL) / len(counted)), -widest, widest).tolist()
-    numbers = {"gap": gaps[worst].value, "gap_low": low, "gap_high": high}
-    return rows, {"groups": len(counted), "worst": worst} | {key: round(of, DIGITS) for key, of in numbers.items()}
+    found = {}
+    for name in names:
+        gap = _gap(block, [of[attribute] == name for of in block.groups], known, parts, drawn)
+        limits = np.clip(gap.interval(1 - (1 - LEVEL) / len(names)), -widest, widest).tolist()
+        found[name] = [round(float(number), DIGITS) for number in (gap.value, *limits)]
+    sign = -1.0 if block.measure.lower_is_better else 1.0
+    worst = min(names, key=lambda name: (sign * found[name][0], name))
+    return {"gaps": found, "worst": worst} | dict(zip(("gap", "gap_low", "gap_high"), found[worst], strict=True))
 
 
 def _least(part: ByCase, inside: Bools) -> int:

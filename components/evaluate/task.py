@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from components.evaluate.untrained import untrained_encoders
 from components.files import replacing, sha256_file, write_json, write_text
 from components.models.embed import WEIGHTS, Embedder, described
 from components.models.heads import Head
+from components.models.segment_head import SegmentHead
 from components.settings import load_part, load_stage
 from components.sources.sets import sets_of
 from components.tables import write_table
@@ -106,10 +108,12 @@ def write_outcome(folder: Path, task: Any, outcome: Outcome, encoder: Path) -> N
         write_json(temporary / METRICS, outcome.found | found | ({"peers": peers} if peers else {}))
 
 
-def write_head(folder: Path, head: Head, encoder: str) -> None:
+def write_head(folder: Path, head: Head | SegmentHead, encoder: str) -> None:
     """Write a head below the task's folder of heads, by the name of its part: ``ich`` of ``findings/ich``."""
     told = head.description.model_copy(update={"encoder": encoder})
-    Head(told, head.linear).write(folder / told.part.removeprefix(told.task).removeprefix("/"))
+    replace(head, description=told).write(  # type: ignore[arg-type]  # each has its own kind of description
+        folder / told.part.removeprefix(told.task).removeprefix("/")
+    )
 
 
 if __name__ == "__main__":

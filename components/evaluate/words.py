@@ -10,6 +10,9 @@ from components.sources.lidc import ROOT as LIDC_ROOT
 from components.tasks.classify import DIAMETER, FINDINGS, ClassifyConfig
 from components.tasks.config import LINE
 from components.tasks.interface import Measure
+from components.tasks.retrieve import RetrieveConfig
+from components.tasks.saliency import SaliencyConfig
+from components.tasks.saliency_cases import CHANCE, DEVIATION, MIDDLE
 from components.tasks.scores import ENCODER, RANDOM
 from components.tasks.stability import StabilityConfig
 
@@ -21,6 +24,9 @@ METHODS = {
     "radiomics": "Radiomics",
     "windows": "Window statistics",
     DIAMETER: "Diameter alone",
+    DEVIATION: "Deviation from the mean HU",
+    MIDDLE: "Nearest to the middle",
+    CHANCE: "By chance",
 }
 OF_LINE = {
     "organ": "Which organ lies at the centre of the crop?",
@@ -46,6 +52,11 @@ def question(task: Any) -> str:
         if task.set == LIDC_ROOT:
             return "How did readers rate this nodule?"
         return f"Of which class is the scan, as column {task.label} of set {task.set} says?"
+    if isinstance(task, SaliencyConfig):
+        return f"Do positive answers of task {task.of} rest on the structures they should rest on?"
+    if isinstance(task, RetrieveConfig):
+        what = f"{task.label}, set {task.set}" + (f", protocol {task.protocol}" if task.protocol else "")
+        return f"Is the like of a case found in other patients ({what})?"
     block = task.model_dump()
     return f"Kind {block.pop('kind')}: {', '.join(f'{name} {value}' for name, value in block.items())}."
 

@@ -13,6 +13,14 @@ def cosine_similarity(queries: Array, gallery: Array, centre: Array) -> Array:
     return _unit(queries - centre) @ _unit(gallery - centre).T
 
 
+def euclidean_similarity(queries: Array, gallery: Array) -> Array:
+    """Euclidean distance (queries, gallery) with its sign turned: the nearest is the most alike."""
+    from scipy.spatial.distance import cdist
+
+    found: Array = -cdist(queries, gallery)
+    return found
+
+
 def _unit(features: Array) -> Array:
     length = np.linalg.norm(features, axis=1, keepdims=True)
     unit: Array = features / np.maximum(length, 1e-12)

@@ -46,6 +46,23 @@ def integrated_brier(
     survival: Array, times: Array, time: Array, event: Bools, weights: Array, train_time: Array, train_event: Bools
 ) -> Array:
     """Squared error of survival probabilities, averaged over a span of time; cases seen too briefly are made up for.
+    The mean of :func:`brier_by_case` over the drawn cases.
+
+    Args:
+        survival, times, time, event, train_time, train_event: as there.
+        weights: (replicates, cases).
+
+    Returns:
+        (replicates,)
+    """
+    check("integrated Brier score", weights, survival=survival, time=time, event=event)
+    return weighted_mean(brier_by_case(survival, times, time, event, train_time, train_event), weights)
+
+
+def brier_by_case(
+    survival: Array, times: Array, time: Array, event: Bools, train_time: Array, train_event: Bools
+) -> Array:
+    """Each case's part in the integrated Brier score.
 
     The error at t is that of S(t) against 1 for those still without event and against 0 for those who had it, weighed
     by 1 / G(t) and 1 / G(their time); those censored before t count 0. G is the share not yet censored by Kaplan and
@@ -59,22 +76,20 @@ def integrated_brier(
             last excluded, nor after the last of the training cases.
         time: (cases,) of the event, or of the last time seen without it.
         event: (cases,), False where censored.
-        weights: (replicates, cases).
         train_time: (training cases,).
         train_event: (training cases,).
 
     Returns:
-        (replicates,)
+        (cases,)
     """
-    check("integrated Brier score", weights, survival=survival, time=time, event=event)
     _check_times(times, time, train_time)
     at_times = _inverse(not_censored(train_time, train_event, times))
     at_event = _inverse(not_censored(train_time, train_event, time))
     had_it = event[:, None] & (time[:, None] <= times)
     without = time[:, None] > times
     squared = had_it * np.square(survival) * at_event[:, None] + without * np.square(1 - survival) * at_times
-    by_case = np.trapezoid(squared, times, axis=1) / (times[-1] - times[0])
-    return weighted_mean(by_case, weights)
+    by_case: Array = np.trapezoid(squared, times, axis=1) / (times[-1] - times[0])
+    return by_case
 
 
 def not_censored(time: Array, event: Bools, at: Array) -> Array:

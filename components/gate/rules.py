@@ -7,34 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.gate.config import GateConfig, NotWorse
+from components.gate.groups import external_falls, subgroup_gaps
+from components.gate.verdict import Verdict, numbers_of, word
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = 3  # tasks named in a verdict
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One gate's outcome.
-
-    Attributes:
-        gate: its name, with task and figure where it has them.
-        figure: what was measured; None where there is none (the detail says why).
-        bound: what it was held against; None as above.
-        verdict: ``pass``, ``fail``, or ``not judged`` where the parameters name no such gate.
-        detail: what was compared, in words; for a failure without a figure, what to do.
-    """
-
-    gate: str
-    figure: float | None
-    bound: float | None
-    verdict: str
-    detail: str
-
-    @property
-    def failed(self) -> bool:
-        return self.verdict == "fail"
 
 
 @dataclass(frozen=True)
@@ -65,6 +44,8 @@ def verdicts_of(config: GateConfig, evidence: Evidence) -> list[Verdict]:
         no_worse(config, evidence),
         *(better_than_random(config, evidence) or [not_judged("better_than_random")]),
         *(floors(config, evidence) or [not_judged("floors")]),
+        *(subgroup_gaps(config, evidence.metrics) or [not_judged("subgroup_gaps")]),
+        *(external_falls(config, evidence.metrics) or [not_judged("external_falls")]),
     ]
 
 
@@ -87,7 +68,7 @@ def leakage(evidence: Evidence) -> Verdict:
     both = sorted(trained & judged)
     named = f": {', '.join(both[:3])}{', ...' if len(both) > 3 else ''}" if both else ""
     return Verdict(
-        "leakage", len(both), 0, _word(not both),
+        "leakage", len(both), 0, word(not both),
         f"patients in pretraining ({len(trained)}) and also in evaluation ({len(judged)}){named}",
     )  # fmt: skip
 
@@ -98,7 +79,7 @@ def same_scan(evidence: Evidence) -> Verdict:
     both = sorted(accepted.loc[(accepted["role"] == "pretrain") & (accepted["same_scan"] != ""), "series"])
     named = f": {', '.join(both[:3])}{', ...' if len(both) > 3 else ''}" if both else ""
     detail = f"series in pretraining that are, by bytes or voxels, a scan of an evaluation set{named}"
-    return Verdict("same_scan", len(both), 0, _word(not both), detail)
+    return Verdict("same_scan", len(both), 0, word(not both), detail)
 
 
 def reject_rate(config: GateConfig, evidence: Evidence) -> Verdict:
@@ -110,7 +91,7 @@ def reject_rate(config: GateConfig, evidence: Evidence) -> Verdict:
         return Verdict("reject_rate", None, config.max_reject_rate, "fail", "no CT series came in: check the source")
     rate = round((total - accepted) / total, 6)
     detail = f"{total - accepted} of {total} CT series rejected" + (f"; {others} others are no CT" if others else "")
-    return Verdict("reject_rate", rate, config.max_reject_rate, _word(rate <= config.max_reject_rate), detail)
+    return Verdict("reject_rate", rate, config.max_reject_rate, word(rate <= config.max_reject_rate), detail)
 
 
 def no_worse(config: GateConfig, evidence: Evidence) -> Verdict:
@@ -134,7 +115,7 @@ def no_worse(config: GateConfig, evidence: Evidence) -> Verdict:
     ]
     which = f": {'; '.join(told)}{', ...' if len(worse) > SHOWN else ''}" if told else ""
     detail = f"of {len(tasks)} evaluated tasks, those clearly worse than untrained encoders (Holm, {alpha:g}){which}"
-    return Verdict("no_worse", len(worse), 0, _word(not worse), detail)
+    return Verdict("no_worse", len(worse), 0, word(not worse), detail)
 
 
 def better_than_random(config: GateConfig, evidence: Evidence) -> list[Verdict]:
@@ -142,7 +123,7 @@ def better_than_random(config: GateConfig, evidence: Evidence) -> list[Verdict]:
     verdicts = []
     for wanted in config.better_than_random:
         name, bound = f"better_than_random {wanted.task} {wanted.figure}", wanted.minimum_gain
-        numbers, reason = _numbers(evidence.metrics, wanted.task, wanted.figure)
+        numbers, reason = numbers_of(evidence.metrics, wanted.task, wanted.figure)
         if numbers is None:
             verdicts.append(Verdict(name, None, bound, "fail", reason))
             continue
@@ -152,22 +133,22 @@ def better_than_random(config: GateConfig, evidence: Evidence) -> list[Verdict]:
             f"difference {numbers['difference']:+.3f} [{numbers['difference_low']:+.3f}, "
             f"{numbers['difference_high']:+.3f}]; the least gain must be above the bound"
         )
-        verdicts.append(Verdict(name, gain, bound, _word(gain > bound), detail))
+        verdicts.append(Verdict(name, gain, bound, word(gain > bound), detail))
     return verdicts
 
 
 def floors(config: GateConfig, evidence: Evidence) -> list[Verdict]:
-    """The figure is at least the bound."""
+    """The figure is at least the bound; where lower is better, at most."""
     verdicts = []
     for wanted in config.floors:
         name = f"floor {wanted.task} {wanted.figure}"
-        numbers, reason = _numbers(evidence.metrics, wanted.task, wanted.figure)
+        numbers, reason = numbers_of(evidence.metrics, wanted.task, wanted.figure)
         if numbers is None:
-            verdicts.append(Verdict(name, None, wanted.minimum, "fail", reason))
+            verdicts.append(Verdict(name, None, wanted.bound, "fail", reason))
             continue
-        value = float(numbers["value"])
-        detail = f"{value:.3f} [{numbers['low']:.3f}, {numbers['high']:.3f}]; must be at least the bound"
-        verdicts.append(Verdict(name, value, wanted.minimum, _word(value >= wanted.minimum), detail))
+        value, side = float(numbers["value"]), "most" if wanted.minimum is None else "least"
+        detail = f"{value:.3f} [{numbers['low']:.3f}, {numbers['high']:.3f}]; must be at {side} the bound"
+        verdicts.append(Verdict(name, value, wanted.bound, word(wanted.met(value)), detail))
     return verdicts
 
 
@@ -204,7 +185,7 @@ def _beside(wanted: NotWorse, pair: Mapping[str, float]) -> Verdict:
         f"[{pair['gain_low']:+.3f}, {high:+.3f}]; must not be below the bound, nor its interval below 0"
     )
     passed = gain >= -wanted.tolerance and high >= 0
-    return Verdict(f"champion {wanted.task} {wanted.figure}", gain, -wanted.tolerance, _word(passed), detail)
+    return Verdict(f"champion {wanted.task} {wanted.figure}", gain, -wanted.tolerance, word(passed), detail)
 
 
 def _by_figures(
@@ -220,30 +201,17 @@ def _by_figures(
     verdicts = []
     for wanted in asked:
         name = f"champion {wanted.task} {wanted.figure}"
-        numbers, reason = _numbers(metrics, wanted.task, wanted.figure)
-        before, reason_before = _numbers(champion["metrics"], wanted.task, wanted.figure)
+        numbers, reason = numbers_of(metrics, wanted.task, wanted.figure)
+        before, reason_before = numbers_of(champion["metrics"], wanted.task, wanted.figure)
         if numbers is None or before is None:
             why = reason if numbers is None else f"the champion's figures: {reason_before}"
             verdicts.append(Verdict(name, None, None, "fail", why))
             continue
-        value, bound = float(numbers["value"]), round(float(before["value"]) - wanted.tolerance, 6)
-        detail = f"{value:.3f}; champion {before['value']:.3f} less tolerance {wanted.tolerance}"
-        verdicts.append(Verdict(name, value, bound, _word(value >= bound), detail))
+        lower = wanted.figure in metrics.get("lower_is_better", ())
+        tolerance = wanted.tolerance if lower else -wanted.tolerance
+        value, bound = float(numbers["value"]), round(float(before["value"]) + tolerance, 6)
+        detail = (
+            f"{value:.3f}; champion {before['value']:.3f} {'and' if lower else 'less'} tolerance {wanted.tolerance}"
+        )
+        verdicts.append(Verdict(name, value, bound, word(value <= bound if lower else value >= bound), detail))
     return verdicts
-
-
-def _numbers(metrics: Mapping[str, Any], task: str, figure: str) -> tuple[Mapping[str, float] | None, str]:
-    """The numbers of a figure, or None and why there are none."""
-    tasks = metrics["tasks"]
-    if task in tasks:
-        if figure in tasks[task]:
-            return tasks[task][figure], ""
-        return None, f"task {task!r} has no figure {figure!r}; it has {', '.join(sorted(tasks[task]))}"
-    reasons = metrics.get("not_evaluated", {})
-    if task in reasons:
-        return None, f"task {task!r} was not evaluated: {reasons[task]}"
-    return None, f"task {task!r} is unknown; evaluated were {', '.join(sorted(tasks)) or 'none'}"
-
-
-def _word(passed: bool) -> str:
-    return "pass" if passed else "fail"

@@ -265,7 +265,7 @@ def export(opened: Opened, target: Path) -> None:
     """
     if not target.name.endswith(NIFTI_SUFFIXES):
         raise UserError(f"export to {target.name}: allowed are names that end in .nii or .nii.gz")
-    _write_nifti(opened.volume.hu, opened.volume.affine, target)
+    write_nifti(opened.volume.hu, opened.volume.affine, target)
 
 
 def export_labels(labels: Labels, target: Path) -> list[Path]:
@@ -303,12 +303,12 @@ def export_labels(labels: Labels, target: Path) -> list[Path]:
 def _write_label_map(
     labels: npt.NDArray[np.uint16], affine: FloatArray, target: Path, names: dict[str, dict[str, str]]
 ) -> None:
-    _write_nifti(labels, affine, target)
+    write_nifti(labels, affine, target)
     write_json(target.with_name(f"{target.name.removesuffix('.gz').removesuffix('.nii')}.json"), names)
 
 
-def _write_nifti(voxels: npt.NDArray[Any], affine: FloatArray, target: Path) -> None:
-    # Columns first, slices last, as other software writes NIfTI and as ours reads it.
+def write_nifti(voxels: npt.NDArray[Any], affine: FloatArray, target: Path) -> None:
+    """Columns first, slices last, as other software writes NIfTI and as ours reads it."""
     image = nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]], dtype=voxels.dtype)
     image.header.set_xyzt_units("mm")
     with replacing(target) as temporary:

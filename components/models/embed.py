@@ -23,6 +23,7 @@ from components.models.config import EncoderConfig, InputConfig
 from components.models.intensity import BODY_HU, apply_windows
 from components.models.pooling import PARTS, Pooling, pool_levels
 from components.models.resample import resize_windows
+from components.models.weights import parted, put, read_weights
 from components.settings import StageConfig, parse
 
 Float32Array = npt.NDArray[np.float32]
@@ -101,10 +102,7 @@ class Embedder:
         _require(folder, weights)
         config = described(folder)
         encoder = build_encoder(config.encoder, config.input, seed=0)
-        try:
-            encoder.load_state_dict(safetensors.torch.load_file(folder / weights))
-        except (RuntimeError, safetensors.SafetensorError) as error:
-            raise UserError(f"encoder {folder}: {weights} does not fit {DESCRIPTION}: {error}") from None
+        put(encoder, read_weights(folder / weights), f"encoder {folder}: {weights} does not fit {DESCRIPTION}")
         return cls(encoder, config, device)
 
     def save(self, folder: Path) -> None:
@@ -182,7 +180,7 @@ class Embedder:
         if self.config.input.sees == "crop":
             return np.asarray(self.embed_grid(volume).vectors.mean(axis=0, dtype=np.float64), dtype=np.float32)
         with torch.inference_mode(), fixed_threads():
-            return np.asarray(self._vectors(self._resized(volume))[0].float().cpu().numpy(), dtype=np.float32)
+            return np.asarray(self.vectors(self._resized(volume))[0].float().cpu().numpy(), dtype=np.float32)
 
     def levels(self, volume: StoredVolume | Volume, point_mm: npt.ArrayLike | None = None) -> list[Float32Array]:
         """The feature maps before pooling, of the crop round a point or of the whole scan, whichever the encoder sees.
@@ -198,24 +196,29 @@ class Embedder:
         Raises:
             UserError: as :meth:`embed_points`; or a point where the encoder sees scans, or none where it sees crops.
         """
-        sees, size = self.config.input.sees, self.config.input.size_vox
+        with torch.inference_mode(), fixed_threads():
+            seen = self.seen(volume, point_mm, "levels")
+            return [level[0].float().cpu().numpy() for level in self.encoder.levels(seen)]
+
+    def seen(
+        self, volume: StoredVolume | Volume, point_mm: npt.ArrayLike | None = None, asked: str = "seen"
+    ) -> torch.Tensor:
+        """What the encoder is shown, float32 (1, C, D, H, W), a channel for each window; see :meth:`levels`."""
+        sees = self.config.input.sees
         if (point_mm is None) != (sees == "scan"):
             allowed = "a point in mm" if sees == "crop" else "none"
-            raise UserError(f"levels: point {point_mm!r} is not allowed: {allowed}, for this encoder sees a {sees}")
-        with torch.inference_mode(), fixed_threads():
-            if point_mm is None:
-                seen = self._resized(volume)
-            else:
-                check_grid(volume, self.config.input)
-                seen = self._windowed(crops_at(volume, _points("levels", [point_mm]), size))
-            return [level[0].float().cpu().numpy() for level in self.encoder.levels(seen)]
+            raise UserError(f"{asked}: point {point_mm!r} is not allowed: {allowed}, for this encoder sees a {sees}")
+        if point_mm is None:
+            return self._resized(volume)
+        check_grid(volume, self.config.input)
+        return self._windowed(crops_at(volume, _points(asked, [point_mm]), self.config.input.size_vox))
 
     def _batched(self, crops_NDHW: Int16Array) -> Float32Array:
         parts, batch, first = [], batch_of(self.config.input.size_vox), 0
         with torch.inference_mode(), fixed_threads():
             while first < len(crops_NDHW):
                 try:
-                    vectors = self._vectors(self._windowed(crops_NDHW[first : first + batch])).float().cpu().numpy()
+                    vectors = self.vectors(self._windowed(crops_NDHW[first : first + batch])).float().cpu().numpy()
                 except torch.OutOfMemoryError:  # of a GPU that others use too
                     if batch == 1:
                         raise UserError(
@@ -227,7 +230,8 @@ class Embedder:
                 first += len(vectors)
         return np.concatenate(parts).astype(np.float32)
 
-    def _vectors(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+    def vectors(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        """Vectors (B, dim) of what :meth:`seen` gives; gradients flow to it, for all else is frozen."""
         if self.config.pooling == "own":
             own: torch.Tensor = self.encoder(x_BCDHW)
             return own
@@ -336,10 +340,10 @@ def grid_starts(shape: tuple[int, int, int], size: tuple[int, int, int]) -> list
 
 
 @contextmanager
-def fixed_threads() -> Iterator[None]:
+def fixed_threads(count: int = THREADS) -> Iterator[None]:
     """Compute with a fixed number of threads, then put torch's own number back."""
     before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
@@ -355,26 +359,9 @@ def imported(weights: Path, config: EmbedConfig, device: str = "cpu") -> Embedde
         device: where it runs.
 
     Raises:
-        UserError: not safetensors, or other tensors than the encoder's; the message names the first of them.
+        UserError: not safetensors, or other tensors than the encoder's; the message tells of all that is wrong.
     """
-    try:
-        tensors = safetensors.torch.load_file(weights)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"weights {weights.name}: not readable as safetensors: {error}") from None
-    if tensors and all(name.startswith("encoder.") for name in tensors):
-        tensors = {name.removeprefix("encoder."): value for name, value in tensors.items()}
+    own, rest = parted(read_weights(weights))
     encoder = build_encoder(config.encoder, config.input, seed=0)
-    wanted = encoder.state_dict()
-    # Counters of batch norms: torch's own loader does without them, and a frozen encoder never uses them.
-    needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
-    wrong = {name for name in needed & set(tensors) if tensors[name].shape != wanted[name].shape}
-    lacking, surplus = sorted(needed - set(tensors)), sorted(set(tensors) - set(wanted))
-    if wrong or lacking or surplus:
-        told = [f"{len(lacking)} lacking, first {lacking[0]}"] if lacking else []
-        told += [f"{len(surplus)} unknown, first {surplus[0]}"] if surplus else []
-        for name in sorted(wrong)[:1]:
-            shapes = f"{tuple(tensors[name].shape)}, wanted {tuple(wanted[name].shape)}"
-            told.append(f"{len(wrong)} of another shape, first {name}: {shapes}")
-        raise UserError(f"weights {weights.name}: do not fit encoder {config.encoder.kind!r}: {'; '.join(told)}")
-    encoder.load_state_dict(tensors, strict=False)
+    put(encoder, {**own, **rest}, f"weights {weights.name}: do not fit encoder {config.encoder.kind!r}")
     return Embedder(encoder, config, device)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,9 @@ from components.settings import StageConfig, parse
 
 Array = npt.NDArray[np.float64]
 HEADS, HEAD_WEIGHTS, HEAD_DESCRIPTION = "heads", "head.safetensors", "head.json"
+SEGMENT = "segment"  # the kind whose heads give a label map, see components.models.segment_head
 Share = Annotated[float, Field(gt=0, le=1)]
+Description = TypeVar("Description", bound=StageConfig)
 
 
 class OperatingPoint(StageConfig):
@@ -132,56 +135,94 @@ class Head:
 
     def write(self, folder: Path) -> None:
         """Write both files; equal heads give equal bytes."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: np.ascontiguousarray(getattr(self.linear, name)) for name in Linear.__annotations__}
-        with replacing(folder / HEAD_WEIGHTS) as temporary:
-            safetensors.numpy.save_file(tensors, temporary)
-        write_json(folder / HEAD_DESCRIPTION, self.description.model_dump(mode="json"))
+        tensors = {name: getattr(self.linear, name) for name in Linear.__annotations__}
+        write_head_files(folder, tensors, self.description)
 
     @classmethod
     def read(cls, folder: Path) -> Head:
         """Raises UserError where a file is missing, or the weights are not those that the description tells of."""
-        for name in (HEAD_WEIGHTS, HEAD_DESCRIPTION):
-            if not (folder / name).is_file():
-                raise UserError(f"head {folder}: {name} is missing; make the release again or copy it whole")
-        description = parse(HeadDescription, read_json(folder / HEAD_DESCRIPTION), "", str(folder / HEAD_DESCRIPTION))
-        try:
-            tensors = safetensors.numpy.load_file(folder / HEAD_WEIGHTS)
-        except safetensors.SafetensorError as error:
-            raise UserError(f"head {folder}: {HEAD_WEIGHTS} is not readable as safetensors: {error}") from None
+        description, tensors = read_head_files(folder, HeadDescription)
         classes, dim = len(description.classes), description.dim
         wanted = {"mean": (dim,), "scale": (dim,), "weight": (classes, dim), "bias": (classes,)}
-        found = {name: tensor.shape for name, tensor in tensors.items()}
-        if found != wanted:
-            raise UserError(
-                f"head {folder}: {HEAD_WEIGHTS} holds {found}, but {HEAD_DESCRIPTION} tells of {wanted}; make the "
-                "release again"
-            )
+        check_shapes(folder, tensors, wanted)
         return cls(description, Linear(**{name: tensor.astype(np.float64) for name, tensor in tensors.items()}))
 
 
+def write_head_files(folder: Path, tensors: Mapping[str, npt.NDArray[np.floating]], description: StageConfig) -> None:
+    """Write a head of any kind; equal heads give equal bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / HEAD_WEIGHTS) as temporary:
+        safetensors.numpy.save_file({name: np.ascontiguousarray(of) for name, of in tensors.items()}, temporary)
+    write_json(folder / HEAD_DESCRIPTION, description.model_dump(mode="json"))
+
+
+def read_head_files(folder: Path, kind: type[Description]) -> tuple[Description, dict[str, npt.NDArray[np.floating]]]:
+    """A head's description, of class ``kind``, and its tensors.
+
+    Raises:
+        UserError: a file is missing or not readable.
+    """
+    for name in (HEAD_WEIGHTS, HEAD_DESCRIPTION):
+        if not (folder / name).is_file():
+            raise UserError(f"head {folder}: {name} is missing; make the release again or copy it whole")
+    description = parse(kind, read_json(folder / HEAD_DESCRIPTION), "", str(folder / HEAD_DESCRIPTION))
+    try:
+        return description, safetensors.numpy.load_file(folder / HEAD_WEIGHTS)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"head {folder}: {HEAD_WEIGHTS} is not readable as safetensors: {error}") from None
+
+
+def check_shapes(
+    folder: Path, tensors: Mapping[str, npt.NDArray[np.floating]], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises UserError where the tensors are others than the description tells of."""
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != wanted:
+        raise UserError(
+            f"head {folder}: {HEAD_WEIGHTS} holds {found}, but {HEAD_DESCRIPTION} tells of {wanted}; make the "
+            "release again"
+        )
+
+
 def load_heads(bundle: Path) -> dict[str, Head]:
-    """The heads of a release folder, by part (``findings/ich``), sorted; empty where it has none.
+    """The heads of a release folder that classify, by part (``findings/ich``), sorted; empty where it has none.
 
     Raises:
         UserError: a head that is not whole, or was not fitted on the release's encoder.
     """
-    folders = sorted({path.parent for path in (bundle / HEADS).rglob("head.*")})
-    heads = {path.relative_to(bundle / HEADS).as_posix(): Head.read(path) for path in folders}
-    if not heads:
-        return {}
-    encoder, sees = sha256_file(bundle / WEIGHTS), described(bundle).input.sees
+    heads = {part: Head.read(folder) for part, folder in head_folders(bundle, "classify").items()}
+    sees = described(bundle).input.sees if heads else None
     for part, head in heads.items():
-        if head.description.encoder != encoder:
-            raise UserError(
-                f"head {part}: was fitted on encoder {head.description.encoder[:12]}, but the release holds "
-                f"{encoder[:12]}; make the release again"
-            )
-        if head.description.part != part:
-            raise UserError(f"head {part}: its description is of {head.description.part}; make the release again")
+        check_fitted(bundle, part, head.description.part, head.description.encoder)
         if head.description.sees == "point" and sees == "scan":
             raise UserError(f"head {part}: sees points, but the encoder sees whole scans; make the release again")
     return heads
+
+
+def head_folders(bundle: Path, kind: str) -> dict[str, Path]:
+    """Part to the folder of each head of a release whose task is of ``kind``, sorted.
+
+    Raises:
+        UserError: a head without its description.
+    """
+    found = {}
+    for folder in sorted({path.parent for path in (bundle / HEADS).rglob("head.*")}):
+        if not (folder / HEAD_DESCRIPTION).is_file():
+            raise UserError(f"head {folder}: {HEAD_DESCRIPTION} is missing; make the release again or copy it whole")
+        if (read_json(folder / HEAD_DESCRIPTION).get("kind") == SEGMENT) == (kind == SEGMENT):
+            found[folder.relative_to(bundle / HEADS).as_posix()] = folder
+    return found
+
+
+def check_fitted(bundle: Path, part: str, told: str, encoder: str) -> None:
+    """Raises UserError where the head in the folder of ``part`` tells of another part or encoder than the release's."""
+    if encoder != (ours := sha256_file(bundle / WEIGHTS)):
+        raise UserError(
+            f"head {part}: was fitted on encoder {encoder[:12]}, but the release holds {ours[:12]}; make the "
+            "release again"
+        )
+    if told != part:
+        raise UserError(f"head {part}: its description is of {told}; make the release again")
 
 
 def _softmax(logits: Array) -> Array:

@@ -20,18 +20,21 @@ from components.ct.store import StoredVolume
 from components.errors import UserError
 from components.files import replacing, sha256_file, write_json, write_text
 from components.models.build import parameter_count
-from components.models.embed import EmbedConfig, Embedder, candidate_file, check_grid, write_weights
+from components.models.embed import WEIGHTS, EmbedConfig, Embedder, candidate_file, check_grid, write_weights
+from components.models.weights import parted, read_weights
 from components.pretrain.checkpoints import State
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loading import load_batch
 from components.pretrain.local_driver import train_here
-from components.pretrain.objectives.build import build_objective
+from components.pretrain.objectives.build import build_objective, fresh_heads
 from components.pretrain.plots import plot_history, plot_views
+from components.pretrain.start import placed, placed_at
 from components.pretrain.views import build_views
 from components.settings import load_stage
 from components.tables import read_table
 
 TRAINING = "training.parquet"
+OBJECTIVE = "objective.safetensors"  # the encoder with heads and teacher: what a later run may go on from
 SHOWN = 4  # volumes whose views are in the picture
 RUNS = Path(".ctfoundry") / "runs"
 ENTRY = "components/pretrain/__main__.py"
@@ -40,7 +43,13 @@ OF_A_STEP = (
     "components/models/",
     "components/ct/store.py",
 )  # rooms, and what reads the volumes
-LOOKS_ON = {ENTRY, "components/pretrain/plots.py", "components/models/embed.py"}  # modules that a step does not run
+LOOKS_ON = {  # modules that a step does not run
+    ENTRY,
+    "components/pretrain/plots.py",
+    "components/pretrain/start.py",
+    "components/models/embed.py",
+    "components/models/hub.py",
+}
 UNFELT = {"loaders", "checkpoint_every", "activation_checkpointing"}  # settings that change no bit of a weight
 log = logging.getLogger(__name__)
 
@@ -95,6 +104,10 @@ def write_outputs(
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)  # before the encoder is frozen
     embed_config = EmbedConfig(encoder=config.encoder, input=config.input)
     Embedder.from_encoder(objective.encoder, embed_config).save(folder / "encoder")
+    write_weights(folder / "encoder" / OBJECTIVE, state["objective"])
+    start = placed_at(config, run)
+    if start is not None and config.steps == 0 and not _wrapped(start):
+        shutil.copyfile(start, folder / "encoder" / WEIGHTS)  # the very bytes that were given
     if config.candidates > 1:
         write_weights(folder / "encoder" / candidate_file(config.steps), objective.encoder.state_dict())
         for step in config.candidate_steps():
@@ -111,6 +124,7 @@ def write_outputs(
         folder / "summary.json",
         {
             "steps": config.steps,
+            "start": None if config.start is None else config.start.sha256,
             "volumes": len(volumes),
             "samples_skipped": lost,
             "samples_seen": config.steps * config.volumes_per_step,
@@ -124,18 +138,35 @@ def write_outputs(
     )
 
 
+def _wrapped(weights: Path) -> bool:
+    """Whether the encoder's tensors have other names there than its own."""
+    tensors = read_weights(weights)
+    return parted(tensors)[0].keys() != tensors.keys()
+
+
+def _begun_with(line: str, config: PretrainConfig, run: Path) -> None:
+    """Put the weights that the run starts from into its folder, and say what begins with them. Raises UserError."""
+    weights = placed(line, config, run)
+    if weights is None or config.start is None:
+        return
+    fresh = fresh_heads(build_objective(config), parted(read_weights(weights))[1])
+    heads = f"heads begin anew ({fresh})" if fresh else "heads go on from it"
+    log.info("starting from %s, SHA-256 %s: %s", config.start.told, config.start.sha256, heads)
+
+
 def pretrain(line: str) -> None:
     """The stage: train (or go on), write the outputs in one piece, then drop the resume state."""
     config = load_stage(PretrainConfig, line, "pretrain")
     training = read_table(data_dir(line, "curate") / TRAINING)
     volumes, run = training_volumes(training), RUNS / run_name(line, config, training)
     _check_first(volumes[0], config)
+    _begun_with(line, config, run)
     log.info("%d volumes, %d steps, %s workers, run %s", len(volumes), config.steps, config.workers, run.name)
 
     def progress(text: str) -> None:
         print(f"pretrain: {text}", file=sys.stderr, flush=True)
 
-    if config.workers == 0:
+    if config.workers == 0 or config.steps == 0:
         state = train_here(config, volumes, run, progress)
     else:
         from components.pretrain.ray_driver import train_with_ray

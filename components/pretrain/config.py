@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from components.models.config import EncoderConfig, InputConfig, Side, VitConfig
+from components.pretrain.start_config import StartConfig
 from components.settings import Ordered, Seed, StageConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -16,6 +18,7 @@ Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=1000)]
 Width = Annotated[int, Field(ge=1, le=2**18)]  # of a layer; the widest published has 131,072 prototypes
 Sigma = Annotated[float, Field(gt=0, le=64)]  # voxels
+GLANCED_VOXELS = 2**22  # of crops that are looked at together: 8 of CT-FM's, some 3 GB
 
 
 class CropViewsConfig(StageConfig):
@@ -210,6 +213,8 @@ class PretrainConfig(StageConfig):
     """The whole block.
 
     Attributes:
+        start: weights that the run begins with; null for fresh ones.
+        steps: 0, with ``start`` only, leaves its weights as they are: the release is those.
         volumes_per_step: volumes in the global batch, shared out over the workers.
         candidates: encoders kept, evenly over the run, the last one among them; ``evaluate.selection`` chooses.
         accumulate: parts into which each worker's share is cut, one after the other, where memory is short. More than 1
@@ -230,7 +235,8 @@ class PretrainConfig(StageConfig):
     """
 
     seed: Seed
-    steps: Annotated[int, Field(ge=1, le=10**9 - 1)]  # nine digits name a kept encoder's file
+    start: StartConfig | None
+    steps: Annotated[int, Field(ge=0, le=10**9 - 1)]  # nine digits name a kept encoder's file
     volumes_per_step: Annotated[int, Field(ge=1, le=10**6)]
     candidates: Annotated[int, Field(ge=1, le=100)]
     accumulate: PositiveInt
@@ -285,12 +291,29 @@ class PretrainConfig(StageConfig):
                 return "objective.dino.koleo_weight"
         return ""
 
+    def glance(self) -> PretrainConfig:
+        """The block for a look at weights that are not trained: few volumes and crops, in the plainest way, so that the
+        published sizes fit a machine that only evaluates."""
+        alone = {"accumulate": 1, "activation_checkpointing": False, "sharded": False, "compile": False}
+        alone |= {"precision": "float32"}
+        if isinstance(self.objective, HeadObjectiveConfig):
+            return self.model_copy(update=alone | {"volumes_per_step": min(self.volumes_per_step, 8)})
+        views, volumes = self.objective.views, min(self.volumes_per_step, 2)
+        room = GLANCED_VOXELS // (2 * volumes * math.prod(self.input.size_vox))
+        seen = views.model_copy(update={"crops_per_volume": min(views.crops_per_volume, max(2, room))})
+        objective = self.objective.model_copy(update={"views": seen})
+        return self.model_copy(update=alone | {"volumes_per_step": volumes, "objective": objective})
+
     def candidate_steps(self) -> set[int]:
         """After which steps an encoder is kept beside the last one."""
         return {round(self.steps * part / self.candidates) for part in range(1, self.candidates)} - {0, self.steps}
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:
+        if self.steps == 0 and self.start is None:
+            raise ValueError("steps 0 is not allowed without start: untrained weights are no release; at least 1")
+        if self.steps == 0 and self.candidates > 1:
+            raise ValueError(f"candidates {self.candidates} is not allowed with steps 0: there is one encoder, so 1")
         for count in range(max(1, self.least_workers), max(1, self.most_workers) + 1):
             if self.volumes_per_step % (count * self.accumulate):
                 raise ValueError(

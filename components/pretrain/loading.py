@@ -124,11 +124,12 @@ def load_batch(config: PretrainConfig, volumes: tuple[Path, ...], count: int) ->
 
 
 def places(config: PretrainConfig, world: World, step: int) -> Iterator[list[int]]:
-    """This worker's share of each part of the batches, from ``step`` on to the run's end: the batch is cut into parts
-    first, so that what is normalised together does not depend on the number of workers."""
+    """This worker's share of each part of the batches, from ``step`` on to the run's end, of a run without steps the
+    first: the batch is cut into parts first, so that what is normalised together does not depend on the number of
+    workers."""
     part = config.volumes_per_step // config.accumulate
     mine = part // world.size
-    for first in range(step * config.volumes_per_step, config.steps * config.volumes_per_step, part):
+    for first in range(step * config.volumes_per_step, max(1, config.steps) * config.volumes_per_step, part):
         start = first + world.rank * mine
         yield list(range(start, start + mine))
 

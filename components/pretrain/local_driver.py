@@ -10,6 +10,7 @@ import torch
 from components.pretrain.checkpoints import FileCheckpoints, State
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import train
+from components.pretrain.start import placed_at
 from components.pretrain.workers import World, on_gpus
 
 
@@ -24,6 +25,6 @@ def train_here(
     device = torch.device("cuda" if on_gpus(config.device, 1, torch.cuda.device_count()) else "cpu")
     threads = torch.get_num_threads()
     try:
-        return train(config, volumes, World(0, 1, device), FileCheckpoints(folder), progress)
+        return train(config, volumes, World(0, 1, device), FileCheckpoints(folder), progress, placed_at(config, folder))
     finally:
         torch.set_num_threads(threads)

@@ -20,7 +20,13 @@ from components.models.build import checkpoint_activations, compile_blocks
 from components.pretrain.checkpoints import Checkpoints, State
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loading import Incoming
-from components.pretrain.monitors import HistoryRow, monitored, stop_if_collapsed, stop_if_not_finite
+from components.pretrain.monitors import (
+    HistoryRow,
+    monitored,
+    require_alive,
+    stop_if_collapsed,
+    stop_if_not_finite,
+)
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.optimiser import build_optimiser, load_optimiser, set_schedules
 from components.pretrain.process import set_up_process
@@ -42,8 +48,9 @@ def train(
     world: World,
     checkpoints: Checkpoints,
     progress: Callable[[str], None],
+    start: Path | None = None,
 ) -> State:
-    """Train from the newest checkpoint, or from the start, to the last step.
+    """Train from the newest checkpoint, or from the start, to the last step. Of none it looks at the weights only.
 
     Args:
         config: the whole block.
@@ -51,6 +58,7 @@ def train(
         world: this worker.
         checkpoints: load and save; the last step is always saved.
         progress: receives one line now and then (rank 0 only), meant for a person.
+        start: weights that a run begins with, see :func:`components.pretrain.objectives.build.build_objective`.
 
     Returns:
         The final state, see :meth:`Trainer.state`.
@@ -61,11 +69,13 @@ def train(
     if not volumes:
         raise UserError("no accepted series has the role 'pretrain'; nothing to train on")
     set_up_process()
-    trainer = Trainer(config, volumes, world)
+    trainer = Trainer(config if config.steps else config.glance(), volumes, world, start)
     state = checkpoints.load()
     if state is not None:
         trainer.restore(state)
         progress(f"resuming from the checkpoint at step {trainer.step} of {config.steps}")
+    if config.steps == 0:
+        trainer.look()
     for line in _steps(trainer, checkpoints):
         progress(line)
     checkpoints.settle(wait=True)
@@ -111,10 +121,14 @@ def _keep(trainer: Trainer, checkpoints: Checkpoints) -> None:
 class Trainer:
     """Model, optimiser and step of one worker."""
 
-    def __init__(self, config: PretrainConfig, volumes: tuple[Path, ...], world: World) -> None:
+    def __init__(
+        self, config: PretrainConfig, volumes: tuple[Path, ...], world: World, start: Path | None = None
+    ) -> None:
+        if (config.start is None) != (start is None):
+            raise ValueError(f"start {config.start} wants its weights, and no others: {start}")
         self.config, self.world = config, world
         self.incoming = Incoming(config, volumes, world)
-        self.objective = build_objective(config).to(world.device)
+        self.objective = build_objective(config, start).to(world.device)
         if world.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all steps have the same sizes
         normalise_together(self.objective, world, config.compile)
@@ -146,30 +160,42 @@ class Trainer:
         stop_if_not_finite(self.step, [part["loss"] for part in parts], norm)
         self.step += 1
         if self.step == 1 or self.step % config.log_every == 0 or self.step == config.steps:
-            self._log(parts, rate, float(norm))
+            self._log(parts, {"learning_rate": rate, "gradient_norm": float(norm)})
+            stop_if_collapsed(self.history, config)
+
+    def look(self) -> None:
+        """A row of the history on weights that are not trained: the first volumes, seen as the encoder will be used,
+        with the running statistics of its batch norms."""
+        self.objective.eval()
+        with torch.no_grad():
+            self._log([self._outcome()], {})
+        require_alive(self.history[-1], self.config)
 
     def _part(self, last: bool) -> dict[str, Tensor]:
         """Loss and gradients of one part of this worker's share; the loss as the mean over the workers. Gradients are
         exchanged with the ``last`` part only."""
-        views = self.incoming.next()  # in full precision: bf16 has 12 HU between neighbours
         with exchanging(self.model, gradients=last):
-            bf16 = self.config.precision == "bfloat16"
-            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
-                outcome: dict[str, Tensor] = self.model(views)
+            outcome = self._outcome()
             loss = mean_over_workers(outcome["loss"])
             (outcome["loss"] / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
         return {key: value.detach() for key, value in outcome.items()} | {"loss": loss}
 
-    def _log(self, parts: list[dict[str, Tensor]], rate: float, norm: float) -> None:
+    def _outcome(self) -> dict[str, Tensor]:
+        views = self.incoming.next()  # in full precision: bf16 has 12 HU between neighbours
+        bf16 = self.config.precision == "bfloat16"
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
+            outcome: dict[str, Tensor] = self.model(views)
+        return outcome
+
+    def _log(self, parts: list[dict[str, Tensor]], training: HistoryRow) -> None:
         outcome = {
             key: torch.stack([part[key] for part in parts]).mean(dim=0) for key in parts[0] if key != "embedding"
         }
         gpus = self.world.size if self.world.device.type == "cuda" else 0
         row: HistoryRow = {"step": self.step, "workers": self.world.size, "gpus": gpus}
         row |= {"batch": self.config.volumes_per_step}
-        row |= {"loss": float(outcome.pop("loss")), "learning_rate": rate, "gradient_norm": norm}
+        row |= {"loss": float(outcome.pop("loss")), **training}
         self.history.append(row | monitored(outcome, torch.cat([part["embedding"] for part in parts])))
-        stop_if_collapsed(self.history, self.config)
 
     def state(self) -> State:
         """Everything that the rest of the run depends on; all workers call it at the same step. Where parameters are

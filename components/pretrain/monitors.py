@@ -51,6 +51,16 @@ def stop_if_collapsed(history: Sequence[HistoryRow], config: PretrainConfig) -> 
         )
 
 
+def require_alive(row: HistoryRow, config: PretrainConfig) -> None:
+    """Raise UserError where weights that are to be released as they are make nearly one vector of all."""
+    if row["embedding_spread"] < config.collapse.min_spread or not math.isfinite(row["loss"]):
+        raise UserError(
+            f"start: its weights do not tell volumes apart: embedding_spread {row['embedding_spread']:.3g}, below "
+            f"collapse.min_spread {config.collapse.min_spread}, loss {row['loss']:.3g}; is pretrain.input what they "
+            "were trained with?"
+        )
+
+
 def spread(embedding_BE: Tensor) -> float:
     """Mean standard deviation of unit-length embeddings times sqrt(E): 1 when spread evenly, 0 when collapsed."""
     unit_BE = functional.normalize(embedding_BE.double(), dim=-1)

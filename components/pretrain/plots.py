@@ -29,7 +29,7 @@ def plot_history(history: pd.DataFrame, path: Path) -> None:
     figure = Figure(figsize=(12, 3 * rows), layout="constrained")
     for index, name in enumerate(columns):
         axes = figure.add_subplot(rows, 3, index + 1)
-        axes.plot(history["step"], history[name], linewidth=1.5)
+        axes.plot(history["step"], history[name], linewidth=1.5, marker="o" if len(history) == 1 else "")
         axes.set_title(name.replace("_", " "), fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.grid(alpha=0.3)

@@ -38,6 +38,7 @@ from components.pretrain.checkpoints import State, read_state, write_candidate, 
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import train
 from components.pretrain.process import MEMORY
+from components.pretrain.start import placed_at
 from components.pretrain.workers import World, agree, on_gpus, sum_over_workers
 
 START_S = "600"  # a busy machine takes more than Ray's 60 s to import torch twice
@@ -108,7 +109,7 @@ def _work(job: dict[str, Any]) -> str:
     """What each worker runs. A user's mistake is returned, not raised: Ray would try it again."""
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    folder = Path(job["folder"])
+    folder, config = Path(job["folder"]), PretrainConfig.model_validate(job["config"])
 
     def progress(line: str) -> None:
         # a full disk may end the run with a checkpoint, which every worker hears of; not with a line
@@ -120,11 +121,12 @@ def _work(job: dict[str, Any]) -> str:
     try:
         _agree_on_arithmetic(world)
         train(
-            PretrainConfig.model_validate(job["config"]),
+            config,
             tuple(Path(path) for path in job["volumes"]),
             world,
             RayCheckpoints(folder, world),
             progress,
+            placed_at(config, folder),
         )
     except UserError as error:
         return str(error)

@@ -135,14 +135,16 @@ class PhantomConfig(StageConfig):
         fault_share: at least this share of all series carries a fault; those are additional series of further
             pretraining patients.
         seed: everything else follows from it.
+        site: whose scanners these are. At another than ``home`` patients are others, whatever the seed.
     """
 
     anatomy: Literal["trunk", "head"]
-    pretrain_patients: int = Field(ge=1, le=9999)
+    pretrain_patients: int = Field(ge=0, le=9999)
     evaluation_patients: int = Field(ge=4, le=9999)
     retest_patients: int = Field(ge=0, le=4999)
     fault_share: float = Field(ge=0.0, le=0.5)
     seed: Seed
+    site: Literal["home", "other"] = "home"
 
 
 class SourceConfig(StageConfig):

@@ -70,7 +70,7 @@ def cq500(folder: Path) -> pd.DataFrame:
             )
 
     def majority(of: str) -> pd.Series:
-        return (sum(reads[f"R{reader}:{of}"].astype(int) for reader in (1, 2, 3)) >= 2).astype(int)
+        return (reads[[f"R{reader}:{of}" for reader in (1, 2, 3)]].astype(int).sum(axis=1) >= 2).astype(int)
 
     table = pd.DataFrame({"name": reads["name"], **{ours: majority(of) for of, ours in HAEMORRHAGES.items()}})
     table["abnormal"] = pd.concat([table["ich"], *map(majority, others)], axis=1).max(axis=1)

@@ -2,7 +2,8 @@
 
 A set's scans come from a source of their own (``scans``, in the terms of ``<line>.cohort``), or are scans of the line's
 own source. The table lies in a folder of this machine and is pinned by its digest; it names a scan by its patient, its
-study, its series, its accession number or a file. Nobody who is named in it is pretrained on.
+study, its series, its accession number or a file. Of phantoms their plans are the table. Nobody who is named in it is
+pretrained on.
 """
 
 from __future__ import annotations
@@ -36,13 +37,18 @@ from components.settings import (
 from components.sources.config import Name, SourceConfig
 from components.sources.masks import ROOT, Found, MasksConfig, digest_of, find_masks
 from components.sources.nifti import patient_missing
+from components.sources.phantom.equipment import HOME, SITES
 from components.sources.roots import place_of, root_of
 from components.sources.tree import own_names
 
-SETS, MASKS = "sets", "masks"
+SETS, MASKS, PHANTOM = "sets", "masks", "phantom"
 SET_NAME = r"[a-z][a-z0-9_]{0,39}"
 KEYS = {"patient": patient_key, "study": study_key, "series": uid_key, "accession": accession_key, "file": file_key}
 SHOWN_ROWS = 3  # named in a line of text
+# Of phantoms: how the table that their plans make names a scan.
+PLANNED = {"table": "plans.csv", "digest": "0" * 64, "key": "series", "column": "series"}
+# Of a set's phantoms, unless it says otherwise: pretraining, second scans and faults are the line's.
+CLEAN = {"pretrain_patients": 0, "retest_patients": 0, "fault_share": 0.0}
 NO_VALUE = frozenset({"", "nan", "na", "n/a", "null", "none", "unknown"})  # however it is written
 
 
@@ -86,7 +92,7 @@ class SetConfig(StageConfig):
         scans: where they come from: what differs from ``<line>.cohort``, also within its blocks, such as
             ``{source: dicom, source_digest: ...}`` or ``{source: idc, idc: {collections: [rider_lung_ct]}}``; null for
             scans of the line's own source.
-        labels: the table.
+        labels: the table; null of phantoms, whose plans are one.
         masks: of its scans, where there are any.
         split: of the patients of an internal set.
         role: ``internal``, or ``external``: of another site, tested on only.
@@ -122,6 +128,11 @@ class LabelledSet:
         return place_of(self.line, self.name)
 
     @property
+    def planned(self) -> bool:
+        """Whether its scans are phantoms, so that nothing of it lies on this machine."""
+        return self.source is not None and self.source.source == PHANTOM
+
+    @property
     def table_path(self) -> Path:
         """Of the table, on this machine. Raises UserError where it is not there."""
         table = self.config.labels.table
@@ -132,6 +143,12 @@ class LabelledSet:
 
     def table(self) -> tuple[pd.DataFrame, list[tuple[str, ...]]]:
         """As :meth:`read`, of the table on this machine. Raises UserError where it is not the pinned one, too."""
+        if self.planned:
+            from components.sources.phantom.table import planned_table
+
+            assert self.source is not None
+            table = planned_table(self.source.phantom)
+            return table, [self.keys_of("series", uid) for uid in table["series"]]
         path, pinned = self.table_path, self.config.labels.digest
         found = sha256_file(path)
         if found != pinned:
@@ -268,6 +285,11 @@ def sets_of(line: str, path: Path = PARAMS_FILE) -> dict[str, LabelledSet]:
             found[str(name)] = set_of(line, name, values, cohort if isinstance(cohort, dict) else {})
         except ParamsError as error:
             mistakes.append(str(error))
+    sites = [of_set.source.phantom.site for of_set in found.values() if of_set.source is not None and of_set.planned]
+    if len(set(sites)) < len(sites):
+        mistakes.append(
+            f"params.yaml: {line}.{SETS}: two sets of phantoms of one site have the same patients: one each"
+        )
     if mistakes:
         raise ParamsError("\n".join(mistakes))
     return found
@@ -289,7 +311,7 @@ def set_of(line: str, name: Any, values: Any, cohort: Mapping[str, Any]) -> Labe
         raise ParamsError(
             f"params.yaml: {line}.{SETS}: {shown(name)} is not allowed: a-z, 0-9 and _, a letter first, at most 40"
         )
-    config = parse(SetConfig, values, where)
+    config = parse(SetConfig, _with_plans(values, where), where)
     of_index = config.masks is not None and config.masks.analysis_results is not None
     if config.scans is None:
         nifti = cohort.get("nifti")
@@ -304,11 +326,36 @@ def set_of(line: str, name: Any, values: Any, cohort: Mapping[str, Any]) -> Labe
         )
     if source is None:
         return LabelledSet(line, name, config, None, str(cohort.get("paths")))
-    if source.source == "phantom":
-        raise ParamsError(f"params.yaml: {where}.scans.source: 'phantom' is not allowed: no table names its scans")
+    if source.source == PHANTOM:
+        _check_site(source.phantom.site, cohort, f"{where}.scans.phantom")
     if source.source == "nifti" and source.nifti.patient is None:
         raise ParamsError(patient_missing(f"{where}.scans"))
     return LabelledSet(line, name, config, source, source.paths)
+
+
+def _with_plans(values: Any, where: str) -> Any:
+    """The block of a set of phantoms with the table that their plans make; another as it is."""
+    scans = values.get("scans") if isinstance(values, dict) else None
+    if not isinstance(scans, dict) or scans.get("source") != PHANTOM:
+        return values
+    for key in ("labels", MASKS):
+        if values.get(key) is not None:
+            raise ParamsError(
+                f"params.yaml: {where}.{key}: {shown(values[key])} is not allowed with scans.source '{PHANTOM}': "
+                "what is known of phantoms are their plans; null"
+            )
+    return values | {"labels": PLANNED}
+
+
+def _check_site(site: str, cohort: Mapping[str, Any], where: str) -> None:
+    """The line's own phantoms are patients of the line."""
+    phantom = cohort.get(PHANTOM)
+    home = phantom.get("site", HOME) if isinstance(phantom, dict) else HOME
+    if site == home:
+        raise ParamsError(
+            f"params.yaml: {where}.site: {shown(site)} is not allowed: the line's own; "
+            f"{' or '.join(repr(name) for name in SITES if name != home)}, so that its patients are others"
+        )
 
 
 def _source_block(scans: Mapping[str, Any], cohort: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,6 +364,8 @@ def _source_block(scans: Mapping[str, Any], cohort: Mapping[str, Any]) -> dict[s
     block = {key: value for key, value in cohort.items() if key in SourceConfig.model_fields} | {"source_digest": None}
     if isinstance(block.get("idc"), dict):
         block["idc"] = block["idc"] | {"evaluation_collections": ()}
+    if scans.get("source") == PHANTOM and isinstance(block.get(PHANTOM), dict):
+        block[PHANTOM] = block[PHANTOM] | CLEAN
     for key, value in scans.items():
         present = block.get(key)
         block[key] = {**present, **value} if isinstance(present, dict) and isinstance(value, dict) else value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -83,6 +85,20 @@ def findings(name: str, inputs: Inputs) -> Built:
     rows["task"] = f"{name}/" + rows["structure"].str.removeprefix(FINDING)
     rows["label"] = rows["present"].map({True: "present", False: "absent"})
     return Built(task_table([rows.assign(x=float("nan"), y=float("nan"), z=float("nan"))]))
+
+
+def with_sites(build: Callable[[str, Inputs], Built], name: str, inputs: Inputs, sites: Sequence[str]) -> Built:
+    """The cases of the line's own scans, and of each labelled set of annotated scans: parts of their own below
+    ``<task>/<set>``, which train on the line's training cases and test on all cases of that set."""
+    built = build(name, inputs)
+    trained = built.table[built.table["split"] == "train"]
+    tables, reasons, remarks = [built.table], dict(built.not_evaluated), dict(built.remarks)
+    for site in sites:
+        there = build(f"{name}/{site}", replace(inputs, site=site))
+        parts = f"{name}/{site}" + trained["task"].str.removeprefix(name)
+        tables += [trained.assign(task=parts), there.table] if len(there.table) else []
+        reasons, remarks = reasons | there.not_evaluated, remarks | there.remarks
+    return Built(task_table(tables), reasons, remarks)
 
 
 def _nothing(inputs: Inputs, what: str) -> str:

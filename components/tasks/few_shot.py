@@ -22,10 +22,13 @@ from components.tasks.probes import fit_linear
 from components.tasks.scores import DIGITS, ENCODER, RANDOM
 
 DRAWS, SEEDS = 5, 5
+FINE_TUNED, SCRATCH = "fine_tuned", "scratch"
 BESIDE = (HU_STATISTICS, RADIOMICS)
 COLUMNS = ["task", "method", "cases_per_class", "draws", "value", "low", "high", "lowest", "highest"]
 SHOWN = {
-    ENCODER: ("this encoder", "#1f5fbf"),
+    FINE_TUNED: ("this encoder, fine-tuned", "#b3261e"),
+    SCRATCH: ("trained from scratch", "#8e5bb5"),
+    ENCODER: ("this encoder, frozen", "#1f5fbf"),
     RANDOM: ("untrained encoders, mean", "#8a8f98"),
     RADIOMICS: ("radiomics of the centre", "#d9822b"),
     HU_STATISTICS: ("HU statistics of the centre", "#2f9e7e"),
@@ -34,6 +37,7 @@ CAPTION = (
     "AUC on all test cases of linear probes that were fitted on a few training cases a class, each of another patient: "
     f"the mean of {DRAWS} draws with its 95 % limits over test patients."
 )
+OF_TRAINING = " Fine-tuned and from scratch: encoder and head trained together by equal steps, on the first {} of them."
 Curves = dict[tuple[str, int], Array]  # method and cases a class to AUC (draws, replicates + 1)
 
 
@@ -94,10 +98,17 @@ def few_shot_table(parts: Mapping[str, tuple[Part, Curves]], family: str | None)
         rows += [_row(name, *key, aucs, part) for key, aucs in of.items()]
     if family is not None:
         least = min((part for part, _ in parts.values()), key=lambda part: part.sample.freedom)
-        common = set.intersection(*(set(of) for _, of in parts.values()))
-        rows += [_row(family, *key, np.mean([of[key] for _, of in parts.values()], axis=0), least) for key in common]
+        rows += [
+            _row(family, *key, aucs, least) for key, aucs in family_curves([of for _, of in parts.values()]).items()
+        ]
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.sort_values(["task", "method", "cases_per_class"], ignore_index=True)
+
+
+def family_curves(parts: Sequence[Curves]) -> Curves:
+    """The mean over parts, of what all of them have; replicate by replicate, for they share their patients."""
+    common = set.intersection(*(set(of) for of in parts))
+    return {key: np.mean([of[key] for of in parts], axis=0) for key in sorted(common)}
 
 
 def _row(task: str, method: str, count: int, aucs: Array, part: Part) -> tuple[object, ...]:
@@ -113,6 +124,8 @@ def draw_curves(table: pd.DataFrame, task: str) -> Figure:
         figure, axes = plt.subplots(figsize=(5.2, 3.6))
         for method, (label, colour) in SHOWN.items():
             of = rows[rows["method"] == method]
+            if of.empty:
+                continue
             axes.fill_between(of["cases_per_class"], of["low"], of["high"], color=colour, alpha=0.12, linewidth=0)
             axes.plot(of["cases_per_class"], of["value"], marker="o", markersize=4, color=colour, label=label)
         axes.axhline(0.5, color="#9aa1ab", linewidth=0.8, linestyle=":")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from components.models.embed import Embedder
     from components.models.heads import Head
+    from components.models.segment_head import SegmentHead
     from components.tasks.config import EvaluateConfig
     from components.tasks.features import Features, Volumes
     from components.tasks.scores import Score
@@ -65,7 +66,7 @@ class Outcome:
     cases: pd.DataFrame
     pictures: dict[str, tuple[Figure, str]] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
-    heads: dict[str, Head] = field(default_factory=dict)
+    heads: Mapping[str, Head | SegmentHead] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
 
@@ -79,12 +80,14 @@ class Scanned:
         sees: what the encoder sees.
         retests: whether patients were scanned twice.
         nodules: whether nodules of LIDC-IDRI are pinned.
+        tasks: the line's tasks by name, for a kind that asks about another task.
     """
 
     trunk: bool
     sees: str
     retests: bool
     nodules: bool
+    tasks: Mapping[str, Any] = field(default_factory=dict)
 
 
 def alone(name: str, _: Any, __: Scanned) -> list[str]:
@@ -99,6 +102,10 @@ def of_organs(name: str, _: Any, scanned: Scanned) -> list[str]:
 
 def _never(_: Any) -> bool:
     return False
+
+
+def _alright(_: Any, __: Mapping[str, Any]) -> dict[str, str]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,11 @@ class Kind:
         trained: whether anything is learned from its set, so that it cannot be an external one.
         masked: whether its set must have masks.
         built_in: sets that such a task may name besides, and what it may name of each.
+        measured: from a block to those of the figures that it asks for; None for all.
+        trains: whether a task trains on what the encoder sees of its cases: one crop, or one scan.
         parts: from a task's name, its block and what the line's scans can answer to the names that the metrics have it
             under; none where it cannot be answered.
+        beside: of a kind that names another task: from a block and the line's tasks to setting and what is wrong in it.
     """
 
     config: type[StageConfig]
@@ -130,4 +140,7 @@ class Kind:
     trained: bool = True
     masked: bool = False
     built_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    measured: Callable[[Any], Mapping[str, Measure]] | None = None
+    trains: Callable[[Any], bool] = _never
     parts: Callable[[str, Any, Scanned], list[str]] = alone
+    beside: Callable[[Any, Mapping[str, Any]], dict[str, str]] = _alright

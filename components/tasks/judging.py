@@ -139,6 +139,21 @@ def judge_method(
     return Judged(scores, pd.concat(tables), fitted, probes["calibrated"])
 
 
+def judge_probabilities(part: Part, method: str, probe: str, probabilities: Array) -> tuple[list[Score], pd.DataFrame]:
+    """AUC and balanced accuracy of what was trained elsewhere, and the table of cases that they follow from.
+
+    Args:
+        part: the cases.
+        method: its name.
+        probe: begins the figures' names.
+        probabilities: (test cases, classes).
+    """
+    rounded, number = np.round(probabilities, DIGITS), int(part.test.sum())
+    figures = _of_probe(probe, rounded, part)
+    scores = [Score(part.name, method, name, replicates, number, part.sample) for name, replicates in figures.items()]
+    return scores, per_case(part.rows[part.test], part.name, method, probe, part.classes, rounded)
+
+
 def _of_probe(probe: str, scores: Array, part: Part) -> dict[str, Array]:
     labels, weights = part.labels[part.test], part.weights
     right = (predicted(scores, part.classes) == labels).astype(np.float64)
@@ -171,7 +186,7 @@ def asking(part: Part) -> Integers:
     if len(test) <= QUERIES:
         return test
     most = QUERIES // len(part.classes)
-    order = sorted(test.tolist(), key=lambda case: (hashed(0, part.patients[case]), case))
+    order = sorted(test.tolist(), key=lambda case: (hashed(0, str(part.patients[case])), case))
     chosen = [[case for case in order if part.labels[case] == name][:most] for name in part.classes]
     return np.array(sorted(case for of in chosen for case in of), dtype=np.int64)
 

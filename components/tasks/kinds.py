@@ -8,14 +8,17 @@ from typing import Any, get_args
 
 from components.settings import PARAMS_FILE, ParamsError, StageConfig, did_you_mean, parse, read_yaml, shown
 from components.sources.sets import LabelledSet
-from components.tasks import classify, cluster, locate, regress, stability, survive
-from components.tasks.config import TASK_NAME, TASKS
+from components.tasks import classify, cluster, locate, regress, retrieve, saliency, segment, stability, survive
+from components.tasks.config import LINE, TASK_NAME, TASKS
 from components.tasks.interface import Kind, Measure
 
 KINDS: dict[str, Kind] = {
     str(get_args(kind.config.model_fields["kind"].annotation)[0]): kind
-    for kind in (classify.KIND, stability.KIND, locate.KIND, cluster.KIND, regress.KIND, survive.KIND)
-}
+    for kind in (
+        classify.KIND, stability.KIND, locate.KIND, cluster.KIND, regress.KIND, survive.KIND, saliency.KIND,
+        retrieve.KIND, segment.KIND,
+    )
+}  # fmt: skip
 INDEX = "tasks"  # of the file: which tasks of which lines there are, for dvc.yaml
 
 
@@ -56,6 +59,12 @@ def tasks_of(line: str, sets: Mapping[str, LabelledSet], path: Path = PARAMS_FIL
             continue
         if kind_of(found[name]).columns is not None:
             mistakes += _of_a_set(f"{line}.{TASKS}.{name}", found[name], sets)
+    if not mistakes:
+        mistakes = [
+            f"params.yaml: {line}.{TASKS}.{name}.{key}: {told}"
+            for name, task in found.items()
+            for key, told in kind_of(task).beside(task, found).items()
+        ]
     if mistakes:
         raise ParamsError("\n".join(mistakes))
     return found
@@ -79,12 +88,10 @@ def _of_a_set(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[st
     kind = kind_of(task)
     assert kind.columns is not None
     columns = kind.columns(task)
-    if getattr(task, "external", ()) and task.set in kind.built_in:
-        return [f"params.yaml: {where}.external: not allowed with set {task.set}: of a labelled set only"]
     if task.set in kind.built_in:
         labels = list(kind.built_in[task.set])
         told = f"of set {task.set}, {', '.join(labels)}"
-        return [
+        return _external(where, task, sets) + [
             f"params.yaml: {where}.{key}: {shown(value)} is not allowed: {told}{did_you_mean(value, labels)}"
             for key, value in columns.items()
             if value not in labels
@@ -99,25 +106,44 @@ def _of_a_set(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[st
         mistakes.append(f"params.yaml: {where}.set: {shown(task.set)} has no masks: its block wants `masks`")
     if kind.trained and config.role == "external":
         mistakes.append(f"params.yaml: {where}.set: {shown(task.set)} is external: nothing is trained on it")
-    for site in getattr(task, "external", ()):
-        if site not in sets or sets[site].config.role != "external":
-            known = [name for name, of in sets.items() if of.config.role == "external"]
-            told = f"an external set, {', '.join(known) or 'of which there is none'}{did_you_mean(site, known)}"
-            mistakes.append(f"params.yaml: {where}.external: {shown(site)} is not allowed: {told}")
+    mistakes += _external(where, task, sets)
     for key, value in columns.items():
         if value == config.labels.column:
             mistakes.append(f"params.yaml: {where}.{key}: {shown(value)} is no label: it names the scans")
     return mistakes
 
 
-def of_points(line: str, sees: str, tasks: Mapping[str, Any]) -> list[str]:
-    """A line of text for each task of points that is asked of an encoder that sees whole scans."""
+def _external(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[str]:
+    """External sets that a task cannot be tested on: of the line's own annotations those that have none."""
+    known = [name for name, of in sets.items() if of.config.role == "external" and (task.set != LINE or of.planned)]
+    if getattr(task, "external", ()) and task.set not in (LINE, *sets):
+        return [f"params.yaml: {where}.external: not allowed with set {task.set}: of a labelled set or the line's only"]
+    kind = "an external set of phantoms" if task.set == LINE else "an external set"
     return [
-        f"params.yaml: {line}.{TASKS}.{name}: not allowed with {line}.pretrain.input.sees 'scan': its cases are "
-        "points, and such an encoder has one vector for a whole scan"
-        for name, task in tasks.items()
-        if sees == "scan" and kind_of(task).points(task)
+        f"params.yaml: {where}.external: {shown(site)} is not allowed: "
+        f"{kind}, {', '.join(known) or 'of which there is none'}{did_you_mean(site, known)}"
+        for site in getattr(task, "external", ())
+        if site not in known
     ]
+
+
+def of_points(line: str, sees: str, tasks: Mapping[str, Any]) -> list[str]:
+    """A line of text for each task of points that is asked of an encoder that sees whole scans, and for each that
+    trains on whole scans where the encoder sees crops."""
+    mistakes = []
+    for name, task in tasks.items():
+        kind, where = kind_of(task), f"params.yaml: {line}.{TASKS}.{name}"
+        if sees == "scan" and kind.points(task):
+            mistakes.append(
+                f"{where}: not allowed with {line}.pretrain.input.sees 'scan': its cases are points, and such an "
+                "encoder has one vector for a whole scan"
+            )
+        if sees == "crop" and kind.trains(task) and not kind.points(task):
+            mistakes.append(
+                f"{where}: fine_tune and attentive are not allowed with {line}.pretrain.input.sees 'crop': its cases "
+                "are whole scans, of which such an encoder sees many crops; set both to null"
+            )
+    return mistakes
 
 
 def listed_tasks(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:

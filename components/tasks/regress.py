@@ -74,7 +74,9 @@ def judge(question: Question) -> Outcome:
             ("r2", r2(found, truth[test], weights)),
         ):
             scores.append(Score(question.name, method, figure, values, len(found), sample))
+        errors = np.abs(found - truth[test])
         parts.append(per_case(rows[test], question.name, method, PREDICTED, ["predicted"], found[:, None]))
+        parts.append(per_case(rows[test], question.name, method, "mae", ["error"], errors[:, None]))
     return Outcome(scores, pd.concat(parts, ignore_index=True))
 
 

@@ -60,9 +60,9 @@ def per_case(
 
 
 def family_mean(scores: Sequence[Score], family: str) -> tuple[list[Score], str]:
-    """Mean of each figure over the tasks ``family/...``, replicate by replicate, for they share their patients; and a
-    remark on what it is the mean of. Of their samples it has the one with the fewest degrees of freedom."""
-    parts = [score for score in scores if score.task.startswith(f"{family}/")]
+    """Mean of each figure over the tasks ``<family>/<one>``, replicate by replicate, for they share their patients; and
+    a remark on what it is the mean of. Of their samples it has the one with the fewest degrees of freedom."""
+    parts = [score for score in scores if score.task.rpartition("/")[0] == family]
     names = sorted({score.task.removeprefix(f"{family}/") for score in parts})
     means = [_mean_of(of, family, of[0].method) for of in _grouped(parts, lambda s: (s.method, s.figure))]
     return means, f"Mean over {len(names)} {family}: {', '.join(names)}."

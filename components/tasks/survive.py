@@ -75,7 +75,7 @@ def cases(name: str, task: SurviveConfig, inputs: Inputs) -> Built:
 def judge(question: Question) -> Outcome:
     """C-index and integrated Brier score of every method, and of the curve of all training cases."""
     from components.figures.resampling import draws, sample_of
-    from components.figures.survival import concordance, integrated_brier
+    from components.figures.survival import brier_by_case, concordance, integrated_brier
 
     rows = question.rows.sort_values("case", ignore_index=True)
     test = (rows["split"] == "test").to_numpy()
@@ -89,11 +89,12 @@ def judge(question: Question) -> Outcome:
         found = {"c_index": concordance(risk, judged.time, judged.event, weights)}
         if len(at):
             survival = np.round(model.survival(asked, at), DIGITS)
-            found["integrated_brier"] = integrated_brier(
-                survival, at, judged.time, judged.event, weights, train.time, train.event
-            )
+            of_train = (train.time, train.event)
+            errors = brier_by_case(survival, at, judged.time, judged.event, *of_train)
+            found["integrated_brier"] = integrated_brier(survival, at, judged.time, judged.event, weights, *of_train)
             names = [f"{moment:.6g}" for moment in at]
             parts.append(per_case(rows[test], question.name, method, "survival", names, survival))
+            parts.append(per_case(rows[test], question.name, method, "integrated_brier", ["error"], errors[:, None]))
         scores += [Score(question.name, method, figure, of, len(risk), sample) for figure, of in found.items()]
         parts.append(per_case(rows[test], question.name, method, "risk", ["log_hazard"], risk[:, None]))
     told = {} if len(at) else {question.name: "No Brier score: the test cases end before the training cases' events."}

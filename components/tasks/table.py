@@ -6,9 +6,9 @@ back with its reason; nothing is dropped in silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,8 @@ class Inputs:
         config: of evaluation.
         preprocess: the line's grid, for volumes that come from outside the store.
         labelled: which scan each row of a labelled set's table is of, as stage ``cohort`` found it.
+        tasks: the line's tasks by name, for a kind that asks about another task.
+        site: the labelled set whose scans are asked for, all to be tested on; '' for the line's own.
     """
 
     line: str
@@ -43,9 +45,15 @@ class Inputs:
     config: EvaluateConfig
     preprocess: GridConfig
     labelled: pd.DataFrame = field(default_factory=pd.DataFrame)
+    tasks: Mapping[str, Any] = field(default_factory=dict)
+    site: str = ""
 
     def scans(self) -> pd.DataFrame:
         """Accepted series of the evaluation role, without second scans; sorted. Those of labelled sets are apart."""
+        if self.site:
+            own = self.labelled.loc[self.labelled["set"] == self.site, "series"]
+            rows = self._accepted("evaluation")
+            return rows[rows["series"].isin(own)].assign(split="test")
         return self._accepted("evaluation").query("retest_of == '' and split != 'held_out'")
 
     def scans_of(self, of_set: str) -> pd.DataFrame:
@@ -90,11 +98,13 @@ class Built:
         table: rows with ``COLUMNS``.
         not_evaluated: part to reason.
         remarks: part to remark, shown in the report.
+        too_few: of the parts without rows, those that had rows of too few patients.
     """
 
     table: pd.DataFrame
     not_evaluated: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
+    too_few: list[str] = field(default_factory=list)
 
 
 def none_built(reasons: dict[str, str]) -> Built:
@@ -115,7 +125,7 @@ def task_table(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
 def usable(built: Built, minimum_patients: int) -> Built:
     """Leave out classes with too few patients in train or test, and parts with fewer than two classes left; the reasons
     come back beside the rows."""
-    kept, reasons, remarks = [], dict(built.not_evaluated), dict(built.remarks)
+    kept, reasons, remarks, too_few = [], dict(built.not_evaluated), dict(built.remarks), list(built.too_few)
     for task, rows in built.table.groupby("task"):
         name = str(task)
         counts = {label: _patients(rows, str(label)) for label in sorted(rows["label"].unique())}
@@ -129,11 +139,12 @@ def usable(built: Built, minimum_patients: int) -> Built:
             alone = "" if len(counts) > 1 else f"one class only ({', '.join(counts)}); "
             reason = f"{alone}at least {minimum_patients} patients per class and split are needed: {few}"
             reasons[name] = ". ".join(filter(None, [reason, remarks.pop(name, "")]))
+            too_few.append(name)
             continue
         if few:
             remarks[name] = " ".join(filter(None, [remarks.get(name), f"Classes left out, too few patients: {few}."]))
         kept.append(rows[rows["label"].isin(classes)])
-    return Built(task_table(kept), reasons, remarks)
+    return Built(task_table(kept), reasons, remarks, too_few)
 
 
 def _patients(rows: pd.DataFrame, label: str) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from components.settings import load_stage
 from components.sources.phantom import dicom
 from components.sources.phantom.geometry import geometry_of
 from components.sources.phantom.seeds import uid
+from components.sources.phantom.subject import Subject
 from tests.fault_catalogue import small_plan
 
 
@@ -37,7 +38,9 @@ def write_series(folder: Path, slices: int, matrix: int) -> None:
     rows, columns = np.indices((matrix, matrix)) - matrix / 2
     body = np.where((rows / 0.3) ** 2 + (columns / 0.42) ** 2 < matrix**2, 40.0, -1000.0)
     for number in range(slices):
-        (item,) = dicom.series(plan, geometry, (body + random.normal(0, 20, body.shape))[None])
+        (item,) = dicom.series(
+            plan, geometry, (body + random.normal(0, 20, body.shape))[None], Subject("F", 50, "NONE")
+        )
         item.ImagePositionPatient = [*list(item.ImagePositionPatient)[:2], f"{number:.1f}"]
         item.SOPInstanceUID = item.file_meta.MediaStorageSOPInstanceUID = uid("memory", number)
         dicom.write([item], folder)

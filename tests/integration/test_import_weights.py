@@ -7,9 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +25,7 @@ from components.models.embed import WEIGHTS
 from components.settings import read_yaml
 from components.tables import write_table
 from flows.champion import import_weights
+from tests.hub import Hub
 from tests.pretrain_project import WHOLEBODY
 from tests.unit.test_evaluate_stage import EMBED, EVALUATE, PREPROCESS, tiny_embedder, tiny_line
 
@@ -69,32 +68,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hub(checkout: Path) -> Iterator[str]:
     """Answers as the hub does for one repository."""
-    content = (checkout / "public" / WEIGHTS).read_bytes()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            found = self.path.split("?")[0] == f"/{REPOSITORY}/resolve/main/model.safetensors"
-            self.send_response(200 if found else 404)
-            if found:
-                self.send_header("X-Repo-Commit", "0" * 40)
-                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            else:
-                self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", str(len(content) if found else 0))
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            self.do_HEAD()
-            if REPOSITORY in self.path:
-                self.wfile.write(content)
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with Hub(REPOSITORY, {"model.safetensors": (checkout / "public" / WEIGHTS).read_bytes()}) as server:
+        yield server.endpoint
 
 
 def run(checkout: Path, *arguments: str, endpoint: str = "http://127.0.0.1:9") -> subprocess.CompletedProcess[str]:
@@ -149,6 +124,6 @@ def test_a_repository_that_is_not_there_is_one_line(checkout: Path, hub: str) ->
     done = run(checkout, "nobody/nothing", endpoint=hub)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("ctfoundry: ")]
-    assert len(lines) == 1
-    assert "weights 'nobody/nothing': no such file, and no model.safetensors of that repository" in lines[0]
+    (said,) = lines
+    assert "weights 'nobody/nothing': no such file; hub: no model.safetensors of repository 'nobody/nothing'" in said
     assert "Traceback" not in done.stderr

@@ -29,7 +29,8 @@ from components.ct.headers import TAGS, measure_series, read_instance
 from components.sources.phantom.scanner import scan
 
 # What only single files state, or only multi-frame files: the same scan otherwise.
-OF_FILES = {"sop_class", "transfer_syntax", "series_uids", "photometric", "identifiers", "private_unknown"}
+# Enhanced CT states its contrast in a sequence, which is not read: nothing is known of it.
+OF_FILES = {"contrast", "sop_class", "transfer_syntax", "series_uids", "photometric", "identifiers", "private_unknown"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def enhanced(paths: list[Path]) -> Dataset:
             "Manufacturer", "ManufacturerModelName", "PatientID", "StudyInstanceUID", "Modality", "Rows", "Columns",
             "SeriesInstanceUID", "FrameOfReferenceUID", "BitsAllocated", "BitsStored", "PatientPosition",
             "PatientIdentityRemoved", "BurnedInAnnotation", "LossyImageCompression", "SamplesPerPixel",
-            "PhotometricInterpretation", "BodyPartExamined",
+            "PhotometricInterpretation", "BodyPartExamined", "PatientSex", "PatientAge", "StudyDate",
         ):  # fmt: skip
             image.add(element)
     image.SOPClassUID, image.SOPInstanceUID = EnhancedCTImageStorage, generate_uid(entropy_srcs=["enhanced"])

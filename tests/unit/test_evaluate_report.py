@@ -24,6 +24,7 @@ from components.evaluate.words import number, question, verdict
 from components.files import sha256_tree
 from components.tables import read_table
 from components.tasks import classify
+from components.tasks.attributes import ATTRIBUTES
 from components.tasks.interface import Measure
 from components.tasks.stability import KIND as STABILITY
 from tests.unit.test_evaluate_stage import TASKS, tiny_embedder, tiny_line
@@ -143,11 +144,11 @@ def test_subgroups_stand_in_page_table_and_metrics(reported: Path) -> None:
     table = pd.read_csv(reported / "subgroups.csv", keep_default_na=False)
     gaps = json.loads((reported / "metrics.json").read_text())["subgroups"]
     assert set(table["task"]) == set(gaps) == {"organs", "stability/organs", "stability/volume"}
-    assert set(table["attribute"]) == set(gaps["organs"]) == {"vendor", "kernel", "slice_thickness", "set"}
-    assert gaps["organs"]["kernel"] == {"groups": 1}
+    assert set(table["attribute"]) == set(gaps["organs"]) == set(ATTRIBUTES)
+    assert (gaps["organs"]["kernel"]["groups"], set(gaps["organs"]["kernel"]["patients"])) == (1, {"K$1$"})
     text = " ".join(page_of(reported).text.split())
     assert "K$1$" in text
-    assert "Not by sex, age, contrast: the platform does not record them" in text
+    assert "Sex, age in decades and contrast are what DICOM headers say" in text
     all_cases = table[(table["task"] == "organs") & (table["attribute"] == "set")].iloc[0]
     whole = json.loads((reported / "metrics.json").read_text())["tasks"]["organs"]["linear_auc"]
     assert [float(all_cases[name]) for name in ("value", "low", "high")] == pytest.approx(

@@ -54,16 +54,44 @@ def one_by_one(similarity: Array, query: int, labels: Labels, patients: Labels, 
     return [average, *(right[:k].mean() for k in AT), *(float(right[:k].any()) for k in AT)]
 
 
+def cut_off(similarity: Array, query: int, labels: Labels, patients: Labels, drawn: Array, k: int) -> float:
+    """Average precision among the first k of the copies that were drawn; 0 where none of them is right."""
+    others = [n for n in range(len(labels)) if patients[n] != patients[query] for _ in range(int(drawn[n]))]
+    first = np.array([labels[n] == labels[query] for n in sorted(others, key=lambda n: -similarity[n])[:k]])
+    if not len(first):
+        return np.nan
+    return float(average_precision_score(first, -np.arange(len(first)))) if first.any() else 0.0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_query_in_every_replicate(kind: str) -> None:
     similarity, queries, labels, patients = cases(kind)
     weights = draws(len(labels))
-    found = retrieve(similarity, queries, labels, patients, weights, AT)
+    found = retrieve(similarity, queries, labels, patients, weights, AT, cut=(3, 40))
     together = [found.average_precision, *found.precision.values(), *found.hit_rate.values()]
     for replicate, drawn in enumerate(weights):
         for row, query in enumerate(queries):
             expected = one_by_one(similarity[row], int(query), labels, patients, drawn)
             assert [each[replicate, row] for each in together] == pytest.approx(expected, abs=1e-12, nan_ok=True)
+            for k, of in found.cut.items():
+                wanted = cut_off(similarity[row], int(query), labels, patients, drawn, k)
+                assert of[replicate, row] == pytest.approx(wanted, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["random", "ties"])
+def test_a_part_as_gallery_is_a_search_in_that_part(kind: str) -> None:
+    similarity, queries, labels, patients = cases(kind)
+    weights = draws(len(labels))
+    inside = np.arange(len(labels)) % 2 == 0
+    found = retrieve(similarity, queries, labels, patients, weights, AT, (5,), inside)
+    alone = weights * inside
+    for row, query in enumerate(queries):
+        for replicate, drawn in enumerate(alone):
+            expected = one_by_one(similarity[row], int(query), labels, patients, drawn)
+            figures = [found.average_precision, *found.precision.values(), *found.hit_rate.values()]
+            assert [each[replicate, row] for each in figures] == pytest.approx(expected, abs=1e-12, nan_ok=True)
+            wanted = cut_off(similarity[row], int(query), labels, patients, drawn, 5)
+            assert found.cut[5][replicate, row] == pytest.approx(wanted, abs=1e-12, nan_ok=True)
 
 
 def test_more_copies_than_a_small_number_holds() -> None:

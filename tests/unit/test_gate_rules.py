@@ -4,13 +4,18 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from components.figures.resampling import sample_of
 from components.gate.config import GateConfig
-from components.gate.rules import Evidence, Verdict, against_champion, decision, verdicts_of
+from components.gate.rules import Evidence, against_champion, decision, verdicts_of
 from components.gate.stage import failure_line
+from components.gate.verdict import Verdict
 from components.settings import ParamsError, parse, read_yaml
+from components.tasks.kinds import KINDS
+from components.tasks.scores import Score, task_metrics
 
 NUMBERS = {
     "value": 0.9, "low": 0.8, "high": 0.95, "random": 0.7,
@@ -24,6 +29,8 @@ def config(**changes: Any) -> GateConfig:
         "worse_alpha": 0.05,
         "better_than_random": [{"task": "organs", "figure": "linear_auc", "minimum_gain": 0.0}],
         "floors": [{"task": "organs", "figure": "linear_auc", "minimum": 0.85}],
+        "subgroup_gaps": [],
+        "external_falls": [],
         "champion": [{"task": "organs", "figure": "linear_auc", "tolerance": 0.02}],
     }
     return parse(GateConfig, block | changes, "wholebody.gate")
@@ -64,7 +71,7 @@ def test_all_gates_pass_and_the_decision_lists_each() -> None:
     assert content["verdict"] == "pass"
     assert [gate["gate"] for gate in content["gates"]] == [
         "leakage", "same_scan", "reject_rate", "no_worse", "better_than_random organs linear_auc",
-        "floor organs linear_auc",
+        "floor organs linear_auc", "subgroup_gaps", "external_falls",
     ]  # fmt: skip
 
 
@@ -167,6 +174,37 @@ def test_a_gate_without_its_figure_fails_with_the_reason(task: str, figure: str,
     assert said in verdict.detail
 
 
+def of_kind(name: str, good: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metrics of a task of a kind, beside untrained encoders: far better in every figure, or far worse; and the
+    gates on all of its figures."""
+    measures, generator = KINDS[name].figures, np.random.default_rng(1)
+    sample, scores = sample_of([f"p{n}" for n in range(40)]), []
+    for figure, measure in measures.items():
+        ours = 0.8 if good is not measure.lower_is_better else 0.3
+        for method, value in {"encoder": ours, "random_1": 1.1 - ours, "random_2": 1.08 - ours}.items():
+            replicates = np.append(value, value + 0.01 * generator.normal(size=100))
+            scores.append(Score("t", method, figure, replicates, 40, sample))
+    wanted = [{"task": "t", "figure": figure} for figure in measures]
+    side = {figure: "maximum" if measure.lower_is_better else "minimum" for figure, measure in measures.items()}
+    gates = {
+        "better_than_random": [of | {"minimum_gain": 0.1} for of in wanted],
+        "floors": [of | {side[of["figure"]]: 0.5} for of in wanted],
+    }
+    return task_metrics(scores, measures), gates
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_task_can_be_gated_by_every_figure_it_has(name: str) -> None:
+    for good in (True, False):
+        tasks, gates = of_kind(name, good)
+        metrics = evidence().metrics | {"tasks": tasks, "primary": {"t": next(iter(tasks["t"]))}, "worse": {"t": 1.0}}
+        verdicts = verdicts_of(config(**gates), evidence(metrics=metrics))
+        told = {verdict.gate: verdict.verdict for verdict in verdicts if verdict.gate.split()[-1] in tasks["t"]}
+        figures = list(KINDS[name].figures)
+        assert list(told) == [f"{gate} t {figure}" for gate in ("better_than_random", "floor") for figure in figures]
+        assert set(told.values()) == {"pass" if good else "fail"}
+
+
 def champion(value: float, data: str = "d1") -> dict[str, Any]:
     metrics = {"tasks": {"organs": {"linear_auc": NUMBERS | {"value": value}}}}
     return {"bundle": "b", "evaluation_data": data, "metrics": metrics}
@@ -183,6 +221,19 @@ def test_without_a_champion_there_is_nothing_to_compare_with() -> None:
 @pytest.mark.parametrize(("before", "verdict"), [(0.92, "pass"), (0.93, "fail"), (0.5, "pass")])
 def test_not_worse_than_the_champion_within_the_tolerance(before: float, verdict: str) -> None:
     assert named(beside(champion(before)), "champion").verdict == verdict
+
+
+def test_an_error_is_not_above_the_champions_by_more_than_the_tolerance() -> None:
+    block = config(champion=[{"task": "dose", "figure": "mae", "tolerance": 0.5}])
+    told = [
+        against_champion(
+            block, "wholebody", {"tasks": {"dose": {"mae": {"value": now}}}, "evaluation_data": "d1",
+                                 "lower_is_better": ["mae"]},
+            {"evaluation_data": "d1", "metrics": {"tasks": {"dose": {"mae": {"value": 3.0}}}}}, {},
+        )[0]
+        for now in (2.0, 3.5, 3.6)
+    ]  # fmt: skip
+    assert [(verdict.bound, verdict.verdict) for verdict in told] == [(3.5, "pass"), (3.5, "pass"), (3.5, "fail")]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +266,8 @@ def test_what_no_gate_asks_is_not_judged_and_does_not_count_as_passed() -> None:
     verdicts = verdicts_of(config(better_than_random=[], floors=[]), evidence())
     assert {gate.gate: gate.verdict for gate in verdicts} == {
         "leakage": "pass", "same_scan": "pass", "reject_rate": "pass", "no_worse": "pass",
-        "better_than_random": "not judged", "floors": "not judged",
+        "better_than_random": "not judged", "floors": "not judged", "subgroup_gaps": "not judged",
+        "external_falls": "not judged",
     }  # fmt: skip
     assert decision(verdicts)["verdict"] == "pass"
     assert "gate.floors is empty" in named(verdicts, "floors").detail
@@ -255,6 +307,8 @@ def test_the_shipped_gates_refuse_what_they_are_there_for(line: str, project: Pa
         "no_worse": "pass",
         "better_than_random": "pass",
         "floor": "pass",
+        "subgroup_gaps": "not judged",
+        "external_falls": "not judged",
     }
     assert judged(line, 0.98, 0.9, 0.02) == good
     assert judged(line, 0.98, 0.98, 0.02) == good | {"better_than_random": "fail"}, "as good as untrained ones"

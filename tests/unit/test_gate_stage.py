@@ -11,6 +11,7 @@ import yaml
 
 from components.files import read_json, write_json
 from components.tables import write_table
+from flows.run import GateFailed, Run
 from tests.unit.gate_blocks import params
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,8 @@ def project(tmp_path: Path) -> Path:
     """A project's folder with just what the gate reads; every gate passes."""
     data = tmp_path / "data" / "wholebody"
     metrics = {"evaluation_data": "d1", "tasks": {"organs": {"linear_auc": NUMBERS}}, "not_evaluated": {},
-               "primary": {"organs": "linear_auc"}, "worse": {"organs": 1.0}}  # fmt: skip
+               "primary": {"organs": "linear_auc"}, "worse": {"organs": 1.0}, "lower_is_better": [], "too_few": [],
+               "subgroups": {}, "falls": {}}  # fmt: skip
     write_json(data / "evaluate" / "metrics.json", metrics)
     write_table(data / "evaluate" / "tasks.parquet", pd.DataFrame({"patient": ["p2"]}))
     write_json(data / "curate" / "funnel.json", {"in": 3, "accepted": 3, "not_ct": 0, "rejected": {}})
@@ -61,3 +63,45 @@ def test_pass_then_a_bound_out_of_reach(project: Path) -> None:
     asked = {name: verdict for name, verdict in verdicts.items() if verdict != "not judged"}
     always = dict.fromkeys(("leakage", "same_scan", "reject_rate", "no_worse"), "pass")
     assert asked == always | {"floor organs linear_auc": "fail"}, "none is skipped because another failed"
+
+
+def test_a_gate_of_each_kind_that_is_not_met_is_named_by_the_flow_and_nothing_is_built(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = project / "data" / "wholebody"
+    group = {"figure": "linear_auc", "patients": {"A": 9, "B": 9}, "needed": 3, "of_classes": True, "groups": 2,
+             "gaps": {"A": [-0.3, -0.4, -0.2], "B": [0.3, 0.2, 0.4]}}  # fmt: skip
+    fall = {"internal": 0.9, "external": 0.6, "fall": 0.3, "fall_low": 0.2, "fall_high": 0.4, "internal_patients": 9,
+            "external_patients": 9}  # fmt: skip
+    numbers = NUMBERS | {"least_gain": 0.05, "spread": 0.1}
+    metrics = read_json(data / "evaluate" / "metrics.json") | {
+        "tasks": {"organs": {"linear_auc": numbers}, "organs/site": {"linear_auc": numbers}},
+        "worse": {"organs": 0.01}, "subgroups": {"organs": {"sex": group}},
+        "falls": {"organs": {"site": {"linear_auc": fall}}},
+    }  # fmt: skip
+    write_json(data / "evaluate" / "metrics.json", metrics)
+    write_json(data / "curate" / "funnel.json", {"in": 3, "accepted": 1, "not_ct": 0, "rejected": {}})
+    curated = pd.DataFrame({"patient": ["p1", "p2", "p2"], "role": ["pretrain", "evaluation", "pretrain"]})
+    curated = curated.assign(status="accepted", series=["s1", "s2", "s3"], same_scan=["", "", "s2"])
+    write_table(data / "curate" / "curated.parquet", curated)
+    of_organs = {"task": "organs", "figure": "linear_auc"}
+    asked = params(
+        max_reject_rate=0.1, better_than_random=[of_organs | {"minimum_gain": 0.1}],
+        floors=[of_organs | {"minimum": 0.95}], subgroup_gaps=[{"task": "organs", "attribute": "sex", "maximum": 0.1}],
+        external_falls=[of_organs | {"set": "site", "maximum": 0.1}],
+    )  # fmt: skip
+    (project / "params.yaml").write_text(yaml.safe_dump(asked))
+    (project / "bin").mkdir()
+    dvc = project / "bin" / "dvc"
+    dvc.write_text(f"#!/bin/sh\n{sys.executable} -m components.gate --line wholebody\necho exited with $?; exit 255\n")
+    dvc.chmod(0o755)
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PATH", f"{dvc.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with pytest.raises(GateFailed) as caught:
+        Run("wholebody")._run_stage("gate@wholebody", print)
+    assert [named.partition(" (")[0] for named in str(caught.value).removeprefix("gate not met: ").split("; ")] == [
+        "leakage", "same_scan", "reject_rate", "no_worse", "better_than_random organs linear_auc",
+        "floor organs linear_auc", "subgroup_gap organs sex", "external_fall organs site linear_auc",
+    ]  # fmt: skip
+    assert not (project / "releases").exists()

@@ -147,7 +147,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
             ("wholebody", "gate", "floors"),
             [{"task": "findings", "figure": "linear_auc", "minimum": 0.5}],
             "wholebody.gate.floors: task 'findings' is not allowed, by its tasks and the labels: one of clusters, "
-            "lesions, locate, organs, stability/organs",
+            "lesions, locate, organs, organs_segmented, retrieve, saliency, stability/organs",
         ),
         (
             ("wholebody", "gate", "floors"),
@@ -172,8 +172,44 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (
             ("wholebody", "gate", "floors"),
             [{"task": "organs", "figure": "linear_auc", "minimun": 0.5, "minimum": 0.5}],
-            "gate.floors.0.minimun: unknown key (value 0.5); allowed here: figure, minimum, task; did you "
-            "mean 'minimum'?",
+            "gate.floors.0.minimun: unknown key (value 0.5); allowed here: figure, maximum, minimum, task; "
+            "did you mean 'minimum'?",
+        ),
+        (
+            ("wholebody", "gate", "floors"),
+            [{"task": "locate", "figure": "distance_mm", "minimum": 1.0}],
+            "gate.floors: minimum 1.0 is not allowed of locate distance_mm: lower is better, write maximum",
+        ),
+        (
+            ("wholebody", "gate", "floors"),
+            [{"task": "locate", "figure": "inside", "maximum": 1.0}],
+            "gate.floors: maximum 1.0 is not allowed of locate inside: higher is better, write minimum",
+        ),
+        (
+            ("wholebody", "gate", "floors"),
+            [{"task": "locate", "figure": "inside"}],
+            "wholebody.gate.floors.0: write minimum, or maximum where lower is better: one of them",
+        ),
+        (
+            ("wholebody", "gate", "subgroup_gaps"),
+            [{"task": "orgns", "attribute": "all", "maximum": 0.1}],
+            "wholebody.gate.subgroup_gaps: task 'orgns' is not allowed, by its tasks and the labels: one of clusters,",
+        ),
+        (
+            ("wholebody", "gate", "subgroup_gaps"),
+            [{"task": "organs", "attribute": "ages", "maximum": 0.1}],
+            "subgroup_gaps.0.attribute: 'ages' is not allowed: one of all, sex, age, vendor, kernel, slice_thickness, "
+            "contrast, set; did you mean 'age'?",
+        ),
+        (
+            ("wholebody", "gate", "external_falls"),
+            [{"task": "organs", "set": "elsewhere", "figure": "linear_auc", "maximum": 0.1}],
+            "set 'elsewhere' is not allowed: of wholebody.tasks.organs.external, of which there is none",
+        ),
+        (
+            ("wholebody", "gate", "external_falls"),
+            [{"task": "organs", "set": "elsewhere", "figure": "linear_acu", "maximum": 0.1}],
+            "wholebody.gate.external_falls: figure 'linear_acu' is not allowed: of organs, linear_auc",
         ),
         (
             ("wholebody", "evaluate", "selection"),

@@ -70,8 +70,10 @@ def test_a_number_that_features_hold_is_predicted(given: Callable[[Columns], Inp
     test = (rows["split"] == "test").to_numpy()
     assert mae[CONSTANT] == pytest.approx(np.abs(truth[test] - truth[~test].mean()).mean(), abs=1e-5)
     own_cases = found.cases[found.cases["method"] == "encoder"]
-    error = (own_cases["score"] - own_cases["label"].astype(float)).abs().mean()
+    predicted = own_cases[own_cases["probe"] == regress.PREDICTED]
+    error = (predicted["score"] - predicted["label"].astype(float)).abs().mean()
     assert mae["encoder"] == pytest.approx(error, abs=1e-9)
+    assert own_cases.loc[own_cases["probe"] == "mae", "score"].mean() == pytest.approx(error, abs=1e-9)
 
 
 def times() -> tuple[Array, Columns]:
@@ -90,6 +92,8 @@ def test_a_time_that_features_hold_is_ordered(given: Callable[[Columns], Inputs]
     assert order["encoder"] > 0.75 > 0.7 > order["random_1"]
     assert order[CONSTANT] == 0.5
     assert brier["encoder"] < brier[CONSTANT]
+    by_case = found.cases[(found.cases["method"] == "encoder") & (found.cases["probe"] == "integrated_brier")]
+    assert by_case["score"].mean() == pytest.approx(brier["encoder"], abs=1e-9), "figures of groups follow from cases"
     assert found.remarks == {}
 
 

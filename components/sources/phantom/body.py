@@ -16,6 +16,7 @@ from components.sources.phantom import shapes
 from components.sources.phantom.lesions import Site, paint_lesions
 from components.sources.phantom.seeds import generator
 from components.sources.phantom.shapes import F32, Box, Canvas, Field, Triple, ellipsoid, lumpy, tube, waves, within
+from components.sources.phantom.subject import Subject, subject_of
 
 LABELS: dict[str, int] = {
     "lung_right": 1,
@@ -30,6 +31,7 @@ LABELS: dict[str, int] = {
     "ribs": 10,
     "body": 11,
 }
+NATIVE = "none"  # the phase of a scan without contrast
 ORGANS = tuple(name for name in LABELS if name not in ("ribs", "body"))
 
 
@@ -45,6 +47,7 @@ class Torso:
     enhancement: dict[str, float]
     cavity: Field
     filler_hu: float
+    phase: str
 
     def at(self, u: float, v: float, z: float, wobble: float = 6.0) -> Triple:
         """A point in fractions of the cavity's half width and depth, z in mm of a normal patient, moved at random."""
@@ -60,8 +63,8 @@ class Torso:
         return a, b, c
 
 
-def paint_body(canvas: Canvas, anatomy_seed: int, habitus: float) -> list[Site]:
-    """Paint one patient; returns the places where a lesion could be, with or without one."""
+def paint_body(canvas: Canvas, anatomy_seed: int, habitus: float) -> tuple[list[Site], Subject]:
+    """Paint one patient; returns the places where a lesion could be, with or without one, and who it is."""
     rng = generator("body", anatomy_seed)
     torso = _wall(canvas, rng, habitus)
     _bowel(torso)
@@ -76,7 +79,8 @@ def paint_body(canvas: Canvas, anatomy_seed: int, habitus: float) -> list[Site]:
     _vessels(torso)
     _ribs(torso)
     _lung_vessels(torso)
-    return paint_lesions(canvas, organs, generator("lesions", anatomy_seed), habitus, LABELS)
+    sites = paint_lesions(canvas, organs, generator("lesions", anatomy_seed), habitus, LABELS)
+    return sites, subject_of(anatomy_seed, None, torso.phase != NATIVE)
 
 
 def _wall(canvas: Canvas, rng: np.random.Generator, habitus: float) -> Torso:
@@ -103,10 +107,12 @@ def _wall(canvas: Canvas, rng: np.random.Generator, habitus: float) -> Torso:
     canvas.hu[...] = np.where(inside, profile[index], canvas.hu)
     canvas.label[inside] = LABELS["body"]
     cavity = Field(canvas.everywhere, np.float32(fat + muscle) - depth)
-    phase = str(rng.choice(["none", "none", "arterial", "portal", "portal"]))
+    phase = str(rng.choice([NATIVE, NATIVE, "arterial", "portal", "portal"]))
     enhancement = _enhancement(rng, phase)
     inner = fat + muscle
-    return Torso(canvas, rng, habitus, half_width - inner, half_depth - inner, enhancement, cavity, float(inner_hu))
+    return Torso(
+        canvas, rng, habitus, half_width - inner, half_depth - inner, enhancement, cavity, float(inner_hu), phase
+    )
 
 
 def _enhancement(rng: np.random.Generator, phase: str) -> dict[str, float]:
@@ -120,7 +126,7 @@ def _enhancement(rng: np.random.Generator, phase: str) -> dict[str, float]:
         "bowel": (35.0, 12.0),
     }
     phases: dict[str, dict[str, float]] = {
-        "none": dict.fromkeys(plain, 0.0),
+        NATIVE: dict.fromkeys(plain, 0.0),
         "arterial": {"blood": 190, "heart": 85, "liver": 16, "spleen": 75, "kidney": 95, "bowel": 30},
         "portal": {"blood": 95, "heart": 75, "liver": 52, "spleen": 68, "kidney": 120, "bowel": 40},
     }

@@ -14,7 +14,7 @@ import numpy as np
 
 from components.errors import UserError
 from components.sources.config import PhantomConfig
-from components.sources.phantom.equipment import VENDORS, kernels
+from components.sources.phantom.equipment import HOME, SITES, VENDORS, kernels
 from components.sources.phantom.faults import faults_of
 from components.sources.phantom.plan import FINDINGS, ICH_KINDS, OTHER_FINDINGS, ScanPlan
 from components.sources.phantom.seeds import generator, hash_int, uid
@@ -79,7 +79,7 @@ def _deal_findings(config: PhantomConfig, split: str, count: int) -> list[tuple[
     """Findings of each of ``count`` patients: half bleed, each kind of bleeding in half of those; others in a third."""
     if config.anatomy != "head":
         return [()] * count
-    rng = generator("findings", config.anatomy, config.seed, split)
+    rng = generator("findings", config.anatomy, *_of_site(config), split)
     found: list[set[str]] = [set() for _ in range(count)]
     bleeding = rng.permutation(count)[: math.ceil(count * 0.5)]
     for kind in ICH_KINDS:
@@ -94,14 +94,23 @@ def _deal_findings(config: PhantomConfig, split: str, count: int) -> list[tuple[
     return [tuple(kind for kind in FINDINGS if kind in kinds) for kinds in found]
 
 
+def _of_site(config: PhantomConfig) -> tuple[object, ...]:
+    """What a site's draws are named by; of the first one as if there were no other."""
+    return (config.seed,) if config.site == HOME else (config.site, config.seed)
+
+
 def _scan(config: PhantomConfig, patient: _Patient, scan: int, first: ScanPlan | None) -> ScanPlan:
     drawn_from, short = _DRAWN_FROM[config.anatomy]
-    names = ("phantom", drawn_from, config.seed, patient.number)
+    names = ("phantom", drawn_from, *_of_site(config), patient.number)
+    site = SITES[config.site]
+    if config.site != HOME:
+        short = f"{short}-{config.site}"
     person = generator(*names, "person")
     habitus = float(np.round(person.uniform(0.86, 1.14), 4))
     rng = generator(*names, "scan", scan)
-    vendor = str(rng.choice(sorted(VENDORS)))
+    vendor = str(rng.choice(site.vendors))
     sampling: dict[str, Any] = _SAMPLING[config.anatomy](rng, habitus)
+    sampling["noise_hu"] = round(sampling["noise_hu"] * site.noise, 2)
     return ScanPlan(
         anatomy=config.anatomy,
         series_uid=uid(*names, "series", scan),

@@ -21,20 +21,22 @@ from components.sources.phantom.equipment import VENDORS
 from components.sources.phantom.geometry import Geometry
 from components.sources.phantom.plan import ScanPlan
 from components.sources.phantom.seeds import uid
+from components.sources.phantom.subject import Subject
 
 IMPLEMENTATION_UID = uid("ctfoundry", "phantom", "implementation")
 _DATE, _TIME = "20200101", "120000"  # fixed: a phantom has no date, and outputs carry no clock
 
 
-def series(plan: ScanPlan, geometry: Geometry, hu: npt.NDArray[np.generic]) -> list[Dataset]:
+def series(plan: ScanPlan, geometry: Geometry, hu: npt.NDArray[np.generic], subject: Subject) -> list[Dataset]:
     """One dataset per slice, in the order of file names.
 
     Args:
         hu: (K, R, C) Hounsfield units in stored orientation.
+        subject: whom the headers are to say it is.
     """
     vendor = VENDORS[plan.vendor]
     pixels = stored_values(plan, hu)
-    template = _reread(_template(plan, geometry), explicit=vendor.explicit)
+    template = _reread(_template(plan, geometry, subject), explicit=vendor.explicit)
     meta = with_meta(Dataset(dict(template.items())), explicit=vendor.explicit).file_meta
     order = range(plan.slices - 1, -1, -1) if plan.descending else range(plan.slices)
     slices = []
@@ -135,9 +137,9 @@ def _reread(item: Dataset, *, explicit: bool) -> Dataset:
     return dcmread(buffer)
 
 
-def _template(plan: ScanPlan, geometry: Geometry) -> Dataset:
+def _template(plan: ScanPlan, geometry: Geometry, subject: Subject) -> Dataset:
     item = Dataset()
-    for part in (_patient(plan), _study(plan), _equipment(plan), _image(plan, geometry), _pixel_module(plan)):
+    for part in (_patient(plan, subject), _study(plan), _equipment(plan), _image(plan, geometry), _pixel_module(plan)):
         for keyword, value in part.items():
             setattr(item, keyword, value)
     padding = VENDORS[plan.vendor].padding
@@ -146,13 +148,15 @@ def _template(plan: ScanPlan, geometry: Geometry) -> Dataset:
     return item
 
 
-def _patient(plan: ScanPlan) -> dict[str, Any]:
+def _patient(plan: ScanPlan, subject: Subject) -> dict[str, Any]:
     return {
         "SpecificCharacterSet": "ISO_IR 100",
         "PatientName": plan.patient_id.replace("-", "^", 1),
         "PatientID": plan.patient_id,
         "PatientBirthDate": "",
-        "PatientSex": "O",
+        "PatientSex": subject.sex,
+        "PatientAge": f"{subject.years:03d}Y",
+        "ContrastBolusAgent": subject.agent,
         "PatientIdentityRemoved": "YES",
         "DeidentificationMethod": "Synthetic phantom, no patient",
         "PatientPosition": plan.position,

@@ -100,7 +100,55 @@ VENDORS: dict[str, Vendor] = {
         padding=None,
         explicit=False,
     ),
+    # Of the other site: smoother and sharper than those above, and none of their names.
+    "canon": Vendor(
+        "CANON MEDICAL SYSTEMS",
+        ("Aquilion ONE / GENESIS", "Aquilion Prime SP"),
+        (Kernel("FC18", 1.4, 0.0, 0.9, 1.7), Kernel("FC52", 0.5, 0.7, 2.6, 0.5)),
+        (Kernel("FC24", 1.4, 0.0, 0.9, 1.7), Kernel("FC68", 0.7, 0.4, 1.8, 0.7)),
+        intercept=0,
+        signed=True,
+        padding=None,
+        explicit=True,
+    ),
+    "uih": Vendor(
+        "UIH",
+        ("uCT 760", "uCT 530"),
+        (Kernel("B_SOFT_B", 1.25, 0.0, 1.0, 1.5), Kernel("B_SHARP_C", 0.55, 0.65, 2.5, 0.55)),
+        (Kernel("H_SOFT_B", 1.25, 0.1, 1.1, 1.5), Kernel("H_SHARP_A", 0.65, 0.5, 2.0, 0.65)),
+        intercept=-1024,
+        signed=False,
+        padding=None,
+        explicit=True,
+    ),
+    "neusoft": Vendor(
+        "Neusoft",
+        ("NeuViz 128", "NeuViz 16"),
+        (Kernel("F20", 1.0, 0.1, 1.3, 1.1), Kernel("F60", 0.6, 0.5, 2.2, 0.6)),
+        (Kernel("SF20", 1.0, 0.1, 1.3, 1.1), Kernel("SF40", 0.75, 0.35, 1.7, 0.8)),
+        intercept=-1024,
+        signed=True,
+        padding=-2048,
+        explicit=False,
+    ),
 }
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where patients are scanned.
+
+    Attributes:
+        vendors: keys of ``VENDORS``.
+        noise: factor on the noise of every scan, for other doses.
+    """
+
+    vendors: tuple[str, ...]
+    noise: float
+
+
+HOME = "home"
+SITES = {HOME: Site(("ge", "philips", "siemens", "toshiba"), 1.0), "other": Site(("canon", "neusoft", "uih"), 1.5)}
 
 
 def kernels(vendor: str, anatomy: str) -> dict[str, Kernel]:

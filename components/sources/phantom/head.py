@@ -12,10 +12,12 @@ from components.sources.phantom.findings import brain_findings, fluid_findings, 
 from components.sources.phantom.patient_head import LABELS, Head
 from components.sources.phantom.seeds import generator
 from components.sources.phantom.shapes import F32, Canvas, Field, ellipsoid, lumpy, tube, waves
+from components.sources.phantom.subject import Subject, subject_of
 
 
-def paint_head(canvas: Canvas, anatomy_seed: int, habitus: float, findings: tuple[str, ...]) -> None:
-    """Paint one patient with the findings given ('ich' is not among them: it follows from the others)."""
+def paint_head(canvas: Canvas, anatomy_seed: int, habitus: float, findings: tuple[str, ...]) -> Subject:
+    """Paint one patient with the findings given ('ich' is not among them: it follows from the others); returns who it
+    is."""
     rng = generator("head", anatomy_seed)
     head = _skull(canvas, rng, 0.5 + habitus / 2, findings)
     found = generator("findings", anatomy_seed)
@@ -27,6 +29,7 @@ def paint_head(canvas: Canvas, anatomy_seed: int, habitus: float, findings: tupl
     fluid_findings(head, found)
     _falx(head)
     shell_findings(head, found)
+    return subject_of(anatomy_seed, head.age, enhanced=False)
 
 
 def _skull(canvas: Canvas, rng: np.random.Generator, size: float, findings: tuple[str, ...]) -> Head:

@@ -19,6 +19,7 @@ from components.sources.phantom.lesions import Site
 from components.sources.phantom.plan import ScanPlan
 from components.sources.phantom.seeds import generator
 from components.sources.phantom.shapes import F32, Canvas
+from components.sources.phantom.subject import Subject
 
 AIR_HU = -1000.0
 
@@ -48,7 +49,7 @@ def scan(plan: ScanPlan, folder: Path) -> pd.DataFrame:
     if fault and fault.replan:
         plan = fault.replan(plan)
     geometry = geometry_of(plan)
-    canvas, sites = paint(plan, geometry)
+    canvas, sites, subject = paint(plan, geometry)
     hu = acquire(plan, canvas.hu)
     rng = generator("fault", plan.scan_seed)
     if fault and fault.corrupt_hu:
@@ -56,7 +57,7 @@ def scan(plan: ScanPlan, folder: Path) -> pd.DataFrame:
     label = _flipped(canvas.label, geometry)
     table = masks.annotate(plan, geometry, label, sites)
     masks.write(folder, geometry, label, masks.label_names(plan.anatomy, sites))
-    slices = dicom.series(plan, geometry, _flipped(hu, geometry))
+    slices = dicom.series(plan, geometry, _flipped(hu, geometry), subject)
     if fault and fault.corrupt_slices:
         slices = fault.corrupt_slices(slices, rng)
     paths = dicom.write(slices, folder)
@@ -65,8 +66,8 @@ def scan(plan: ScanPlan, folder: Path) -> pd.DataFrame:
     return table
 
 
-def paint(plan: ScanPlan, geometry: Geometry) -> tuple[Canvas, list[Site]]:
-    """The patient and the table on the scan's grid, sharp and without noise."""
+def paint(plan: ScanPlan, geometry: Geometry) -> tuple[Canvas, list[Site], Subject]:
+    """The patient and the table on the scan's grid, sharp and without noise; and who it is."""
     x, y, z = (_coordinate(geometry, axis) for axis in range(3))
     rng = generator("warp", plan.anatomy_seed)
     warp = 5.0 if plan.anatomy == "trunk" else 2.5
@@ -78,9 +79,8 @@ def paint(plan: ScanPlan, geometry: Geometry) -> tuple[Canvas, list[Site]]:
     canvas = Canvas(hu, np.zeros(geometry.shape, np.uint8), x, y, z, index, warp, max(plan.pixel_mm, 1.2))
     _table(plan, geometry, canvas)
     if plan.anatomy == "trunk":
-        return canvas, paint_body(canvas, plan.anatomy_seed, plan.habitus)
-    paint_head(canvas, plan.anatomy_seed, plan.habitus, plan.findings)
-    return canvas, []
+        return canvas, *paint_body(canvas, plan.anatomy_seed, plan.habitus)
+    return canvas, [], paint_head(canvas, plan.anatomy_seed, plan.habitus, plan.findings)
 
 
 def _coordinate(geometry: Geometry, axis: int) -> F32:

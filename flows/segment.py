@@ -1,0 +1,58 @@
+"""``ctfoundry segment``: the structures of one scan by the release's decoder, as NIfTI, without a server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.errors import UserError
+from flows.lines import add_line
+
+if TYPE_CHECKING:
+    from serving.embedding import ServedBundle
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``ctfoundry segment``."""
+    parser.set_defaults(run=run)
+    add_line(parser)
+    parser.add_argument("file", type=Path, help="one CT series as zip, or a NIfTI volume")
+    parser.add_argument("--out", type=Path, required=True, help="label map to write, on the scan's own grid: .nii.gz")
+    parser.add_argument("--head", default=None, help="task, where the release has several that segment")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the label map and print what its values are; the file is read in a process of its own."""
+    import numpy as np
+
+    from components.confined import Bounds, Result, isolated
+    from components.looking.volume import write_nifti
+
+    def load() -> ServedBundle:
+        from serving.embedding import open_release
+
+        return open_release(Path("releases") / arguments.line)
+
+    def work(bundle: ServedBundle) -> Result:
+        from serving.limits import Limits
+        from serving.segmenting import segment_file
+
+        tempfile.tempdir = scratch
+        labels, affine, content = segment_file(arguments.file, bundle, arguments.head, Limits.from_environment())
+        grid = {"shape": list(labels.shape), "affine": affine.tolist()}
+        return Result(content | {"grid": grid}, memoryview(np.ascontiguousarray(labels)).cast("B"))
+
+    if not arguments.file.is_file():
+        raise UserError(f"file {arguments.file.name!r}: no such file")
+    if not arguments.out.name.endswith((".nii", ".nii.gz")):
+        raise UserError(f"--out {arguments.out.name!r} is not allowed: a name that ends in .nii.gz")
+    with tempfile.TemporaryDirectory(prefix="ctfoundry-") as scratch:  # a child that is killed cleans nothing up
+        answer = isolated(load, work, Bounds.from_environment(), arguments.file.name)
+    grid = answer.content.pop("grid")
+    labels = np.frombuffer(answer.data, dtype=np.uint8).reshape(grid["shape"])
+    write_nifti(labels, np.array(grid["affine"]), arguments.out)
+    print(json.dumps(answer.content, indent=2))
+    return 0
