@@ -24,22 +24,14 @@ def small(content: dict[str, Any]) -> None:
         )
         content[line]["pretrain"].update(steps=4, checkpoint_every=2, log_every=1, volumes_per_step=2, workers=2)
         content[line]["evaluate"].update(bootstrap=100, random_seeds=[1, 2], minimum_patients=2)
-<<<<<<< HEAD
-=======
         content[line]["tasks"]["saliency"].update(cases=3, steps=2, untrained=2)
         content[line]["tasks"]["retrieve"].update(untrained=2)
->>>>>>> 25fcb6eb13508519d71a8fea8f98d4c191e86870
         for task in content[line]["tasks"].values():
             if task["kind"] == "segment":
                 task.update(scans=[1], test_scans=2)
                 task["decoder"].update(
                     steps=10, voxels=1000, averaged=[2, 4, 4], varied=task["decoder"]["varied"] | {"copies": 0}
                 )
-<<<<<<< HEAD
-        content[line]["tasks"]["saliency"].update(cases=3, steps=2, untrained=2)
-        content[line]["tasks"]["retrieve"].update(untrained=2)
-=======
->>>>>>> 25fcb6eb13508519d71a8fea8f98d4c191e86870
         gates = content[line]["gate"]
         gates["better_than_random"] = []  # of few patients and two untrained encoders nothing follows
         for gate in gates["floors"]:
