@@ -29,7 +29,8 @@ from tests.s3 import serving
 
 RIDER = "rider_lungct_seg"  # of the index that idc-index-data ships
 COLLECTION = {"collections": ["rider_lung_ct"], "licences": ["CC BY 3.0", "CC BY 4.0"], "idc_version": None,
-              "sample": None, "one_reconstruction": False, "max_series_per_patient": None, "evaluation_collections": [],
+              "sample": None,
+              "one_reconstruction": False, "max_series_per_patient": None, "evaluation_collections": [],
               "excluded_collections": [], "max_series_mb": None}  # fmt: skip
 
 
