@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import yaml
 from checkout import Checkout, one_shard
 
@@ -23,7 +24,7 @@ from components.files import read_json, sha256_file, write_json, write_text
 from components.gate import champion
 from components.gate import stage as gate
 from components.models.build import build_encoder
-from components.models.embed import WEIGHTS, Embedder, write_weights
+from components.models.embed import WEIGHTS, Embedder
 from components.pretrain.__main__ import pretrain
 from components.pretrain.config import PretrainConfig
 from components.registry import check_file
@@ -50,7 +51,9 @@ def adopting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     project, public = tmp_path / "project", tmp_path / "public"
     project.mkdir()
     monkeypatch.chdir(project)
-    tiny_embedder().save(public)
+    public.mkdir()
+    tensors = dict(tiny_embedder().encoder.state_dict())
+    safetensors.torch.save_file(tensors, public / WEIGHTS, {"format": "pt"})  # other bytes than our own writer's
     record_root("weights", public, LINE)
     start = {"kind": "file", "file": WEIGHTS, "sha256": sha256_file(public / WEIGHTS), "licence": "CC-BY-4.0"}
     line = read_yaml(ROOT / "params.yaml")[LINE]
@@ -153,7 +156,9 @@ def test_weights_of_the_hub_become_a_release_by_one_command_and_verify(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = load_stage(PretrainConfig, LINE, "pretrain", ROOT / "params.yaml")
-    write_weights(tmp_path / "w", build_encoder(shipped.encoder, shipped.input, 5).state_dict())
+    tensors = build_encoder(shipped.encoder, shipped.input, 5).state_dict()
+    plain = {name: value.contiguous() for name, value in tensors.items()}
+    safetensors.torch.save_file(plain, tmp_path / "w", {"format": "pt"})  # as the hub's files are
     content, digest = (tmp_path / "w").read_bytes(), sha256_file(tmp_path / "w")
     start = {"kind": "hub", "repository": REPOSITORY, "revision": "main", "file": "model.safetensors"}
 

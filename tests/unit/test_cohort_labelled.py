@@ -316,7 +316,12 @@ def test_what_params_yaml_says_of_sets_is_checked(checkout: Path) -> None:
         ({"role": "both"}, "sets.site.role: 'both' is not allowed: Input should be 'internal' or 'external'"),
         ({"split": {"seed": 1}}, "sets.site.split: {column: <of the table>} or {seed: <number>, test:"),
         ({"scans": {"sourc": "dicom"}}, "sets.site.scans.sourc: unknown key"),
-        ({"scans": {"source": "phantom"}}, "sets.site.scans.source: 'phantom' is not allowed"),
+        ({"scans": {"source": "phantom"}}, "is not allowed with scans.source 'phantom': what is known of phantoms are"),
+        (
+            {"scans": {"source": "phantom"}, "labels": None},
+            "sets.site.scans.phantom.site: 'home' is not allowed: the line's own; 'other', so that its patients are",
+        ),
+        ({"labels": None}, "sets.site.labels: null is not allowed"),
         ({"scans": {"source": "nifti"}}, "wholebody.sets.site.scans.nifti.patient: null is not allowed where patients"),
     ):
         with_set(table_of("patient"), **changes)

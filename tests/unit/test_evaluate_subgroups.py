@@ -79,6 +79,35 @@ def test_groups_are_named_as_the_headers_say_and_sets_as_the_tables_do() -> None
     assert list(groups.columns) == list(ATTRIBUTES)
 
 
+def test_sex_age_and_contrast_are_the_receipts_and_nothing_is_made_up() -> None:
+    rows, headers = scans(4)
+    unsaid = groups_of(rows, headers, NO_SETS)
+    assert (unsaid[["sex", "age", "contrast"]] == "unknown").all(axis=None), "receipts of before had no such columns"
+    headers["sex"], headers["age"] = ["M", "F", "O", ""], ["40-49", "", "90+", None]
+    headers["contrast"] = ["yes", "no", "", None]
+    rows.loc[3, "volume"] = "lidc/nodule-17.nii.gz"
+    groups = groups_of(rows, headers, NO_SETS)
+    assert groups["sex"].tolist() == ["male", "female", "other", "unknown"]
+    assert groups["age"].tolist() == ["40-49", "unknown", "90+", "unknown"]
+    assert groups["contrast"].tolist() == ["yes", "no", "unknown", "unknown"]
+
+
+def test_a_task_and_another_site_are_not_taken_together() -> None:
+    rows, headers = scans(40)
+    names = ("t", "t/site")
+    cases = pd.concat([predicted(rows, ["absent", "present"], name, seed) for seed, name in enumerate(names)])
+    table_of = pd.concat([rows.assign(task=name) for name in names], ignore_index=True)
+    groups = groups_of(table_of, headers, NO_SETS)
+    found = blocks_of(cases, classify.KIND.figures, groups, set(names))
+    assert [(block.name, len(block.parts)) for block in found] == [("t", 1), ("t/site", 1)]
+    parts = [f"{name}/{part}" for name in names for part in "ab"]
+    cases = pd.concat([predicted(rows, ["absent", "present"], part, seed) for seed, part in enumerate(parts)])
+    groups = groups_of(pd.concat([rows.assign(task=part) for part in parts], ignore_index=True), headers, NO_SETS)
+    found = blocks_of(cases, classify.KIND.figures, groups, {*names, *parts})
+    assert [(block.name, len(block.parts)) for block in found[:2]] == [("t", 2), ("t/site", 2)]
+    assert [block.name for block in found[2:]] == sorted(parts)
+
+
 def test_the_order_of_rows_changes_nothing() -> None:
     rows, headers = scans(60)
     cases = predicted(rows, ["absent", "present"])

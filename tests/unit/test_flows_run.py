@@ -13,6 +13,7 @@ import pytest
 from components.errors import UserError
 from components.files import write_json
 from flows import lock
+from flows.artifacts import told_verdict
 from flows.lock import checkout_lock
 from flows.run import GateFailed, ReleaseFailed, Run, StageFailed, Step, failure
 
@@ -96,6 +97,11 @@ def test_gates_are_shown_of_this_run_only(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(GateFailed, match=r"gate not met: floor \(0.5, bound 0.6\)"):
         run._run_stage("gate@head", print)
     assert run.decisions() == [Path("data/head/gate/decision.json")]
+
+
+def test_a_gate_that_is_off_says_so_and_why() -> None:
+    gates = [{"verdict": "off", "detail": "too small: GE 2 patients"}, {"verdict": "pass", "detail": "fine"}]
+    assert [told_verdict(gate) for gate in gates] == ["off: too small: GE 2 patients", "pass"]
 
 
 HOLD = """

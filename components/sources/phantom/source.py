@@ -14,7 +14,7 @@ from components.ct.keys import patient_key, series_key, study_key, uid_key
 from components.sources.config import PhantomConfig, TransferConfig
 from components.sources.interface import Listed, Listing
 from components.sources.phantom.dealing import plan_scans
-from components.sources.phantom.plan import FINDINGS, ICH_KINDS, ScanPlan
+from components.sources.phantom.plan import ScanPlan
 from components.sources.phantom.scanner import scan
 
 
@@ -24,19 +24,6 @@ def _scanner_version() -> str:
     here = Path(__file__)
     made = b"".join(path.read_bytes() for path in sorted(here.parent.glob("*.py")) if path != here)
     return hashlib.sha256(made + arithmetic.mode().encode()).hexdigest()
-
-
-def planned_table(config: PhantomConfig) -> pd.DataFrame:
-    """What the plans say of each scan to evaluate with, a row each, every column as text: ``series`` (its UID),
-    ``patient``, and of a head every finding, ``present`` or ``absent``."""
-    rows = []
-    for plan in plan_scans(config):
-        if plan.role != "evaluation":
-            continue
-        has = {*plan.findings, *(["ich"] if set(plan.findings) & set(ICH_KINDS) else [])}
-        told = {finding: "present" if finding in has else "absent" for finding in FINDINGS}
-        rows.append({"series": plan.series_uid, "patient": plan.patient_id} | (told if plan.anatomy == "head" else {}))
-    return pd.DataFrame(rows, dtype=str)
 
 
 class PhantomSource:
