@@ -34,7 +34,9 @@ from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score
 from components.tasks.trained import FineTuneConfig
 
 WORKERS = 2  # cores; of a GPU's memory, two encoders
-ItemT, ReadyT, DoneT = TypeVar("ItemT"), TypeVar("ReadyT"), TypeVar("DoneT")
+ItemT = TypeVar("ItemT")
+ReadyT = TypeVar("ReadyT")
+DoneT = TypeVar("DoneT")
 
 
 @dataclass(frozen=True)
