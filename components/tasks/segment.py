@@ -153,7 +153,7 @@ def judge(question: Question) -> Outcome:
             slices.append(shown(scan, predicted))
     table = pd.concat(tables, ignore_index=True)
     parts = [
-        _part(question, rows, part_of(question.name, bool(tuned), int(scans), numbers[-1]))
+        _part(question, rows, part_of(question.name, bool(tuned), int(str(scans)), numbers[-1]))
         for (tuned, scans), rows in table.groupby(["tuned", "scans"], sort=True)
     ]
     scores = [score for of, _ in parts for score in of]

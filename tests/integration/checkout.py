@@ -31,6 +31,10 @@ def small(content: dict[str, Any]) -> None:
         for gate in gates["floors"]:
             gate["minimum"] = 0.0
         gates["max_reject_rate"] = 0.6
+    findings = content["head"]["tasks"]["findings"]
+    findings["few_shot"] = [1, 2]
+    findings["fine_tune"].update(steps=2, few_shot_steps=2, scratch=2)
+    findings["attentive"].update(steps=2, untrained=2)
     content["head"]["sets"]["elsewhere"]["scans"]["phantom"]["evaluation_patients"] = 8
     segmented = content["wholebody"]["tasks"]["organs_segmented"]
     segmented.update(scans=[1], test_scans=2)

@@ -16,6 +16,7 @@ from components.files import read_json
 from components.preprocess.masks import SeriesMasks, masks_by_series
 from components.settings import ParamsError, load_stage
 from components.sources.config import AcquireConfig
+from components.sources.locate import Located, locate
 from components.sources.masks import digest_of, find_masks
 from components.sources.roots import record_root
 from components.sources.series import jobs_of
@@ -85,6 +86,14 @@ def test_each_mask_finds_its_scan_or_is_told(paths: str, checkout: Path) -> None
         ("liver",),
     ]
     assert {tuple(masks.names.items()) for masks in by_series.values()} == {(("1", "liver"),)}
+    if paths == "keyed":
+        shutil.copytree("cohort", Path("data") / LINE / "cohort")
+        lost = read_json(Path("cohort/labelled.json"))["site"]["masks"]["masks_without_scan"][0]
+        assert locate(LINE, lost) == Located(
+            [str(checkout / "masks/MRN9/liver.nii.gz")], ["set site: in the folder of its masks"]
+        )
+        with pytest.raises(UserError, match="neither a series nor a file"):
+            locate(LINE, "f0123")
     both = next(masks for masks in by_series.values() if len(masks.files) == 2)
     assert [file.path.read_text() for file in both.found()] == ["MRN0/kidney.nii.gz", "MRN0/liver.nii.gz"]
     assert [file.shown for file in both.found()] == [of[0] for of in both.files]
