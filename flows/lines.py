@@ -145,7 +145,7 @@ def unknown_roots(line: str) -> list[str]:
         (of.source, place_of(line, name)) for name, of in sources_of(line).items() if KINDS[of.source].folder
     ]
     wanted += [(f"{name}_labels", line) for name, of_set in sets_of(line).items() if not of_set.planned]
-    wanted += [(ROOT, of.place) for of in sets_of(line).values() if of.config.masks is not None]
+    wanted += [(ROOT, of.place) for of in sets_of(line).values() if of.config.masks and of.config.masks.digest]
     start = block_of(line, "pretrain").get("start") or {}
     wanted += [(WEIGHTS, line)] if start.get("kind") in ("file", "release") else []
     told = []

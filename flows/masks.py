@@ -26,6 +26,10 @@ def add_options(add: argparse.ArgumentParser) -> None:
         "structure, '{patient}/segmentations/{structure}' (default: SEG and RTSTRUCT, by the series they refer to)",
     )  # fmt: skip
     add.add_argument(
+        "--analysis-result", action="append", default=[], metavar="NAME",
+        help="instead of a folder, of scans of the idc: whose SEG and RTSTRUCT of them are taken (again for more)",
+    )  # fmt: skip
+    add.add_argument(
         "--names", action="append", default=[], metavar="VALUE=NAME",
         help=f"what a value of a label map is, as 1=liver (again for more); or a JSON file of such, as {TABLE}, which "
         "is read where it lies in the folder of masks",
@@ -39,6 +43,10 @@ def block_of(arguments: argparse.Namespace) -> dict[str, Any] | None:
         UserError: no such folder, no mask in it, or names that are none.
     """
     folder: Path | None = arguments.masks
+    if arguments.analysis_result:
+        if folder is not None or arguments.match:
+            raise UserError("--analysis-result is not allowed with --masks or --match: masks are of one place")
+        return {"analysis_results": arguments.analysis_result, "names": _names(arguments.names)}
     if folder is None:
         if arguments.match or arguments.names:
             raise UserError("--match and --names are not allowed without --masks <folder>")

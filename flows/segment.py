@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         tempfile.tempdir = scratch
         labels, affine, content = segment_file(arguments.file, bundle, arguments.head, Limits.from_environment())
         grid = {"shape": list(labels.shape), "affine": affine.tolist()}
-        return Result(content | {"grid": grid}, memoryview(np.ascontiguousarray(labels)).cast("B"))
+        return Result(content | {"grid": grid}, np.ascontiguousarray(labels).data.cast("B"))
 
     if not arguments.file.is_file():
         raise UserError(f"file {arguments.file.name!r}: no such file")

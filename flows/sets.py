@@ -259,7 +259,7 @@ def _pin(arguments: argparse.Namespace) -> int:
         content = editor.load(PARAMS_FILE.read_text())
         block = content[line][SETS][name]
         block["labels"]["digest"] = sha256_file(path)
-        if of_set.config.masks is not None:
+        if of_set.config.masks is not None and of_set.config.masks.digest is not None:
             folder = root_of(ROOT, of_set.place)
             block[MASKS]["digest"] = masks.digest_now(line, name, folder, of_set.config.masks.match)
         if of_set.source is not None and KINDS[of_set.source.source].folder:

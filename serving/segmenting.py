@@ -13,8 +13,8 @@ from components.ct.store import FloatArray, Volume
 from components.errors import UserError
 from components.models.embed import fixed_threads
 from components.models.segment_head import SegmentHead
-from serving.embedding import ServedBundle, read_scan
-from serving.limits import DEFAULT_LIMITS, Limits
+from serving.embedding import DEFAULT_LIMITS, ServedBundle, read_scan
+from serving.limits import Limits
 
 Labels = npt.NDArray[np.uint8]
 DIGITS = 3

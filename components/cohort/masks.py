@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ from components.command import masks_slice
 from components.ct.keys import file_key, require_secret
 from components.errors import UserError
 from components.files import write_json
+from components.sources.idc_masks import cited, find_idc_masks
 from components.sources.interface import Listing
-from components.sources.masks import ROOT, Mask
+from components.sources.masks import ROOT, Found, Mask, MasksConfig
 from components.sources.sets import LabelledSet
 from components.sources.tree import own_names, write_map
 from components.tables import write_table
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("series", "set", "number", "location", "structure", "sha256")
+COLUMNS = ("series", "set", "number", "location", "structure", "sha256", "files", "bytes")
+COUNTS = frozenset({"number", "files", "bytes"})
 FILE_SUFFIXES = ("", ".nii.gz", ".nii")  # a scan's file is named without
 
 
@@ -35,10 +37,12 @@ class OfScans:
         rows: a row per mask and scan, with :data:`COLUMNS`: ``number`` is a mask's place in the order of their names,
             ``location`` where it is below the folder, or its pseudonym.
         account: what of the folder and of the scans fits, and what does not.
+        attribution: whose they are, where that is known; see :func:`components.sources.idc_masks.cited`.
     """
 
     rows: pd.DataFrame
     account: dict[str, Any]
+    attribution: pd.DataFrame | None = None
 
 
 def masks_of(of_set: LabelledSet, listing: Listing, found: Matched) -> OfScans | None:
@@ -55,33 +59,35 @@ def masks_of(of_set: LabelledSet, listing: Listing, found: Matched) -> OfScans |
     Raises:
         UserError: the masks are not the pinned ones, or none is of a scan of the set.
     """
-    folder = of_set.masks()
-    if folder is None:
+    config = of_set.config.masks
+    if config is None:
         return None
-    assert of_set.config.masks is not None
-    if of_set.paths == "keyed":
-        require_secret(ROOT)
     own, rows = set(found.rows["series"]), []
+    keyed = config.digest is not None and of_set.paths == "keyed"
+    if keyed:
+        require_secret(ROOT)
+    folder = of_set.masks(config) if config.analysis_results is None else _of_index(of_set, config, listing, own)
     lost: dict[str, list[str]] = {"without_scan": [], "of_no_row": [], "of_several_scans": []}
     scans: dict[str, Mapping[str, list[str]]] = {}
     for number, mask in enumerate(folder.masks):
-        location = mask.location if of_set.paths == "shown" else file_key(own_names(of_set.place) + mask.location)
+        location = file_key(own_names(of_set.place) + mask.location) if keyed else mask.location
         if mask.kind not in scans:
             scans[mask.kind] = by_key(listing, mask.kind)
         named = {series for key in _keys(of_set, mask) for series in scans[mask.kind].get(key, ())}
         ours = sorted(named & own)
-        if why := _unused(len(named), len(ours), of_set.config.masks.match is None):
+        if why := _unused(len(named), len(ours), config.match is None):
             lost[why].append(location)
             continue
-        rows += [(series, of_set.name, number, location, mask.structure, mask.sha256) for series in ours]
+        told = (number, location, mask.structure, mask.sha256, mask.files, mask.bytes)
+        rows += [(series, of_set.name, *told) for series in ours]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["series", "number"], ignore_index=True)
     if table.empty:
-        told = ", ".join(f"{len(of)} {why.replace('_', ' ')}" for why, of in lost.items() if of)
+        lacks = ", ".join(f"{len(of)} {why.replace('_', ' ')}" for why, of in lost.items() if of)
         raise UserError(
             f"{of_set.line}.sets.{of_set.name}.masks: none of {len(folder.masks)} masks is of a scan of the set "
-            f"({told}); masks.match says how their paths name a scan"
+            f"({lacks}); masks.match says how their paths name a scan"
         )
-    if of_set.paths == "keyed":
+    if keyed:
         write_map(ROOT, of_set.place)
     account = {
         "masks": len(folder.masks),
@@ -92,7 +98,16 @@ def masks_of(of_set: LabelledSet, listing: Listing, found: Matched) -> OfScans |
         "scans_without_masks": sorted(own - set(table["series"])),
     }
     _tell(of_set, account)
-    return OfScans(table, account)
+    used = [folder.masks[number] for number in sorted(table["number"].unique())]
+    return OfScans(table, account, None if config.analysis_results is None else cited(used))
+
+
+def _of_index(of_set: LabelledSet, config: MasksConfig, listing: Listing, series: Collection[str]) -> Found:
+    """What the Imaging Data Commons holds of the studies of these series."""
+    assert of_set.source is not None
+    assert config.analysis_results is not None
+    studies = {of.study for of in listing.series if of.series in series}
+    return find_idc_masks(of_set.source.idc, config.analysis_results, studies)
 
 
 def _unused(named: int, ours: int, refers: bool) -> str:
@@ -148,7 +163,7 @@ def write_masks(found: Mapping[str, OfScans], sets: Mapping[str, LabelledSet], h
                         of.rows.loc[again, "series"].nunique(), of.rows.loc[again, "series"].iloc[0])  # fmt: skip
         tables.append(of.rows[~again])
         taken |= set(of.rows["series"])
-    empty = pd.DataFrame({name: pd.Series(dtype="int64" if name == "number" else "str") for name in COLUMNS})
+    empty = pd.DataFrame({name: pd.Series(dtype="int64" if name in COUNTS else "str") for name in COLUMNS})
     rows = pd.concat(tables, ignore_index=True) if tables else empty
     in_shard = rows["series"].map(home)
     for shard in range(shards):

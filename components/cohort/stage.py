@@ -78,7 +78,8 @@ def make_cohort(
         if listing.attribution is not None:
             cited.append(listing.attribution)
     cohort = pd.DataFrame(rows).sort_values("series", ignore_index=True)
-    write_table(folder / "attribution.parquet", _attribution(cohort, cited))
+    of_masks = [of.attribution for of in masks.values() if of.attribution is not None]
+    write_table(folder / "attribution.parquet", _attribution(cohort, cited, of_masks))
     cohort["shard"] = [shard_of(series, shards) for series in cohort["series"]]
     cohort = judged(cohort, config, shards, held_out, len(rows), folder)
     write_table(folder / "cohort.parquet", cohort)
@@ -212,13 +213,14 @@ def judged(
     return out
 
 
-def _attribution(cohort: pd.DataFrame, cited: list[pd.DataFrame]) -> pd.DataFrame:
-    """Collection, licence and DOI of every series, once, with the ``citation`` that its owners ask for where the source
-    knows it."""
+def _attribution(cohort: pd.DataFrame, cited: list[pd.DataFrame], masks: list[pd.DataFrame]) -> pd.DataFrame:
+    """Collection, licence and DOI of every series and of its masks, once, with the ``citation`` that its owners ask for
+    where the source knows it."""
     used = cohort[ATTRIBUTION].drop_duplicates()
     known = pd.concat([table[[*ATTRIBUTION, "citation"]].fillna("") for table in cited]) if cited else None
     found = used.assign(citation="") if known is None else used.merge(known, on=ATTRIBUTION, how="left")
-    return found.fillna({"citation": ""}).sort_values(ATTRIBUTION, ignore_index=True)
+    every = pd.concat([found.fillna({"citation": ""}), *masks], ignore_index=True).drop_duplicates(ATTRIBUTION)
+    return every.sort_values(ATTRIBUTION, ignore_index=True)
 
 
 def _row(series: Listed, of: _Of, held_out: frozenset[str]) -> dict[str, object]:

@@ -8,7 +8,8 @@ from components.command import data_dir
 from components.errors import UserError
 from components.files import read_json, write_json
 from components.gate.config import GateConfig
-from components.gate.rules import Evidence, Verdict, decision, verdicts_of
+from components.gate.rules import Evidence, decision, verdicts_of
+from components.gate.verdict import Verdict
 from components.settings import load_stage
 from components.tables import read_table
 

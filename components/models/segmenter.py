@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -34,6 +35,7 @@ class SegmenterConfig(StageConfig):
         width: hidden channels.
         window_vox: scans larger than that, after averaging, are seen window by window.
         overlap: of neighbouring windows, as a share of their sides.
+        one_piece: whether of each structure only the largest piece is kept; not of lesions, of which there may be many.
     """
 
     averaged: tuple[Count, Count, Count]
@@ -41,6 +43,7 @@ class SegmenterConfig(StageConfig):
     width: Annotated[int, Field(ge=4, le=512)]
     window_vox: tuple[Side, Side, Side]
     overlap: Annotated[float, Field(ge=0, le=0.75)]
+    one_piece: bool
 
 
 @dataclass(frozen=True)
@@ -111,19 +114,28 @@ class Segmenter:
             shape: of the volume.
         """
         with torch.no_grad():
-            if levels is not None:
-                return enlarged(self.decoder(levels)[0].cpu(), self.grids, shape)
+            logits = self.decoder(levels)[0].cpu() if levels is not None else self._by_windows(image)
+            found = enlarged(logits, self.grids, shape)
+        return largest_pieces(found) if self.config.one_piece else found
 
-            def predict(window: Tensor) -> Tensor:
-                logits: Tensor = self.decoder(self.levels(window))
-                return logits.cpu()
+    def _by_windows(self, image: Image) -> Tensor:
+        def predict(window: Tensor) -> Tensor:
+            logits: Tensor = self.decoder(self.levels(window))
+            return logits.cpu()
 
-            sides = _multiple(self.config.window_vox, self.grids.coarsest)
-            logits = sliding_window(
-                image.values, sides, self.config.overlap, 2**self.config.finest, self.grids.coarsest, predict,
-                image.body,
-            )  # fmt: skip
-            return enlarged(logits, self.grids, shape)
+        sides = _multiple(self.config.window_vox, self.grids.coarsest)
+        fold, multiple = 2**self.config.finest, self.grids.coarsest
+        return sliding_window(image.values, sides, self.config.overlap, fold, multiple, predict, image.body)
+
+
+def largest_pieces(labels: UInt8Array) -> UInt8Array:
+    """Of each label its largest piece, of voxels that share a face; the first of equals. All others become 0."""
+    kept = np.zeros_like(labels)
+    for value, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is not None:
+            pieces, _ = ndimage.label(labels[box] == value)
+            kept[box][pieces == 1 + int(np.bincount(pieces.ravel())[1:].argmax())] = value
+    return kept
 
 
 def _multiple(sides: Triple, of: int) -> Triple:

@@ -15,13 +15,14 @@ def main(line: str, shard: int) -> None:
     sources = sources_of(line)
     acquire = load_stage(AcquireConfig, line, "acquire")
     cohort = data_dir(line, "cohort")
+    jobs = jobs_of(line, cohort, shard, sources, acquire)
     preprocess_shard(
-        jobs_of(line, cohort, shard, sources, acquire),
+        jobs,
         data_dir(line, "acquire", shard),
         read_table(data_dir(line, "screen", shard) / "screened.parquet"),
         load_stage(PreprocessConfig, line, "preprocess"),
         data_dir(line, "preprocess", shard),
-        masks_by_series(line, cohort, shard, sets_of(line)),
+        masks_by_series(jobs, cohort, shard, sets_of(line)),
     )
 
 

@@ -294,8 +294,8 @@ class PretrainConfig(StageConfig):
     def glance(self) -> PretrainConfig:
         """The block for a look at weights that are not trained: few volumes and crops, in the plainest way, so that the
         published sizes fit a machine that only evaluates."""
-        alone = {"accumulate": 1, "activation_checkpointing": False, "sharded": False, "compile": False}
-        alone |= {"precision": "float32"}
+        alone: dict[str, Any] = {"accumulate": 1, "precision": "float32"}
+        alone |= {"activation_checkpointing": False, "sharded": False, "compile": False}
         if isinstance(self.objective, HeadObjectiveConfig):
             return self.model_copy(update=alone | {"volumes_per_step": min(self.volumes_per_step, 8)})
         views, volumes = self.objective.views, min(self.volumes_per_step, 2)

@@ -13,7 +13,7 @@ from components.models.embed import DESCRIPTION, WEIGHTS, described
 from components.models.weights import mismatches, parted, read_weights
 from components.pretrain.config import PretrainConfig
 from components.pretrain.start_config import ROOT, FileStart, HubStart, ReleaseStart
-from components.settings import shown
+from components.settings import StageConfig, shown
 from components.sources.roots import root_of
 
 PLACED = "start.safetensors"  # in the run's folder, which all workers see
@@ -79,7 +79,7 @@ def _does_not_fit(config: PretrainConfig, wrong: str) -> str:
 def _require_alike(line: str, config: PretrainConfig, folder: Path) -> None:
     """Raise UserError where a release's encoder is not the line's. What it sees may change where training follows."""
     theirs = described(folder)
-    pairs = [("encoder", theirs.encoder, config.encoder)]
+    pairs: list[tuple[str, StageConfig, StageConfig]] = [("encoder", theirs.encoder, config.encoder)]
     if config.steps == 0:
         pairs.append(("input", theirs.input, config.input))
     wrong = [

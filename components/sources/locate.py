@@ -10,8 +10,9 @@ import pandas as pd
 from components.command import data_dir
 from components.errors import UserError
 from components.sources.config import SourceConfig
+from components.sources.masks import ROOT
 from components.sources.roots import place_of, root_of
-from components.sources.sets import sources_of
+from components.sources.sets import sets_of, sources_of
 from components.sources.tree import resolve
 from components.tables import read_table
 
@@ -32,7 +33,7 @@ def locate(line: str, key: str) -> Located:
 
     Args:
         line: model line, whose cohort is looked into.
-        key: of a series, or what the cohort's file table holds as a file's location.
+        key: of a series, what the cohort's file table holds as a file's location, or the pseudonym of a mask.
 
     Raises:
         UserError: no such key, the line has no cohort yet, or the series has no files of its own.
@@ -47,10 +48,10 @@ def locate(line: str, key: str) -> Located:
     remarks = _remarks(found, labelled[labelled["series"].isin({key, *found["series"]})])
     if len(row) and row["source"].iloc[0] == "idc":
         return Located([f"s3://{row['location'].iloc[0]}"], remarks)
-    if found.empty and len(row):
-        raise UserError(f"series {key}: source {row['source'].iloc[0]!r} keeps no files of its own on this machine")
+    if found.empty and row.empty:
+        return _mask(line, key)
     if found.empty:
-        raise UserError(f"key {key!r}: neither a series nor a file of line {line}'s cohort")
+        raise UserError(f"series {key}: source {row['source'].iloc[0]!r} keeps no files of its own on this machine")
     sources = sources_of(line)
     paths: list[str] = []
     for of_set, members in found.groupby("set")["location"]:  # names that are shown may be those of several trees
@@ -61,6 +62,19 @@ def locate(line: str, key: str) -> Located:
             )
         paths += _paths(place_of(line, str(of_set)), sources[str(of_set)], members.tolist())
     return Located(sorted(set(paths)), remarks)
+
+
+def _mask(line: str, key: str) -> Located:
+    for name, of in sets_of(line).items():
+        if of.config.masks is not None and of.config.masks.digest is not None and of.paths == "keyed":
+            try:
+                (location,) = resolve(ROOT, of.place, [key])
+            except UserError:  # none of this set's
+                continue
+            return Located(
+                [f"{root_of(ROOT, of.place).resolve()}/{location}"], [f"set {name}: in the folder of its masks"]
+            )
+    raise UserError(f"key {key!r}: neither a series nor a file of line {line}'s cohort")
 
 
 def _paths(place: str, source: SourceConfig, members: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from components.ct.dataset import open_dataset
 from components.ct.labels.same_scan import RTSTRUCT, SEG, referenced_series
@@ -36,18 +36,28 @@ class MasksConfig(StageConfig):
     """Block ``masks`` of a labelled set.
 
     Attributes:
-        digest: of the masks in the folder, see :func:`digest_of`.
+        digest: of the masks in a folder, see :func:`digest_of`.
         match: how a mask's path below the folder, without .nii, .nii.gz or .dcm, names its scan: a pattern with one of
             ``{patient}``, ``{study}``, ``{series}``, ``{accession}`` and ``{file}`` (the scan's file without its
             suffix, or its folder), such as 'labelsTr/{patient}', or a regular expression with such a group. Where a
             file holds one structure, ``{structure}`` names it, as in '{patient}/segmentations/{structure}'; all of its
             values but 0 are that structure then. Null: of SEG and RTSTRUCT, by the series that they refer to.
+        analysis_results: instead of a folder, of scans of the Imaging Data Commons: whose SEG and RTSTRUCT are taken,
+            as its index names them; ``own`` for those that came with a collection itself.
         names: value of a label map, or name of a structure as file or object have it, to the name that it gets here.
     """
 
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    match: Name | None
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    match: Name | None = None
+    analysis_results: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     names: Mapping[int | str, Name] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> MasksConfig:
+        of_folder, of_index = self.digest is not None, self.analysis_results is not None
+        if of_folder == of_index or (of_index and self.match is not None):
+            raise ValueError("{digest: ..., match: ...} of a folder, or {analysis_results: [...]} of scans of the idc")
+        return self
 
     @field_validator("match")
     @classmethod
@@ -77,11 +87,12 @@ class Mask:
     """A file of labels.
 
     Attributes:
-        location: relative to the folder.
-        sha256: of its bytes.
+        location: relative to the folder; of the Imaging Data Commons, bucket and UUID of a series of objects.
+        sha256: of its bytes; '' where the location tells for ever what they are.
         kind: what ``named`` is, one of :data:`SCAN_NAMES`.
         named: the scan that it is of, or the scans that it refers to; none where it says nothing.
         structure: which the path says that it holds; '' where the file itself names its structures.
+        files, bytes: of a series of objects; 0 of a file.
     """
 
     location: str
@@ -89,6 +100,8 @@ class Mask:
     kind: str
     named: tuple[str, ...]
     structure: str
+    files: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,13 +165,13 @@ def _by_path(files: Iterable[str], match: str) -> list[Mask]:
 def _by_reference(root: Path, files: Iterable[str]) -> list[Mask]:
     found = []
     for location in files:
-        series = _series_of(root / location)
+        series = referred_by(root / location)
         if series is not None:
             found.append(Mask(location, "", "series", series, ""))
     return found
 
 
-def _series_of(path: Path) -> tuple[str, ...] | None:
+def referred_by(path: Path) -> tuple[str, ...] | None:
     """UIDs of the series that a SEG or RTSTRUCT refers to; None of what is neither."""
     if path.name.endswith((".nii", ".nii.gz")):
         return None

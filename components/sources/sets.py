@@ -183,17 +183,15 @@ class LabelledSet:
     def _labels(self) -> str:
         return f"{self.line}.{SETS}.{self.name}.labels"
 
-    def masks(self) -> Found | None:
-        """Its masks on this machine; None where it has none. Raises UserError where they are not the pinned ones."""
-        of = self.config.masks
-        if of is None:
-            return None
+    def masks(self, of: MasksConfig) -> Found:
+        """Its masks in a folder of this machine. Raises UserError where they are not the pinned ones."""
         found = find_masks(root_of(ROOT, self.place), of.match)
         digest = digest_of(found.masks)
         if digest != of.digest:
             raise UserError(
                 f"{self.line}.{SETS}.{self.name}.masks.digest: the masks have digest {digest[:12]}, pinned is "
-                f"{of.digest[:12]}; pin them as they are now with `ctfoundry set pin {self.name} --line {self.line}`"
+                f"{str(of.digest)[:12]}; pin them as they are now with `ctfoundry set pin {self.name} --line "
+                f"{self.line}`"
             )
         return found
 
@@ -314,12 +312,20 @@ def set_of(line: str, name: Any, values: Any, cohort: Mapping[str, Any]) -> Labe
             f"params.yaml: {line}.{SETS}: {shown(name)} is not allowed: a-z, 0-9 and _, a letter first, at most 40"
         )
     config = parse(SetConfig, _with_plans(values, where), where)
+    of_index = config.masks is not None and config.masks.analysis_results is not None
     if config.scans is None:
         nifti = cohort.get("nifti")
         if cohort.get("source") == "nifti" and isinstance(nifti, dict) and nifti.get("patient") is None:
             raise ParamsError(patient_missing(f"{line}.cohort"))
+        source = None
+    else:
+        source = parse(SourceConfig, _source_block(config.scans, cohort), f"{where}.scans")
+    if of_index and (source is None or source.source != "idc"):
+        raise ParamsError(
+            f"params.yaml: {where}.masks.analysis_results: not allowed with these scans: only with {{source: idc}}"
+        )
+    if source is None:
         return LabelledSet(line, name, config, None, str(cohort.get("paths")))
-    source = parse(SourceConfig, _source_block(config.scans, cohort), f"{where}.scans")
     if source.source == PHANTOM:
         _check_site(source.phantom.site, cohort, f"{where}.scans.phantom")
     if source.source == "nifti" and source.nifti.patient is None:

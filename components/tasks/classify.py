@@ -150,8 +150,8 @@ def judge(question: Question) -> Outcome:
         if task.serve and not outside:
             numbers = task_metrics([score for of in judged.values() for score in of.scores], FIGURES)[part.name]
             heads[part.name] = head_of(question.name, part, judged[ENCODER].fitted, numbers)
-    if KIND.trains(task):  # on the parts of its own site
-        more = trained(question, [part for part, _ in shown if not _is_of(part.name, elsewhere)])
+    if KIND.trains(task):
+        more = trained(question, [part for part, _ in shown], curved)
         scores += more.scores
         tables += more.cases
         for trained_part, of_part in more.curves.items():

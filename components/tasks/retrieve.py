@@ -50,6 +50,7 @@ FIGURES = {"map": Measure("Mean average precision")} | {
     for k in AT
 }
 Distance = Literal["cosine", "euclidean", "least_patch"]
+PEER = "peer_"  # begins the name of another's encoder, of which there are vectors only
 OF_PROTOCOL: dict[str, Distance] = {"organmnist3d": "euclidean", "3d_mir": "least_patch"}
 ASKED = {None: ("precision", "hit"), "organmnist3d": ("ap", "hit", "f1"), "3d_mir": ("precision", "ap")}
 
@@ -130,11 +131,15 @@ def judge(question: Question) -> Outcome:
     if rows["task"].nunique() > 1:
         means, remarks[question.name] = family_mean(scores, question.name)
         scores += means
+    peers = [method.removeprefix(PEER) for method in question.features.methods if method.startswith(PEER)]
+    if least and peers:
+        told = f"Without {', '.join(peers)}: of peers there are vectors, and no patches."
+        remarks[question.name] = " ".join(filter(None, [remarks.get(question.name), told]))
     return Outcome(scores, pd.concat(tables, ignore_index=True), pictures, remarks)
 
 
 def _of_encoder(method: str) -> bool:
-    return method == ENCODER or method.startswith(f"{RANDOM}_")
+    return method == ENCODER or method.startswith((f"{RANDOM}_", PEER))
 
 
 def similarity(task: RetrieveConfig, vectors: Array, part: Part) -> Array:

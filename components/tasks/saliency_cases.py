@@ -118,7 +118,8 @@ def cases_of(
 ) -> tuple[list[Case], list[str]]:
     """The cases of rows, and the names of those that show nothing of the structure."""
     found, lost = [], []
-    for row in track(rows.to_dict("records"), [1] * len(rows), "opening"):
+    for record in track(rows.to_dict("records"), [1] * len(rows), "opening"):
+        row = {str(name): value for name, value in record.items()}
         region = region_of(question, row, encoder.config.input.size_vox, names)
         case = _case(region, row, encoder, question.task.block_mm) if region.mask.any() else None
         if case is None:

@@ -48,13 +48,13 @@ class Blocks:
 
     def sums(self, values: Array) -> Array:
         """(K,) of values (D, H, W)."""
-        found: Array = np.bincount(self.number.ravel(), weights=values.ravel(), minlength=self.count)
-        return found
+        found = np.bincount(self.number.ravel(), weights=values.ravel(), minlength=self.count)
+        return np.asarray(found, dtype=np.float64)
 
     def centres(self) -> Array:
         """(K, 3), in voxels."""
-        axes = np.indices(self.number.shape).astype(np.float64)
-        return np.stack([self.sums(axis) / self.sizes for axis in axes], axis=1)
+        places: Array = np.indices(self.number.shape).astype(np.float64)
+        return np.stack([self.sums(places[axis]) / self.sizes for axis in range(3)], axis=1)
 
 
 def neutral_of(seen: Tensor) -> Tensor:

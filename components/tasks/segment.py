@@ -20,15 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from components.ct.labels.stored import label_map_of, names_of
+from components.ct.labels.stored import label_map_of, read_names
 from components.errors import UserError
-from components.files import read_json
-from components.tasks.config import LINE
 from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned
 from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score, per_case, task_metrics
 from components.tasks.segment_config import FineTuneConfig, SegmentConfig
 from components.tasks.segment_scans import Scan, open_scan
-from components.tasks.table import Built, Inputs, none_built, task_table
+from components.tasks.table import LINE_SET, Built, Inputs, none_built, task_table
 
 if TYPE_CHECKING:
     from components.models.segment_head import SegmentHead
@@ -59,14 +57,15 @@ def cases(name: str, task: SegmentConfig, inputs: Inputs) -> Built:
     """
     if inputs.sees == "scan":
         return none_built({name: "such an encoder sees whole scans, resized: it has no levels of a scan's own voxels"})
-    all_scans = inputs.scans() if task.set == LINE else labelled_scans(task.set, inputs)
-    scans = all_scans[[label_map_of(Path(volume)) is not None for volume in all_scans["volume"]]]
-    lacking = len(all_scans) - len(scans)
+    everything = inputs.scans_of(task.set)
+    mapped = everything[[label_map_of(Path(volume)) is not None for volume in everything["volume"]]]
+    if mapped.empty:
+        of = "evaluation series" if task.set == LINE_SET else f"scans of {task.set}"
+        return none_built({name: f"none of the {len(everything)} accepted {of} has a label map"})
+    structures = _structures(name, task, inputs, mapped)
+    scans = mapped[[set(structures) <= _names(volume) for volume in mapped["volume"]]]
+    lacking = len(everything) - len(scans)
     scans = scans.drop_duplicates("patient")
-    if scans.empty:
-        of = "accepted evaluation series" if task.set == LINE else f"accepted scans of {task.set}"
-        return none_built({name: f"none of the {len(all_scans)} {of} has a label map"})
-    structures = _structures(name, task, inputs, scans)
     drawn = scans.assign(order=[_order(inputs.config.seed, patient) for patient in scans["patient"]])
     drawn = drawn.sort_values("order")
     sides = {
@@ -87,28 +86,23 @@ def cases(name: str, task: SegmentConfig, inputs: Inputs) -> Built:
     return Built(table, remarks={name: _remark(task, structures, train, test, lacking)})
 
 
-def labelled_scans(of: str, inputs: Inputs) -> pd.DataFrame:
-    """The accepted scans of a labelled set, each once, with the set's split; sorted."""
-    rows = inputs.labelled[inputs.labelled["set"] == of].merge(
-        inputs.curated.loc[inputs.curated["status"] == "accepted", ["series", "volume"]], on="series"
-    )
-    return rows.drop_duplicates("series").sort_values("series")
-
-
 def _structures(name: str, task: SegmentConfig, inputs: Inputs, scans: pd.DataFrame) -> list[str]:
-    if task.structures is None and task.set == LINE:
+    if task.structures is None and task.set == LINE_SET:
         return sorted(set(inputs.annotated(ORGAN, scans)["structure"]))
-    maps = [label_map_of(Path(volume)) for volume in scans["volume"]]
-    known = {str(structure) for path in maps if path is not None for structure in read_json(names_of(path)).values()}
-    if task.structures is None:
-        return sorted(known)
-    unknown = [structure for structure in task.structures if structure not in known]
+    known = sorted(set().union(*(_names(volume) for volume in scans["volume"])))
+    unknown = [structure for structure in task.structures or () if structure not in known]
     if unknown:
         raise UserError(
             f"params.yaml: {inputs.line}.tasks.{name}.structures: {unknown[0]!r} is not allowed: "
-            f"one of {', '.join(sorted(known))}"
+            f"one of {', '.join(known)}"
         )
-    return sorted(task.structures)
+    return known if task.structures is None else sorted(task.structures)
+
+
+def _names(volume: str) -> set[str]:
+    """The structures that were looked for in a scan."""
+    path = label_map_of(Path(volume))
+    return set() if path is None else set(read_names(path).values())
 
 
 def _order(seed: int, patient: str) -> str:
@@ -121,7 +115,7 @@ def _remark(task: SegmentConfig, structures: Sequence[str], train: int, test: in
     )
     if left_out := [number for number in task.scans if number > train]:
         told += f" Left out, too few labelled scans: {', '.join(str(number) for number in left_out)}."
-    return told + (f" {lacking} scans have no label map." if lacking else "")
+    return told + (f" {lacking} scans have no label map of all of these." if lacking else "")
 
 
 @dataclass(frozen=True)
@@ -159,7 +153,7 @@ def judge(question: Question) -> Outcome:
             slices.append(shown(scan, predicted))
     table = pd.concat(tables, ignore_index=True)
     parts = [
-        _part(question, rows, part_of(question.name, bool(tuned), int(scans), numbers[-1]))
+        _part(question, rows, part_of(question.name, bool(tuned), int(str(scans)), numbers[-1]))
         for (tuned, scans), rows in table.groupby(["tuned", "scans"], sort=True)
     ]
     scores = [score for of, _ in parts for score in of]
@@ -377,13 +371,13 @@ def _head(
 
 
 def _parts(name: str, task: SegmentConfig, scanned: Scanned) -> list[str]:
-    if scanned.sees == "scan" or (task.set == LINE and not scanned.trunk):
+    if scanned.sees == "scan" or (task.set == LINE_SET and not scanned.trunk):
         return []
     tuned = (False, True) if task.fine_tune is not None else (False,)
     return [part_of(name, of, number, task.scans[-1]) for of in tuned for number in task.scans]
 
 
 KIND = Kind(
-    SegmentConfig, FIGURES, cases, judge, placed=False, columns=lambda _: {},
-    built_in={LINE: ()}, parts=_parts,
+    SegmentConfig, FIGURES, cases, judge, placed=False, masked=True, columns=lambda _: {},
+    built_in={LINE_SET: ()}, parts=_parts,
 )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -34,7 +34,9 @@ from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score
 from components.tasks.trained import FineTuneConfig
 
 WORKERS = 2  # cores; of a GPU's memory, two encoders
-ItemT, ReadyT, DoneT = TypeVar("ItemT"), TypeVar("ReadyT"), TypeVar("DoneT")
+ItemT = TypeVar("ItemT")
+ReadyT = TypeVar("ReadyT")
+DoneT = TypeVar("DoneT")
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,13 @@ class Trained:
             self.cases.append(cases)
 
 
-def trained(question: Question, parts: Sequence[Part]) -> Trained:
+def trained(question: Question, parts: Sequence[Part], curved: Collection[str]) -> Trained:
     """Whatever of fine-tuning and attention the block asks for.
 
     Args:
         question: with a block of kind classify.
         parts: of its table.
+        curved: those that have a curve against the number of labels.
     """
     found, task = Trained(), question.task
     with seen_by(question.encoders[ENCODER](), question.rows, question.volumes) as seen:
@@ -71,7 +74,7 @@ def trained(question: Question, parts: Sequence[Part]) -> Trained:
             _attend(question, parts, seen, found)
         if task.fine_tune is not None:
             _fine_tune(question, parts, seen, found)
-            _few_shot(question, parts, seen, found)
+            _few_shot(question, [part for part in parts if part.name in curved], seen, found)
     return found
 
 

@@ -41,7 +41,7 @@ LINE = "wholebody"
 ORGANS = ("lung_right", "lung_left", "heart", "liver", "spleen", "kidney_right", "kidney_left", "spine", "aorta")
 DECODER = DecoderConfig(
     averaged=(1, 2, 2), finest=1, width=128, dropout=0.3, voxels=40_000, batch=2048, steps=150, crops=2,
-    crop_cells=(2, 4, 4), learning_rate=0.01, window_vox=(64, 64, 64), overlap=0.25,
+    crop_cells=(2, 4, 4), learning_rate=0.01, window_vox=(64, 64, 64), overlap=0.25, one_piece=False,
     varied=VariedConfig(copies=0, zoom=0.0, contrast=0.0, shift_hu=0.0, noise_hu=0.0),
 )  # fmt: skip
 REPEATS = 3

@@ -26,19 +26,22 @@ def small(content: dict[str, Any]) -> None:
         content[line]["evaluate"].update(bootstrap=100, random_seeds=[1, 2], minimum_patients=2)
         content[line]["tasks"]["saliency"].update(cases=3, steps=2, untrained=2)
         content[line]["tasks"]["retrieve"].update(untrained=2)
-        for task in content[line]["tasks"].values():
-            if task["kind"] == "segment":
-                task.update(scans=[1], test_scans=2)
-                task["decoder"].update(
-                    steps=10, voxels=1000, averaged=[2, 4, 4], varied=task["decoder"]["varied"] | {"copies": 0}
-                )
         gates = content[line]["gate"]
         gates["better_than_random"] = []  # of few patients and two untrained encoders nothing follows
         for gate in gates["floors"]:
             gate["minimum"] = 0.0
         gates["max_reject_rate"] = 0.6
+    findings = content["head"]["tasks"]["findings"]
+    findings["few_shot"] = [1, 2]
+    findings["fine_tune"].update(steps=2, few_shot_steps=2, scratch=2)
+    findings["attentive"].update(steps=2, untrained=2)
     content["head"]["sets"]["elsewhere"]["scans"]["phantom"]["evaluation_patients"] = 8
-    keep(content, "wholebody", "organs", "stability", "locate")  # a stage each; the others have tests of their own
+    segmented = content["wholebody"]["tasks"]["organs_segmented"]
+    segmented.update(scans=[1], test_scans=2)
+    segmented["decoder"].update(steps=10, voxels=1000, averaged=[2, 4, 4])
+    segmented["decoder"]["varied"]["copies"] = 0
+    # a stage each; the others have tests of their own
+    keep(content, "wholebody", "organs", "stability", "locate", "organs_segmented")
 
 
 def keep(content: dict[str, Any], line: str, *tasks: str) -> None:

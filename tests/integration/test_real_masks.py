@@ -72,7 +72,7 @@ def preprocessed(scans: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     acquire_shard(LINE, 0, data / "cohort", sources, acquire, data / "acquire")
     screened = screen_shard(data / "acquire", scans, 0, load_stage(ScreenConfig, LINE, "screen"), data / "screen")
     jobs, grid = jobs_of(LINE, data / "cohort", 0, sources, acquire), load_stage(PreprocessConfig, LINE, "preprocess")
-    masks = masks_by_series(LINE, data / "cohort", 0, sets_of(LINE))
+    masks = masks_by_series(jobs, data / "cohort", 0, sets_of(LINE))
     catalogue = preprocess_shard(jobs, data / "acquire", screened, grid, data / "preprocess", masks)
     return catalogue, account(data / "cohort", (0,), screened[["series", "reason"]], catalogue)
 

@@ -49,6 +49,28 @@ def test_a_scan_is_embedded_with_the_release_as_it_was_made(released: tuple[Chec
     assert answer["dim"] == len(answer["embedding"]) > 0
 
 
+def test_a_scan_is_segmented_on_its_own_grid(released: tuple[Checkout, str, str]) -> None:
+    checkout, line, _ = released
+    if line == "head":
+        pytest.skip("its encoder sees whole scans")
+    z, y, x = np.mgrid[:40, :100, :100] - np.array([20, 50, 50])[:, None, None, None]
+    hu = np.where((y / 40) ** 2 + (x / 45) ** 2 + (z / 30) ** 2 < 1, 40, -1000).astype(np.int16)
+    affine = np.diag([2.0, 2.0, 4.0, 1.0])
+    nib.save(nib.Nifti1Image(hu.T, affine), checkout.folder / "scan.nii.gz")
+    done = checkout.run("ctfoundry", "segment", "--line", line, "scan.nii.gz", "--out", "labels.nii.gz")
+    assert done.returncode == 0, done.stderr
+    answer, labels = json.loads(done.stdout), nib.load(checkout.folder / "labels.nii.gz")
+    for name in ("scan.nii.gz", "labels.nii.gz"):
+        (checkout.folder / name).unlink()
+    assert answer["part"] == "organs_segmented"
+    assert labels.shape == hu.T.shape
+    np.testing.assert_allclose(np.abs(labels.affine[:3, :3]), affine[:3, :3])
+    found = np.asarray(labels.dataobj)
+    for value, told in answer["structures"].items():
+        assert told["volume_ml"] == pytest.approx((found == int(value)).sum() * 0.016, abs=1e-3)
+    assert "| organs_segmented |" in (checkout.folder / "releases" / line / "MODEL_CARD.md").read_text()
+
+
 def test_every_planted_fault_is_caught_and_no_clean_series(released: tuple[Checkout, str, str]) -> None:
     checkout, line, _ = released
     data = checkout.folder / "data" / line

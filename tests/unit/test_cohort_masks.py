@@ -13,11 +13,14 @@ from components.cohort.masks import COLUMNS
 from components.command import masks_slice
 from components.errors import UserError
 from components.files import read_json
-from components.preprocess.masks import masks_by_series
-from components.settings import ParamsError
+from components.preprocess.masks import SeriesMasks, masks_by_series
+from components.settings import ParamsError, load_stage
+from components.sources.config import AcquireConfig
+from components.sources.locate import Located, locate
 from components.sources.masks import digest_of, find_masks
 from components.sources.roots import record_root
-from components.sources.sets import sets_of
+from components.sources.series import jobs_of
+from components.sources.sets import sets_of, sources_of
 from components.sources.tree import tree_digest
 from components.tables import read_table
 from tests.unit.small_pacs import make_series
@@ -54,6 +57,12 @@ def account(name: str = "site") -> dict[str, Any]:
     return {key: len(value) if isinstance(value, list) else value for key, value in found.items()}
 
 
+def by_series_of(shard: int) -> dict[str, SeriesMasks]:
+    acquire = load_stage(AcquireConfig, LINE, "acquire")
+    jobs = jobs_of(LINE, Path("cohort"), shard, sources_of(LINE), acquire)
+    return masks_by_series(jobs, Path("cohort"), shard, sets_of(LINE))
+
+
 @pytest.mark.parametrize("paths", ["keyed", "shown"])
 def test_each_mask_finds_its_scan_or_is_told(paths: str, checkout: Path) -> None:
     """MRN5 was scanned twice, MRN9 never, and MRN4 is in no row; nothing lies beside MRN3's scan."""
@@ -71,15 +80,23 @@ def test_each_mask_finds_its_scan_or_is_told(paths: str, checkout: Path) -> None
         assert list(table) == list(COLUMNS)
         assert set(table["series"].map(dict(zip(found["series"], found["shard"], strict=True)))) <= {shard}
         assert table["location"].str.startswith("MRN").all() == (paths == "shown") or table.empty
-        by_series |= masks_by_series(LINE, Path("cohort"), shard, sets_of(LINE))
+        by_series |= by_series_of(shard)
     assert sorted(tuple(of[1] for of in masks.files) for masks in by_series.values()) == [
         ("kidney", "liver"),
         ("liver",),
     ]
     assert {tuple(masks.names.items()) for masks in by_series.values()} == {(("1", "liver"),)}
+    if paths == "keyed":
+        shutil.copytree("cohort", Path("data") / LINE / "cohort")
+        lost = read_json(Path("cohort/labelled.json"))["site"]["masks"]["masks_without_scan"][0]
+        assert locate(LINE, lost) == Located(
+            [str(checkout / "masks/MRN9/liver.nii.gz")], ["set site: in the folder of its masks"]
+        )
+        with pytest.raises(UserError, match="neither a series nor a file"):
+            locate(LINE, "f0123")
     both = next(masks for masks in by_series.values() if len(masks.files) == 2)
-    assert [file.path.read_text() for file in both._found()] == ["MRN0/kidney.nii.gz", "MRN0/liver.nii.gz"]
-    assert [file.shown for file in both._found()] == [of[0] for of in both.files]
+    assert [file.path.read_text() for file in both.found()] == ["MRN0/kidney.nii.gz", "MRN0/liver.nii.gz"]
+    assert [file.shown for file in both.found()] == [of[0] for of in both.files]
 
 
 def test_an_object_is_of_each_series_that_it_refers_to(checkout: Path) -> None:
@@ -132,9 +149,7 @@ def test_a_mask_that_is_another_when_it_is_read_stops_the_stage(checkout: Path) 
     masked("{patient}")
     cohort()
     Path("masks/MRN0.nii.gz").write_bytes(b"another")
-    found = masks_by_series(LINE, Path("cohort"), 0, sets_of(LINE)) | masks_by_series(
-        LINE, Path("cohort"), 1, sets_of(LINE)
-    )
+    found = by_series_of(0) | by_series_of(1)
     (masks,) = found.values()
     with pytest.raises(UserError, match=r"masks f[0-9a-f]{16} of set site: not the file that the cohort lists; run"):
-        masks._found()
+        masks.found()

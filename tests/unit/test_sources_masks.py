@@ -92,7 +92,8 @@ def test_a_folder_without_a_mask_says_what_is_in_it(tmp_path: Path) -> None:
         ({"match": "labels_[0"}, "no pattern with {patient} or {study} or"),
         ({"match": None, "names": {0: "air"}}, "values of 1 and above; 0 is the background"),
         ({"match": None, "names": {1: ""}}, "at least 1 character"),
-        ({}, "masks.match: missing"),
+        ({"analysis_results": ()}, "at least 1 item"),
+        ({"analysis_results": ("own",)}, "masks: {digest: ..., match: ...} of a folder, or {analysis_results: [...]}"),
     ],
 )
 def test_a_mistake_in_the_block_is_one_line(block: dict[str, Any], said: str) -> None:

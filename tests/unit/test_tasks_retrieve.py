@@ -199,8 +199,9 @@ def test_patches_of_scans_stand_beside_those_of_untrained_encoders() -> None:
     vectors = vectors[rows.index]
     encoders = {name: lambda of=of: of for name, of in embedders(SCANS).items()}
     of = task(distance="least_patch", untrained=2)
-    outcome = judge(question("r", of, rows, {"encoder": vectors, "histogram": vectors}, encoders=encoders,
-                             volumes=Scans()))  # fmt: skip
+    features = {"encoder": vectors, "histogram": vectors, "peer_theirs": vectors}
+    outcome = judge(question("r", of, rows, features, encoders=encoders, volumes=Scans()))
+    assert outcome.remarks == {"r": "Without theirs: of peers there are vectors, and no patches."}
     assert {score.method for score in outcome.scores} == {"encoder", "random_1", "random_2", "histogram"}
     values_of = {method: values(outcome, method)["map"] for method in ("encoder", "histogram")}
     assert values_of["encoder"] != values_of["histogram"]

@@ -24,7 +24,7 @@ from components.models import decoder
 from components.models.embed import EmbedConfig, Embedder, untrained_embedder
 from components.models.heads import load_heads
 from components.models.segment_head import SegmentHead, load_segment_heads
-from components.models.segmenter import image_of
+from components.models.segmenter import image_of, largest_pieces
 from components.models.sliding import sliding_window, window_starts
 from components.settings import ParamsError, parse
 from components.tasks import dense
@@ -68,6 +68,7 @@ DECODER = {
     "varied": {"copies": 1, "zoom": 0.05, "contrast": 0.05, "shift_hu": 5.0, "noise_hu": 10.0},
     "averaged": [1, 2, 2], "finest": 0, "width": 16, "dropout": 0.1, "voxels": 2000, "batch": 256, "steps": 100,
     "crops": 2, "crop_cells": [2, 3, 3], "learning_rate": 0.02, "window_vox": [64, 64, 64], "overlap": 0.25,
+    "one_piece": True,
 }  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def test_cases_are_drawn_by_patient_and_not_by_the_order_of_rows(tmp_path: Path)
     table = built.table
     assert table.groupby("split")["patient"].nunique().to_dict() == {"test": 3, "train": 3}
     assert sorted(table["label"].unique()) == ["kidney_left", "liver"]
-    assert "1 scans have no label map" in built.remarks["organs"]
+    assert "1 scans have no label map of all of these" in built.remarks["organs"]
     shuffled = Inputs("wholebody", "crop", of.curated.sample(frac=1, random_state=3), of.annotations, CONFIG, GRID)
     pd.testing.assert_frame_equal(cases("organs", task(), shuffled).table, table)
     assert cases("organs", task(structures=None), of).table["label"].unique().tolist() == ["liver"]
@@ -293,6 +294,14 @@ def test_labels_are_interpolated_where_levels_lie() -> None:
     logits[1] = torch.from_numpy(grids.centres(2, 5)).float() - 8.4
     found = decoder.enlarged(logits, grids, (6, 16, 20))
     np.testing.assert_array_equal(found[0, 0], (np.clip(np.arange(20), 0.5, 16.5) > 8.4).astype(np.uint8))
+
+
+def test_of_each_structure_the_largest_piece_is_kept() -> None:
+    labels = np.zeros((6, 6, 6), np.uint8)
+    labels[0, 0, :4], labels[5, 5, :2], labels[3, 3, 3] = 1, 1, 2
+    expected = labels.copy()
+    expected[5, 5] = 0
+    np.testing.assert_array_equal(largest_pieces(labels), expected)
 
 
 def test_single_voxels_are_answered_as_the_whole_is() -> None:

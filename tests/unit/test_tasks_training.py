@@ -259,7 +259,7 @@ def test_a_task_is_fine_tuned_beside_scratch_and_frozen_on_the_same_draws(
     assert set(outcome.heads) == {"spot"}, "the frozen probe's"
     other = {"present": "absent", "absent": "present"}
     blind = both.assign(label=both["label"].where(both["split"] == "train", both["label"].map(other)))
-    again = trained(asked, [Part.of(name, rows, asked.config, 0.9) for name, rows in blind.groupby("task")])
+    again = trained(asked, [Part.of(name, rows, asked.config, 0.9) for name, rows in blind.groupby("task")], ["spot"])
     key = ["task", "method", "probe", "case", "of_class"]
     scores = outcome.cases.set_index(key)["score"]
     answered = pd.concat(again.cases).set_index(key)["score"]
