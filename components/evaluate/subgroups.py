@@ -178,9 +178,9 @@ def _gaps(block: Block, attribute: str, names: Sequence[str], parts: Sequence[in
     widest = block.measure.bounds[1] - block.measure.bounds[0]
     found = {}
     for name in names:
-        gap = _gap(block, [of[attribute] == name for of in block.groups], known, parts, drawn)
-        limits = np.clip(gap.interval(1 - (1 - LEVEL) / len(names)), -widest, widest).tolist()
-        found[name] = [round(float(number), DIGITS) for number in (gap.value, *limits)]
+        inside = [of[attribute] == name for of in block.groups]
+        value, *limits = _gap(block, inside, known, parts, drawn, 1 - (1 - LEVEL) / len(names))
+        found[name] = [round(float(number), DIGITS) for number in (value, *np.clip(limits, -widest, widest))]
     sign = -1.0 if block.measure.lower_is_better else 1.0
     worst = min(names, key=lambda name: (sign * found[name][0], name))
     return {"gaps": found, "worst": worst} | dict(zip(("gap", "gap_low", "gap_high"), found[worst], strict=True))
@@ -210,7 +210,7 @@ def _row(
     of = [(block.parts[index], inside[index]) for index in parts]
     own = draws(sorted(patients), config.bootstrap, config.seed)  # of the group's patients alone
     replicates = mean_defined([part.value(chosen, _weights(part, chosen, own)) for part, chosen in of])
-    sample = min((_sample(part, chosen) for part, chosen in of), key=lambda one: one.freedom)
+    sample = _least_free([_sample(part, chosen) for part, chosen in of])
     estimate = figure(replicates, sample, block.measure.bounds)
     numbers = (estimate.value, *estimate.interval())
     return (*start, *(round(float(value), DIGITS) for value in numbers), "")
@@ -228,19 +228,38 @@ def _sample(part: ByCase, chosen: Bools) -> Sample:
     return sample_of(patients, labels if part.of_classes else None)
 
 
-def _gap(block: Block, inside: Sequence[Bools], known: Sequence[Bools], parts: Sequence[int], drawn: Draws) -> Estimate:
-    """A group's figure less that of all others, all patients drawn together: some have scans in both."""
-    ours, theirs, samples = [], [], []
+def _gap(
+    block: Block, inside: Sequence[Bools], known: Sequence[Bools], parts: Sequence[int], drawn: Draws, level: float
+) -> tuple[float, float, float]:
+    """A group's figure less that of all others, with its limits, all patients drawn together: some have scans in
+    both."""
+    sides: tuple[list[Array], list[Array]] = [], []
+    of_sides: tuple[list[Sample], list[Sample]] = [], []
+    samples = []
     for index in parts:
         part, own = block.parts[index], inside[index]
         others = known[index] & ~own
         weights = drawn.weights(list(part.patients))
-        ours.append(part.value(own, weights))
-        theirs.append(part.value(others, weights))
+        for cases, replicates, of_side in zip((own, others), sides, of_sides, strict=True):
+            replicates.append(part.value(cases, weights))
+            of_side.append(_sample(part, cases))
         samples.append(_of_both(part, own, own | others))
-    difference = mean_defined(ours) - mean_defined(theirs)
-    sample = min(samples, key=lambda one: one.freedom)
-    return Estimate(float(difference[0]), float(standard_error(difference, sample)), sample.freedom)
+    ours, theirs = (mean_defined(replicates) for replicates in sides)
+    difference, sample = ours - theirs, _least_free(samples)
+    estimate = Estimate(float(difference[0]), float(standard_error(difference, sample)), sample.freedom)
+    if estimate.error:
+        return (estimate.value, *estimate.interval(level))
+    # Both the same in every draw, as where all cases are right: what their own limits say, as evaluate.falls has it.
+    (mine, mine_low, mine_high), (other, other_low, other_high) = (
+        (float(of[0]), *figure(of, _least_free(samples), block.measure.bounds).interval(level))
+        for of, samples in zip((ours, theirs), of_sides, strict=True)
+    )
+    below, above = (mine - mine_low, other_high - other), (mine_high - mine, other - other_low)
+    return mine - other, mine - other - math.hypot(*below), mine - other + math.hypot(*above)
+
+
+def _least_free(samples: Sequence[Sample]) -> Sample:
+    return min(samples, key=lambda one: one.freedom)
 
 
 def _of_both(part: ByCase, own: Bools, both: Bools) -> Sample:

@@ -44,38 +44,29 @@ def _ungrouped(wanted: SubgroupGap, metrics: Mapping[str, Any]) -> Verdict:
 
 def _worst_group(wanted: SubgroupGap, attribute: str, found: Mapping[str, Any], metrics: Mapping[str, Any]) -> Verdict:
     name = f"subgroup_gap {wanted.task} {attribute}"
-    small = _small(found)
-    if "gaps" not in found:
-        return Verdict(name, None, wanted.maximum, OFF, small)
+    compared, of = found.get("gaps", {}), "patients of the rarest class" if found["of_classes"] else "patients"
+    counts = ", ".join(f"{group} {count}" for group, count in found["patients"].items() if group not in compared)
+    if not compared:
+        detail = f"too small: no two known groups of at least {found['needed']} {of}: {counts}"
+        return Verdict(name, None, wanted.maximum, OFF, detail)
     behind = {
-        group: _behind(numbers, found["figure"] in metrics["lower_is_better"])
-        for group, numbers in found["gaps"].items()
+        group: _behind(numbers, found["figure"] in metrics["lower_is_better"]) for group, numbers in compared.items()
     }
     group = max(behind, key=lambda one: (behind[one][1], one))
     gap, near, far = behind[group]
     detail = (
         f"{found['figure']} of {group} is {gap:.3f} [{near:.3f}, {far:.3f}] worse than of the others of {len(behind)} "
         f"groups; shown is the near end, which must not be above the bound; not ruled out: "
-        f"{max(limits[2] for limits in behind.values()):.3f}{'; left out, ' if small else ''}{small}"
+        f"{max(limits[2] for limits in behind.values()):.3f}"
     )
+    detail += f"; too small, of less than {found['needed']} {of}: {counts}" if counts else ""
     return Verdict(name, near, wanted.maximum, word(near <= wanted.maximum), detail)
 
 
 def _behind(numbers: Sequence[float], lower_is_better: bool) -> tuple[float, float, float]:
     """By how much a group is worse than all others, with the near and the far end, of its gap with both limits."""
     gap, low, high = (float(number) for number in numbers)
-    return (gap, low, high) if lower_is_better else (-gap, -high, -low)
-
-
-def _small(found: Mapping[str, Any]) -> str:
-    """Which groups are too small, and how small; of groups that are large, why they are not compared all the same."""
-    compared = found.get("gaps", {})
-    counts = ", ".join(f"{group} {count}" for group, count in found["patients"].items() if group not in compared)
-    if not counts:
-        return ""
-    return f"too small: {counts} patients{' of the rarest class' if found['of_classes'] else ''}; at least " + (
-        f"{found['needed']}{'' if compared else ' in two groups that are known'} are needed"
-    )
+    return (gap, low, high) if lower_is_better else (0.0 - gap, 0.0 - high, 0.0 - low)
 
 
 def external_falls(config: GateConfig, metrics: Mapping[str, Any]) -> list[Verdict]:

@@ -147,6 +147,18 @@ def test_the_worst_group_is_found_with_its_gap_to_all_others() -> None:
     assert chance["gap_low"] < 0 < chance["gap_high"]
 
 
+def test_groups_in_which_all_is_right_leave_a_gap_possible() -> None:
+    """Every draw has the same figures: 15 of 15 patients are not all patients."""
+    rows, headers = scans(30)
+    headers["manufacturer"] = np.tile(["SIEMENS", "Philips"], 15)
+    cases = rows[["task", "case", "patient"]].assign(method="encoder", probe="dice", label="x", of_class="x", score=1.0)
+    (block,) = blocks_of(cases, {"dice": Measure("Dice")}, groups_of(rows, headers, NO_SETS), {"t"})
+    for gap, low, high in compare(block, CONFIG)[1]["vendor"]["gaps"].values():
+        assert gap == 0
+        assert -0.5 < low < -0.1
+        assert high == pytest.approx(-low)
+
+
 def test_of_an_error_the_worst_group_is_the_highest() -> None:
     assert gap_of("Philips", Measure("Error", (0.0, np.inf), lower_is_better=True))["worst"] != "PHILIPS"
 
