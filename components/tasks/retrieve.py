@@ -10,6 +10,7 @@ among the first k (0 where there is none); HR@k, whether there is one; F1@k, of 
 least*: of each dimension the smallest value of any patch. Nearest by cosine distance of these vectors. Precision at 3,
 5 and 10, and AP among the first 10.
 
+Of many test cases an equal share of each class asks (:func:`components.tasks.judging.asking`).
 Vectors are pooled as the line's ``evaluate.pooling`` says, where CT-FM took the last level's mean. Patches are those of
 the last level; of a whole scan, where the encoder sees crops, the crops that cover it (CT-FM's overlap).
 """
@@ -24,7 +25,7 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import Field, model_validator
 
-from components.figures.arrays import Array
+from components.figures.arrays import Array, Integers
 from components.settings import StageConfig
 from components.tasks import classify
 from components.tasks.classify import ClassifyConfig
@@ -107,7 +108,7 @@ def cases(name: str, task: RetrieveConfig, inputs: Inputs) -> Built:
 
 def judge(question: Question) -> Outcome:
     """Every figure of every method on every part of the task, and of findings the mean over them."""
-    from components.tasks.judging import Part
+    from components.tasks.judging import Part, asking
     from components.tasks.retrieve_pictures import found_by
 
     task, config = question.task, question.config
@@ -119,14 +120,15 @@ def judge(question: Question) -> Outcome:
     pictures: dict[str, Any] = {}
     for name, own in rows.groupby("task"):
         part = Part.of(str(name), own, config)
+        queries = asking(part)
         for method in [*sorted(least), *(method for method in asked if method not in least)]:
             vectors = least[method][own.index] if method in least else question.features.of(method, part.rows)
-            alike = similarity(task, vectors, part)
-            of, table = _judged(task, part, method, alike)
+            alike = similarity(task, vectors, part, queries)
+            of, table = _judged(task, part, method, alike, queries)
             scores += of
             tables.append(table)
             if method == ENCODER and not pictures:  # of several parts the first
-                pictures |= found_by(question, part, alike, _gallery(task, part))
+                pictures |= found_by(question, part, alike, queries, _gallery(task, part))
     remarks = {}
     if rows["task"].nunique() > 1:
         means, remarks[question.name] = family_mean(scores, question.name)
@@ -142,26 +144,28 @@ def _of_encoder(method: str) -> bool:
     return method == ENCODER or method.startswith((f"{RANDOM}_", PEER))
 
 
-def similarity(task: RetrieveConfig, vectors: Array, part: Part) -> Array:
-    """(test cases, cases) of vectors (cases, dimension), by the task's distance."""
+def similarity(task: RetrieveConfig, vectors: Array, part: Part, queries: Integers) -> Array:
+    """(queries, cases) of vectors (cases, dimension), by the task's distance."""
     from components.figures.similarity import cosine_similarity, euclidean_similarity
 
     if task.by == "euclidean":
-        return euclidean_similarity(vectors[part.test], vectors)
+        return euclidean_similarity(vectors[queries], vectors)
     centre = vectors[~part.test].mean(axis=0) if task.by == "cosine" else np.zeros(vectors.shape[1])
-    return cosine_similarity(vectors[part.test], vectors, centre)
+    return cosine_similarity(vectors[queries], vectors, centre)
 
 
 def _gallery(task: RetrieveConfig, part: Part) -> npt.NDArray[np.bool_]:
     return np.ones(len(part.test), dtype=np.bool_) if task.protocol is None else ~part.test
 
 
-def _judged(task: RetrieveConfig, part: Part, method: str, alike: Array) -> tuple[list[Score], pd.DataFrame]:
+def _judged(
+    task: RetrieveConfig, part: Part, method: str, alike: Array, queries: Integers
+) -> tuple[list[Score], pd.DataFrame]:
     from components.figures.resampling import together
     from components.figures.retrieval import over_queries, retrieve
+    from components.tasks.judging import RETRIEVAL_REPLICATES
 
-    queries = np.flatnonzero(part.test)
-    weights = together(*part.sides).weights(part.patients.tolist())
+    weights = together(*part.sides).weights(part.patients.tolist())[: RETRIEVAL_REPLICATES + 1]
     cut = () if task.protocol is None else task.at if task.protocol == "organmnist3d" else task.at[-1:]
     found = retrieve(alike, queries, part.labels, part.patients, weights, task.at, cut, _gallery(task, part))
     labels, classes = part.labels[queries], part.classes
@@ -172,7 +176,7 @@ def _judged(task: RetrieveConfig, part: Part, method: str, alike: Array) -> tupl
         replicates = over_queries(of_queries, labels, classes, weights[:, queries])
         scores.append(Score(part.name, method, name, replicates, len(queries), part.sample))
         of_case = np.round(of_queries[0][:, None], DIGITS)
-        tables.append(per_case(part.rows[part.test], part.name, method, name, [name], of_case))
+        tables.append(per_case(part.rows.iloc[queries], part.name, method, name, [name], of_case))
     return scores, pd.concat(tables)
 
 

@@ -21,16 +21,18 @@ FIRST = 5  # found ones that are shown
 REACH_MM = 32.0  # shown to each side of a place
 
 
-def found_by(question: Question, part: Part, alike: Array, gallery: Bools) -> dict[str, tuple[Figure, str]]:
+def found_by(
+    question: Question, part: Part, alike: Array, queries: Integers, gallery: Bools
+) -> dict[str, tuple[Figure, str]]:
     """The query whose first five are right most often, and the one of which fewest are; of equals the first.
 
     Args:
         question: of the task.
         part: its cases.
-        alike: (test cases, cases) by the encoder.
+        alike: (queries, cases) by the encoder.
+        queries: the case of each.
         gallery: (cases,) which of them may be found.
     """
-    queries = np.flatnonzero(part.test)
     ranked = [_ranked(part, alike[row], int(case), gallery) for row, case in enumerate(queries)]
     right = np.array([(part.labels[of] == part.labels[case]).mean() for case, of in zip(queries, ranked, strict=True)])
     found = {}
