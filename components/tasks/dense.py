@@ -17,10 +17,8 @@ import torch
 from monai.losses.dice import DiceCELoss
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 from components.ct.store import Int16Array
-from components.models.build import build_encoder
 from components.models.decoder import Grids, Triple, UInt8Array, at_finest
 from components.models.embed import EmbedConfig, Embedder
 from components.models.segmenter import Segmenter, image_of
@@ -162,20 +160,8 @@ class Learner(Segmenter):
         self._loss = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
         self._seed = seed
 
-    @classmethod
-    def from_scratch(cls, beside: Learner, classes: int, seed: int) -> Learner:
-        """The same network with fresh weights."""
-        encoder = build_encoder(beside.embed.encoder, beside.embed.input, seed)
-        return cls(Embedder(encoder, beside.embed, str(beside.device)), beside.config, classes, seed)
-
-    def counted_levels(self, image: Tensor) -> tuple[list[Tensor], int]:
-        """:meth:`levels`, and the floating-point operations of its convolutions and products, as torch counts them."""
-        with FlopCounterMode(display=False) as counter:
-            levels = self.levels(image)
-        return levels, int(counter.get_total_flops())
-
-    def fit(self, scans: Sequence[Labelled], levels: Sequence[Sequence[Tensor]]) -> int:
-        """Train the decoder on frozen levels; returns the operations of its steps.
+    def fit(self, scans: Sequence[Labelled], levels: Sequence[Sequence[Tensor]]) -> None:
+        """Train the decoder on frozen levels.
 
         Args:
             scans: that are trained on.
@@ -200,17 +186,15 @@ class Learner(Segmenter):
             loss: Tensor = self._loss(logits.T[None], target[drawn][None, None])
             return loss
 
-        return self._train(self.decoder, step, lambda _: self.config.steps, self.config.learning_rate)[1]
+        self._train(self.decoder, step, self.config.steps, self.config.learning_rate)
 
-    def fit_whole(self, scans: Sequence[Labelled], count: Callable[[int], int], rate: float, norms: bool) -> int:
-        """Train encoder and decoder together, from the weights that they have; returns the steps.
+    def fit_whole(self, scans: Sequence[Labelled], steps: int, rate: float) -> None:
+        """Train encoder and decoder together, from the weights that they have; batch norms keep their statistics.
 
         Args:
             scans: that are trained on.
-            count: from the operations of a step to how many there are.
+            steps: how many.
             rate: the highest learning rate.
-            norms: whether batch norms go by each step's crops, and in the end by the training scans as a whole; else
-                they keep their statistics.
         """
         draw = drawn_places(scans, self.grids, self.config, _generator("crops", self._seed))
         fold = 2 ** (self.grids.levels - 1 - self.config.finest)
@@ -223,17 +207,14 @@ class Learner(Segmenter):
             loss: Tensor = self._loss(logits, torch.cat(wanted).long().to(self.device))
             return loss
 
-        self.encoder.train(norms).requires_grad_(True)
-        steps = self._train(nn.ModuleList([self.encoder, self.decoder]), step, count, rate)[0]
-        self.encoder.eval().requires_grad_(False)
-        if norms:
-            self.settle(scans)
-        return steps
+        self.encoder.requires_grad_(True)
+        self._train(nn.ModuleList([self.encoder, self.decoder]), step, steps, rate)
+        self.encoder.requires_grad_(False)
 
     def fine_tuned(self, scans: Sequence[Labelled], steps: int, rate: float) -> Learner:
         """A copy that goes on from here with encoder and decoder together (arXiv 2202.10054: the decoder first)."""
         tuned = copy.deepcopy(self)
-        tuned.fit_whole(scans, lambda _: steps, rate, norms=False)
+        tuned.fit_whole(scans, steps, rate)
         return tuned
 
     def settle(self, scans: Sequence[Labelled]) -> None:
@@ -250,24 +231,18 @@ class Learner(Segmenter):
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
-    def _train(
-        self, trained: nn.Module, step: Callable[[], Tensor], count: Callable[[int], int], rate: float
-    ) -> tuple[int, int]:
-        """Steps, and their operations; the caller's random numbers are left as they were.
+    def _train(self, trained: nn.Module, step: Callable[[], Tensor], steps: int, rate: float) -> None:
+        """The caller's random numbers are left as they were.
 
         Args:
             trained: whose weights move.
             step: the loss of the next crops or voxels.
-            count: from the operations of a step to how many there are.
+            steps: how many.
             rate: the highest learning rate.
         """
         self.decoder.train()
         with torch.random.fork_rng():
             torch.manual_seed(self._seed)
-            with FlopCounterMode(display=False) as counter:
-                torch.autograd.backward(step())  # to count; its gradients are not used
-            of_one = int(counter.get_total_flops())
-            steps = count(of_one)
             optimiser = torch.optim.AdamW(trained.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=max(2, steps))
             optimiser.zero_grad(set_to_none=True)
@@ -277,4 +252,3 @@ class Learner(Segmenter):
                 schedule.step()
                 optimiser.zero_grad(set_to_none=True)
         self.decoder.eval()
-        return steps, steps * of_one

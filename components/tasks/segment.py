@@ -1,8 +1,8 @@
 """Kind ``segment``: where the structures of a scan are, from the levels of a frozen encoder and few labelled scans.
 
-A case is a structure in a scan. Beside the encoder stand untrained ones with the same decoder, and the same network
-trained from scratch with as many floating-point operations as the encoder's levels of the training scans and its
-decoder's training take together; pretraining, which is done once for all tasks, is not counted.
+A case is a structure in a scan. Beside the encoder stand untrained ones, each with a decoder of its own; with
+``fine_tune`` they are the training from scratch: their batch norms know the labelled scans first, then the decoder
+learns, then both, by as many steps as the encoder takes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCRATCH = "scratch"
 UPWARDS = (0.0, float("inf"))
 FIGURES = {
     "dice": Measure("Segmentation, Dice"),
@@ -123,7 +121,7 @@ class Learned:
     """A method with what it learned from so many scans.
 
     Attributes:
-        method: ``encoder``, ``random_<seed>`` or ``scratch``.
+        method: ``encoder`` or ``random_<seed>``.
         tuned: whether the encoder's weights were trained, after its decoder's.
         scans: how many.
         learner: trained.
@@ -157,7 +155,7 @@ def judge(question: Question) -> Outcome:
         for (tuned, scans), rows in table.groupby(["tuned", "scans"], sort=True)
     ]
     scores = [score for of, _ in parts for score in of]
-    remarks = {question.name: " ".join(filter(None, [_compared(learned, scores, question.name), missing]))}
+    remarks = {question.name: " ".join(filter(None, [_compared(learned), missing]))}
     frozen = table[~table["tuned"]]
     drawn, found = pictures(frozen, slices, structures), pd.concat([of for _, of in parts], ignore_index=True)
     heads = {question.name: _head(question, learned, scores, frozen, structures)} if question.task.serve else {}
@@ -195,34 +193,20 @@ def _learn(
         ready += [dense.labelled(hu, classes_, embed, grids) for hu, classes_ in pairs]
         there |= set(np.unique(scan.classes).tolist())
     of_number = {number: number * (1 + config.varied.copies) for number in numbers}
-    operations: dict[int, int] = {}
     learned: list[Learned] = []
     for method in [ENCODER, *_untrained(question)]:
         embedder = question.encoders[method]()
         learners = [dense.Learner(embedder, config, classes, seed) for _ in numbers]
-        seen = [learners[0].counted_levels(scan.image) for scan in ready]
-        levels = [of for of, _ in seen]
+        levels = [learners[0].levels(scan.image) for scan in ready]
         for (number, count), learner in zip(of_number.items(), learners, strict=True):
-            fitted = learner.fit(ready[:count], levels[:count])
-            if method == ENCODER:
-                operations[number] = sum(of for _, of in seen[:count]) + fitted
+            learner.fit(ready[:count], levels[:count])
             learned.append(Learned(method, False, number, learner))
             if question.task.fine_tune is not None:
                 tuned = _fine_tuned(learner, method, question.task.fine_tune, ready[:count])
                 learned.append(Learned(method, True, number, tuned))
         log.info("task %s: %s has learned", question.name, method)
-    for number, count in of_number.items():
-        learner = dense.Learner.from_scratch(learned[0].learner, classes, seed)
-        within = operations[number]
-        steps = learner.fit_whole(ready[:count], partial(_steps_within, within), config.learning_rate, norms=True)
-        log.info("task %s: %s took %d steps for %.3g operations", question.name, SCRATCH, steps, within)
-        learned.append(Learned(SCRATCH, False, number, learner))
     missing = [name for value, name in enumerate(structures, start=1) if value not in there]
     return learned, f"In no scan that was learned from: {', '.join(missing)}." if missing else ""
-
-
-def _steps_within(operations: int, of_one: int) -> int:
-    return max(1, operations // of_one)
 
 
 def _fine_tuned(learner: Learner, method: str, config: FineTuneConfig, scans: Sequence[Labelled]) -> Learner:
@@ -316,20 +300,12 @@ def _part(question: Question, table: pd.DataFrame, part: str) -> tuple[list[Scor
     return scores, pd.concat(cases_, ignore_index=True)
 
 
-def _compared(learned: Sequence[Learned], scores: Sequence[Score], name: str) -> str:
-    from components.figures.resampling import paired
-
+def _compared(learned: Sequence[Learned]) -> str:
     untrained = len({one.method for one in learned if one.method.startswith(f"{RANDOM}_")})
-    dice = {score.method: score for score in scores if (score.task, score.figure) == (name, "dice")}
-    gain = paired(dice[ENCODER].replicates, dice[SCRATCH].replicates, dice[ENCODER].sample)
-    low, high = gain.interval()
-    return (
-        f"Frozen levels and a decoder, beside {untrained} untrained encoders with the same decoder; scratch is the "
-        "same network, all weights trained, with as many floating-point operations as the levels of the training "
-        f"scans and the decoder's training take: its Dice is {dice[SCRATCH].value:.3f}, less than the encoder's by "
-        f"{gain.value:.3f} [{low:.3f}, {high:.3f}] over the same patients. Of a structure that is missed HD95 is the "
-        "scan's diagonal."
-    )
+    told = f"Frozen levels and a decoder, beside {untrained} untrained encoders with a decoder of their own."
+    if any(one.tuned for one in learned):
+        told += " Fine-tuned, these are the training from scratch, by as many steps."
+    return f"{told} Of a structure that is missed HD95 is the scan's diagonal."
 
 
 def _head(

@@ -40,8 +40,8 @@ class DecoderConfig(SegmenterConfig):
         dropout: of its hidden channels.
         voxels: of each training scan, and of each copy, that frozen features are trained on.
         batch: voxels of a step.
-        steps: of training on frozen features; training from scratch gets as many operations.
-        crops: of a step from scratch, or of fine-tuning.
+        steps: of training on frozen features.
+        crops: of a step of fine-tuning.
         crop_cells: size of such a crop in voxels of the coarsest level.
         learning_rate: the highest, of AdamW.
     """

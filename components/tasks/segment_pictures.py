@@ -19,11 +19,9 @@ from components.tasks.pictures import STYLE
 from components.tasks.scores import ENCODER, RANDOM
 from components.tasks.segment_scans import Scan
 
-SCRATCH = "scratch"
 METHODS = {
     ENCODER: ("this encoder, frozen", "#1f5fbf"),
     RANDOM: ("untrained encoders, frozen", "#8a8f98"),
-    SCRATCH: ("from scratch, equal operations", "#d9822b"),
 }
 SHOWN_HU = (-160, 240)
 UPRIGHT = "SPL"  # slices from below, rows to the back, columns to the left: as radiologists look

@@ -79,7 +79,7 @@ def learners(encoder: Embedder, seed: int, scans: Sequence[Labelled], config: De
         if arm == "scratch":
             learner.settle(scans)
         learner.fit(scans, [learner.levels(scan.image) for scan in scans])
-        learner.fit_whole(scans, lambda _: steps, rate, norms=arm == "scratch")
+        learner.fit_whole(scans, steps, rate)
         found[arm] = learner
     return found
 

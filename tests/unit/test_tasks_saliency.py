@@ -82,7 +82,8 @@ def test_the_answer_is_the_probes_log_odds() -> None:
 
 
 def test_occlusion_equals_captums() -> None:
-    attr = pytest.importorskip("captum.attr")
+    from captum import attr
+
     score, x, blocks = answer(), seen(), Blocks.of(SIZE, (3, 2, 5))
     sides = (2, 2, 4, 2)  # of both channels together
     peer = attr.Occlusion(score).attribute(x, sides, strides=sides, baselines=neutral_of(x))
@@ -93,7 +94,8 @@ def test_occlusion_equals_captums() -> None:
 
 @pytest.mark.parametrize("counts", [(4, 3, 3), (1, 1, 1), (99, 1, 99)])
 def test_occlusion_of_unequal_blocks_equals_captums_ablation(counts: tuple[int, int, int]) -> None:
-    attr = pytest.importorskip("captum.attr")
+    from captum import attr
+
     score, x, blocks = answer(), seen(), Blocks.of(SIZE, counts)
     peer = attr.FeatureAblation(score).attribute(
         x, baselines=neutral_of(x).expand_as(x), feature_mask=torch.from_numpy(blocks.number)[None, None].expand_as(x)
@@ -104,7 +106,8 @@ def test_occlusion_of_unequal_blocks_equals_captums_ablation(counts: tuple[int, 
 
 @pytest.mark.parametrize("steps", [2, 7, 40])
 def test_integrated_gradients_equal_captums_and_add_up(steps: int) -> None:
-    attr = pytest.importorskip("captum.attr")
+    from captum import attr
+
     score, x = answer(), seen()
     peer = attr.IntegratedGradients(score).attribute(
         x, baselines=neutral_of(x).expand_as(x), n_steps=steps, method="gausslegendre"

@@ -31,8 +31,8 @@ from components.tasks import dense
 from components.tasks.config import EvaluateConfig
 from components.tasks.features import Features, Volumes
 from components.tasks.interface import Outcome, Question, Scanned
-from components.tasks.segment import KIND, cases, judge
-from components.tasks.segment_config import SegmentConfig
+from components.tasks.segment import KIND, _fine_tuned, cases, judge
+from components.tasks.segment_config import FineTuneConfig, SegmentConfig
 from components.tasks.segment_scans import open_scan
 from components.tasks.table import Inputs
 
@@ -191,7 +191,7 @@ def test_few_scans_are_enough_for_bright_structures(judged: tuple[Question, Outc
     _, outcome = judged
     values = {(score.task, score.method, score.figure): score.value for score in outcome.scores}
     methods = {method for _, method, _ in values}
-    assert methods == {"encoder", "random_1", "random_2", "scratch"}
+    assert methods == {"encoder", "random_1", "random_2"}
     assert values["organs", "encoder", "dice"] > 0.8
     assert {figure for name, _, figure in values if name == "organs"} == set(KIND.figures)
     assert {figure for name, _, figure in values if name == "organs/scans_1"} == {"dice", "volume_error"}
@@ -385,18 +385,18 @@ def test_a_labelled_set_with_masks_is_segmented_by_its_own_split(tmp_path: Path)
     assert none.not_evaluated["organs"] == "none of the 0 accepted scans of other has a label map"
 
 
-def test_scratch_takes_as_many_operations_as_the_encoder(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    """A step more would be more than the levels of the training scans and the decoder's steps took."""
-    block = task(scans=[1], serve=False, decoder=DECODER | {"steps": 400})
-    with caplog.at_level("INFO"):
-        judge(question(inputs(tmp_path, train=1, test=2), block))
-    (told,) = [record for record in caplog.records if "scratch took" in record.getMessage()]
-    _, _, steps, operations = told.args  # type: ignore[misc]
-    asked = question(inputs(tmp_path, train=1, test=2), block)
-    row = asked.rows[asked.rows["split"] == "train"].iloc[0]
-    found = open_scan("s", "p", row["volume"], asked.volumes.open(row["volume"]), ["kidney_left", "liver"])
+def test_training_from_scratch_settles_its_batch_norms(tmp_path: Path) -> None:
+    of = inputs(tmp_path, train=1, test=2)
+    block = task(scans=[1], serve=False)
+    row = question(of, block).rows.query("split == 'train'").iloc[0]
+    found = open_scan("s", "p", row["volume"], StoredVolume(Path(row["volume"])), ["kidney_left", "liver"])
     learner = dense.Learner(untrained_embedder(EMBED, 9), block.decoder, 3, 5)
-    ready = dense.labelled(found.volume.hu, found.classes, EMBED, learner.grids)
-    counted: list[int] = []
-    learner.fit_whole([ready], lambda one: counted.append(one) or 1, 0.01, norms=True)  # type: ignore[func-returns-value]
-    assert operations / 2 < steps * counted[0] <= operations
+    ready = [dense.labelled(found.volume.hu, found.classes, EMBED, learner.grids)]
+    learner.fit(ready, [learner.levels(scan.image) for scan in ready])
+    norms = [name for name in learner.encoder.state_dict() if name.endswith("running_mean")]
+    before = {name: learner.encoder.state_dict()[name].clone() for name in norms}
+    config = FineTuneConfig(steps=2, encoder_rate=1e-4, untrained_rate=1e-4)
+    scratch = _fine_tuned(learner, "random_9", config, ready).encoder.state_dict()
+    ours = _fine_tuned(learner, "encoder", config, ready).encoder.state_dict()
+    assert any(not torch.allclose(scratch[name], before[name]) for name in norms)
+    assert all(torch.equal(ours[name], before[name]) for name in norms)
