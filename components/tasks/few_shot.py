@@ -133,6 +133,6 @@ def draw_curves(table: pd.DataFrame, task: str) -> Figure:
         ticks = sorted(set(rows["cases_per_class"]))
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.tight_layout()
     return figure
