@@ -148,10 +148,12 @@ def _subgroups(
 
 
 def tested(rows: pd.DataFrame) -> dict[str, int]:
-    """Task, or part of one, to how many test patients it has. ``rows``: the task table."""
-    return {
-        str(task): int(of) for task, of in rows[rows["split"] == "test"].groupby("task")["patient"].nunique().items()
-    }
+    """Task, or part of one, to how many test patients it has; of a mean over parts, those of all its parts. ``rows``:
+    the task table."""
+    test = rows[rows["split"] == "test"]
+    whole = test.assign(task=test["task"].str.rpartition("/")[0])
+    counts = [table.groupby("task")["patient"].nunique() for table in (whole[whole["task"] != ""], test)]
+    return {str(task): int(of) for table in counts for task, of in table.items()}
 
 
 def _at_a_glance(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:

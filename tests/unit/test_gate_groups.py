@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from components.evaluate.falls import falls_of
+from components.evaluate.stage import tested
 from components.figures.resampling import figure, sample_of
 from components.gate.config import GateConfig
 from components.gate.groups import external_falls, subgroup_gaps
@@ -162,3 +164,13 @@ def test_limits_of_a_fall_hold_the_true_one() -> None:
         inside += of["fall_low"] <= 0.2 <= of["fall_high"]
     assert inside >= 0.93 * 400
     assert above <= 0.035 * 400, "a near end beyond the truth refuses a release"
+
+
+def test_patients_of_a_mean_are_those_of_its_parts_at_its_own_site() -> None:
+    rows = pd.DataFrame(
+        [("f/a", "p1"), ("f/a", "p2"), ("f/b", "p2"), ("f/b", "p3"), ("f/out/a", "q1"), ("mine", "p1"), ("mine/out", "q1"),
+         ("mine/out", "q2")],
+        columns=["task", "patient"],
+    )  # fmt: skip
+    found = tested(rows.assign(split="test"))
+    assert found == {"f": 3, "f/a": 2, "f/b": 2, "f/out": 1, "f/out/a": 1, "mine": 1, "mine/out": 2}
