@@ -168,8 +168,8 @@ def test_limits_of_a_fall_hold_the_true_one() -> None:
 
 def test_patients_of_a_mean_are_those_of_its_parts_at_its_own_site() -> None:
     rows = pd.DataFrame(
-        [("f/a", "p1"), ("f/a", "p2"), ("f/b", "p2"), ("f/b", "p3"), ("f/out/a", "q1"), ("mine", "p1"), ("mine/out", "q1"),
-         ("mine/out", "q2")],
+        [("f/a", "p1"), ("f/a", "p2"), ("f/b", "p2"), ("f/b", "p3"), ("f/out/a", "q1"), ("mine", "p1"),
+         ("mine/out", "q1"), ("mine/out", "q2")],
         columns=["task", "patient"],
     )  # fmt: skip
     found = tested(rows.assign(split="test"))
