@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,17 @@ def _mistakes(line: str, block: Any, path: Path, nodules_to_come: bool) -> list[
             valid[stage] = parse(config_class, block[stage], f"{line}.{stage}")
         except ParamsError as error:
             mistakes.append(str(error))
+    mistakes = _once(line, mistakes)
     if nodules_to_come and "evaluate" in valid and _of_nodules(own):
         valid["evaluate"] = valid["evaluate"].model_copy(update={"lidc_nodules": "0" * 64})
     return mistakes + _contradictions(line, {**valid, TASKS: own})
+
+
+def _once(line: str, mistakes: list[str]) -> list[str]:
+    """Without what a labelled set has from the line's own ``cohort``, where that is told of it."""
+    of_set = re.compile(rf"^params\.yaml: {re.escape(line)}\.{SETS}\.\w+\.scans\.")
+    told = {of_set.sub(f"params.yaml: {line}.cohort.", mistake): mistake for mistake in mistakes}
+    return [mistake for mistake in mistakes if told[of_set.sub(f"params.yaml: {line}.cohort.", mistake)] == mistake]
 
 
 def _of_nodules(tasks: dict[str, Any]) -> list[str]:

@@ -25,7 +25,8 @@ from components.preprocess.masks import SeriesMasks
 from components.sources.series import SeriesJob
 
 KEPT = Path(".ctfoundry/volumes")
-STAGE = "components/preprocess/stage.py"
+# Their own order of steps counts; what else they import moves files and starts workers.
+STEPS = ("components/preprocess/stage.py", "components/preprocess/masks.py")
 KEEPS = "components/preprocess/kept.py"
 MAKERS = ("components/preprocess/", "components/ct/")  # rooms whose code makes a volume
 VOLUME, LABELS, ROW = "volume.b2nd", "labels.b2nd", "row.json"
@@ -36,9 +37,9 @@ LIBRARIES = ("blosc2", "dicomsdl", "highdicom", "nibabel", "numpy", "opencv-pyth
 
 def code_version() -> str:
     """Digest of the code and the libraries' versions that turn raw files into a stored volume."""
-    makers = (module for module in imports(STAGE) if module.startswith(MAKERS) and module != KEEPS)
-    # Its own order of steps counts; what else it imports moves files and starts workers.
-    return code_digest(tuple(sorted(makers)), LIBRARIES) + sha256_file(ROOT / STAGE)
+    imported = {module for step in STEPS for module in imports(step)}
+    makers = (module for module in imported if module.startswith(MAKERS) and module not in (KEEPS, *STEPS))
+    return code_digest(tuple(sorted(makers)), LIBRARIES) + "".join(sha256_file(ROOT / step) for step in STEPS)
 
 
 def entry(job: SeriesJob, receipt: pd.DataFrame, config: PreprocessConfig, masks: SeriesMasks | None = None) -> Path:
