@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from components.evaluate import stage
 from components.evaluate.falls import falls_of
-from components.evaluate.stage import tested
 from components.figures.resampling import figure, sample_of
 from components.gate.config import GateConfig
 from components.gate.groups import external_falls, subgroup_gaps
@@ -172,5 +172,5 @@ def test_patients_of_a_mean_are_those_of_its_parts_at_its_own_site() -> None:
          ("mine/out", "q1"), ("mine/out", "q2")],
         columns=["task", "patient"],
     )  # fmt: skip
-    found = tested(rows.assign(split="test"))
+    found = stage.tested(rows.assign(split="test"))
     assert found == {"f": 3, "f/a": 2, "f/b": 2, "f/out": 1, "f/out/a": 1, "mine": 1, "mine/out": 2}
