@@ -42,6 +42,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(folder / "data/wholebody/curate/annotations.parquet", inputs.annotations)
     write_table(folder / "data/wholebody/cohort/labelled.parquet", joined([]))
     write_json(folder / "data/wholebody/cohort/labelled.json", {})
+    write_json(folder / "data/wholebody/curate/labels.json", {})
     receipt = pd.DataFrame({"series": inputs.curated["series"], "manufacturer": "SIEMENS"})
     write_table(folder / "data/wholebody/acquire/0/receipt.parquet", receipt)
     pretrain = WHOLEBODY | {"encoder": EMBED["encoder"], "input": EMBED["input"]}
@@ -52,6 +53,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pretrain": pretrain,
         "evaluate": EVALUATE,
         "preprocess": PREPROCESS,
+        "published": shipped["published"],
         **asked,
     }
     content = {"lines": ["wholebody"], "shards": [0], "wholebody": {"reproducible": "machine", **blocks}}

@@ -52,7 +52,7 @@ def adopting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     project.mkdir()
     monkeypatch.chdir(project)
     public.mkdir()
-    tensors = dict(tiny_embedder().encoder.state_dict())
+    tensors = {name: value.contiguous() for name, value in tiny_embedder().encoder.state_dict().items()}
     safetensors.torch.save_file(tensors, public / WEIGHTS, {"format": "pt"})  # other bytes than our own writer's
     record_root("weights", public, LINE)
     start = {"kind": "file", "file": WEIGHTS, "sha256": sha256_file(public / WEIGHTS), "licence": "CC-BY-4.0"}
@@ -91,6 +91,7 @@ def _data(project: Path) -> None:
     write_table(data / "cohort" / "attribution.parquet", attribution)
     write_table(data / "cohort" / "labelled.parquet", joined([]))
     write_json(data / "cohort" / "labelled.json", {})
+    write_json(data / "curate" / "labels.json", {})
     receipt = pd.DataFrame({"series": curated["series"], "manufacturer": "SIEMENS"})
     write_table(data / "acquire" / "0" / "receipt.parquet", receipt)
     write_json(Path("infra/champions") / f"{LINE}.json", {"champion": None})
