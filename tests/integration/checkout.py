@@ -27,7 +27,8 @@ def small(content: dict[str, Any]) -> None:
         content[line]["tasks"]["saliency"].update(cases=3, steps=2, untrained=2)
         content[line]["tasks"]["retrieve"].update(untrained=2)
         gates = content[line]["gate"]
-        gates["better_than_random"] = []  # of few patients and two untrained encoders nothing follows
+        # Of few patients and two untrained encoders nothing follows.
+        gates.update(better_than_random=[], worse_alpha=None)
         for gate in gates["floors"]:
             gate["minimum"] = 0.0
         gates["max_reject_rate"] = 0.6
