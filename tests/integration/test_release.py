@@ -49,6 +49,7 @@ def test_a_scan_is_embedded_with_the_release_as_it_was_made(released: tuple[Chec
     assert answer["dim"] == len(answer["embedding"]) > 0
 
 
+@pytest.mark.slow
 def test_a_scan_is_segmented_on_its_own_grid(released: tuple[Checkout, str, str]) -> None:
     checkout, line, _ = released
     if line == "head":
