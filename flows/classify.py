@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.errors import UserError
 from flows.lines import add_line
+from flows.offline import answered
 
 if TYPE_CHECKING:
+    from components.confined import Result
     from serving.embedding import ServedBundle
+    from serving.limits import Limits
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,27 +27,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the answers as JSON; the file is read in a process of its own, as the service does."""
-    import numpy  # noqa: F401  # its BLAS takes its buffers here, and not within the child's bounds
+    """Print the answers as JSON."""
+    point = tuple(arguments.at) if arguments.at else None
 
-    from components.confined import Bounds, Result, isolated
-
-    def load() -> ServedBundle:
-        from serving.embedding import open_release
-
-        return open_release(Path("releases") / arguments.line)
-
-    def work(bundle: ServedBundle) -> Result:
+    def work(bundle: ServedBundle, limits: Limits) -> Result:
+        from components.confined import Result
         from serving.classifying import classify_file
-        from serving.limits import Limits
 
-        tempfile.tempdir = scratch
-        point = tuple(arguments.at) if arguments.at else None
-        return Result(classify_file(arguments.file, bundle, point, Limits.from_environment()))
+        return Result(classify_file(arguments.file, bundle, point, limits))
 
-    if not arguments.file.is_file():
-        raise UserError(f"file {arguments.file.name!r}: no such file")
-    with tempfile.TemporaryDirectory(prefix="ctfoundry-") as scratch:  # a child that is killed cleans nothing up
-        answer = isolated(load, work, Bounds.from_environment(), arguments.file.name)
-    print(json.dumps(answer.content, indent=2))
+    print(json.dumps(answered(arguments.file, arguments.line, work).content, indent=2))
     return 0

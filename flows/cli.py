@@ -21,8 +21,10 @@ from flows.lock import checkout_lock
 from flows.processes import Stopped, ending_with_us, leave
 
 if TYPE_CHECKING:
+    from components.confined import Result
     from flows.run import Run
     from serving.embedding import ServedBundle
+    from serving.limits import Limits
 
 # Modules that are imported when their command is asked for: pandas and torch take seconds, and ``--help`` should not.
 MODULES = {
@@ -251,30 +253,16 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _embed(arguments: argparse.Namespace) -> int:
     import json
-    import tempfile
 
-    import numpy  # noqa: F401  # its BLAS takes its buffers here, and not within the child's bounds
+    from flows.offline import answered
 
-    from components.confined import Bounds, Result, isolated
-
-    # Imported in the child, so that this process has no threads when it forks.
-    def load() -> ServedBundle:
-        from serving.embedding import open_release
-
-        return open_release(Path("releases") / arguments.line)
-
-    def work(bundle: ServedBundle) -> Result:
+    def work(bundle: ServedBundle, limits: Limits) -> Result:
+        from components.confined import Result
         from serving.embedding import embed_file
-        from serving.limits import Limits
 
-        tempfile.tempdir = scratch
-        return Result(embed_file(arguments.file, bundle, Limits.from_environment()).to_json())
+        return Result(embed_file(arguments.file, bundle, limits).to_json())
 
-    if not arguments.file.is_file():
-        raise UserError(f"file {arguments.file.name!r}: no such file")
-    with tempfile.TemporaryDirectory(prefix="ctfoundry-") as scratch:  # a child that is killed cleans nothing up
-        answer = isolated(load, work, Bounds.from_environment(), arguments.file.name)
-    print(json.dumps(answer.content, indent=2))
+    print(json.dumps(answered(arguments.file, arguments.line, work).content, indent=2))
     return 0
 
 

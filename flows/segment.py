@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import UserError
 from flows.lines import add_line
+from flows.offline import answered
 
 if TYPE_CHECKING:
+    from components.confined import Result
     from serving.embedding import ServedBundle
+    from serving.limits import Limits
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,32 +27,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the label map and print what its values are; the file is read in a process of its own."""
+    """Write the label map and print what its values are."""
     import numpy as np
 
-    from components.confined import Bounds, Result, isolated
     from components.looking.volume import write_nifti
 
-    def load() -> ServedBundle:
-        from serving.embedding import open_release
+    if not arguments.out.name.endswith((".nii", ".nii.gz")):
+        raise UserError(f"--out {arguments.out.name!r} is not allowed: a name that ends in .nii.gz")
 
-        return open_release(Path("releases") / arguments.line)
-
-    def work(bundle: ServedBundle) -> Result:
-        from serving.limits import Limits
+    def work(bundle: ServedBundle, limits: Limits) -> Result:
+        from components.confined import Result
         from serving.segmenting import segment_file
 
-        tempfile.tempdir = scratch
-        labels, affine, content = segment_file(arguments.file, bundle, arguments.head, Limits.from_environment())
+        labels, affine, content = segment_file(arguments.file, bundle, arguments.head, limits)
         grid = {"shape": list(labels.shape), "affine": affine.tolist()}
         return Result(content | {"grid": grid}, np.ascontiguousarray(labels).data.cast("B"))
 
-    if not arguments.file.is_file():
-        raise UserError(f"file {arguments.file.name!r}: no such file")
-    if not arguments.out.name.endswith((".nii", ".nii.gz")):
-        raise UserError(f"--out {arguments.out.name!r} is not allowed: a name that ends in .nii.gz")
-    with tempfile.TemporaryDirectory(prefix="ctfoundry-") as scratch:  # a child that is killed cleans nothing up
-        answer = isolated(load, work, Bounds.from_environment(), arguments.file.name)
+    answer = answered(arguments.file, arguments.line, work)
     grid = answer.content.pop("grid")
     labels = np.frombuffer(answer.data, dtype=np.uint8).reshape(grid["shape"])
     write_nifti(labels, np.array(grid["affine"]), arguments.out)

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.inferers.utils import sliding_window_inference
 from monai.metrics.meandice import DiceMetric
 
 from components.ct.grid import GridConfig
@@ -20,20 +19,18 @@ from components.errors import UserError
 from components.evaluate.task import write_head
 from components.figures.arrays import Array
 from components.files import sha256_file
-from components.models import decoder
 from components.models.embed import EmbedConfig, Embedder, untrained_embedder
 from components.models.heads import load_heads
 from components.models.segment_head import SegmentHead, load_segment_heads
-from components.models.segmenter import image_of, largest_pieces
-from components.models.sliding import sliding_window, window_starts
+from components.models.segmenter import image_of
 from components.settings import ParamsError, parse
 from components.tasks import dense
 from components.tasks.config import EvaluateConfig
 from components.tasks.features import Features, Volumes
 from components.tasks.interface import Outcome, Question, Scanned
 from components.tasks.segment import KIND, _fine_tuned, cases, judge
-from components.tasks.segment_config import FineTuneConfig, SegmentConfig
-from components.tasks.segment_scans import open_scan
+from components.tasks.segment_config import DecoderConfig, FineTuneConfig, SegmentConfig
+from components.tasks.segment_scans import Scan, open_scan
 from components.tasks.table import Inputs
 
 SHAPE = (12, 48, 52)
@@ -187,6 +184,18 @@ def test_a_label_map_of_another_shape_is_one_line(tmp_path: Path) -> None:
         open_scan("s1", "p1", str(path), StoredVolume(path), ["liver"])
 
 
+def opened(volume: str) -> Scan:
+    return open_scan("s", "p", volume, StoredVolume(Path(volume)), ["kidney_left", "liver"])
+
+
+def taught(found: Scan, decoder_: DecoderConfig) -> tuple[dense.Learner, dense.Labelled]:
+    """A learner whose decoder has learned from a scan, and the scan as it saw it."""
+    learner = dense.Learner(untrained_embedder(EMBED, 9), decoder_, 3, 5)
+    ready = dense.labelled(found.volume.hu, found.classes, EMBED, learner.grids)
+    learner.fit([ready], [learner.levels(ready.image)])
+    return learner, ready
+
+
 def test_few_scans_are_enough_for_bright_structures(judged: tuple[Question, Outcome]) -> None:
     _, outcome = judged
     values = {(score.task, score.method, score.figure): score.value for score in outcome.scores}
@@ -225,10 +234,8 @@ def test_dice_is_monais(judged: tuple[Question, Outcome]) -> None:
     """Of the labels that a segmenter gives, on the volume's own grid."""
     asked, _ = judged
     row = asked.rows[asked.rows["split"] == "test"].iloc[0]
-    found = open_scan("s", "p", row["volume"], asked.volumes.open(row["volume"]), ["kidney_left", "liver"])
-    segmenter = dense.Learner(untrained_embedder(EMBED, 9), asked.task.decoder, 3, 5)
-    scan_ = dense.labelled(found.volume.hu, found.classes, EMBED, segmenter.grids)
-    segmenter.fit([scan_], [segmenter.levels(scan_.image)])
+    found = opened(row["volume"])
+    segmenter, _ = taught(found, asked.task.decoder)
     image = image_of(found.volume.hu, EMBED, segmenter.grids)
     predicted = segmenter.label(segmenter.levels(image.values), image, found.volume.hu.shape)
     from components.figures.segmentation import overlaps
@@ -246,10 +253,8 @@ def test_windows_give_what_the_whole_gives(judged: tuple[Question, Outcome]) -> 
     """But for what windows do not see beyond their borders."""
     asked, _ = judged
     row = asked.rows[asked.rows["split"] == "test"].iloc[0]
-    found = open_scan("s", "p", row["volume"], asked.volumes.open(row["volume"]), ["kidney_left", "liver"])
-    whole = dense.Learner(untrained_embedder(EMBED, 9), asked.task.decoder, 3, 5)
-    ready = dense.labelled(found.volume.hu, found.classes, EMBED, whole.grids)
-    whole.fit([ready], [whole.levels(ready.image)])
+    found = opened(row["volume"])
+    whole, _ = taught(found, asked.task.decoder)
     image = image_of(found.volume.hu, EMBED, whole.grids)
     assert whole.fits(image)
     small = asked.task.decoder.model_copy(update={"window_vox": (12, 16, 16)})
@@ -261,59 +266,6 @@ def test_windows_give_what_the_whole_gives(judged: tuple[Question, Outcome]) -> 
     for code in (1, 2):
         ours, theirs = predicted == code, expected == code
         assert 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) > 0.8
-
-
-@pytest.mark.parametrize(("size", "starts"), [(16, [0]), (64, [0, 24, 32]), (48, [0, 16])])
-def test_windows_reach_the_end_on_the_networks_grid(size: int, starts: list[int]) -> None:
-    assert window_starts(size, 32, 0.25, 8) == starts
-
-
-def test_windows_are_weighed_as_monais() -> None:
-    """Of a network that answers for each voxel by itself, windows leave nothing behind."""
-    image = torch.rand(1, 1, 16, 24, 32)
-
-    def network(window: torch.Tensor) -> torch.Tensor:
-        return torch.cat([window, 1 - window], dim=1)
-
-    everywhere = torch.ones(image.shape[2:], dtype=torch.bool)
-    ours = sliding_window(image, (8, 8, 16), 0.5, 1, 4, network, everywhere)
-    theirs = sliding_window_inference(image, (8, 8, 16), 1, network, overlap=0.5, mode="gaussian")
-    torch.testing.assert_close(ours[None], theirs, atol=1e-6, rtol=0)
-    nothing = everywhere.clone()
-    nothing[:, 8:] = False
-    part = sliding_window(image, (8, 8, 16), 0.0, 1, 4, network, nothing)
-    assert (part[0, :, 8:] == 1).all()
-    assert (part[1, :, 8:] == 0).all()
-    torch.testing.assert_close(part[:, :, :8], ours[:, :, :8])
-
-
-def test_labels_are_interpolated_where_levels_lie() -> None:
-    """A ramp over the grid of strided convolutions comes back as a ramp over the volume's voxels."""
-    grids = decoder.Grids((1, 2, 2), 1, 3)
-    logits = torch.zeros(2, 3, 4, 5)
-    logits[1] = torch.from_numpy(grids.centres(2, 5)).float() - 8.4
-    found = decoder.enlarged(logits, grids, (6, 16, 20))
-    np.testing.assert_array_equal(found[0, 0], (np.clip(np.arange(20), 0.5, 16.5) > 8.4).astype(np.uint8))
-
-
-def test_of_each_structure_the_largest_piece_is_kept() -> None:
-    labels = np.zeros((6, 6, 6), np.uint8)
-    labels[0, 0, :4], labels[5, 5, :2], labels[3, 3, 3] = 1, 1, 2
-    expected = labels.copy()
-    expected[5, 5] = 0
-    np.testing.assert_array_equal(largest_pieces(labels), expected)
-
-
-def test_single_voxels_are_answered_as_the_whole_is() -> None:
-    torch.manual_seed(0)
-    levels = [torch.randn(1, 4 * 2**number, *(n // 2**number for n in (8, 12, 16))) for number in range(3)]
-    network = decoder.Decoder([4, 8, 16], 6, 0.3, 3).eval()
-    for number, lift in enumerate(network.lifts):
-        lift.standardise([levels[number] * 3 + 1])
-    whole = network(levels)[0].flatten(1).T
-    voxels = network.of_voxels([level[0].flatten(1).T for level in decoder.at_finest(levels)])
-    torch.testing.assert_close(voxels, whole, atol=1e-5, rtol=1e-5)
-    assert {name for name, _ in network.named_parameters()} >= {"last.weight"}
 
 
 def test_a_decoder_is_released_read_again_and_labels_as_it_did(
@@ -332,7 +284,7 @@ def test_a_decoder_is_released_read_again_and_labels_as_it_did(
     assert told.figures["dice"]["value"] > 0.8
     assert load_heads(tmp_path) == {}, "it classifies nothing"
     row = asked.rows[asked.rows["split"] == "test"].iloc[0]
-    found = open_scan("s", "p", row["volume"], asked.volumes.open(row["volume"]), ["kidney_left", "liver"])
+    found = opened(row["volume"])
     labels = again.on(embedder, tmp_path).segment(found.volume.hu)
     dice = [
         2 * int(((labels == code) & (found.classes == code)).sum())
@@ -389,10 +341,9 @@ def test_training_from_scratch_settles_its_batch_norms(tmp_path: Path) -> None:
     of = inputs(tmp_path, train=1, test=2)
     block = task(scans=[1], serve=False)
     row = question(of, block).rows.query("split == 'train'").iloc[0]
-    found = open_scan("s", "p", row["volume"], StoredVolume(Path(row["volume"])), ["kidney_left", "liver"])
-    learner = dense.Learner(untrained_embedder(EMBED, 9), block.decoder, 3, 5)
-    ready = [dense.labelled(found.volume.hu, found.classes, EMBED, learner.grids)]
-    learner.fit(ready, [learner.levels(scan.image) for scan in ready])
+    found = opened(row["volume"])
+    learner, seen = taught(found, block.decoder)
+    ready = [seen]
     norms = [name for name in learner.encoder.state_dict() if name.endswith("running_mean")]
     before = {name: learner.encoder.state_dict()[name].clone() for name in norms}
     config = FineTuneConfig(steps=2, encoder_rate=1e-4, untrained_rate=1e-4)
