@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.errors import UserError
 from components.evaluate.peers import PEER
 from components.evaluate.published import PublishedFigure
 from components.evaluate.words import method_name, number, verdict, with_interval
@@ -73,6 +74,9 @@ def other_models(
             title = measures[figure].title
             rows.append((part, title, method_name(PEER + peer), number(of["value"]), ours, told, "judged here"))
     for theirs in published:
+        if theirs.figure not in measures:
+            told = f"figure {theirs.figure!r} is not allowed: of {theirs.task}, {', '.join(measures)}"
+            raise UserError(f"published.figures: {told}")
         numbers = metrics["tasks"].get(theirs.task, {}).get(theirs.figure)
         ours = with_interval(numbers["value"], numbers["low"], numbers["high"]) if numbers else "not evaluated"
         title = measures[theirs.figure].title

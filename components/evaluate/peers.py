@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -106,12 +105,6 @@ def _of_function(line: str, name: str, of: PeerConfig) -> Method:
     if lacking:
         raise UserError(f"{where}: what {of.function!r} returns has no {lacking[0]}; see components/evaluate/peers.py")
     return Method(lambda crops: peer.embed_crops(crops.hu), peer.embed_volume, tuple(peer.size_vox))
-
-
-def pin_of(folder: Path) -> str:
-    """What ``release`` is of a folder. Raises UserError where it holds no encoder."""
-    Embedder.load(folder)
-    return sha256_file(folder / WEIGHTS)
 
 
 def beside_peers(scores: Sequence[Score]) -> Found:

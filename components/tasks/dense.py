@@ -7,7 +7,6 @@ crops.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from components.ct.store import Int16Array
 from components.models.decoder import Grids, Triple, UInt8Array, at_finest
 from components.models.embed import EmbedConfig, Embedder
 from components.models.segmenter import Segmenter, image_of
+from components.tasks.asked import generator_of
 from components.tasks.segment_config import DecoderConfig, VariedConfig
 
 WEIGHT_DECAY = 1e-4
@@ -61,12 +61,12 @@ def labelled(hu: Int16Array, classes: UInt8Array, embed: EmbedConfig, grids: Gri
 
 
 def with_copies(
-    hu: Int16Array, classes: UInt8Array, config: VariedConfig, seed: str
+    hu: Int16Array, classes: UInt8Array, config: VariedConfig, seed: int, patient: str
 ) -> Iterator[tuple[Int16Array, UInt8Array]]:
     """A scan with its classes, then its copies."""
     yield hu, classes
     for number in range(config.copies):
-        yield varied(hu, classes, config, _generator(f"copy {number}", seed))
+        yield varied(hu, classes, config, generator_of(seed, "copy", patient, str(number)))
 
 
 def varied(
@@ -75,7 +75,9 @@ def varied(
     """A copy of a scan and of its classes: zoomed, with another contrast of soft tissue and more noise."""
     sides = [max(1, round(n * (1 + rng.uniform(-config.zoom, config.zoom)))) for n in hu.shape]
     values = functional.interpolate(torch.from_numpy(hu).float()[None, None], size=sides, mode="trilinear")[0, 0]
-    of_voxels = functional.interpolate(torch.from_numpy(classes)[None, None], size=sides, mode="nearest")[0, 0].numpy()
+    of_voxels = functional.interpolate(torch.from_numpy(classes)[None, None], size=sides, mode="nearest-exact")[
+        0, 0
+    ].numpy()
     soft = values.clamp(*SOFT_HU)
     factor = 1 + float(rng.uniform(-config.contrast, config.contrast))
     values += soft * (factor - 1) + float(rng.uniform(-config.shift_hu, config.shift_hu))
@@ -91,10 +93,6 @@ class Place:
     scan: int
     start: Triple
     side: Triple
-
-
-def _generator(what: str, seed: int | str) -> np.random.Generator:
-    return np.random.default_rng(list(hashlib.sha256(f"{what} {seed}".encode()).digest()))
 
 
 def drawn_voxels(target: UInt8Array, count: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
@@ -167,7 +165,7 @@ class Learner(Segmenter):
             scans: that are trained on.
             levels: of each.
         """
-        rng = _generator("voxels", self._seed)
+        rng = generator_of(self._seed, "voxels")
         for number, lift in enumerate(self.decoder.lifts):
             lift.standardise([of[number] for of in levels])
         parts, targets = [], []
@@ -196,7 +194,7 @@ class Learner(Segmenter):
             steps: how many.
             rate: the highest learning rate.
         """
-        draw = drawn_places(scans, self.grids, self.config, _generator("crops", self._seed))
+        draw = drawn_places(scans, self.grids, self.config, generator_of(self._seed, "crops"))
         fold = 2 ** (self.grids.levels - 1 - self.config.finest)
 
         def step() -> Tensor:

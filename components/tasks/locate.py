@@ -23,11 +23,12 @@ from components.figures.arrays import Array, Integers
 from components.progress import track
 from components.settings import StageConfig
 from components.sources.config import Name
+from components.tasks.config import LINE
 from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned, of_organs
 from components.tasks.lattice import Describer, Lattice, Scan, best_place, likeness, sought
 from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score, per_case
 from components.tasks.structures import Structure, structures_of
-from components.tasks.table import LINE_SET, Built, Inputs, none_built, task_table
+from components.tasks.table import Built, Inputs, none_built, task_table
 
 if TYPE_CHECKING:
     from components.figures.resampling import Sample
@@ -73,13 +74,13 @@ def cases(name: str, task: LocateConfig, inputs: Inputs) -> Built:
     scans = inputs.scans_of(task.set)
     scans = scans[scans["split"] == "test"]
     has_map = scans["volume"].map(lambda volume: label_map_of(Path(volume)) is not None).astype(bool)
-    if task.set != LINE_SET:  # of several scans of a patient masks may be of any
+    if task.set != LINE:  # of several scans of a patient masks may be of any
         scans, has_map = scans[has_map], has_map[has_map]
     scans = scans.drop_duplicates("patient")
     mapped = scans[has_map.reindex(scans.index)]
-    organs = inputs.annotated("organ", scans) if task.set == LINE_SET else _named(mapped)
+    organs = inputs.annotated("organ", scans) if task.set == LINE else _named(mapped)
     if organs.empty:
-        told = "no organ point of a test patient" if task.set == LINE_SET else "no label map of a test patient's scan"
+        told = "no organ point of a test patient" if task.set == LINE else "no label map of a test patient's scan"
         return none_built({name: told})
     drawn = _drawn(mapped["patient"].tolist(), inputs.config.seed)
     targets = drawn[: min(task.targets, len(drawn) // 2)]
@@ -109,7 +110,7 @@ def _named(scans: pd.DataFrame) -> pd.DataFrame:
 
 
 def _parts(name: str, task: LocateConfig, scanned: Scanned) -> list[str]:
-    return of_organs(name, task, scanned) if task.set == LINE_SET else [name]
+    return of_organs(name, task, scanned) if task.set == LINE else [name]
 
 
 def _points(name: str, scan: pd.DataFrame, organs: pd.DataFrame, side: str) -> pd.DataFrame:
@@ -278,4 +279,4 @@ def _judged(pairs: pd.DataFrame, method: str, places: Any, scan: Scan, inside: d
 
 
 KIND = Kind(LocateConfig, FIGURES, cases, judge, placed=False, points=lambda _: True, columns=lambda _: {},
-            trained=False, masked=True, built_in={LINE_SET: ()}, parts=_parts)  # fmt: skip
+            trained=False, masked=True, built_in={LINE: ()}, parts=_parts)  # fmt: skip

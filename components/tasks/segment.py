@@ -8,7 +8,6 @@ learns, then both, by as many steps as the encoder takes.
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +20,13 @@ import pandas as pd
 
 from components.ct.labels.stored import label_map_of, read_names
 from components.errors import UserError
+from components.tasks.config import LINE
+from components.tasks.crossfit import hashed
 from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned
 from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score, per_case, task_metrics
 from components.tasks.segment_config import FineTuneConfig, SegmentConfig
 from components.tasks.segment_scans import Scan, open_scan
-from components.tasks.table import LINE_SET, Built, Inputs, none_built, task_table
+from components.tasks.table import Built, Inputs, none_built, task_table
 
 if TYPE_CHECKING:
     from components.models.segment_head import SegmentHead
@@ -58,13 +59,13 @@ def cases(name: str, task: SegmentConfig, inputs: Inputs) -> Built:
     everything = inputs.scans_of(task.set)
     mapped = everything[[label_map_of(Path(volume)) is not None for volume in everything["volume"]]]
     if mapped.empty:
-        of = "evaluation series" if task.set == LINE_SET else f"scans of {task.set}"
+        of = "evaluation series" if task.set == LINE else f"scans of {task.set}"
         return none_built({name: f"none of the {len(everything)} accepted {of} has a label map"})
     structures = _structures(name, task, inputs, mapped)
     scans = mapped[[set(structures) <= _names(volume) for volume in mapped["volume"]]]
     lacking = len(everything) - len(scans)
     scans = scans.drop_duplicates("patient")
-    drawn = scans.assign(order=[_order(inputs.config.seed, patient) for patient in scans["patient"]])
+    drawn = scans.assign(order=[hashed(inputs.config.seed, patient) for patient in scans["patient"]])
     drawn = drawn.sort_values("order")
     sides = {
         side: drawn[drawn["split"] == side].head(count)
@@ -85,7 +86,7 @@ def cases(name: str, task: SegmentConfig, inputs: Inputs) -> Built:
 
 
 def _structures(name: str, task: SegmentConfig, inputs: Inputs, scans: pd.DataFrame) -> list[str]:
-    if task.structures is None and task.set == LINE_SET:
+    if task.structures is None and task.set == LINE:
         return sorted(set(inputs.annotated(ORGAN, scans)["structure"]))
     known = sorted(set().union(*(_names(volume) for volume in scans["volume"])))
     unknown = [structure for structure in task.structures or () if structure not in known]
@@ -101,10 +102,6 @@ def _names(volume: str) -> set[str]:
     """The structures that were looked for in a scan."""
     path = label_map_of(Path(volume))
     return set() if path is None else set(read_names(path).values())
-
-
-def _order(seed: int, patient: str) -> str:
-    return hashlib.sha256(f"{seed}/{patient}".encode()).hexdigest()
 
 
 def _remark(task: SegmentConfig, structures: Sequence[str], train: int, test: int, lacking: int) -> str:
@@ -166,7 +163,7 @@ def _scans_of(question: Question, side: str) -> list[dict[str, str]]:
     rows = question.rows[question.rows["split"] == side].assign(series=lambda part: part["case"].str.split("/").str[0])
     scans = rows.drop_duplicates("series")[["series", "patient", "volume"]].to_dict("records")
     found = [{str(key): str(value) for key, value in scan.items()} for scan in scans]
-    return sorted(found, key=lambda scan: _order(question.config.seed, scan["patient"]))
+    return sorted(found, key=lambda scan: hashed(question.config.seed, scan["patient"]))
 
 
 def _open(question: Question, row: dict[str, str], structures: Sequence[str]) -> Scan:
@@ -189,7 +186,7 @@ def _learn(
     for row in rows:
         scan = _open(question, row, structures)
         check_grid(scan.volume, embed.input)
-        pairs = dense.with_copies(scan.volume.hu, scan.classes, config.varied, f"{seed} {row['patient']}")
+        pairs = dense.with_copies(scan.volume.hu, scan.classes, config.varied, seed, row["patient"])
         ready += [dense.labelled(hu, classes_, embed, grids) for hu, classes_ in pairs]
         there |= set(np.unique(scan.classes).tolist())
     of_number = {number: number * (1 + config.varied.copies) for number in numbers}
@@ -347,7 +344,7 @@ def _head(
 
 
 def _parts(name: str, task: SegmentConfig, scanned: Scanned) -> list[str]:
-    if scanned.sees == "scan" or (task.set == LINE_SET and not scanned.trunk):
+    if scanned.sees == "scan" or (task.set == LINE and not scanned.trunk):
         return []
     tuned = (False, True) if task.fine_tune is not None else (False,)
     return [part_of(name, of, number, task.scans[-1]) for of in tuned for number in task.scans]
@@ -355,5 +352,5 @@ def _parts(name: str, task: SegmentConfig, scanned: Scanned) -> list[str]:
 
 KIND = Kind(
     SegmentConfig, FIGURES, cases, judge, placed=False, masked=True, columns=lambda _: {},
-    built_in={LINE_SET: ()}, parts=_parts,
+    built_in={LINE: ()}, parts=_parts,
 )  # fmt: skip

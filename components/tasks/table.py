@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 
 from components.ct.grid import GridConfig
-from components.tasks.config import EvaluateConfig
+from components.tasks.config import LINE, EvaluateConfig
 
 COLUMNS = ("task", "case", "patient", "volume", "x", "y", "z", "label", "split", "diameter_mm")
 NUMBERS = dict.fromkeys(("x", "y", "z", "diameter_mm"), "float64")
-LINE_SET = "line"  # where a task names a set: the line's own evaluation scans
 RETEST = "/retest"  # ends the case of the second scan of a pair, after the case of the first
 
 
@@ -58,8 +57,8 @@ class Inputs:
 
     def scans_of(self, of_set: str) -> pd.DataFrame:
         """Accepted scans of a labelled set, each once, ``split`` saying on which side they are; sorted. Of
-        :data:`LINE_SET`, :meth:`scans`."""
-        if of_set == LINE_SET:
+        :data:`LINE`, :meth:`scans`."""
+        if of_set == LINE:
             return self.scans()
         rows = self.labelled.loc[self.labelled["set"] == of_set, ["series", "split"]].drop_duplicates("series")
         accepted = self.curated[self.curated["status"] == "accepted"].drop(columns="split")

@@ -14,10 +14,11 @@ from test_tasks_scores import config, features_of, table_of
 from components.ct.store import Int16Array
 from components.errors import UserError
 from components.evaluate.layout import Layout, read_places
-from components.evaluate.peers import PeersConfig, beside_peers, peer_methods, pin_of
+from components.evaluate.peers import PeersConfig, beside_peers, peer_methods
 from components.evaluate.stage import evaluate
 from components.evaluate.untrained import write_untrained
 from components.figures.resampling import paired
+from components.files import sha256_file
 from components.models.embed import untrained_embedder
 from components.settings import ParamsError, parse
 from components.tasks.features import Volumes
@@ -55,7 +56,9 @@ def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_peers_stand_beside_ours_with_a_paired_difference(release: Path, tmp_path: Path) -> None:
     inputs, layout, embedder = tiny_line(tmp_path), Layout(tmp_path / "out"), tiny_embedder()
     evaluate(inputs, TASKS, embedder, layout)
-    asked = peers(other={"release": pin_of(release)}, means={"function": "site_encoders:means"})
+    asked = peers(
+        other={"release": sha256_file(release / "encoder.safetensors")}, means={"function": "site_encoders:means"}
+    )
     methods = peer_methods("wholebody", asked, embedder.config.input, "cpu")
     volumes = Volumes(inputs.config, inputs.preprocess, embedder.config.input.size_vox)
     places = read_places(layout.cases)
@@ -99,8 +102,9 @@ def test_a_peer_of_another_grid_is_refused(release: Path) -> None:
     description = json.loads((release / "encoder.json").read_text())
     description["input"]["spacing_mm"] = [1.0, 1.0, 1.0]
     (release / "encoder.json").write_text(json.dumps(description))
+    asked = peers(other={"release": sha256_file(release / "encoder.safetensors")})
     with pytest.raises(UserError, match=r"it has spacing_mm \(1\.0, 1\.0, 1\.0\), the line"):
-        peer_methods("wholebody", peers(other={"release": pin_of(release)}), tiny_embedder().config.input, "cpu")
+        peer_methods("wholebody", asked, tiny_embedder().config.input, "cpu")
 
 
 @pytest.mark.parametrize("peer", [{}, {"release": "0" * 64, "function": "a:b"}, {"function": "a.b"}])

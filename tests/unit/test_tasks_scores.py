@@ -21,7 +21,7 @@ from components.tasks.classify import FIGURES
 from components.tasks.config import EvaluateConfig
 from components.tasks.features import Crops, Features, encoder_method, place_of
 from components.tasks.interface import Measure
-from components.tasks.judging import score_task
+from components.tasks.judging import QUERIES, Part, asking, score_task
 from components.tasks.probes import linear_probe, neighbour_probe
 from components.tasks.scores import Score, family_mean, figure_table, task_metrics
 from components.tasks.table import Built, usable
@@ -251,3 +251,15 @@ def test_each_untrained_encoder_has_the_weights_of_its_seed() -> None:
         assert np.array_equal(methods[f"random_{seed}"].points(seen), expected)
     assert not np.allclose(methods["random_4"].points(seen), methods["random_9"].points(seen))
     assert not np.allclose(embedder.embed_crops(crops), methods["random_4"].points(seen))
+
+
+def test_of_very_many_cases_a_share_of_each_class_asks_and_all_are_looked_through() -> None:
+    few = Part.of("organs", table_of(160), config())
+    assert np.array_equal(asking(few), np.flatnonzero(few.test)), "of few all"
+    many = table_of(1800)
+    part = Part.of("organs", many, config())
+    chosen = asking(part)
+    assert part.test[chosen].all(), "training cases never ask"
+    assert np.unique(part.labels[chosen], return_counts=True)[1].tolist() == [QUERIES // len(CLASSES)] * len(CLASSES)
+    again = Part.of("organs", many.sample(frac=1.0, random_state=1), config())
+    assert np.array_equal(asking(again), chosen), "whatever the order of rows"

@@ -29,7 +29,7 @@ from components.tasks.config import EvaluateConfig
 from components.tasks.features import Features, Volumes
 from components.tasks.interface import Outcome, Question, Scanned
 from components.tasks.segment import KIND, _fine_tuned, cases, judge
-from components.tasks.segment_config import DecoderConfig, FineTuneConfig, SegmentConfig
+from components.tasks.segment_config import DecoderConfig, FineTuneConfig, SegmentConfig, VariedConfig
 from components.tasks.segment_scans import Scan, open_scan
 from components.tasks.table import Inputs
 
@@ -351,3 +351,36 @@ def test_training_from_scratch_settles_its_batch_norms(tmp_path: Path) -> None:
     ours = _fine_tuned(learner, "encoder", config, ready).encoder.state_dict()
     assert any(not torch.allclose(scratch[name], before[name]) for name in norms)
     assert all(torch.equal(ours[name], before[name]) for name in norms)
+
+
+def test_a_varied_copy_moves_labels_with_their_voxels_and_changes_soft_tissue_alone() -> None:
+    rng = np.random.default_rng(4)
+    classes = np.zeros((24, 32, 40), dtype=np.uint8)
+    classes[4:12, 6:16, 22:38] = 1
+    hu = np.where(classes == 1, 300, 0).astype(np.int16)
+    changes = {"copies": 1, "zoom": 0.3, "contrast": 0.0, "shift_hu": 0.0, "noise_hu": 0.0}
+    for _ in range(4):
+        moved, of = dense.varied(hu, classes, VariedConfig(**changes), rng)
+        assert moved.shape == of.shape != classes.shape
+        found = moved > 150
+        assert 2 * (found & (of == 1)).sum() / (found.sum() + (of == 1).sum()) > 0.9
+    hu[0], hu[1] = -800, 1200  # lung and bone
+    contrast = changes | {"zoom": 0.0, "contrast": 0.3}
+    moved, _ = dense.varied(hu, classes, VariedConfig(**contrast), rng)
+    factor = moved[classes == 1][0] / 300
+    assert 0.7 <= factor <= 1.3
+    assert factor != 1
+    assert moved[classes == 1] == pytest.approx(300 * factor, abs=1)
+    lung, bone = (end + (factor - 1) * soft for end, soft in ((-800, -150), (1200, 350)))
+    assert moved[0] == pytest.approx(lung, abs=1), "as much as the end of the soft range"
+    assert moved[1] == pytest.approx(bone, abs=1)
+
+
+def test_a_small_structure_is_drawn_by_the_root_of_its_size() -> None:
+    target = np.zeros((20, 50, 50), dtype=np.uint8)
+    target[:4, :10, :10] = 1  # 400 of 50,000
+    drawn = dense.drawn_voxels(target, 2000, np.random.default_rng(0))
+    assert len(set(drawn.tolist())) == len(drawn) == 2000
+    share = (target.ravel()[drawn] == 1).mean()
+    wanted = np.sqrt(400) / (np.sqrt(400) + np.sqrt(49_600))
+    assert share == pytest.approx(wanted, abs=0.02), "not .008, its share of the voxels"

@@ -29,7 +29,7 @@ from components.tasks.kinds import of_points
 from components.tasks.probes import fit_linear
 from components.tasks.scores import task_metrics
 from components.tasks.trained import AttentiveConfig, FineTuneConfig
-from components.tasks.training import trained
+from components.tasks.training import _Run, trained
 from tests.unit.task_inputs import GRID, evaluation, question
 
 SIDE, PATIENTS = 8, 40
@@ -283,3 +283,36 @@ def test_mistakes_are_told_by_one_line() -> None:
     (told,) = of_points("line", "crop", {"spot": task})
     assert "line.tasks.spot: fine_tune and attentive are not allowed with line.pretrain.input.sees 'crop'" in told
     assert of_points("line", "scan", {"spot": task}) == []
+
+
+@pytest.mark.parametrize(("orientation", "axis"), sorted(fine_tune.LEFT_RIGHT.items()))
+def test_scans_are_mirrored_from_left_to_right_and_no_other_way(
+    orientation: str, axis: int, seen: Seen, part: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert orientation[axis] in "LR"
+    encoder, shown = embedder(), []
+    view = encoder.config.input.model_copy(update={"orientation": orientation})
+    encoder.config = encoder.config.model_copy(update={"input": view})
+    vectors_of = encoder.vectors
+    monkeypatch.setattr(encoder, "vectors", lambda given: (shown.append(given), vectors_of(given))[1])
+    train = Asked.of(part, seen)
+    probe = fit_linear(vectors(embedder(), seen)[train.places], part.labels[~part.test], part.classes, 10.0)
+    config = tuning(flip_probability=1.0, steps=1, batch=len(train.places))
+    fine_tune.tuned(encoder, seen, [train], [probe], Rates(1e-3, 1e-3, 1.0), 1, config, generator_of(1, "t"))
+    (batch,) = batches(np.unique(train.places), config.batch, 1, generator_of(1, "t"))
+    expected = np.flip(np.asarray(seen.given)[batch], axis=2 + axis)
+    assert np.array_equal(shown[0].numpy(), expected)
+
+
+def test_from_scratch_learns_at_its_own_rate_and_in_all_layers_alike(
+    table: pd.DataFrame, volumes: Volumes, seen: Seen, part: Part
+) -> None:
+    tuned = TUNE | {"learning_rate": 0.002, "scratch_learning_rate": 0.007, "layer_decay": 0.5}
+    question_ = asked_of(
+        table, volumes, seen, parse(ClassifyConfig, ASKED | {"few_shot": [1], "fine_tune": tuned}, "t")
+    )
+    chosen = [(part, np.flatnonzero(~part.test))]
+    ours, scratch = (_Run.of(question_, name, chosen, seen, "all", 5).rates for name in ("encoder", "random_1"))
+    assert (ours.encoder, ours.layer_decay) == (0.002, 0.5)
+    assert (scratch.encoder, scratch.layer_decay) == (0.007, 1.0)
+    assert ours.heads == scratch.heads == tuned["head_learning_rate"]
