@@ -77,7 +77,7 @@ class Lift(nn.Module):
             return lifted
         weight = self.linear.weight * self.scale
         bias = -(weight @ self.mean) if self.linear.bias is None else self.linear.bias - weight @ self.mean
-        return functional.conv3d(x, weight[:, :, None, None, None], bias)
+        return functional.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)  # no copy: channels lie last
 
 
 class Decoder(nn.Module):
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         """Levels (B, C_i, d, h, w), from fine to coarse, to logits (B, classes, d, h, w) at the first of them."""
         total = self.lifts[-1](levels[-1])
         for level, lift in reversed(list(zip(levels[:-1], self.lifts[:-1], strict=True))):
-            total = enlarged_to(level, total) + lift(level)
+            total = lift(level).add_(enlarged_to(level, total))  # in its place: these are the largest arrays there are
         classified: Tensor = self._classified(total.movedim(1, -1)).movedim(-1, 1)
         return classified
 
@@ -104,8 +104,8 @@ class Decoder(nn.Module):
         return self._classified(torch.stack([lift(of) for of, lift in zip(levels, self.lifts, strict=True)]).sum(dim=0))
 
     def _classified(self, total: Tensor) -> Tensor:
-        hidden = self.dropout(functional.relu(total))
-        logits: Tensor = self.last(self.dropout(functional.relu(self.second(hidden))))
+        hidden = self.dropout(functional.relu(total, inplace=True))
+        logits: Tensor = self.last(self.dropout(functional.relu(self.second(hidden), inplace=True)))
         return logits
 
 
