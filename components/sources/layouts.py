@@ -48,8 +48,8 @@ def decathlon(folder: Path) -> pd.DataFrame:
 
 
 def decathlon_sides(folder: Path) -> pd.DataFrame:
-    """All scans of a task of the Decathlon, column ``file``: ``training`` and ``test`` are its sides, and masks are from
-    elsewhere. Raises UserError where it is none."""
+    """All scans of a task of the Decathlon, column ``file``: its ``training`` and its ``test`` are the sides, for
+    masks from elsewhere. Raises UserError where it is none."""
     return pd.concat(
         [pd.DataFrame({"file": _images(folder, of), SIDE: side}) for of, side in (("training", TRAIN), ("test", TEST))],
         ignore_index=True,
@@ -166,8 +166,9 @@ def rsna_2019(folder: Path) -> pd.DataFrame:
 
 
 READ: dict[str, Callable[[Path], pd.DataFrame]] = {
-    of.__name__: of for of in (total_segmentator, decathlon, decathlon_sides, cq500, rsna_2019, sinoct)
-} | {f"mir3d_{organ}": partial(mir3d, organ) for organ in ("colon", "liver", "lung", "pancreas")}
+    **{of.__name__: of for of in (total_segmentator, decathlon, decathlon_sides, cq500, rsna_2019, sinoct)},
+    **{f"mir3d_{organ}": partial(mir3d, organ) for organ in ("colon", "liver", "lung", "pancreas")},
+}
 
 
 def _series_of(path: Path) -> str:

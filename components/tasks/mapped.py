@@ -58,14 +58,11 @@ def structures(name: str, of: str, inputs: Inputs) -> Built:
     scans = inputs.scans_of(of)
     mapped = scans[with_map(scans)]
     of_series = named(mapped).groupby("series")["structure"]
-    points = [
-        innermost(scan.volume, list(of_series.get_group(scan.series))).assign(
-            task=name, case=lambda table, scan=scan: f"{scan.series}/" + table["label"],
-            patient=scan.patient, volume=scan.volume, split=scan.split,
-        )
-        for scan in mapped.itertuples()
-        if scan.series in of_series.groups
-    ]  # fmt: skip
+    points = []
+    for scan in mapped[mapped["series"].isin(of_series.groups)].to_dict("records"):
+        found = innermost(scan["volume"], list(of_series.get_group(scan["series"])))
+        case = scan["series"] + "/" + found["label"]
+        points.append(found.assign(task=name, case=case, **{key: scan[key] for key in ("patient", "volume", "split")}))
     table = task_table(points)
     if table.empty:
         return none_built({name: f"no structure in a label map of the {len(scans)} accepted scans of set {of}"})

@@ -102,7 +102,7 @@ def test_a_fetched_table_is_judged_here(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"query": "ctfm"}, "'ctfm' is not allowed: ct_fm, head"),
+        ({"query": "ctfm"}, "'ctfm' is not allowed: ct_fm, every_ct, head"),
         ({"collections": ["lidc-idri"]}, "'lidc-idri' has no CT in the index; did you mean 'lidc_idri'?"),
         ({"evaluation_collections": ["kits"]}, "'kits' has no CT"),
         ({"licences": ["CC BY 4"]}, "did you mean 'CC BY 4.0'?"),

@@ -74,7 +74,7 @@ def mir3d(folder: Path) -> None:
             "organ": [name.split("_")[0] for name in scans],
             "lesion_group": [3 * o or -1 for o in own],
         }
-        labels = pd.DataFrame(of | {"cancer_flag": own, "CaptionV1": 'of two\nlines, and "quotes"'})
+        labels = pd.DataFrame(of | {"cancer_flag": own, "CaptionV1": 'two\nlines, "quotes"'})
         labels.to_csv(data / "3DMIR_labels" / f"{organ}_labels_and_captions.csv", index=False)
         for side, column in (("train", "training"), ("test", "testing")):
             listed = [name for n, name in enumerate(scans) if (n % 2 == 1) == (side == "test")]
