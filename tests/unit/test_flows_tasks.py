@@ -13,7 +13,7 @@ import pytest
 from test_flows_sets import run
 from test_sources_layouts import META, MIR3D, mir3d, reads, sinoct, slices
 
-from components.cohort.labelled import matched
+from components.cohort.labelled import by_key, matched
 from components.cohort.masks import masks_of
 from components.registry import check_file
 from components.settings import read_yaml
@@ -134,6 +134,22 @@ def test_a_folders_scans_have_the_rows_the_sides_and_the_masks_that_the_protocol
     masks = masks_of(of_set, listing, found)
     assert masks is not None
     assert masks.rows.groupby("series")["structure"].agg(sorted).tolist() == [["liver", "lung_middle_lobe_right"]] * 3
+
+
+@pytest.mark.parametrize(("name", "scans"), [("sinoct", 2), ("mir3d_colon", 8)])
+def test_every_row_names_a_scan_of_its_folder(
+    name: str, scans: int, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MADE[name]()
+    assert run("task", "recipe", name, "--data", "data_set", monkeypatch=monkeypatch) == 0
+    of_set = sets_of(load_protocol(name)["base"])[name]
+    assert of_set.source is not None
+    source = source_of(of_set.source.source, of_set.place, of_set.source)
+    source.check()
+    files = by_key(source.list_series(frozenset()), "file")
+    found = [{series for key in of_row for series in files.get(key, ())} for of_row in of_set.table()[1]]
+    assert [len(series) for series in found] == [1] * scans
+    assert len(set().union(*found)) == scans
 
 
 @pytest.mark.parametrize("name", sorted(OF_THE_IDC))
