@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help=f"where the data set lies, laid out as is shown; or {IDC}, where it says that its scans are from there",
+        help=f"where the data set lies, laid out as is shown; `{IDC}` where the protocol says so",
     )
     recipe.add_argument(
         "--line",
@@ -117,7 +117,7 @@ def write_protocol(line: str, name: str, protocol: Any, folder: Path, external: 
         "labels": {"table": path.name, "digest": sha256_file(path), "key": key, "column": column},
     }
     if "masks" in of_set:
-        block["masks"] = _masks(folder, of_set["masks"])
+        block["masks"] = _masks(line, name, folder, of_set["masks"])
     split = of_set["split"]
     block["split"] = {"column": SIDE} if split == SIDE else dict(split or {"seed": 1, "test": 0.5})
     block["role"] = "external" if external else of_set.get("role", "internal")
@@ -154,10 +154,10 @@ def _index_table(line: str, name: str, scans: dict[str, Any]) -> pd.DataFrame:
     return select(source.idc).series[columns].sort_values([columns[0], columns[-1]])
 
 
-def _masks(folder: Path, wanted: Any) -> dict[str, Any]:
+def _masks(line: str, name: str, folder: Path, wanted: Any) -> dict[str, Any]:
     from flows.masks import TABLE, digest_now, names_in
 
     if "analysis_results" in wanted:
         return dict(wanted)
     named = dict(wanted["names"]) if wanted["names"] is not None else names_in(folder / TABLE)
-    return {"digest": digest_now("", "", folder, wanted["match"]), "match": wanted["match"], "names": named}
+    return {"digest": digest_now(line, name, folder, wanted["match"]), "match": wanted["match"], "names": named}

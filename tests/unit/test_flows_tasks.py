@@ -136,6 +136,16 @@ def test_a_folders_scans_have_the_rows_the_sides_and_the_masks_that_the_protocol
     assert masks.rows.groupby("series")["structure"].agg(sorted).tolist() == [["liver", "lung_middle_lobe_right"]] * 3
 
 
+def test_masks_that_are_not_there_are_one_line(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _organmnist3d()
+    shutil.rmtree("data_set/organs")
+    assert run("task", "recipe", "organmnist3d", "--data", "data_set", monkeypatch=monkeypatch) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "wholebody.sets.organmnist3d.masks: masks: no file that 'organs/(?P<patient>" in told
+
+
 @pytest.mark.parametrize(("name", "scans"), [("sinoct", 2), ("mir3d_colon", 8)])
 def test_every_row_names_a_scan_of_its_folder(
     name: str, scans: int, checkout: Path, monkeypatch: pytest.MonkeyPatch
