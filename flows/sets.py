@@ -18,7 +18,7 @@ from components.sources.masks import ROOT
 from components.sources.roots import place_of, record_root, root_of
 from components.sources.sets import KEYS, MASKS, NO_VALUE, SETS, LabelledSet, require_column, set_of, sets_of
 from components.sources.tree import tree_digest
-from components.tasks.config import TASK_NAME, TASKS
+from components.tasks.config import STRUCTURE, TASK_NAME, TASKS
 from flows import masks
 from flows.lines import add_line
 from flows.lock import checkout_lock
@@ -175,7 +175,7 @@ def add_set(
     taken = [task for task in tasks if task in (present.get(TASKS) or {})]
     if taken:
         raise UserError(f"task {taken[0]!r} is not allowed: {line}.{TASKS} has it; write --label <another>=<column>")
-    columns = [task["label"] for task in tasks.values() if "label" in task]
+    columns = [task["label"] for task in tasks.values() if task.get("label", STRUCTURE) != STRUCTURE]
     _check_labels(set_of(line, name, block, block_of(line, "cohort")), folders.table, columns)
     editor = yaml_editor()
     content = editor.load(PARAMS_FILE.read_text())

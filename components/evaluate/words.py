@@ -8,7 +8,7 @@ from typing import Any
 
 from components.sources.lidc import ROOT as LIDC_ROOT
 from components.tasks.classify import DIAMETER, FINDINGS, ClassifyConfig
-from components.tasks.config import LINE
+from components.tasks.config import LINE, STRUCTURE
 from components.tasks.interface import Measure
 from components.tasks.retrieve import RetrieveConfig
 from components.tasks.saliency import SaliencyConfig
@@ -45,12 +45,15 @@ def method_name(method: str) -> str:
 def question(task: Any) -> str:
     """What a task asks, in a sentence."""
     if isinstance(task, StabilityConfig):
-        return "Does a second scan of a patient give the vector of the first?"
+        whose = "a patient" if task.set == LINE else f"a patient of set {task.set}"
+        return f"Does a second scan of {whose} give the vector of the first?"
     if isinstance(task, ClassifyConfig):
         if task.set == LINE:
             return OF_LINE[task.label]
         if task.set == LIDC_ROOT:
             return "How did readers rate this nodule?"
+        if task.label == STRUCTURE:
+            return f"Which structure of the masks of set {task.set} lies at the centre?"
         return f"Of which class is the scan, as column {task.label} of set {task.set} says?"
     if isinstance(task, SaliencyConfig):
         return f"Do positive answers of task {task.of} rest on the structures they should rest on?"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +25,8 @@ RSNA_TYPES = {
     "any": "ich", "intraparenchymal": "iph", "intraventricular": "ivh", "subdural": "sdh", "epidural": "edh",
     "subarachnoid": "sah",
 }  # fmt: skip
+MIR3D_TASKS = ("Task03_Liver", "Task06_Lung", "Task07_Pancreas", "Task10_Colon")
+MIR3D_LABELS = ("cancer_flag", "lesion_group")
 
 
 def total_segmentator(folder: Path) -> pd.DataFrame:
@@ -41,17 +44,74 @@ def total_segmentator(folder: Path) -> pd.DataFrame:
 def decathlon(folder: Path) -> pd.DataFrame:
     """The labelled scans of a task of the Medical Segmentation Decathlon, by ``dataset.json``: column ``file``. Raises
     UserError where it is none."""
+    return pd.DataFrame({"file": _images(folder, "training")})
+
+
+def decathlon_sides(folder: Path) -> pd.DataFrame:
+    """All scans of a task of the Decathlon, column ``file``: its ``training`` and its ``test`` are the sides, for
+    masks from elsewhere. Raises UserError where it is none."""
+    return pd.concat(
+        [pd.DataFrame({"file": _images(folder, of), SIDE: side}) for of, side in (("training", TRAIN), ("test", TEST))],
+        ignore_index=True,
+    )
+
+
+def _images(folder: Path, of: str) -> list[str]:
+    """Files that ``dataset.json`` names: in ``training`` as the images of cases, in ``test`` by themselves."""
     path = folder / "dataset.json"
     try:
-        images = [str(case["image"]) for case in json.loads(path.read_text())["training"]]
+        cases = json.loads(path.read_text())[of]
+        images = [str(case["image"] if isinstance(case, dict) else case) for case in cases]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f'{path}: a description with "training", each with an "image", as the Decathlon has it'
-        ) from None
+        raise UserError(f'{path}: a description with "{of}", each with an "image", as the Decathlon has it') from None
     missing = [name for name in images if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{path}: {len(missing)} of {len(images)} images are not there, first {missing[0]}")
-    return pd.DataFrame({"file": [Path(name).as_posix() for name in images]})
+    return [Path(name).as_posix() for name in images]
+
+
+def mir3d(organ: str, folder: Path) -> pd.DataFrame:
+    """One of the four parts of 3D-MIR (arXiv 2311.13752): scans of the Decathlon's colon, liver, lung and pancreas, of
+    which the part's organ has a lesion or not (``cancer_flag``), and of which size (``lesion_group``; -1 for none). Its
+    own split. Column ``file``.
+
+    Raises:
+        UserError: the benchmark's tables or the tasks of the Decathlon are not there, or do not fit.
+    """
+    data = folder / "3D-MIR" / "Data"
+    path = data / "3DMIR_labels" / f"{organ}_labels_and_captions.csv"
+    labels = _csv(path, ["name", *MIR3D_LABELS]).drop_duplicates("name").set_index("name")
+    sides: dict[str, str] = {}
+    for side, column in ((TRAIN, "training"), (TEST, "testing")):
+        listed = _csv(data / "Data_Splits" / f"{organ}_full_{side}_split.csv", [column])[column]
+        twice = sorted(sides.keys() & set(listed))
+        if twice:
+            raise UserError(f"{data / 'Data_Splits'}: {twice[0]} is in both splits of {organ}")
+        sides |= dict.fromkeys(listed, side)
+    there = {Path(file).name: f"{of}/{file}" for of in MIR3D_TASKS for file in decathlon(folder / of)["file"]}
+    for known, what in ((set(labels.index), path), (set(there), f"{folder}, {', '.join(MIR3D_TASKS)}")):
+        if unknown := sorted(sides.keys() - known):
+            raise UserError(f"{what}: {len(unknown)} scans of the splits of {organ} are not there, first {unknown[0]}")
+    table = pd.DataFrame({"file": [there[name] for name in sides], SIDE: list(sides.values())})
+    return table.join(labels.loc[list(sides), list(MIR3D_LABELS)].reset_index(drop=True))
+
+
+def sinoct(folder: Path) -> pd.DataFrame:
+    """``labels.csv`` of SinoCT: ``abnormal``, 0 where its ``label`` is ``1,0`` and 1 where it is ``0,1``. Column
+    ``file`` is the series' folder, its ``patient_id``.
+
+    Raises:
+        UserError: it is none, or no folder that it names is there.
+    """
+    path = folder / "labels.csv"
+    rows = _csv(path, ["patient_id", "label"])
+    abnormal = rows["label"].str.replace(" ", "").map({"1,0": 0, "0,1": 1})
+    if abnormal.isna().any():
+        at = int(abnormal.isna().to_numpy().argmax())
+        raise UserError(f"{path}: label {rows['label'][at]!r} of row {at + 1} is not allowed: 1,0 (normal) or 0,1")
+    if not any((folder / name).is_dir() for name in rows["patient_id"]):
+        raise UserError(f"{path}: none of the {len(rows)} folders that its patient_id names is in {folder}")
+    return pd.DataFrame({"file": rows["patient_id"], "abnormal": abnormal.astype(int)})
 
 
 def cq500(folder: Path) -> pd.DataFrame:
@@ -106,7 +166,8 @@ def rsna_2019(folder: Path) -> pd.DataFrame:
 
 
 READ: dict[str, Callable[[Path], pd.DataFrame]] = {
-    of.__name__: of for of in (total_segmentator, decathlon, cq500, rsna_2019)
+    **{of.__name__: of for of in (total_segmentator, decathlon, decathlon_sides, cq500, rsna_2019, sinoct)},
+    **{f"mir3d_{organ}": partial(mir3d, organ) for organ in ("colon", "liver", "lung", "pancreas")},
 }
 
 

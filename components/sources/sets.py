@@ -319,7 +319,7 @@ def set_of(line: str, name: Any, values: Any, cohort: Mapping[str, Any]) -> Labe
             raise ParamsError(patient_missing(f"{line}.cohort"))
         source = None
     else:
-        source = parse(SourceConfig, _source_block(config.scans, cohort), f"{where}.scans")
+        source = source_beside(line, name, config.scans, cohort)
     if of_index and (source is None or source.source != "idc"):
         raise ParamsError(
             f"params.yaml: {where}.masks.analysis_results: not allowed with these scans: only with {{source: idc}}"
@@ -331,6 +331,11 @@ def set_of(line: str, name: Any, values: Any, cohort: Mapping[str, Any]) -> Labe
     if source.source == "nifti" and source.nifti.patient is None:
         raise ParamsError(patient_missing(f"{where}.scans"))
     return LabelledSet(line, name, config, source, source.paths)
+
+
+def source_beside(line: str, name: str, scans: Mapping[str, Any], cohort: Mapping[str, Any]) -> SourceConfig:
+    """Where the scans of a set come from, by its block ``scans`` and the line's ``cohort``. Raises ParamsError."""
+    return parse(SourceConfig, _source_block(scans, cohort), f"{line}.{SETS}.{name}.scans")
 
 
 def _with_plans(values: Any, where: str) -> Any:

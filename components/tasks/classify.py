@@ -13,7 +13,7 @@ from components.settings import StageConfig
 from components.sources.lidc import ROOT as LIDC_ROOT
 from components.sources.phantom.plan import FINDINGS as PHANTOM_FINDINGS
 from components.tasks import annotated, own
-from components.tasks.config import LINE
+from components.tasks.config import LINE, STRUCTURE
 from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned
 from components.tasks.nodules import RATINGS, nodules
 from components.tasks.scores import ENCODER, family_mean, task_metrics
@@ -71,7 +71,8 @@ class ClassifyConfig(StageConfig):
 
     Attributes:
         set: a labelled set; ``line``, the line's own evaluation scans; or ``lidc_nodules``.
-        label: of a labelled set the column of its table that holds the class of each scan; of ``line`` the annotations
+        label: of a labelled set the column of its table that holds the class of each scan, or ``structure``: of one
+            with masks, each structure of each scan is a case, at its innermost point. Of ``line`` the annotations
             ``organ``, ``lesion`` or ``finding``; of ``lidc_nodules`` its ``ratings``.
         external: labelled sets of other sites with a column of the same name (of set ``line``: of phantoms), on which
             what was trained here is tested as well: ``<task>/<set>``.
@@ -227,7 +228,7 @@ KIND = Kind(
     FIGURES,
     cases,
     judge,
-    points=lambda task: task.set in BUILT_IN and task.label in POINTS,
+    points=lambda task: task.label in POINTS if task.set in BUILT_IN else task.label == STRUCTURE,
     columns=lambda task: {"label": task.label},
     built_in=BUILT_IN,
     measured=lambda task: (

@@ -14,6 +14,7 @@ from components.sources.lidc import LidcPin
 TASKS = "tasks"
 TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 LINE = "line"  # as the set of a task: the line's own evaluation scans, with the annotations of their source
+STRUCTURE = "structure"  # in place of a column: what a case is says the label map that it lies in
 Window = Annotated[float, Field(ge=2, le=100)]
 
 

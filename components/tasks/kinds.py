@@ -102,7 +102,7 @@ def _of_a_set(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[st
         return [f"params.yaml: {where}.set: {shown(task.set)} is not allowed: {allowed}"]
     config = sets[task.set].config
     mistakes = []
-    if kind.masked and config.masks is None:
+    if (kind.masked or kind.points(task)) and config.masks is None:  # of a set's scans only masks tell points
         mistakes.append(f"params.yaml: {where}.set: {shown(task.set)} has no masks: its block wants `masks`")
     if kind.trained and config.role == "external":
         mistakes.append(f"params.yaml: {where}.set: {shown(task.set)} is external: nothing is trained on it")

@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from components.ct.labels.stored import label_map_of, read_names
-from components.ct.store import StoredVolume, voxel_of
+from components.ct.store import voxel_of
 from components.figures.arrays import Array, Integers
 from components.progress import track
 from components.settings import StageConfig
@@ -26,6 +25,7 @@ from components.sources.config import Name
 from components.tasks.config import LINE
 from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned, of_organs
 from components.tasks.lattice import Describer, Lattice, Scan, best_place, likeness, sought
+from components.tasks.mapped import innermost, named, with_map
 from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score, per_case
 from components.tasks.structures import Structure, structures_of
 from components.tasks.table import Built, Inputs, none_built, task_table
@@ -73,12 +73,12 @@ def cases(name: str, task: LocateConfig, inputs: Inputs) -> Built:
     """
     scans = inputs.scans_of(task.set)
     scans = scans[scans["split"] == "test"]
-    has_map = scans["volume"].map(lambda volume: label_map_of(Path(volume)) is not None).astype(bool)
+    has_map = with_map(scans)
     if task.set != LINE:  # of several scans of a patient masks may be of any
         scans, has_map = scans[has_map], has_map[has_map]
     scans = scans.drop_duplicates("patient")
     mapped = scans[has_map.reindex(scans.index)]
-    organs = inputs.annotated("organ", scans) if task.set == LINE else _named(mapped)
+    organs = inputs.annotated("organ", scans) if task.set == LINE else named(mapped)
     if organs.empty:
         told = "no organ point of a test patient" if task.set == LINE else "no label map of a test patient's scan"
         return none_built({name: told})
@@ -98,30 +98,14 @@ def _drawn(patients: list[str], seed: int) -> list[str]:
     return sorted(patients, key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).hexdigest())
 
 
-def _named(scans: pd.DataFrame) -> pd.DataFrame:
-    """The structures of each scan's label map: columns series, structure."""
-    found = [
-        (series, structure)
-        for series, volume in zip(scans["series"], scans["volume"], strict=True)
-        if (path := label_map_of(Path(volume))) is not None
-        for structure in sorted(set(read_names(path).values()))
-    ]
-    return pd.DataFrame(found, columns=["series", "structure"])
-
-
 def _parts(name: str, task: LocateConfig, scanned: Scanned) -> list[str]:
     return of_organs(name, task, scanned) if task.set == LINE else [name]
 
 
 def _points(name: str, scan: pd.DataFrame, organs: pd.DataFrame, side: str) -> pd.DataFrame:
     row = scan.iloc[0]
-    named = organs.loc[organs["series"] == row["series"], "structure"].unique()
-    volume = StoredVolume(Path(row["volume"]))
-    found = structures_of(Path(row["volume"]), volume.spacing, named)
-    points = [
-        (structure, *(volume.affine[:3, :3] @ of.innermost() + volume.affine[:3, 3])) for structure, of in found.items()
-    ]
-    table = pd.DataFrame(points, columns=["label", "x", "y", "z"])
+    names = organs.loc[organs["series"] == row["series"], "structure"].unique()
+    table = innermost(row["volume"], names)
     return table.assign(
         task=name, case=row["series"] + "/" + table["label"], patient=row["patient"], volume=row["volume"], split=side
     )

@@ -10,6 +10,8 @@ import pandas as pd
 from components.errors import UserError
 from components.figures.arrays import Array, Bools
 from components.sources.sets import NO_VALUE, require_column, sets_of
+from components.tasks.config import STRUCTURE
+from components.tasks.mapped import structures
 from components.tasks.table import Built, Inputs, none_built, task_table
 
 CLASSES = 20  # more distinct values than this are no classes: a measurement, a date, a report
@@ -23,7 +25,7 @@ def classify(name: str, of: str, column: str, inputs: Inputs, external: Sequence
     Args:
         name: of the task.
         of: the labelled set whose table holds the labels.
-        column: of that table.
+        column: of that table; or :data:`STRUCTURE`, for a case per structure of its masks.
         inputs: of the line.
         external: sets of other sites, with a column of the same name. Each makes a part of its own, ``<task>/<set>``,
             which trains on the cases of ``of`` that the task trains on, and tests on all cases of that set.
@@ -43,6 +45,8 @@ def classify(name: str, of: str, column: str, inputs: Inputs, external: Sequence
 
 
 def _classified(name: str, part: str, of: str, column: str, inputs: Inputs) -> Built:
+    if column == STRUCTURE:
+        return structures(part, of, inputs)
     where = f"params.yaml: {inputs.line}.tasks.{name}.label"
     rows, known = _labelled(name, of, {"label": column}, inputs)
     classes = sorted(rows.loc[known, "label"].unique())

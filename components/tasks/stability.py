@@ -11,6 +11,7 @@ from pydantic import Field
 
 from components.figures.arrays import Array
 from components.settings import StageConfig
+from components.tasks.config import LINE
 from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned
 from components.tasks.scores import DIGITS, Score, per_case
 from components.tasks.table import RETEST, Built, Inputs, none_built, task_table
@@ -23,13 +24,16 @@ LEAST_PAIRS = 2  # patients; of one there is no interval
 
 
 class StabilityConfig(StageConfig):
-    """A block of ``<line>.tasks``: the line's own patients who were scanned twice.
+    """A block of ``<line>.tasks``: patients who were scanned twice.
 
     Attributes:
+        set: ``line``, the line's own; or a labelled set. Of its patients with two accepted scans or more, on whichever
+            side, the first in the order of its table and the next one are a pair; it has whole volumes only.
         gallery: other patients' volumes among which a second scan's first must be found; 0 leaves whole volumes out.
     """
 
     kind: Literal["stability"]
+    set: Annotated[str, Field(min_length=1)] = LINE
     gallery: Annotated[int, Field(ge=0, le=10_000)]
 
 
@@ -38,10 +42,11 @@ def cases(name: str, task: StabilityConfig, inputs: Inputs) -> Built:
 
     Rows of split ``retest`` are second scans; their first scans and other patients' first scans are the gallery.
     """
-    scans, second = inputs.scans(), inputs.retests()
+    scans, second = (inputs.scans(), inputs.retests()) if task.set == LINE else _of_set(task.set, inputs)
     second = second[second["retest_of"].isin(scans["series"])]
     volume, organs = f"{name}/volume", f"{name}/organs"
-    names = [volume, organs] if inputs.sees == "crop" else [volume]
+    annotated = task.set == LINE and inputs.sees == "crop"
+    names = [volume, organs] if annotated else [volume]
     if second["patient"].nunique() < LEAST_PAIRS:
         few = f"{len(second)} accepted pairs of first and second scan; at least {LEAST_PAIRS} patients are needed"
         return none_built(dict.fromkeys(names, few if len(second) else "no accepted pair of first and second scan"))
@@ -50,13 +55,23 @@ def cases(name: str, task: StabilityConfig, inputs: Inputs) -> Built:
         parts.append(_volumes(volume, scans, second, task.gallery))
     else:
         reasons[volume] = f"left out by {name}.gallery: 0"
-    if inputs.sees == "crop":
+    if annotated:
         points = _points(organs, inputs, scans, second)
         if points.loc[points["split"] == "retest", "patient"].nunique() < LEAST_PAIRS:
             reasons[organs] = f"no organ point in both scans of a pair, of at least {LEAST_PAIRS} patients"
         else:
             parts.append(points)
     return Built(task_table(parts), reasons)
+
+
+def _of_set(of: str, inputs: Inputs) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """First and second scans of the patients of a labelled set, in the order of its table."""
+    rows = inputs.labelled[inputs.labelled["set"] == of].sort_values(["row", "series"])
+    scans = rows[["series"]].drop_duplicates().merge(inputs.scans_of(of), on="series")
+    which = scans.groupby("patient").cumcount()
+    first = scans[which == 0]
+    again = scans[which == 1]
+    return first, again.assign(retest_of=again["patient"].map(first.set_index("patient")["series"]))
 
 
 def _volumes(task: str, scans: pd.DataFrame, second: pd.DataFrame, gallery: int) -> pd.DataFrame:
@@ -145,8 +160,12 @@ def judge(question: Question) -> Outcome:
 
 
 def _parts(name: str, task: StabilityConfig, scanned: Scanned) -> list[str]:
+    if task.set != LINE:
+        return [f"{name}/volume"] if task.gallery else []
     asked = {f"{name}/organs": scanned.trunk and scanned.sees == "crop", f"{name}/volume": task.gallery > 0}
     return [part for part, there in asked.items() if there and scanned.retests]
 
 
-KIND = Kind(StabilityConfig, FIGURES, cases, judge, parts=_parts)
+KIND = Kind(
+    StabilityConfig, FIGURES, cases, judge, columns=lambda _: {}, trained=False, built_in={LINE: ()}, parts=_parts
+)

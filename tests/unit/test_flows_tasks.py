@@ -11,10 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from test_flows_sets import run
-from test_sources_layouts import META, reads, slices
+from test_sources_layouts import META, MIR3D, mir3d, reads, sinoct, slices
 
+from components.cohort.labelled import by_key, matched
+from components.cohort.masks import masks_of
 from components.registry import check_file
 from components.settings import read_yaml
+from components.sources.build import source_of
 from components.sources.layouts import READ
 from components.sources.sets import sets_of
 from flows.tasks import load_protocol, names
@@ -64,8 +67,37 @@ def _msd_lung() -> None:
     Path("data_set/dataset.json").write_text(json.dumps({"labels": labels, "training": training}))
 
 
-MADE = {"cq500": _cq500, "rsna_2019": lambda: slices(Path("data_set")), "total_segmentator": _total_segmentator,
-        "msd_lung": _msd_lung}  # fmt: skip
+def _sinoct() -> None:
+    sinoct(Path("data_set"))
+    for number, name in enumerate(("series_1", "series_20")):
+        Path("data_set", name).mkdir(exist_ok=True)
+        for n, image in enumerate(make_series(number, PatientID=name)):
+            Path("data_set", name, f"{n}.dcm").write_bytes(as_file(image))
+
+
+def _organmnist3d() -> None:
+    sides = {"training": [f"imagesTr/liver_{n}.nii.gz" for n in range(2)], "test": ["imagesTs/liver_131.nii.gz"]}
+    for image in [*sides["training"], *sides["test"]]:
+        _nifti(image, np.zeros((8, 8, 8), np.int16))
+        patient = Path(image).name.removesuffix(".nii.gz")
+        for name in ("liver", "lung_middle_lobe_right", "vertebrae_L1"):
+            _nifti(f"organs/{patient}/{name}.nii.gz", np.ones((8, 8, 8), np.uint8))
+    told = {"training": [{"image": f"./{image}"} for image in sides["training"]], "test": sides["test"]}
+    Path("data_set/dataset.json").write_text(json.dumps(told))
+
+
+def _mir3d() -> None:
+    mir3d(Path("data_set"))
+    for path in Path("data_set").glob("Task*/imagesTr/*"):
+        _nifti(str(path.relative_to("data_set")), np.zeros((8, 8, 8), np.int16))
+
+
+MADE: dict[str, Callable[[], None]] = {
+    "cq500": _cq500, "rsna_2019": lambda: slices(Path("data_set")), "total_segmentator": _total_segmentator,
+    "msd_lung": _msd_lung, "sinoct": _sinoct, "organmnist3d": _organmnist3d,
+    **{f"mir3d_{name.split('_')[0]}": _mir3d for name in MIR3D.values()},
+}  # fmt: skip
+OF_THE_IDC = {"rider_lung_ct": (63, 32), "lidc_nodules_seg": (1018, 1010)}  # series, patients
 
 
 @pytest.mark.parametrize("name", sorted(MADE))
@@ -87,10 +119,76 @@ def test_a_folder_in_the_data_sets_layout_becomes_valid_parameters(
     assert f"set '{name}' is not allowed" in capsys.readouterr().err
 
 
+def test_a_folders_scans_have_the_rows_the_sides_and_the_masks_that_the_protocol_says(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _organmnist3d()
+    assert run("task", "recipe", "organmnist3d", "--data", "data_set", monkeypatch=monkeypatch) == 0
+    of_set = sets_of("wholebody")["organmnist3d"]
+    assert of_set.source is not None
+    source = source_of("nifti", of_set.place, of_set.source)
+    source.check()
+    listing = source.list_series(frozenset())
+    found = matched(of_set, listing)
+    assert found.account["patients_by_split"] == {"train": 2, "test": 1}
+    masks = masks_of(of_set, listing, found)
+    assert masks is not None
+    assert masks.rows.groupby("series")["structure"].agg(sorted).tolist() == [["liver", "lung_middle_lobe_right"]] * 3
+
+
+def test_masks_that_are_not_there_are_one_line(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _organmnist3d()
+    shutil.rmtree("data_set/organs")
+    assert run("task", "recipe", "organmnist3d", "--data", "data_set", monkeypatch=monkeypatch) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "wholebody.sets.organmnist3d.masks: masks: no file that 'organs/(?P<patient>" in told
+
+
+@pytest.mark.parametrize(("name", "scans"), [("sinoct", 2), ("mir3d_colon", 8)])
+def test_every_row_names_a_scan_of_its_folder(
+    name: str, scans: int, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MADE[name]()
+    assert run("task", "recipe", name, "--data", "data_set", monkeypatch=monkeypatch) == 0
+    of_set = sets_of(load_protocol(name)["base"])[name]
+    assert of_set.source is not None
+    source = source_of(of_set.source.source, of_set.place, of_set.source)
+    source.check()
+    files = by_key(source.list_series(frozenset()), "file")
+    found = [{series for key in of_row for series in files.get(key, ())} for of_row in of_set.table()[1]]
+    assert [len(series) for series in found] == [1] * scans
+    assert len(set().union(*found)) == scans
+
+
+@pytest.mark.parametrize("name", sorted(OF_THE_IDC))
+def test_scans_of_the_idc_become_valid_parameters_by_its_index(
+    name: str, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("task", "recipe", name, "--data", "data_set", monkeypatch=monkeypatch) == 1
+    told = f"--data data_set is not allowed: the scans of {name} are those of the Imaging Data Commons; --data idc"
+    assert capsys.readouterr().err.strip().endswith(told)
+    assert run("task", "recipe", name, "--data", "idc", monkeypatch=monkeypatch) == 0, capsys.readouterr().err
+    check_file()
+    protocol = load_protocol(name)
+    of_set = sets_of("wholebody")[name]
+    assert set(protocol["tasks"]) <= set(read_yaml()["wholebody"]["tasks"])
+    assert of_set.source is not None
+    listing = source_of("idc", of_set.place, of_set.source).list_series(frozenset())
+    found = matched(of_set, listing)
+    assert (found.rows["series"].nunique(), found.rows["patient"].nunique()) == OF_THE_IDC[name]
+    assert found.account["scans_without_row"] == 0
+    if of_set.config.masks is not None:
+        masks = masks_of(of_set, listing, found)
+        assert masks is not None
+        assert masks.account["masks_used"] == 6859
+
+
 def test_every_protocol_is_tried_here_and_shown(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert names() == sorted(MADE)
+    assert names() == sorted([*MADE, *OF_THE_IDC])
     assert run("task", "list", monkeypatch=monkeypatch) == 0
     listed = capsys.readouterr().out
     assert all(load_protocol(name)["title"] in listed for name in names())

@@ -102,7 +102,7 @@ def test_a_fetched_table_is_judged_here(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"query": "ctfm"}, "'ctfm' is not allowed: ct_fm, head"),
+        ({"query": "ctfm"}, "'ctfm' is not allowed: ct_fm, every_ct, head"),
         ({"collections": ["lidc-idri"]}, "'lidc-idri' has no CT in the index; did you mean 'lidc_idri'?"),
         ({"evaluation_collections": ["kits"]}, "'kits' has no CT"),
         ({"licences": ["CC BY 4"]}, "did you mean 'CC BY 4.0'?"),
@@ -114,7 +114,7 @@ def test_a_name_that_the_index_does_not_know_is_an_error(changes: dict[str, obje
 
 
 def test_every_query_and_the_lines_own_parameters_run() -> None:
-    assert set(queries()) == {"ct_fm", "head"}
+    assert set(queries()) == {"ct_fm", "every_ct", "head"}
     for line in ("wholebody", "head"):
         block = read_yaml(ROOT / "params.yaml")[line]["cohort"]["idc"]
         chosen = select(parse(IdcConfig, block, "idc"))

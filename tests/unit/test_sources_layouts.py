@@ -51,6 +51,41 @@ def decathlon(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "cancer"}, "training": [case]}))
 
 
+MIR3D = {"Task03_Liver": "liver_0", "Task06_Lung": "lung_001", "Task07_Pancreas": "pancreas_001",
+         "Task10_Colon": "colon_001"}  # fmt: skip
+
+
+def mir3d(folder: Path) -> None:
+    """Two scans of each task, the second to be asked; each is a scan without a lesion of the three other organs."""
+    data = folder / "3D-MIR" / "Data"
+    for name in ("3DMIR_labels", "Data_Splits"):
+        (data / name).mkdir(parents=True)
+    scans = [f"{first}{second}.nii.gz" for first in MIR3D.values() for second in ("", "7")]
+    for task, first in MIR3D.items():
+        cases = [{"image": f"./imagesTr/{name}"} for name in scans if name.startswith(first)]
+        (folder / task / "imagesTr").mkdir(parents=True)
+        for case in cases:
+            (folder / task / case["image"]).touch()
+        (folder / task / "dataset.json").write_text(json.dumps({"training": cases}))
+        organ = first.split("_")[0]
+        own = [int(name.startswith(organ)) for name in scans]
+        of = {
+            "name": scans,
+            "organ": [name.split("_")[0] for name in scans],
+            "lesion_group": [3 * o or -1 for o in own],
+        }
+        labels = pd.DataFrame(of | {"cancer_flag": own, "CaptionV1": 'two\nlines, "quotes"'})
+        labels.to_csv(data / "3DMIR_labels" / f"{organ}_labels_and_captions.csv", index=False)
+        for side, column in (("train", "training"), ("test", "testing")):
+            listed = [name for n, name in enumerate(scans) if (n % 2 == 1) == (side == "test")]
+            pd.DataFrame({column: listed}).to_csv(data / "Data_Splits" / f"{organ}_full_{side}_split.csv")
+
+
+def sinoct(folder: Path) -> None:
+    (folder / "series_1").mkdir()
+    (folder / "labels.csv").write_text('patient_id,label\nseries_1,"1,0"\nseries_20,"0,1"\n')
+
+
 def test_total_segmentator_keeps_its_split(tmp_path: Path) -> None:
     (tmp_path / "meta.csv").write_text(META)
     table = READ["total_segmentator"](tmp_path)
@@ -62,6 +97,35 @@ def test_total_segmentator_keeps_its_split(tmp_path: Path) -> None:
 def test_the_decathlon_names_its_labelled_scans(tmp_path: Path) -> None:
     decathlon(tmp_path)
     assert READ["decathlon"](tmp_path)["file"].tolist() == ["imagesTr/lung_001.nii.gz"]
+
+
+def test_the_decathlons_test_set_is_a_side_where_masks_are_from_elsewhere(tmp_path: Path) -> None:
+    decathlon(tmp_path)
+    (tmp_path / "imagesTs").mkdir()
+    (tmp_path / "imagesTs" / "lung_002.nii.gz").touch()
+    told = json.loads((tmp_path / "dataset.json").read_text()) | {"test": ["./imagesTs/lung_002.nii.gz"]}
+    (tmp_path / "dataset.json").write_text(json.dumps(told))
+    table = READ["decathlon_sides"](tmp_path)
+    sides = {"imagesTr/lung_001.nii.gz": "train", "imagesTs/lung_002.nii.gz": "test"}
+    assert dict(zip(table["file"], table["side"], strict=True)) == sides
+
+
+@pytest.mark.parametrize("organ", ["colon", "liver", "lung", "pancreas"])
+def test_a_part_of_3d_mir_has_the_flags_of_its_organ_and_its_own_split(organ: str, tmp_path: Path) -> None:
+    mir3d(tmp_path)
+    table = READ[f"mir3d_{organ}"](tmp_path).set_index("file")
+    assert len(table) == 8
+    assert all((tmp_path / file).is_file() for file in table.index)
+    own = table.index.str.contains(f"/{organ}_")
+    assert table.loc[own, ["cancer_flag", "lesion_group"]].to_numpy().tolist() == [["1", "3"]] * 2
+    assert table.loc[~own, ["cancer_flag", "lesion_group"]].to_numpy().tolist() == [["0", "-1"]] * 6
+    assert (table["side"] == "test").to_numpy().tolist() == table.index.str.contains("7.nii").tolist()
+
+
+def test_sinoct_is_normal_or_not_by_the_series_folder(tmp_path: Path) -> None:
+    sinoct(tmp_path)
+    table = READ["sinoct"](tmp_path).set_index("file")
+    assert table["abnormal"].to_dict() == {"series_1": 0, "series_20": 1}
 
 
 def test_cq500_is_what_two_of_three_readers_saw(tmp_path: Path) -> None:
@@ -112,6 +176,34 @@ def _no_image(folder: Path) -> None:
     (folder / "imagesTr" / "lung_001.nii.gz").unlink()
 
 
+def _no_flag(folder: Path) -> None:
+    mir3d(folder)
+    path = folder / "3D-MIR/Data/3DMIR_labels/liver_labels_and_captions.csv"
+    pd.read_csv(path).query("name != 'colon_0017.nii.gz'").to_csv(path, index=False)
+
+
+def _no_scan(folder: Path) -> None:
+    mir3d(folder)
+    path = folder / "Task06_Lung/dataset.json"
+    path.write_text(json.dumps({"training": json.loads(path.read_text())["training"][:1]}))
+
+
+def _both_sides(folder: Path) -> None:
+    mir3d(folder)
+    with (folder / "3D-MIR/Data/Data_Splits/liver_full_test_split.csv").open("a") as stream:
+        stream.write("9,liver_0.nii.gz\n")
+
+
+def _third_label(folder: Path) -> None:
+    sinoct(folder)
+    (folder / "labels.csv").write_text('patient_id,label\nseries_1,"1,0"\nseries_20,"1,1"\n')
+
+
+def _no_series(folder: Path) -> None:
+    sinoct(folder)
+    (folder / "series_1").rmdir()
+
+
 @pytest.mark.parametrize(
     ("reader", "make", "said"),
     [
@@ -121,6 +213,13 @@ def _no_image(folder: Path) -> None:
         ("decathlon", lambda _: None, 'dataset.json: a description with "training"'),
         ("decathlon", _no_image, "1 of 1 images are not there, first ./imagesTr/lung_001.nii.gz"),
         ("cq500", _other_read, "R2:SAH 'maybe' of row 2: 0 or 1 is allowed"),
+        ("decathlon_sides", decathlon, 'dataset.json: a description with "test"'),
+        ("mir3d_liver", lambda _: None, "liver_labels_and_captions.csv: no such file"),
+        ("mir3d_liver", _no_flag, "captions.csv: 1 scans of the splits of liver are not there, first colon_0017.nii"),
+        ("mir3d_liver", _no_scan, "Task10_Colon: 1 scans of the splits of liver are not there, first lung_0017.nii"),
+        ("mir3d_liver", _both_sides, "Data_Splits: liver_0.nii.gz is in both splits of liver"),
+        ("sinoct", _third_label, "labels.csv: label '1,1' of row 2 is not allowed: 1,0 (normal) or 0,1"),
+        ("sinoct", _no_series, "labels.csv: none of the 2 folders that its patient_id names is in"),
         ("rsna_2019", _no_slice, "stage_2_train.csv: none of its 10 slices is in"),
         ("rsna_2019", _headerless, "no slice's header has a SeriesInstanceUID"),
     ],

@@ -11,7 +11,8 @@ from components.preprocess.config import PreprocessConfig
 from components.settings import ParamsError, parse
 from components.tasks.annotated import findings, lesions, organs, structure_class
 from components.tasks.config import EvaluateConfig
-from components.tasks.stability import StabilityConfig
+from components.tasks.interface import Scanned
+from components.tasks.stability import KIND, StabilityConfig
 from components.tasks.stability import cases as stability
 from components.tasks.table import Inputs, check_splits, usable
 
@@ -110,6 +111,41 @@ def test_one_pair_of_scans_is_too_few_for_an_interval() -> None:
     built = stability("stability", GALLERY, inputs("wholebody", scans, []))
     assert built.table.empty
     assert built.not_evaluated["stability/volume"].startswith("1 accepted pairs of first and second scan; at least 2")
+
+
+def test_the_first_two_scans_of_a_patient_in_the_order_of_a_sets_table_are_a_pair() -> None:
+    """Of p2 a third scan, of p3 one only; p4's second was rejected, and p5 is of another set."""
+    rows = [
+        ("s2", "p1"),
+        ("s1", "p1"),
+        ("s3", "p2"),
+        ("s4", "p2"),
+        ("s5", "p2"),
+        ("s6", "p3"),
+        ("s7", "p4"),
+        ("s8", "p4"),
+    ]
+    scans = [(series, patient, "held_out", "") for series, patient in [*rows, ("s9", "p5")]]
+    given = inputs("wholebody", scans, [(series, "liver", "organ", 1.0, True) for series, *_ in scans])
+    given.curated.loc[given.curated["series"] == "s8", "status"] = "rejected"
+    labelled = pd.DataFrame(rows, columns=["series", "patient"]).assign(set="twice", split="test")
+    labelled["row"] = range(len(labelled))
+    other = pd.DataFrame({"set": "other", "row": 0, "series": "s9", "patient": "p5", "split": "test"}, index=[0])
+    given = replace(given, labelled=pd.concat([labelled.iloc[::-1], other]))
+    task = StabilityConfig(kind="stability", set="twice", gallery=1)
+    built = stability("retest", task, given)
+    table = built.table
+    assert set(table["task"]) == {"retest/volume"}, "annotations are those of the line's own scans"
+    again = table[table["split"] == "retest"].set_index("case")["volume"].to_dict()
+    assert again == {"s2/retest": "v/s1", "s3/retest": "v/s4"}
+    assert set(table.loc[table["split"] == "test", "case"]) == {"s2", "s3", "s6"}, "and one more, as the gallery says"
+    few = stability("retest", task, replace(given, labelled=labelled.iloc[2:]))
+    assert few.not_evaluated == {
+        "retest/volume": "1 accepted pairs of first and second scan; at least 2 patients are needed"
+    }
+    scanned = Scanned(trunk=True, sees="crop", retests=False, nodules=False)
+    assert KIND.parts("retest", task, scanned) == ["retest/volume"]
+    assert KIND.parts("retest", GALLERY, scanned) == []
 
 
 def test_what_cannot_be_evaluated_comes_back_with_its_reason() -> None:

@@ -132,6 +132,7 @@ def test_another_site_is_tested_on_by_what_was_trained_here() -> None:
         ("mine", {"set": "site", "label": "x", **READ}, "mine.kind: null is not allowed: one of classify"),
         ("mine", {"kind": "classify", "set": "line", "label": "orgn", **READ}, "mine.label: 'orgn' is not allowed: of"),
         ("mine", {"kind": "stability", "gallery": -1}, "mine.gallery: -1 is not allowed"),
+        ("mine", {"kind": "stability", "set": "sight", "gallery": 1}, "'sight' is not allowed: one of site, line; did"),
         ("mine", {"kind": "classify", "set": "site", "lable": "x", **READ}, "did you mean 'label'?"),
         (
             "mine",
