@@ -39,6 +39,9 @@ def publish_model(run: Run) -> None:
         verdict = "fail" if any(gate["verdict"] == "fail" for gate in gates) else "pass"
         told = f"Gates of line {line}: verdict **{verdict}**"
         create_table_artifact(key=f"{line}-gates", table=gates, description=told)
+    if run.made("evaluate") and (falls := fall_rows(line)):
+        told = f"Figures of line {line} on external sets, and by how much they fall from the internal test patients"
+        create_table_artifact(key=f"{line}-external-sets", table=falls, description=told)
     made = [stage for stage in ("pretrain", "evaluate") if run.made(stage)]
     plots = [path for stage in made for path in sorted((Path("data") / line / stage).rglob("*.png"))]
     inline = [_inline(path) for path in plots if path.stat().st_size <= MAX_INLINE_BYTES]
@@ -68,6 +71,17 @@ def gate_rows(run: Run) -> list[dict[str, Any]]:
     """Every gate that was judged in this run, those of the champion last."""
     gates = [gate for path in run.decisions() for gate in read_json(path)["gates"]]
     return [{key: _shown(value) for key, value in gate.items()} for gate in gates]
+
+
+def fall_rows(line: str) -> list[dict[str, Any]]:
+    """Every figure that a task has on an external set beside the internal one, with the fall's 95 % limits."""
+    falls = read_json(Path("data") / line / "evaluate" / "metrics.json")["falls"]
+    return [
+        {"task": task, "external set": site, "figure": figure} | {key: _shown(value) for key, value in numbers.items()}
+        for task, sites in falls.items()
+        for site, figures in sites.items()
+        for figure, numbers in figures.items()
+    ]
 
 
 def told_verdict(gate: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""What else stands beside an encoder in the report: baselines that it may add to, peers, and published figures."""
+"""What else stands beside an encoder in the report: baselines that it may add to, peers, published figures, and its own
+figures on external sets."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.errors import UserError
-from components.evaluate.peers import PEER
 from components.evaluate.published import PublishedFigure
-from components.evaluate.words import method_name, number, verdict, with_interval
+from components.evaluate.words import count, method_name, number, verdict, verdict_of_fall, with_interval
 from components.tasks.interface import Measure
+from components.tasks.scores import PEER
 
 
 @dataclass(frozen=True)
@@ -82,3 +83,79 @@ def other_models(
         title = measures[theirs.figure].title
         rows.append((theirs.task, title, theirs.model, number(theirs.value), ours, "", theirs.source))
     return tuple(rows)
+
+
+@dataclass(frozen=True)
+class Fall:
+    """One figure on a task's own test patients and on those of an external set; numbers as text."""
+
+    figure: str
+    internal: str
+    external: str
+    fall: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class ExternalSet:
+    """A task on one of its external sets.
+
+    Attributes:
+        name: of the set.
+        patients: of both sides.
+        said: its first figure in a sentence, or why there is no fall.
+        rows: a row for each figure.
+    """
+
+    name: str
+    patients: str
+    said: str
+    rows: tuple[Fall, ...]
+
+
+def external_sets(
+    metrics: Mapping[str, Any], measures: Mapping[str, Measure], name: str, sets: Sequence[str]
+) -> tuple[ExternalSet, ...]:
+    """A task's external sets that were evaluated, in order; of the others the report says why not.
+
+    Args:
+        metrics: content of ``metrics.json``; ``falls`` are as :func:`components.evaluate.falls.falls_of` gives them.
+        measures: of the task's kind.
+        name: of the task.
+        sets: that its block names.
+    """
+    found = []
+    for site in sorted(set(sets)):
+        figures = metrics["falls"].get(name, {}).get(site, {})
+        if figures:
+            found.append(_external_set(metrics, measures, name, site, figures))
+        elif f"{name}/{site}" in metrics["tasks"]:
+            told = f"{site}: no fall, for the internal figures are not of the same parts of the task."
+            found.append(ExternalSet(site, "", told, ()))
+    return tuple(found)
+
+
+def _external_set(
+    metrics: Mapping[str, Any], measures: Mapping[str, Measure], name: str, site: str, figures: Mapping[str, Any]
+) -> ExternalSet:
+    rows = []
+    for figure in (figure for figure in measures if figure in figures):
+        here, there = (metrics["tasks"][part][figure] for part in (name, f"{name}/{site}"))
+        numbers, measure = figures[figure], measures[figure]
+        rows.append(
+            Fall(
+                measure.title + (", lower is better" if measure.lower_is_better else ""),
+                with_interval(here["value"], here["low"], here["high"]),
+                with_interval(there["value"], there["low"], there["high"]),
+                with_interval(numbers["fall"], numbers["fall_low"], numbers["fall_high"], signed=True),
+                verdict_of_fall(numbers),
+            )
+        )
+    sizes = next(iter(figures.values()))
+    internal, external = (count(int(sizes[f"{side}_patients"]), "patient") for side in ("internal", "external"))
+    first = rows[0]
+    said = (
+        f"{site}: {first.figure} {first.external} ({external}), internal {first.internal} ({internal}); "
+        f"fall {first.fall}: {first.verdict}."
+    )
+    return ExternalSet(site, f"{internal} internal, {external} external", said, tuple(rows))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from components.ct.store import Int16Array
 from components.errors import UserError
 from components.figures.resampling import paired
 from components.files import sha256_file
@@ -15,10 +19,9 @@ from components.models.config import InputConfig
 from components.models.embed import WEIGHTS, Embedder
 from components.settings import StageConfig
 from components.sources.roots import root_of
-from components.tasks.features import Method
-from components.tasks.scores import DIGITS, ENCODER, Score
+from components.tasks.features import Method, Peer, peer_method
+from components.tasks.scores import DIGITS, ENCODER, PEER, Score
 
-PEER = "peer_"  # before its name: the method
 NAMED = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 Found = dict[str, dict[str, dict[str, dict[str, float]]]]
 
@@ -53,8 +56,8 @@ class PeersConfig(StageConfig):
     encoders: dict[NAMED, PeerConfig]
 
 
-def peer_methods(line: str, config: PeersConfig, seen: InputConfig, device: str) -> dict[str, Method]:
-    """Method to what turns CT into a peer's vectors.
+def peers_of(line: str, config: PeersConfig, seen: InputConfig, device: str) -> dict[str, Callable[[], Peer]]:
+    """Method to a peer, each made when it is asked for.
 
     Args:
         line: model line.
@@ -63,15 +66,21 @@ def peer_methods(line: str, config: PeersConfig, seen: InputConfig, device: str)
         device: as ``evaluate.device``.
 
     Raises:
-        UserError: a peer is not on this machine, is another than the pinned one, or sees another grid.
+        UserError: where one is made that is not on this machine, is another than the pinned one, or sees another grid.
     """
-    return {
-        PEER + name: _of_release(line, name, of.release, seen, device) if of.release else _of_function(line, name, of)
-        for name, of in config.encoders.items()
-    }
+
+    def make(name: str, of: PeerConfig) -> Peer:
+        return _of_release(line, name, of.release, seen, device) if of.release else _of_function(line, name, of)
+
+    return {PEER + name: partial(make, name, of) for name, of in config.encoders.items()}
 
 
-def _of_release(line: str, name: str, digest: str, seen: InputConfig, device: str) -> Method:
+def peer_methods(line: str, config: PeersConfig, seen: InputConfig, device: str) -> dict[str, Method]:
+    """Method to what turns CT into a peer's vectors; arguments and errors as of :func:`peers_of`."""
+    return {name: peer_method(make()) for name, make in peers_of(line, config, seen, device).items()}
+
+
+def _of_release(line: str, name: str, digest: str, seen: InputConfig, device: str) -> Peer:
     folder = root_of(PEER + name, line)
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{line}.peers.encoders.{name}: {folder} holds no {WEIGHTS}; a release's folder does")
@@ -86,14 +95,10 @@ def _of_release(line: str, name: str, digest: str, seen: InputConfig, device: st
                 f"{line}.peers.encoders.{name}: it has {key} {getattr(theirs, key)}, the line {getattr(seen, key)}: "
                 "a peer sees what the line stores; evaluate it in a line of its own, with pretrain.start"
             )
-    return Method(
-        lambda crops: embedder.embed_crops(crops.hu),
-        embedder.embed_volume,
-        theirs.size_vox if seen.sees == "crop" else None,
-    )
+    return Peer(theirs.size_vox, embedder.embed_crops, embedder.embed_volume, embedder)
 
 
-def _of_function(line: str, name: str, of: PeerConfig) -> Method:
+def _of_function(line: str, name: str, of: PeerConfig) -> Peer:
     assert of.function is not None
     where, (module, _, function) = f"{line}.peers.encoders.{name}.function", of.function.partition(":")
     try:
@@ -104,7 +109,18 @@ def _of_function(line: str, name: str, of: PeerConfig) -> Method:
     lacking = [part for part in ("size_vox", "embed_crops", "embed_volume") if not hasattr(peer, part)]
     if lacking:
         raise UserError(f"{where}: what {of.function!r} returns has no {lacking[0]}; see components/evaluate/peers.py")
-    return Method(lambda crops: peer.embed_crops(crops.hu), peer.embed_volume, tuple(peer.size_vox))
+    size = peer.size_vox
+    if not (isinstance(size, (tuple, list)) and len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)):
+        raise UserError(f"{where}: size_vox {size!r} is not allowed: three numbers of voxels, 1 or more each")
+
+    def embed_crops(hu: Int16Array) -> npt.NDArray[np.floating]:
+        vectors = np.asarray(peer.embed_crops(hu))
+        if vectors.ndim != 2 or len(vectors) != len(hu) or not np.isfinite(vectors).all():
+            told = f"embed_crops gave {vectors.dtype} {vectors.shape} of {len(hu)} crops"
+            raise UserError(f"{where}: {told}; allowed: finite numbers, ({len(hu)}, dimension)")
+        return vectors
+
+    return Peer((size[0], size[1], size[2]), embed_crops, peer.embed_volume)
 
 
 def beside_peers(scores: Sequence[Score]) -> Found:

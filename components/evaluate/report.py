@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from components.evaluate.bycase import by_case
-from components.evaluate.comparisons import Added, other_models, what_it_adds
+from components.evaluate.comparisons import Added, ExternalSet, external_sets, other_models, what_it_adds
 from components.evaluate.gallery import GROUPS, Picture, embedded, groups_file
 from components.evaluate.published import PublishedFigure
-from components.evaluate.words import count, method_name, number, question, verdict, with_interval
+from components.evaluate.words import FALLS, NO_FALL, count, method_name, number, question, verdict, with_interval
 from components.tasks.attributes import ATTRIBUTES
 from components.tasks.config import EvaluateConfig
 from components.tasks.interface import Measure
@@ -23,7 +23,7 @@ from components.tasks.kinds import kind_of
 from components.tasks.plain import PLAIN
 from components.tasks.scores import ENCODER, RANDOM
 
-MARKS = {"better": "▲", "undecided": "●", "worse": "▼", "not evaluated": "–"}
+MARKS = {"better": "▲", "undecided": "●", "worse": "▼", "not evaluated": "–", FALLS: "▼", NO_FALL: "●"}
 ALWAYS = PLAIN  # beside the encoder in the table of all tasks
 WORST = 5  # cases named of a task
 
@@ -110,6 +110,7 @@ class Section:
 
     Attributes:
         parts: shown; inner: shown on demand.
+        external: its external sets that were evaluated.
         adds: what the encoder adds to baselines, and by which figure.
         others: part, figure, model, their value, ours, the difference of peers, source.
         worst: part, case, what it is, what was said of it.
@@ -119,6 +120,7 @@ class Section:
     asked: str
     parts: tuple[Part, ...]
     inner: tuple[Part, ...]
+    external: tuple[ExternalSet, ...]
     adds_by: str
     adds: tuple[Added, ...]
     others: tuple[tuple[str, ...], ...]
@@ -148,6 +150,7 @@ def render_report(evaluated: Evaluated, beside: Beside, pictures: Mapping[str, S
     )  # fmt: skip
     curated = beside.curated[beside.curated["role"] == "evaluation"]
     accepted = curated[curated["status"] == "accepted"]
+    sections = [_section(evaluated, name, pictures[name], beside.published) for name in evaluated.tasks]
     return environment.get_template("report.html.j2").render(
         line=evaluated.line,
         patients=evaluated.metrics["patients"],
@@ -156,7 +159,8 @@ def render_report(evaluated: Evaluated, beside: Beside, pictures: Mapping[str, S
         overview=_overview(evaluated),
         overview_others=[method_name(name) for name in ALWAYS],
         pictures=[embedded(picture) for picture in pictures[""]],
-        sections=[_section(evaluated, name, pictures[name], beside.published) for name in evaluated.tasks],
+        sections=sections,
+        external=any(section.external for section in sections),
         groups=[of for name in evaluated.tasks for of in _groups(evaluated, name, pictures[GROUPS])],
         sets=sorted(beside.sets.items()),
         masks=[
@@ -199,9 +203,25 @@ def _anchor(task: str) -> str:
 def _summary(evaluated: Evaluated, name: str, part: str) -> Row:
     figure = evaluated.metrics["primary"][part]
     row = _row(evaluated, name, part, figure, ALWAYS)
-    inner = [p for p in evaluated.metrics["tasks"] if part == name and p.startswith(f"{name}/")]
-    size = _size(evaluated, part) + (f"; mean over {len(inner)} parts" if inner else "")
+    averaged = averaged_parts(part, evaluated.metrics["tasks"], evaluated.rows, evaluated.tasks[name])
+    size = _size(evaluated, part) + (f"; mean over {len(averaged)} parts" if averaged else "")
     return Row(part, row.verdict, row.encoder, row.untrained, row.difference, row.others, row.name, size, _anchor(name))
+
+
+def averaged_parts(name: str, judged: Iterable[str], rows: pd.DataFrame, task: Any) -> list[str]:
+    """The parts that a task's figure is the mean of; none where it has cases of its own. External sets are no parts of
+    it, and neither are fewer labelled scans or fine-tuning.
+
+    Args:
+        name: of the task.
+        judged: names of tasks and parts.
+        rows: the task table.
+        task: its block.
+    """
+    if name in set(rows["task"]):
+        return []
+    external = {f"{name}/{site}" for site in getattr(task, "external", ())}
+    return [part for part in judged if part.rpartition("/")[0] == name and part not in external]
 
 
 def _size(evaluated: Evaluated, part: str) -> str:
@@ -272,6 +292,9 @@ def _section(
         question(evaluated.tasks[name]),
         tuple(_part(evaluated, name, part) for part in shown),
         tuple(_part(evaluated, name, part) for part in parts if part not in shown),
+        external_sets(
+            evaluated.metrics, _measures(evaluated, name), name, getattr(evaluated.tasks[name], "external", ())
+        ),
         *what_it_adds(evaluated.metrics, _measures(evaluated, name), parts),
         other_models(evaluated.metrics, _measures(evaluated, name), parts, own),
         tuple(embedded(picture) for picture in pictures),

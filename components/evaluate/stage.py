@@ -157,11 +157,13 @@ def tested(rows: pd.DataFrame) -> dict[str, int]:
 
 
 def _at_a_glance(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Of every task its first figure and by how much it is above untrained encoders: what ``dvc metrics`` shows, a
-    column a number. Parts of a task that has a figure of the whole are left to ``metrics.json``."""
-    tasks = metrics["tasks"]
+    """Of every task its first figure, by how much it is above untrained encoders, and by how much it falls on each
+    external set (``fall_<set>``): what ``dvc metrics`` shows, a column a number. Parts of a task that has a figure of
+    the whole are left to ``metrics.json``."""
+    tasks, falls = metrics["tasks"], metrics["falls"]
     return {
         task: {name: figures[name]["value"], "above_untrained": figures[name]["difference"]}
+        | {f"fall_{site}": of[name]["fall"] for site, of in falls.get(task, {}).items() if name in of}
         for task, figures in tasks.items()
         for name in [metrics["primary"][task]]
         if not ("/" in task and task.split("/")[0] in tasks)

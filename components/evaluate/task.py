@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from components.command import run_stage
 from components.ct.grid import GridConfig
 from components.evaluate.layout import Layout, read_cases, read_places
-from components.evaluate.peers import beside_peers
+from components.evaluate.peers import PeersConfig, beside_peers, peers_of
 from components.evaluate.untrained import untrained_encoders
 from components.files import replacing, sha256_file, write_json, write_text
 from components.models.embed import WEIGHTS, Embedder, described
@@ -24,7 +24,7 @@ from components.settings import load_part, load_stage
 from components.sources.sets import sets_of
 from components.tables import write_table
 from components.tasks.config import EvaluateConfig
-from components.tasks.features import Features, Volumes
+from components.tasks.features import Features, Peer, Volumes
 from components.tasks.interface import Outcome, Question
 from components.tasks.kinds import kind_of, tasks_of
 from components.tasks.pictures import save
@@ -47,7 +47,8 @@ def run(line: str, name: str) -> None:
     embed = described(folder)
     encoders = {ENCODER: lambda: Embedder.load(folder, config.device)}
     volumes = Volumes(config, load_part(GridConfig, line, "preprocess"), embed.input.size_vox)
-    judge_task(line, name, task, config, layout, encoders | untrained_encoders(embed, config), volumes)
+    peers = peers_of(line, load_stage(PeersConfig, line, "peers"), embed.input, config.device)
+    judge_task(line, name, task, config, layout, encoders | untrained_encoders(embed, config), volumes, peers)
 
 
 def judge_task(
@@ -58,6 +59,7 @@ def judge_task(
     layout: Layout,
     encoders: Mapping[str, Callable[[], Embedder]],
     volumes: Volumes,
+    peers: Mapping[str, Callable[[], Peer]] | None = None,
 ) -> None:
     """Judge the encoders at a task whose cases and features are written.
 
@@ -68,10 +70,11 @@ def judge_task(
         layout: where cases and features lie, and results go.
         encoders: by method, see :class:`components.tasks.interface.Question`.
         volumes: opens what the cases name.
+        peers: by method, as ``encoders``.
     """
     built = read_cases(layout.cases, name)
     features = Features.read(read_places(layout.cases), layout.features, layout.untrained)
-    question = Question(line, name, task, built.table, config, features, encoders, volumes)
+    question = Question(line, name, task, built.table, config, features, encoders, volumes, peers or {})
     with threadpool_limits(1):  # sums in the same order, whatever the number of cores
         outcome = Outcome([], no_cases()) if built.table.empty else kind_of(task).judge(question)
         write_outcome(layout.task(name), task, outcome, layout.features / "encoder" / WEIGHTS)

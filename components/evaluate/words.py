@@ -34,6 +34,7 @@ OF_LINE = {
     FINDINGS: "Is the finding present in the head?",
 }
 BETTER, UNDECIDED, WORSE = "better", "undecided", "worse"
+FALLS, NO_FALL = "falls", "no fall shown"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -70,6 +71,11 @@ def verdict(numbers: Mapping[str, float], measure: Measure) -> str:
     if measure.lower_is_better:
         above, below = below, above
     return BETTER if above else WORSE if below else UNDECIDED
+
+
+def verdict_of_fall(numbers: Mapping[str, float]) -> str:
+    """Whether a figure is clearly worse on an external set: whether all of the fall's interval lies above zero."""
+    return FALLS if numbers["fall_low"] > 0 else NO_FALL
 
 
 def number(value: float, signed: bool = False) -> str:

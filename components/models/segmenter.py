@@ -61,12 +61,20 @@ class Image:
 
 def grids_of(embed: EmbedConfig, config: SegmenterConfig) -> Grids:
     """Raises UserError where the encoder has no such levels."""
+    if lacking := levels_lacking(embed, config):
+        raise UserError(f"segment: {lacking}")
+    assert isinstance(embed.encoder, SegResConfig)
+    return Grids(config.averaged, config.finest, len(embed.encoder.blocks_down))
+
+
+def levels_lacking(embed: EmbedConfig, config: SegmenterConfig) -> str:
+    """Why a decoder cannot be trained on an encoder's levels; empty where it can."""
     if not isinstance(embed.encoder, SegResConfig):
-        raise UserError(f"segment: encoder {embed.encoder.kind!r} is not allowed: segres")
+        return f"encoder {embed.encoder.kind!r} is not allowed: segres"
     count = len(embed.encoder.blocks_down)
     if config.finest >= count:
-        raise UserError(f"segment: decoder.finest {config.finest} is not allowed: below {count}, the encoder's levels")
-    return Grids(config.averaged, config.finest, count)
+        return f"decoder.finest {config.finest} is not allowed: below {count}, the encoder's levels"
+    return ""
 
 
 def image_of(hu: Int16Array, embed: EmbedConfig, grids: Grids) -> Image:
@@ -90,6 +98,11 @@ class Segmenter:
         self.grids = grids_of(embed, config)
         self.device = next(encoder.parameters()).device
         self.decoder = Decoder(encoder.widths[config.finest :], config.width, dropout, classes).to(self.device)
+
+    @property
+    def sees(self) -> tuple[Any, Grids]:
+        """Windows and grids: of a volume, those of equal ones are given equal images."""
+        return self.embed.input.windows, self.grids
 
     def levels(self, image: Tensor) -> list[Tensor]:
         """What the decoder sees of an input, without gradients."""

@@ -56,9 +56,32 @@ class Method:
     patch: tuple[int, int, int] | None = None
 
 
+@dataclass(frozen=True)
+class Peer:
+    """An encoder of others, which stands beside ours on the same cases.
+
+    Attributes:
+        size_vox: of the crops that it sees, or to which it resizes a scan.
+        embed_crops: int16 HU (N, *size_vox) on the line's grid to finite vectors (N, dimension).
+        embed_volume: a volume on the line's grid to a finite vector (dimension,).
+        embedder: of a release, whose levels a decoder can be trained on; None of a user's function, which returns
+            vectors and nothing else.
+    """
+
+    size_vox: tuple[int, int, int]
+    embed_crops: Callable[[Int16Array], npt.NDArray[np.floating]]
+    embed_volume: Callable[[AnyVolume], npt.NDArray[np.floating]]
+    embedder: Embedder | None = None
+
+
 def encoder_method(embedder: Embedder) -> Method:
     """An encoder, untouched."""
     return Method(points=lambda crops: embedder.embed_crops(crops.hu), whole=embedder.embed_volume)
+
+
+def peer_method(peer: Peer) -> Method:
+    """Another's encoder, in crops of its own size."""
+    return Method(lambda crops: peer.embed_crops(crops.hu), peer.embed_volume, peer.size_vox)
 
 
 class Volumes:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from components.models.heads import Head
     from components.models.segment_head import SegmentHead
     from components.tasks.config import EvaluateConfig
-    from components.tasks.features import Features, Volumes
+    from components.tasks.features import Features, Peer, Volumes
     from components.tasks.scores import Score
 
 
@@ -36,6 +36,8 @@ class Question:
         encoders: method to encoder: ``encoder`` and one ``random_<seed>`` for each untrained one; for kinds that need
             more than the features of places. Each is made when it is asked for.
         volumes: opens what ``rows`` names.
+        peers: method (``peer_<name>``) to another's encoder, for the same kinds; of the others it is in ``features``.
+            Each is made when it is asked for.
     """
 
     line: str
@@ -46,6 +48,7 @@ class Question:
     features: Features
     encoders: Mapping[str, Callable[[], Embedder]]
     volumes: Volumes
+    peers: Mapping[str, Callable[[], Peer]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

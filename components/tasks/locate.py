@@ -184,7 +184,8 @@ def two_sided(pairs: pd.DataFrame, replicates: int, seed: int) -> tuple[Array, S
 
 
 def describers(question: Question) -> dict[str, Describer]:
-    """Method to what turns places into vectors: the encoder, the untrained ones, the histogram of what they see."""
+    """Method to what turns places into vectors: the encoder, the untrained ones, peers with crops of their own size,
+    and the histogram of what the encoder sees."""
     from components.tasks.plain import histogram
 
     encoder = question.encoders[ENCODER]()
@@ -193,6 +194,8 @@ def describers(question: Question) -> dict[str, Describer]:
     names = [f"{RANDOM}_{seed}" for seed in seeds]
     found = {ENCODER: Describer(encoder.embed_crops, size)}
     found |= {name: Describer(question.encoders[name]().embed_crops, size) for name in names}
+    peers = {name: make() for name, make in sorted(question.peers.items())}
+    found |= {name: Describer(peer.embed_crops, peer.size_vox) for name, peer in peers.items()}
     bins = question.config.histogram
     return found | {HISTOGRAM: Describer(lambda crops: np.stack([histogram(hu, bins) for hu in crops]), size)}
 

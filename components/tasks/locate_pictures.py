@@ -17,7 +17,7 @@ from components.figures.arrays import Array
 from components.looking.volume import WINDOWS, upright
 from components.tasks.interface import Question
 from components.tasks.lattice import Lattice, Scan
-from components.tasks.pictures import STYLE
+from components.tasks.pictures import STYLE, peer_looks
 from components.tasks.scores import ENCODER, RANDOM
 
 BARS = {
@@ -38,11 +38,13 @@ def by_structure(pairs: pd.DataFrame) -> Figure:
     """
     method = pairs["method"].where(~pairs["method"].str.startswith(f"{RANDOM}_"), RANDOM)
     shares = pairs.groupby([method, "label"])["inside"].mean().unstack(0)
+    bars = BARS | peer_looks(pairs["method"])
+    wide = 0.8 / len(bars)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(shares), 3.4))
-        for rank, (name, (title, colour)) in enumerate(BARS.items()):
-            places = np.arange(len(shares)) + (rank - (len(BARS) - 1) / 2) * 0.2
-            axes.bar(places, shares[name], width=0.19, color=colour, label=title)
+        figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(shares) * len(bars) / len(BARS), 3.4))
+        for rank, (name, (title, colour)) in enumerate(bars.items()):
+            places = np.arange(len(shares)) + (rank - (len(bars) - 1) / 2) * wide
+            axes.bar(places, shares[name], width=0.95 * wide, color=colour, label=title)
         axes.set_xticks(range(len(shares)), [str(label).replace("_", "\n") for label in shares.index])
         axes.set_ylim(0, 1.02)
         axes.set_ylabel("places found inside")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 
 from components.figures.arrays import Array
 from components.files import replacing
+from components.tasks.scores import PEER
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -30,6 +32,15 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 110,
     "text.parse_math": False,  # a class or a column may hold a dollar
 }
+
+
+PEER_COLOURS = ("#007a5a", "#a0407a", "#7a6a00", "#56749c", "#1c2430")  # told apart from those of our own methods
+
+
+def peer_looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Of each peer among ``methods``, in order, its title and colour; more peers than colours begin anew."""
+    peers = sorted({method for method in methods if method.startswith(PEER)})
+    return {method: (method.replace("_", " "), colour) for method, colour in zip(peers, cycle(PEER_COLOURS))}
 
 
 def save(figure: Figure, path: Path) -> None:

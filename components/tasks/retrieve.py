@@ -30,7 +30,7 @@ from components.settings import StageConfig
 from components.tasks import classify
 from components.tasks.classify import ClassifyConfig
 from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned
-from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score, family_mean, per_case
+from components.tasks.scores import DIGITS, ENCODER, PEER, RANDOM, Score, family_mean, per_case
 from components.tasks.table import Built, Inputs
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ FIGURES = {"map": Measure("Mean average precision")} | {
     for k in AT
 }
 Distance = Literal["cosine", "euclidean", "least_patch"]
-PEER = "peer_"  # begins the name of another's encoder, of which there are vectors only
 OF_PROTOCOL: dict[str, Distance] = {"organmnist3d": "euclidean", "3d_mir": "least_patch"}
 ASKED = {None: ("precision", "hit"), "organmnist3d": ("ap", "hit", "f1"), "3d_mir": ("precision", "ap")}
 

@@ -16,6 +16,7 @@ from components.figures.resampling import Estimate, Sample, beside_untrained, fi
 from components.tasks.measure import Measure
 
 ENCODER, RANDOM = "encoder", "random"
+PEER = "peer_"  # begins the method of another's encoder; its name in the parameters follows
 DIGITS = 6
 CASE_COLUMNS = ["task", "method", "probe", "case", "patient", "label", "of_class", "score"]
 FIGURE_COLUMNS = ["task", "method", "figure", "value", "low", "high", "n_cases", "n_patients"]

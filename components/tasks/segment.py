@@ -2,7 +2,7 @@
 
 A case is a structure in a scan. Beside the encoder stand untrained ones, each with a decoder of its own; with
 ``fine_tune`` they are the training from scratch: their batch norms know the labelled scans first, then the decoder
-learns, then both, by as many steps as the encoder takes.
+learns, then both, by as many steps as the encoder takes. Peers learn as the encoder does.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from components.errors import UserError
 from components.tasks.config import LINE
 from components.tasks.crossfit import hashed
 from components.tasks.interface import Kind, Measure, Outcome, Question, Scanned
-from components.tasks.scores import DIGITS, ENCODER, RANDOM, Score, per_case, task_metrics
+from components.tasks.scores import DIGITS, ENCODER, PEER, RANDOM, Score, per_case, task_metrics
 from components.tasks.segment_config import FineTuneConfig, SegmentConfig
+from components.tasks.segment_peers import with_levels
 from components.tasks.segment_scans import Scan, open_scan
 from components.tasks.table import Built, Inputs, none_built, task_table
 
@@ -118,7 +119,7 @@ class Learned:
     """A method with what it learned from so many scans.
 
     Attributes:
-        method: ``encoder`` or ``random_<seed>``.
+        method: ``encoder``, ``random_<seed>`` or ``peer_<name>``.
         tuned: whether the encoder's weights were trained, after its decoder's.
         scans: how many.
         learner: trained.
@@ -173,27 +174,23 @@ def _open(question: Question, row: dict[str, str], structures: Sequence[str]) ->
 def _learn(
     question: Question, rows: Sequence[dict[str, str]], numbers: Sequence[int], structures: Sequence[str]
 ) -> tuple[list[Learned], str]:
-    """All methods with each number of scans, and what to say of structures that are in none of these."""
-    from components.models.embed import check_grid
-    from components.models.segmenter import grids_of
+    """All methods with each number of scans, and what to say of structures that are in none of these, and of peers
+    without levels."""
     from components.tasks import dense
 
     config, seed, classes = question.task.decoder, question.config.seed, len(structures) + 1
-    embed = question.encoders[ENCODER]().config
-    grids = grids_of(embed, config)
-    ready: list[Labelled] = []  # each scan, and its copies
-    there: set[int] = set()
-    for row in rows:
-        scan = _open(question, row, structures)
-        check_grid(scan.volume, embed.input)
-        pairs = dense.with_copies(scan.volume.hu, scan.classes, config.varied, seed, row["patient"])
-        ready += [dense.labelled(hu, classes_, embed, grids) for hu, classes_ in pairs]
-        there |= set(np.unique(scan.classes).tolist())
+    peers, told = with_levels(question.peers, config)
+    made = {method: question.encoders[method] for method in (ENCODER, *_untrained(question))}
     of_number = {number: number * (1 + config.varied.copies) for number in numbers}
     learned: list[Learned] = []
-    for method in [ENCODER, *_untrained(question)]:
-        embedder = question.encoders[method]()
+    seen: Any = None
+    ready: list[Labelled] = []
+    for method in (*made, *peers):
+        embedder = made[method]() if method in made else peers[method]
         learners = [dense.Learner(embedder, config, classes, seed) for _ in numbers]
+        if learners[0].sees != seen:  # a peer may have other windows, or another number of levels
+            ready = []  # the last ones' images go before new ones come
+            seen, (ready, there) = learners[0].sees, _ready(question, rows, structures, learners[0])
         levels = [learners[0].levels(scan.image) for scan in ready]
         for (number, count), learner in zip(of_number.items(), learners, strict=True):
             learner.fit(ready[:count], levels[:count])
@@ -202,13 +199,33 @@ def _learn(
                 tuned = _fine_tuned(learner, method, question.task.fine_tune, ready[:count])
                 learned.append(Learned(method, True, number, tuned))
         log.info("task %s: %s has learned", question.name, method)
-    missing = [name for value, name in enumerate(structures, start=1) if value not in there]
-    return learned, f"In no scan that was learned from: {', '.join(missing)}." if missing else ""
+    if missing := [name for value, name in enumerate(structures, start=1) if value not in there]:
+        told = " ".join(filter(None, [f"In no scan that was learned from: {', '.join(missing)}.", told]))
+    return learned, told
+
+
+def _ready(
+    question: Question, rows: Sequence[dict[str, str]], structures: Sequence[str], learner: Learner
+) -> tuple[list[Labelled], set[int]]:
+    """Each scan and its copies, as a learner sees them; and the classes that are in any of the scans."""
+    from components.models.embed import check_grid
+    from components.tasks import dense
+
+    ready: list[Labelled] = []
+    there: set[int] = set()
+    for row in rows:
+        scan = _open(question, row, structures)
+        check_grid(scan.volume, learner.embed.input)
+        varied, seed = question.task.decoder.varied, question.config.seed
+        pairs = dense.with_copies(scan.volume.hu, scan.classes, varied, seed, row["patient"])
+        ready += [dense.labelled(hu, classes, learner.embed, learner.grids) for hu, classes in pairs]
+        there |= set(np.unique(scan.classes).tolist())
+    return ready, there
 
 
 def _fine_tuned(learner: Learner, method: str, config: FineTuneConfig, scans: Sequence[Labelled]) -> Learner:
     """Of an untrained encoder, training from scratch: its batch norms know these scans first, and its decoder them."""
-    if method == ENCODER:
+    if not method.startswith(f"{RANDOM}_"):
         return learner.fine_tuned(scans, config.steps, config.encoder_rate)
     settled = copy.deepcopy(learner)
     settled.settle(scans)
@@ -227,15 +244,18 @@ def _judged(
     from components.figures.segmentation import overlaps
     from components.models.segmenter import image_of
 
-    first, most = learned[0].learner, max(one.scans for one in learned)
-    image = image_of(scan.volume.hu, first.embed, first.grids)
+    most = max(one.scans for one in learned)
     diagonal = float(np.linalg.norm(np.multiply(scan.volume.hu.shape, scan.volume.spacing)))
     codes = list(range(1, len(structures) + 1))
     rows: list[dict[str, Any]] = []
     of_encoder = np.zeros_like(scan.classes)
     levels: Any = None
     encoder: Any = None
+    seen: Any = None
+    image: Any = None
     for one in learned:
+        if one.learner.sees != seen:
+            seen, image = one.learner.sees, image_of(scan.volume.hu, one.learner.embed, one.learner.grids)
         if one.learner.encoder is not encoder:  # the levels of one are those of all numbers of scans
             encoder = one.learner.encoder
             levels = one.learner.levels(image.values) if one.learner.fits(image) else None
@@ -302,6 +322,8 @@ def _compared(learned: Sequence[Learned]) -> str:
     told = f"Frozen levels and a decoder, beside {untrained} untrained encoders with a decoder of their own."
     if any(one.tuned for one in learned):
         told += " Fine-tuned, these are the training from scratch, by as many steps."
+    if peers := sorted({one.method.removeprefix(PEER) for one in learned if one.method.startswith(PEER)}):
+        told += f" Peers with a decoder of their own, trained as the encoder's: {', '.join(peers)}."
     return f"{told} Of a structure that is missed HD95 is the scan's diagonal."
 
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from components.ct.store import Volume
-from components.tasks.pictures import STYLE
+from components.tasks.pictures import STYLE, peer_looks
 from components.tasks.scores import ENCODER, RANDOM
 from components.tasks.segment_scans import Scan
 
@@ -130,10 +130,12 @@ def _methods(table: pd.DataFrame) -> pd.DataFrame:
 def _by_structure(table: pd.DataFrame, structures: Sequence[str]) -> Figure:
     figure, axes = plt.subplots(figsize=(6.5, 0.9 + 0.38 * len(structures)))
     together = _methods(table)
-    for rank, (method, (label, colour)) in enumerate(METHODS.items()):
+    looks = METHODS | peer_looks(together["method"])
+    apart, middle = min(0.22, 0.66 / (len(looks) - 1)), max(1.0, (len(looks) - 1) / 2)
+    for rank, (method, (label, colour)) in enumerate(looks.items()):
         rows = together[together["method"] == method]
         means = rows.groupby("structure")["dice"].mean().reindex(list(structures))
-        places = np.arange(len(structures)) + (rank - 1) * 0.22
+        places = np.arange(len(structures)) + (rank - middle) * apart
         of_scans = rows.groupby(["structure", "series"])["dice"].mean().reset_index()
         small = of_scans["structure"].map(dict(zip(structures, places, strict=True)))
         axes.plot(of_scans["dice"], small, ".", color=colour, markersize=3, alpha=0.45, label="_scans")
@@ -147,10 +149,11 @@ def _by_structure(table: pd.DataFrame, structures: Sequence[str]) -> Figure:
 
 def _by_scans(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(5.2, 3.4))
+    looks = METHODS | peer_looks(table["method"])
     means = table.groupby(["method", "scans"])["dice"].mean().reset_index()
     for method, rows in means.groupby("method", sort=True):
         of = RANDOM if str(method).startswith(f"{RANDOM}_") else str(method)
-        label, colour = METHODS[of]
+        label, colour = looks[of]
         seen = axes.get_legend_handles_labels()[1]
         wide = 1.0 if of == RANDOM else 2.0
         axes.plot(rows["scans"], rows["dice"], "o-", color=colour, linewidth=wide, markersize=4,

@@ -5,25 +5,35 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from test_tasks_scores import config, features_of, table_of
 
+from components.ct.grid import GridConfig
 from components.ct.store import Int16Array
 from components.errors import UserError
+from components.evaluate import task
+from components.evaluate.cases import Asked, write_cases
+from components.evaluate.comparisons import other_models
 from components.evaluate.layout import Layout, read_places
-from components.evaluate.peers import PeersConfig, beside_peers, peer_methods
+from components.evaluate.peers import PeersConfig, beside_peers, peer_methods, peers_of
 from components.evaluate.stage import evaluate
 from components.evaluate.untrained import write_untrained
 from components.figures.resampling import paired
 from components.files import sha256_file
-from components.models.embed import untrained_embedder
+from components.models.embed import EmbedConfig, untrained_embedder
 from components.settings import ParamsError, parse
+from components.tasks import locate
 from components.tasks.features import Volumes
 from components.tasks.judging import score_task
+from tests.unit.task_inputs import GRID, evaluation
 from tests.unit.test_evaluate_stage import TASKS, tiny_embedder, tiny_line
+from tests.unit.test_tasks_locate import EMBED as PLACES_EMBED
+from tests.unit.test_tasks_locate import TASK as PLACES
+from tests.unit.test_tasks_locate import line as places_line
 
 
 class Means:
@@ -66,6 +76,75 @@ def test_peers_stand_beside_ours_with_a_paired_difference(release: Path, tmp_pat
     assert np.load(layout.untrained / "peer_means.npy").shape == (len(places), 1)
     theirs = np.load(layout.untrained / "peer_other.npy")
     assert theirs.shape == np.load(layout.features / "encoder.npy").shape
+
+
+def test_a_peer_is_made_only_where_it_is_asked_for(release: Path) -> None:
+    """A task whose features lie there already needs no peer's weights, and no package of the user's."""
+    gone = peers(gone={"release": "0" * 64}, nobody={"function": "no_such_module:x"})
+    made = peers_of("wholebody", gone, tiny_embedder().config.input, "cpu")
+    assert list(made) == ["peer_gone", "peer_nobody"]
+    for name in made:
+        with pytest.raises(UserError):
+            made[name]()
+
+
+def test_a_release_has_levels_and_a_function_has_not(release: Path) -> None:
+    asked = peers(
+        other={"release": sha256_file(release / "encoder.safetensors")}, means={"function": "site_encoders:means"}
+    )
+    made = peers_of("wholebody", asked, tiny_embedder().config.input, "cpu")
+    other, means = made["peer_other"](), made["peer_means"]()
+    assert other.embedder is not None
+    assert other.size_vox == other.embedder.config.input.size_vox
+    assert means.embedder is None
+    assert means.embed_crops(np.full((3, *means.size_vox), 7, dtype=np.int16)).tolist() == [[7.0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"size_vox": 16}, "size_vox 16 is not allowed: three numbers of voxels, 1 or more each"),
+        ({"size_vox": (8, 16, 0)}, "size_vox (8, 16, 0) is not allowed"),
+        ({"embed_crops": lambda hu: np.zeros(4)}, "gave float64 (4,) of 2 crops; allowed: finite numbers, (2, dim"),
+        ({"embed_crops": lambda hu: np.zeros((1, 4))}, "gave float64 (1, 4) of 2 crops"),
+        ({"embed_crops": lambda hu: np.full((2, 4), np.nan)}, "gave float64 (2, 4) of 2 crops"),
+    ],
+)
+def test_a_function_that_returns_something_else_is_one_line(
+    release: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], said: str
+) -> None:
+    parts = {"size_vox": (8, 16, 16), "embed_crops": lambda hu: hu, "embed_volume": None} | wrong
+    monkeypatch.setattr(sys.modules["site_encoders"], "wrong", lambda: SimpleNamespace(**parts), raising=False)
+    make = peers_of("wholebody", peers(wrong={"function": "site_encoders:wrong"}), tiny_embedder().config.input, "cpu")
+    with pytest.raises(UserError) as caught:
+        make["peer_wrong"]().embed_crops(np.zeros((2, 8, 16, 16), dtype=np.int16))
+    assert str(caught.value).startswith("wholebody.peers.encoders.wrong.function: ")
+    assert said in str(caught.value)
+
+
+def test_a_task_of_places_is_judged_beside_the_peers_of_the_parameters(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage ``task`` itself, of kind ``locate``: the peers of params.yaml stand in its metrics."""
+    untrained_embedder(parse(EmbedConfig, PLACES_EMBED, "t"), 7).save(tmp_path / "data/wholebody/features/encoder")
+    layout = Layout(tmp_path / "data/wholebody")
+    built = locate.cases("places", PLACES, places_line(tmp_path))
+    write_cases(layout.cases, {"places": Asked(PLACES, built)})
+    blocks = {"evaluate": evaluation(), "peers": peers(means={"function": "site_encoders:means"})}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(task, "tasks_of", lambda line, sets: {"places": PLACES})
+    monkeypatch.setattr(task, "sets_of", lambda line: {})
+    monkeypatch.setattr(task, "load_stage", lambda _, line, block: blocks[block])
+    monkeypatch.setattr(task, "load_part", lambda *_: parse(GridConfig, GRID, "t"))
+    task.run("wholebody", "places")
+    metrics = json.loads((layout.task("places") / "metrics.json").read_text())
+    assert set(metrics["peers"]["places"]["means"]) == {"inside", "distance_mm"}
+    told = {"tasks": metrics["tasks"], "peers": metrics["peers"]}
+    ((part, title, model, *_, source),) = other_models(told, locate.FIGURES, ["places"], [])
+    assert (part, title, model, source) == ("places", locate.FIGURES["inside"].title, "Peer means", "judged here")
+    blocks["peers"] = peers()
+    task.run("wholebody", "places")
+    assert "peers" not in json.loads((layout.task("places") / "metrics.json").read_text())
 
 
 def test_the_difference_is_the_paired_one() -> None:

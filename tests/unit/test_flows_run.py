@@ -172,6 +172,7 @@ def test_the_page_shows_plots_of_this_run_only(tmp_path: Path, monkeypatch: pyte
     for place in ("head/pretrain/curves", "head/evaluate/figures/scores", "wholebody/evaluate/others"):
         (tmp_path / "data" / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / f"{place}.png").write_bytes(b"PNG of " + place.encode())
+    write_json(tmp_path / "data" / "head" / "evaluate" / "metrics.json", {"falls": {}})
     shown: dict[str, str] = {}
     monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda key, markdown, **_: shown.update({key: markdown}))
     run = Run("head", outcomes={"cohort@head": "ran", "pretrain@wholebody": "ran", "evaluate@wholebody": "ran"})
@@ -182,6 +183,28 @@ def test_the_page_shows_plots_of_this_run_only(tmp_path: Path, monkeypatch: pyte
         artifacts.publish_model(run)
         assert list(shown) == ["head-plots"]
         assert [line for line in shown["head-plots"].splitlines() if "#" in line] == [f"### {name}" for name in names]
+
+
+def test_the_page_shows_falls_of_this_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import artifacts
+
+    monkeypatch.chdir(tmp_path)
+    fall = {"internal": 0.9, "external": 0.71234, "fall": 0.18766, "internal_patients": 40, "external_patients": 30}
+    metrics = tmp_path / "data" / "head" / "evaluate" / "metrics.json"
+    write_json(metrics, {"falls": {"findings": {"elsewhere": {"linear_auc": fall}}}})
+    shown: dict[str, list[dict[str, object]]] = {}
+    monkeypatch.setattr(artifacts, "create_table_artifact", lambda key, table, **_: shown.update({key: table}))
+    run = Run("head", outcomes={"cohort@head": "ran"})
+    artifacts.publish_model(run)
+    assert shown == {}, "an earlier run's"
+    run.outcomes["evaluate@head"] = "ran"
+    artifacts.publish_model(run)
+    named = {"task": "findings", "external set": "elsewhere", "figure": "linear_auc"}
+    assert shown == {"head-external-sets": [named | fall | {"external": 0.7123, "fall": 0.1877}]}
+    shown.clear()
+    write_json(metrics, {"falls": {}})
+    artifacts.publish_model(run)
+    assert shown == {}, "a line without external sets has no such table"
 
 
 @pytest.mark.parametrize("passing", [True, False])

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 
 from components.ct.labels.stored import LabelMap, write_label_map
-from components.ct.store import StoredVolume, Volume, write_volume
+from components.ct.store import Int16Array, StoredVolume, Volume, write_volume
 from components.errors import UserError
+from components.evaluate.peers import beside_peers
+from components.figures.resampling import paired
 from components.models.embed import EmbedConfig, untrained_embedder
 from components.settings import ParamsError, parse
+from components.tasks.features import Peer
 from components.tasks.interface import Outcome, Question
 from components.tasks.locate import LocateConfig, cases, judge, two_sided
 from components.tasks.scores import DIGITS
@@ -75,6 +79,40 @@ def asked(rows: pd.DataFrame) -> Question:
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Outcome]:
     rows = cases("places", TASK, line(tmp_path_factory.mktemp("line"))).table
     return rows, judge(asked(rows))
+
+
+class Corner:
+    """A peer with larger crops than ours, whose vectors say which voxels are denser than soft tissue."""
+
+    size_vox = (6, 12, 12)
+
+    def embed_crops(self, hu: Int16Array) -> npt.NDArray[np.floating]:
+        assert hu.shape[1:] == self.size_vox
+        assert hu.dtype == np.int16
+        return (hu > 0).reshape(len(hu), -1).astype(np.float64)
+
+    def embed_volume(self, volume: Any) -> npt.NDArray[np.floating]:
+        raise AssertionError("places are asked for, and no scan")
+
+
+def test_a_peer_is_searched_with_in_crops_of_its_own_size_and_changes_nothing_else(
+    found: tuple[pd.DataFrame, Outcome],
+) -> None:
+    rows, alone = found
+    corner = Corner()
+    theirs = Peer(corner.size_vox, corner.embed_crops, corner.embed_volume)
+    outcome = judge(replace(asked(rows), peers={"peer_corner": lambda: theirs}))
+    assert values(outcome, "inside")["peer_corner"] == 1.0, "moved organs are found by any vectors of their voxels"
+    told = beside_peers(outcome.scores)["places"]["corner"]
+    assert set(told) == {"inside", "distance_mm"}
+    by = {(score.method, score.figure): score for score in outcome.scores}
+    pair = [by[method, "distance_mm"] for method in ("encoder", "peer_corner")]
+    expected = paired(pair[0].replicates, pair[1].replicates, pair[1].sample)
+    assert told["distance_mm"]["difference"] == pytest.approx(expected.value, abs=10**-DIGITS)
+    others = outcome.cases[outcome.cases["method"] != "peer_corner"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(others, alone.cases)
+    drawn, before = (of.pictures["by_structure"][0].axes[0].get_legend_handles_labels()[1] for of in (outcome, alone))
+    assert drawn == [*before, "peer corner"]
 
 
 def values(outcome: Outcome, figure: str) -> dict[str, float]:
