@@ -285,10 +285,10 @@ def sets_of(line: str, path: Path = PARAMS_FILE) -> dict[str, LabelledSet]:
             found[str(name)] = set_of(line, name, values, cohort if isinstance(cohort, dict) else {})
         except ParamsError as error:
             mistakes.append(str(error))
-    sites = [of_set.source.phantom.site for of_set in found.values() if of_set.source is not None and of_set.planned]
-    if len(set(sites)) < len(sites):
+    phantoms = [of_set.source.phantom for of_set in found.values() if of_set.source is not None and of_set.planned]
+    if len({(of.site, of.seed) for of in phantoms}) < len(phantoms):
         mistakes.append(
-            f"params.yaml: {line}.{SETS}: two sets of phantoms of one site have the same patients: one each"
+            f"params.yaml: {line}.{SETS}: two sets of phantoms of one site and seed have the same patients: a seed each"
         )
     if mistakes:
         raise ParamsError("\n".join(mistakes))

@@ -90,6 +90,24 @@ def test_the_plans_say_what_the_scans_have(tmp_path: Path) -> None:
         }
 
 
+def test_the_plans_say_what_became_of_the_patients() -> None:
+    """The more findings, the sooner; some were last seen alive."""
+    table = planned_table(phantoms("other", evaluation_patients=200))
+    assert (table["findings"].astype(int) == (table[list(FINDINGS[1:])] == "present").sum(axis=1)).all()
+    months, died = table["months"].astype(float), table["died"].map({"1": True, "0": False})
+    assert 0.3 < died.mean() < 0.9
+    assert months.between(0, 60).all()
+    assert months[~died].between(6, 60).all()
+    ill = table["findings"].astype(int) >= 3
+    assert died[ill].mean() > died[~ill].mean() + 0.1
+    assert months[ill & died].median() < months[~ill & died].median()
+
+
+def test_two_sets_of_a_site_are_other_people() -> None:
+    first, second = (planned_table(phantoms("other", seed=seed)) for seed in (5, 6))
+    assert set(first["patient"]).isdisjoint(second["patient"])
+
+
 def test_it_comes_in_to_evaluate_with_and_nobody_of_it_is_pretrained_on(checkout: Path) -> None:
     change("cohort", "phantom", "pretrain_patients", to=3)
     change("cohort", "phantom", "evaluation_patients", to=4)
@@ -101,10 +119,11 @@ def test_it_comes_in_to_evaluate_with_and_nobody_of_it_is_pretrained_on(checkout
     assert len(of_site) == of_site["patient"].nunique() == 24
     assert set(of_site["role"]) == {"evaluation"}
     assert set(of_site["split"]) == {"held_out"}
-    assert set(of_site["patient"]).isdisjoint(found.loc[found["set"] == "", "patient"])
+    assert set(of_site["patient"]).isdisjoint(found.loc[found["set"] != "elsewhere", "patient"])
     labelled = read_table(Path("cohort/labelled.parquet"))
-    assert set(labelled["series"]) == set(of_site["series"])
-    assert set(labelled["split"]) == {"test"}
+    assert set(labelled.loc[labelled["set"] == "elsewhere", "series"]) == set(of_site["series"])
+    sides = labelled.groupby("set")["split"].unique().map(sorted).to_dict()
+    assert sides == {"elsewhere": ["test"], "followed": ["test", "train"]}
     assert unknown_roots("head") == [], "nothing of it lies on this machine"
 
 
@@ -116,9 +135,9 @@ def test_it_comes_in_to_evaluate_with_and_nobody_of_it_is_pretrained_on(checkout
             "head.sets.elsewhere.scans.phantom.site: 'elsewere' is not allowed",
         ),
         (
-            ("sets", "more"), {"scans": {"source": "phantom", "phantom": {"site": "other"}}, "labels": None,
-                               "split": {"seed": 1, "test": 0.5}, "role": "internal"},
-            "head.sets: two sets of phantoms of one site have the same patients: one each",
+            ("sets", "more"), {"scans": {"source": "phantom", "phantom": {"site": "other", "seed": 4711}},
+                               "labels": None, "split": {"seed": 1, "test": 0.5}, "role": "internal"},
+            "head.sets: two sets of phantoms of one site and seed have the same patients: a seed each",
         ),
         (
             ("tasks", "findings", "external"), ["elsewere"],

@@ -104,7 +104,7 @@ def _scan(config: PhantomConfig, patient: _Patient, scan: int, first: ScanPlan |
     names = ("phantom", drawn_from, *_of_site(config), patient.number)
     site = SITES[config.site]
     if config.site != HOME:
-        short = f"{short}-{config.site}"
+        short = f"{short}-{config.site}{config.seed}"  # two sets of a site are other people
     person = generator(*names, "person")
     habitus = float(np.round(person.uniform(0.86, 1.14), 4))
     rng = generator(*names, "scan", scan)
