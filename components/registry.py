@@ -125,10 +125,11 @@ def _mistakes(line: str, block: Any, path: Path, nodules_to_come: bool) -> list[
 
 
 def _once(line: str, mistakes: list[str]) -> list[str]:
-    """Without what a labelled set has from the line's own ``cohort``, where that is told of it."""
+    """Without those that a set's block takes over from the line's cohort, of which the cohort tells."""
     of_set = re.compile(rf"^params\.yaml: {re.escape(line)}\.{SETS}\.\w+\.scans\.")
-    told = {of_set.sub(f"params.yaml: {line}.cohort.", mistake): mistake for mistake in mistakes}
-    return [mistake for mistake in mistakes if told[of_set.sub(f"params.yaml: {line}.cohort.", mistake)] == mistake]
+    every = [one for several in mistakes for one in several.splitlines()]
+    of_cohort = [of_set.sub(f"params.yaml: {line}.cohort.", one) for one in every]
+    return [one for one, there in zip(every, of_cohort, strict=True) if there == one or there not in every]
 
 
 def _of_nodules(tasks: dict[str, Any]) -> list[str]:

@@ -117,7 +117,9 @@ def test_an_older_file_is_given_the_block_that_it_lacks(
             del content[line]["sets"]
         else:
             content[line]["sets"] = None
-    del content["head"]["tasks"]["findings"]["external"]  # a set that is shipped today
+    del content["head"]["tasks"]["findings"]["external"]  # sets that are shipped today
+    for task in ("burden", "survival"):
+        del content["head"]["tasks"][task], content["tasks"][f"head-{task}"]
     Path("params.yaml").write_text(written(editor, content))
     assert run(*COMMAND, "--label", "Malignant (0/1)", monkeypatch=monkeypatch) == 0
     check_file()

@@ -77,7 +77,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (
             ("head", "published", "figures"),
             [{"task": "finding", "figure": "linear_auc", "value": 0.9, "model": "m", "source": "s"}],
-            "head.published.figures: task 'finding' is not allowed, by its tasks and the labels: one of findings,",
+            "head.published.figures: task 'finding' is not allowed, by its tasks and the labels: one of burden, findings,",
         ),
         (("head", "pretrain", "input", "sees"), "crop", "'crop' does not go with objective 'dino'"),
         (("wholebody", "pretrain", "input", "sees"), "scan", "'scan' does not go with objective 'within_volume'"),
@@ -235,6 +235,19 @@ def test_a_mistake_is_one_line(tmp_path: Path, keys: tuple[str, ...], value: obj
         check_file(changed(tmp_path, keys, value))
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_mistake_that_sets_take_over_is_told_once_and_their_own_each(tmp_path: Path) -> None:
+    path = changed(tmp_path, ("head", "cohort", "dicomweb", "page"), 1_000_000)
+    content = yaml.safe_load(path.read_text())
+    for name in ("elsewhere", "followed"):
+        content["head"]["sets"][name]["scans"]["phantom"]["seed"] = -1
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ParamsError) as caught:
+        check_file(path)
+    told = [line.split(": ")[1] for line in str(caught.value).splitlines()]
+    own = [f"head.sets.{name}.scans.phantom.seed" for name in ("elsewhere", "followed")]
+    assert sorted(told) == ["head.cohort.dicomweb.page", *own]
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
