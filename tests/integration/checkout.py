@@ -36,7 +36,8 @@ def small(content: dict[str, Any]) -> None:
     findings["few_shot"] = [1, 2]
     findings["fine_tune"].update(steps=2, few_shot_steps=2, scratch=2)
     findings["attentive"].update(steps=2, untrained=2)
-    content["head"]["sets"]["elsewhere"]["scans"]["phantom"]["evaluation_patients"] = 8
+    for of_set in content["head"]["sets"].values():
+        of_set["scans"]["phantom"]["evaluation_patients"] = 8
     segmented = content["wholebody"]["tasks"]["organs_segmented"]
     segmented.update(scans=[1], test_scans=2)
     segmented["decoder"].update(steps=10, voxels=1000, averaged=[2, 4, 4])
