@@ -75,6 +75,8 @@ def _recipe(arguments: argparse.Namespace) -> int:
     protocol = load_protocol(arguments.name)
     line = arguments.onto or protocol["base"]
     if arguments.data is None:
+        if arguments.external or arguments.onto:
+            raise UserError("--line and --external are not allowed without --data: a protocol is shown as it is")
         yaml_editor().dump(protocol, sys.stdout)
         return 0
     require_line(line)

@@ -16,6 +16,7 @@ from components.tasks.table import Built, Inputs, none_built, task_table
 
 CLASSES = 20  # more distinct values than this are no classes: a measurement, a date, a report
 EVENT = {"1": True, "0": False, "true": True, "false": False, "yes": True, "no": False}
+EVENT |= {"1.0": True, "0.0": False}  # as a column with gaps is written
 CENSORED = "+"  # ends a time that is not of the event, as in tables of survival
 
 

@@ -197,6 +197,13 @@ def test_every_protocol_is_tried_here_and_shown(
         assert load_protocol(name)["layout"].splitlines()[0] in capsys.readouterr().out
 
 
+def test_what_is_only_shown_goes_onto_no_line(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("task", "recipe", "cq500", "--line", "nowhere", monkeypatch=monkeypatch) == 1
+    assert "--line and --external are not allowed without --data" in capsys.readouterr().err
+
+
 def test_another_sites_set_has_no_tasks_of_its_own(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _cq500()
     before = read_yaml()["head"]["tasks"]
