@@ -18,7 +18,7 @@ from components.sources.masks import ROOT
 from components.sources.roots import place_of, record_root, root_of
 from components.sources.sets import KEYS, MASKS, NO_VALUE, SETS, LabelledSet, require_column, set_of, sets_of
 from components.sources.tree import tree_digest
-from components.tasks.config import STRUCTURE, TASK_NAME, TASKS
+from components.tasks.config import STRUCTURE, TASK_NAME, TASKS, check_reserved
 from flows import masks
 from flows.lines import add_line
 from flows.lock import checkout_lock
@@ -116,6 +116,9 @@ def _check_labels(of_set: LabelledSet, path: Path, columns: Iterable[str]) -> No
     same of all."""
     table, _ = of_set.read(path)
     for column in columns:
+        if column == STRUCTURE:
+            check_reserved(table.columns, f"{path.name}: label")
+            continue
         require_column(table, column, path.name)
         values = table[column].str.strip()
         values = values[~values.str.lower().isin(NO_VALUE)]
@@ -154,6 +157,17 @@ class Folders:
     masks: Path | None
 
 
+def check_free(line: str, name: str, tasks: Iterable[str], otherwise: str) -> None:
+    """Raise UserError where the line has such a set, or one of the tasks; ``otherwise`` says what to do then."""
+    content = read_yaml()
+    present = content[line] if isinstance(content.get(line), dict) else {}
+    if name in (present.get(SETS) or {}):
+        raise UserError(f"set {name!r} is not allowed: {line}.{SETS} has it; `ctfoundry set pin` renews its digests")
+    taken = [task for task in tasks if task in (present.get(TASKS) or {})]
+    if taken:
+        raise UserError(f"task {taken[0]!r} is not allowed: {line}.{TASKS} has it; {otherwise}")
+
+
 def add_set(
     line: str,
     name: str,
@@ -168,14 +182,8 @@ def add_set(
     Raises:
         UserError: a set or task of this name is there, or one of the values is not allowed; nothing is then written.
     """
-    content = read_yaml()
-    present = content[line] if isinstance(content.get(line), dict) else {}
-    if name in (present.get(SETS) or {}):
-        raise UserError(f"set {name!r} is not allowed: {line}.{SETS} has it; `ctfoundry set pin` renews its digests")
-    taken = [task for task in tasks if task in (present.get(TASKS) or {})]
-    if taken:
-        raise UserError(f"task {taken[0]!r} is not allowed: {line}.{TASKS} has it; write --label <another>=<column>")
-    columns = [task["label"] for task in tasks.values() if task.get("label", STRUCTURE) != STRUCTURE]
+    check_free(line, name, tasks, "write --label <another>=<column>")
+    columns = [task["label"] for task in tasks.values() if "label" in task]
     _check_labels(set_of(line, name, block, block_of(line, "cohort")), folders.table, columns)
     editor = yaml_editor()
     content = editor.load(PARAMS_FILE.read_text())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.ct.keys import require_secret
 from components.errors import UserError
-from components.files import sha256_file, write_text
+from components.files import write_text
 from components.settings import PARAMS_FILE, require_line
 from flows.environment import STATE
 from flows.lock import checkout_lock
@@ -72,6 +75,8 @@ def _recipe(arguments: argparse.Namespace) -> int:
     protocol = load_protocol(arguments.name)
     line = arguments.onto or protocol["base"]
     if arguments.data is None:
+        if arguments.external or arguments.onto:
+            raise UserError("--line and --external are not allowed without --data: a protocol is shown as it is")
         yaml_editor().dump(protocol, sys.stdout)
         return 0
     require_line(line)
@@ -98,9 +103,11 @@ def write_protocol(line: str, name: str, protocol: Any, folder: Path, external: 
     """
     from components.sources.layouts import READ, SIDE
     from components.sources.tree import tree_digest
-    from flows.sets import Folders, add_set
+    from flows.sets import Folders, add_set, check_free
 
     of_set = protocol["set"]
+    tasks = {} if external else {task: dict(of) for task, of in protocol["tasks"].items()}
+    check_free(line, name, tasks, "give that one another name first")
     of_index = of_set["scans"] == IDC
     _check_place(name, of_set["scans"], folder)
     if of_index:
@@ -110,22 +117,43 @@ def write_protocol(line: str, name: str, protocol: Any, folder: Path, external: 
         table = READ[protocol["reader"]](folder)
         scans = {"source": of_set["scans"], "source_digest": tree_digest(folder), **of_set.get("options", {})}
     path = STATE / "labels" / f"{line}_{name}.csv"  # made from the data set's own files, which stay as they are
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    text = table.to_csv(index=False, lineterminator="\n")
+    digest = hashlib.sha256(text.encode()).hexdigest()
     key, _, column = of_set["key"].partition("=")
     block: dict[str, Any] = {
         "scans": scans,
-        "labels": {"table": path.name, "digest": sha256_file(path), "key": key, "column": column},
+        "labels": {
+            "table": path.name,
+            "digest": digest,
+            "key": key,
+            "column": column,
+        },
     }
     if "masks" in of_set:
         block["masks"] = _masks(line, name, folder, of_set["masks"])
     split = of_set["split"]
     block["split"] = {"column": SIDE} if split == SIDE else dict(split or {"seed": 1, "test": 0.5})
     block["role"] = "external" if external else of_set.get("role", "internal")
-    tasks = {} if external else {task: dict(of) for task, of in protocol["tasks"].items()}
     published = [] if external else [dict(of) for of in protocol["published"]]
     masks = folder if "masks" in of_set and not of_index else None
     place = IDC if of_index else f"{of_set['scans']}:{folder}"
-    add_set(line, name, block, tasks, Folders(path, place, masks), published)
+    with _written(path, text):
+        add_set(line, name, block, tasks, Folders(path, place, masks), published)
+
+
+@contextmanager
+def _written(path: Path, text: str) -> Iterator[None]:
+    """With a file's new text in place; what was there before comes back where the block fails."""
+    before = path.read_bytes() if path.is_file() else None
+    write_text(path, text)
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            path.unlink()
+        else:
+            path.write_bytes(before)
+        raise
 
 
 def _check_place(name: str, source: str, folder: Path) -> None:

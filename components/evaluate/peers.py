@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from components.ct.store import Int16Array
 from components.errors import UserError
 from components.figures.resampling import paired
 from components.files import sha256_file
@@ -103,24 +102,46 @@ def _of_function(line: str, name: str, of: PeerConfig) -> Peer:
     where, (module, _, function) = f"{line}.peers.encoders.{name}.function", of.function.partition(":")
     try:
         make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{where}: {of.function!r} cannot be imported: {error}") from None
-    peer: Any = make()
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"{where}: {of.function!r} cannot be imported: {_told(error)}") from error
+    try:
+        peer: Any = make()
+    except Exception as error:
+        raise UserError(f"{where}: {of.function!r} raised {_told(error)}") from error
     lacking = [part for part in ("size_vox", "embed_crops", "embed_volume") if not hasattr(peer, part)]
     if lacking:
         raise UserError(f"{where}: what {of.function!r} returns has no {lacking[0]}; see components/evaluate/peers.py")
     size = peer.size_vox
-    if not (isinstance(size, (tuple, list)) and len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)):
+    if not (isinstance(size, (tuple, list)) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
         raise UserError(f"{where}: size_vox {size!r} is not allowed: three numbers of voxels, 1 or more each")
 
-    def embed_crops(hu: Int16Array) -> npt.NDArray[np.floating]:
-        vectors = np.asarray(peer.embed_crops(hu))
-        if vectors.ndim != 2 or len(vectors) != len(hu) or not np.isfinite(vectors).all():
-            told = f"embed_crops gave {vectors.dtype} {vectors.shape} of {len(hu)} crops"
-            raise UserError(f"{where}: {told}; allowed: finite numbers, ({len(hu)}, dimension)")
+    dimensions: list[int] = []  # of its first vector, which holds for all
+
+    def embedded(method: str, given: Any, count: tuple[int, ...], what: str) -> npt.NDArray[np.floating]:
+        try:
+            vectors = np.asarray(getattr(peer, method)(given))
+        except Exception as error:
+            raise UserError(f"{where}: {method} raised {_told(error)}") from error
+        numbers = vectors.dtype.kind in "fiu" and bool(np.isfinite(vectors).all())
+        known = (*count, *(dimensions or vectors.shape[-1:]))
+        if not numbers or not vectors.size or vectors.ndim != len(count) + 1 or vectors.shape != known:
+            allowed = ", ".join([*map(str, (*count, *dimensions)), *([] if dimensions else ["dimension"])])
+            told = f"{method} gave {vectors.dtype} {vectors.shape} of {what}"
+            raise UserError(f"{where}: {told}; allowed: finite numbers, ({allowed}{'' if count else ','})")
+        dimensions[:] = vectors.shape[-1:]
         return vectors
 
-    return Peer((size[0], size[1], size[2]), embed_crops, peer.embed_volume)
+    return Peer(
+        (size[0], size[1], size[2]),
+        lambda hu: embedded("embed_crops", hu, (len(hu),), f"{len(hu)} crops"),
+        lambda volume: embedded("embed_volume", volume, (), "a scan"),
+    )
+
+
+def _told(error: Exception) -> str:
+    """An error of the user's code in a line; its traceback stays behind it."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def beside_peers(scores: Sequence[Score]) -> Found:

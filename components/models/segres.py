@@ -47,7 +47,10 @@ class Conv3x3x3(nn.Conv3d):
 
 
 def _by_onednn(input: Tensor) -> bool:
-    """Whether oneDNN's convolution may be called by its name, which knows no autocast."""
+    """Whether oneDNN's convolution may be called by its name, which knows no autocast and which torch.compile cannot
+    trace."""
+    if torch.compiler.is_compiling():
+        return False
     plain = input.device.type == "cpu" and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     return plain and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 

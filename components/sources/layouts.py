@@ -7,6 +7,7 @@ the scan, the labels, and ``side`` (train or test) where the data set fixes one.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -60,10 +61,12 @@ def _images(folder: Path, of: str) -> list[str]:
     """Files that ``dataset.json`` names: in ``training`` as the images of cases, in ``test`` by themselves."""
     path = folder / "dataset.json"
     try:
-        cases = json.loads(path.read_text())[of]
+        cases = json.loads(path.read_text(encoding="utf-8-sig"))[of]
         images = [str(case["image"] if isinstance(case, dict) else case) for case in cases]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f'{path}: a description with "{of}", each with an "image", as the Decathlon has it') from None
+    if not images:
+        raise UserError(f'{path}: "{of}" is empty: at least one image is wanted')
     missing = [name for name in images if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{path}: {len(missing)} of {len(images)} images are not there, first {missing[0]}")
@@ -109,7 +112,7 @@ def sinoct(folder: Path) -> pd.DataFrame:
     if abnormal.isna().any():
         at = int(abnormal.isna().to_numpy().argmax())
         raise UserError(f"{path}: label {rows['label'][at]!r} of row {at + 1} is not allowed: 1,0 (normal) or 0,1")
-    if not any((folder / name).is_dir() for name in rows["patient_id"]):
+    if not any((folder / name).is_dir() for name in rows["patient_id"] if name):
         raise UserError(f"{path}: none of the {len(rows)} folders that its patient_id names is in {folder}")
     return pd.DataFrame({"file": rows["patient_id"], "abnormal": abnormal.astype(int)})
 
@@ -146,7 +149,11 @@ def rsna_2019(folder: Path) -> pd.DataFrame:
         UserError: it is none, or no slice of it is in ``stage_2_train``.
     """
     path = folder / "stage_2_train.csv"
-    rows = _csv(path, ["ID", "Label"]).drop_duplicates("ID")
+    rows = _csv(path, ["ID", "Label"]).drop_duplicates("ID", ignore_index=True)
+    wrong = ~rows["Label"].isin(["0", "1"])
+    if wrong.any():
+        of = rows[wrong].iloc[0]
+        raise UserError(f"{path}: Label {of['Label']!r} of {of['ID']} is not allowed: 0 or 1")
     parts = rows["ID"].str.rpartition("_")
     slices = pd.DataFrame({"slice": parts[0], "type": parts[2].map(RSNA_TYPES), "label": rows["Label"].astype(int)})
     wide = slices.dropna().pivot(index="slice", columns="type", values="label")
@@ -184,13 +191,22 @@ def _series_of(path: Path) -> str:
 
 
 def _csv(path: Path, columns: Sequence[str], separator: str = ",") -> pd.DataFrame:
-    """Every value as text. Raises UserError where the file cannot be read or lacks a column."""
+    """Every value as text. Raises UserError where the file cannot be read, lacks a column or has no row."""
     try:
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig",
+                index_col=False,  # else rows longer than the head have their first value taken for an index
+            )  # fmt: skip
+    except pd.errors.ParserWarning:
+        raise UserError(f"{path}: its rows have more values than its head has columns") from None
     except (OSError, ValueError) as error:
         told = "no such file" if isinstance(error, FileNotFoundError) else f"no table separated by {separator!r}"
         raise UserError(f"{path}: {told}") from None
     missing = [name for name in columns if name not in table]
     if missing:
         raise UserError(f"{path}: no column {missing[0]!r}; it has {', '.join(map(str, table.columns[:12]))}")
+    if table.empty:
+        raise UserError(f"{path}: no row")
     return table

@@ -285,11 +285,16 @@ def sets_of(line: str, path: Path = PARAMS_FILE) -> dict[str, LabelledSet]:
             found[str(name)] = set_of(line, name, values, cohort if isinstance(cohort, dict) else {})
         except ParamsError as error:
             mistakes.append(str(error))
-    phantoms = [of_set.source.phantom for of_set in found.values() if of_set.source is not None and of_set.planned]
-    if len({(of.site, of.seed) for of in phantoms}) < len(phantoms):
-        mistakes.append(
-            f"params.yaml: {line}.{SETS}: two sets of phantoms of one site and seed have the same patients: a seed each"
-        )
+    first: dict[tuple[str, int], str] = {}
+    for name, of_set in found.items():
+        if of_set.source is None or not of_set.planned:
+            continue
+        of = of_set.source.phantom
+        if (other := first.setdefault((of.site, of.seed), name)) != name:
+            mistakes.append(
+                f"params.yaml: {line}.{SETS}.{name}.scans.phantom.seed: {of.seed} is not allowed: set {other!r} has it "
+                f"of site {of.site!r}, and so the same patients; another one"
+            )
     if mistakes:
         raise ParamsError("\n".join(mistakes))
     return found

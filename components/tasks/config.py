@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from components.errors import UserError
 from components.models.pooling import Pooling
 from components.settings import Seed, StageConfig
 from components.sources.lidc import LidcPin
@@ -84,3 +86,12 @@ class EvaluateConfig(LidcPin):
         if len(set(value)) != len(value):
             raise ValueError("each once")
         return value
+
+
+def check_reserved(columns: Iterable[str], where: str) -> None:
+    """Raise UserError where a table has a column that ``label: structure`` could be taken to ask for."""
+    if STRUCTURE in set(columns):
+        raise UserError(
+            f"{where} {STRUCTURE!r} is not allowed: it asks for the structures of the set's masks, and the table "
+            "has a column of that name; rename the column"
+        )

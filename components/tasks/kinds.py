@@ -9,7 +9,7 @@ from typing import Any, get_args
 from components.settings import PARAMS_FILE, ParamsError, StageConfig, did_you_mean, parse, read_yaml, shown
 from components.sources.sets import LabelledSet
 from components.tasks import classify, cluster, locate, regress, retrieve, saliency, segment, stability, survive
-from components.tasks.config import LINE, TASK_NAME, TASKS
+from components.tasks.config import LINE, STRUCTURE, TASK_NAME, TASKS
 from components.tasks.interface import Kind, Measure
 
 KINDS: dict[str, Kind] = {
@@ -102,8 +102,9 @@ def _of_a_set(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[st
         return [f"params.yaml: {where}.set: {shown(task.set)} is not allowed: {allowed}"]
     config = sets[task.set].config
     mistakes = []
-    if (kind.masked or kind.points(task)) and config.masks is None:  # of a set's scans only masks tell points
-        mistakes.append(f"params.yaml: {where}.set: {shown(task.set)} has no masks: its block wants `masks`")
+    if _wants_masks(task) and config.masks is None:
+        reserved = "" if kind.masked else f"; label {STRUCTURE!r} asks for theirs, not for a column of that name"
+        mistakes.append(f"params.yaml: {where}.set: {shown(task.set)} has no masks: its block wants `masks`{reserved}")
     if kind.trained and config.role == "external":
         mistakes.append(f"params.yaml: {where}.set: {shown(task.set)} is external: nothing is trained on it")
     mistakes += _external(where, task, sets)
@@ -113,12 +114,20 @@ def _of_a_set(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[st
     return mistakes
 
 
+def _wants_masks(task: Any) -> bool:
+    """Of a labelled set's scans only masks tell points."""
+    return kind_of(task).masked or kind_of(task).points(task)
+
+
 def _external(where: str, task: Any, sets: Mapping[str, LabelledSet]) -> list[str]:
     """External sets that a task cannot be tested on: of the line's own annotations those that have none."""
     known = [name for name, of in sets.items() if of.config.role == "external" and (task.set != LINE or of.planned)]
+    masked = task.set != LINE and _wants_masks(task)
+    if masked:
+        known = [name for name in known if sets[name].config.masks is not None]
     if getattr(task, "external", ()) and task.set not in (LINE, *sets):
         return [f"params.yaml: {where}.external: not allowed with set {task.set}: of a labelled set or the line's only"]
-    kind = "an external set of phantoms" if task.set == LINE else "an external set"
+    kind = "an external set" + (" of phantoms" if task.set == LINE else " with masks" if masked else "")
     return [
         f"params.yaml: {where}.external: {shown(site)} is not allowed: "
         f"{kind}, {', '.join(known) or 'of which there is none'}{did_you_mean(site, known)}"

@@ -10,12 +10,13 @@ import pandas as pd
 from components.errors import UserError
 from components.figures.arrays import Array, Bools
 from components.sources.sets import NO_VALUE, require_column, sets_of
-from components.tasks.config import STRUCTURE
+from components.tasks.config import STRUCTURE, check_reserved
 from components.tasks.mapped import structures
 from components.tasks.table import Built, Inputs, none_built, task_table
 
 CLASSES = 20  # more distinct values than this are no classes: a measurement, a date, a report
 EVENT = {"1": True, "0": False, "true": True, "false": False, "yes": True, "no": False}
+EVENT |= {"1.0": True, "0.0": False}  # as a column with gaps is written
 CENSORED = "+"  # ends a time that is not of the event, as in tables of survival
 
 
@@ -31,7 +32,8 @@ def classify(name: str, of: str, column: str, inputs: Inputs, external: Sequence
             which trains on the cases of ``of`` that the task trains on, and tests on all cases of that set.
 
     Raises:
-        UserError: no such column, one that holds no classes, or two labels of one scan.
+        UserError: no such column, one that holds no classes, two labels of one scan, or a column that is named as
+            :data:`STRUCTURE`.
     """
     built = _classified(name, name, of, column, inputs)
     trained = built.table[built.table["split"] == "train"]
@@ -45,9 +47,12 @@ def classify(name: str, of: str, column: str, inputs: Inputs, external: Sequence
 
 
 def _classified(name: str, part: str, of: str, column: str, inputs: Inputs) -> Built:
-    if column == STRUCTURE:
-        return structures(part, of, inputs)
     where = f"params.yaml: {inputs.line}.tasks.{name}.label"
+    if column == STRUCTURE:
+        sets = sets_of(inputs.line)
+        if of in sets and not sets[of].planned:
+            check_reserved(sets[of].table()[0].columns, f"{where}:")
+        return structures(part, of, inputs)
     rows, known = _labelled(name, of, {"label": column}, inputs)
     classes = sorted(rows.loc[known, "label"].unique())
     if len(classes) > CLASSES:  # which are not told: they may be names

@@ -37,10 +37,14 @@ class RegressConfig(StageConfig):
 
 
 def cases(name: str, task: RegressConfig, inputs: Inputs) -> Built:
-    """A case per labelled scan."""
+    """A case per labelled scan; none where those of a side have all the same number."""
     built = own.numbers(name, task.set, task.label, inputs)
     check_splits(built.table)
-    return enough(name, built, inputs.config.minimum_patients)
+    built = enough(name, built, inputs.config.minimum_patients)
+    numbers = built.table["label"].astype(float).groupby(built.table["split"]).nunique()
+    if (numbers > 1).all():
+        return built
+    return not_asked(name, built, f"one number only in {numbers.idxmin()}: there is nothing to tell apart")
 
 
 def enough(name: str, built: Built, minimum: int) -> Built:
@@ -51,7 +55,12 @@ def enough(name: str, built: Built, minimum: int) -> Built:
     if min(counts.values()) >= minimum:
         return built
     few = f"{counts['train']} patients in train, {counts['test']} in test; at least {minimum} each are needed"
-    return none_built({name: ". ".join(filter(None, [few, built.remarks.get(name, "")]))})
+    return not_asked(name, built, few)
+
+
+def not_asked(name: str, built: Built, why: str) -> Built:
+    """None of the cases, with the reason before what else was said of them."""
+    return none_built({name: ". ".join(filter(None, [why, built.remarks.get(name, "")]))})
 
 
 def judge(question: Question) -> Outcome:

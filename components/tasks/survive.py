@@ -15,9 +15,9 @@ from components.settings import StageConfig
 from components.tasks import own
 from components.tasks.cox import Cox, fit, log_partial_likelihood
 from components.tasks.interface import Kind, Measure, Outcome, Question
-from components.tasks.regress import CONSTANT, enough
+from components.tasks.regress import CONSTANT, enough, not_asked
 from components.tasks.scores import DIGITS, Score, per_case
-from components.tasks.table import Built, Inputs, check_splits, none_built
+from components.tasks.table import Built, Inputs, check_splits
 
 FIGURES = {
     "c_index": Measure("Order in time, C-index"),
@@ -58,18 +58,22 @@ class Followed:
 
 
 def cases(name: str, task: SurviveConfig, inputs: Inputs) -> Built:
-    """A case per labelled scan; none with too few events on a side."""
+    """A case per labelled scan; none with too few events on a side, or without an order in time."""
     built = own.times(name, task.set, task.time, task.event, inputs)
     check_splits(built.table)
     built = enough(name, built, inputs.config.minimum_patients)
     if built.table.empty:
         return built
-    _, event = own.time_of(built.table["label"])
-    sides = {side: int(event[(built.table["split"] == side).to_numpy()].sum()) for side in ("train", "test")}
-    if min(sides.values()) >= LEAST_EVENTS:
-        return built
-    few = f"{sides['train']} events in train, {sides['test']} in test; at least {LEAST_EVENTS} each are needed"
-    return none_built({name: ". ".join(filter(None, [few, built.remarks.get(name, "")]))})
+    sides = {side: _side(built.table[built.table["split"] == side]) for side in ("train", "test")}
+    events = {side: int(of.event.sum()) for side, of in sides.items()}
+    if min(events.values()) < LEAST_EVENTS:
+        few = f"{events['train']} events in train, {events['test']} in test; at least {LEAST_EVENTS} each are needed"
+        return not_asked(name, built, few)
+    for side, of in sides.items():
+        first = of.time[of.event].min()
+        if not ((of.time > first) | ((of.time == first) & ~of.event)).any():
+            return not_asked(name, built, f"nobody in {side} is known to outlive the first event: there is no order")
+    return built
 
 
 def judge(question: Question) -> Outcome:

@@ -13,7 +13,7 @@ import pytest
 from test_tasks_scores import config, features_of, table_of
 
 from components.ct.grid import GridConfig
-from components.ct.store import Int16Array
+from components.ct.store import Int16Array, Volume
 from components.errors import UserError
 from components.evaluate import task
 from components.evaluate.cases import Asked, write_cases
@@ -60,6 +60,7 @@ def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sys.modules, "site_encoders", type(sys)("site_encoders"))
     sys.modules["site_encoders"].means = Means  # type: ignore[attr-defined]
     sys.modules["site_encoders"].none = object  # type: ignore[attr-defined]
+    sys.modules["site_encoders"].broken = lambda: {}["weights"]  # type: ignore[attr-defined]
     return tmp_path / "release"
 
 
@@ -108,16 +109,31 @@ def test_a_release_has_levels_and_a_function_has_not(release: Path) -> None:
         ({"embed_crops": lambda hu: np.zeros(4)}, "gave float64 (4,) of 2 crops; allowed: finite numbers, (2, dim"),
         ({"embed_crops": lambda hu: np.zeros((1, 4))}, "gave float64 (1, 4) of 2 crops"),
         ({"embed_crops": lambda hu: np.full((2, 4), np.nan)}, "gave float64 (2, 4) of 2 crops"),
+        ({"embed_crops": lambda hu: [["a"], ["b"]]}, "embed_crops gave <U1 (2, 1) of 2 crops"),
+        ({"embed_crops": lambda hu: 1 / 0}, "embed_crops raised ZeroDivisionError: division by zero"),
+        ({"embed_crops": lambda hu: np.zeros((2, hu.max() + 3))}, "(2, 4) of 2 crops; allowed: finite numbers, (2, 3)"),
+        ({"embed_volume": None}, "embed_volume raised TypeError: 'NoneType' object is not callable"),
+        ({"embed_volume": lambda of: np.zeros((1, 3))}, "embed_volume gave float64 (1, 3) of a scan; allowed: finite"),
+        ({"embed_volume": lambda of: 0.5}, "gave float64 () of a scan; allowed: finite numbers, (3,)"),
+        ({"embed_volume": lambda of: np.full(3, np.inf)}, "embed_volume gave float64 (3,) of a scan"),
     ],
 )
 def test_a_function_that_returns_something_else_is_one_line(
     release: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], said: str
 ) -> None:
-    parts = {"size_vox": (8, 16, 16), "embed_crops": lambda hu: hu, "embed_volume": None} | wrong
+    given: dict[str, Any] = {"embed_crops": lambda hu: np.zeros((2, 3)), "embed_volume": lambda of: np.zeros(3)}
+    parts = {"size_vox": (8, 16, 16)} | given | wrong
     monkeypatch.setattr(sys.modules["site_encoders"], "wrong", lambda: SimpleNamespace(**parts), raising=False)
     make = peers_of("wholebody", peers(wrong={"function": "site_encoders:wrong"}), tiny_embedder().config.input, "cpu")
+
+    def ask() -> None:
+        peer = make["peer_wrong"]()
+        for value in (0, 1):
+            peer.embed_crops(np.full((2, 8, 16, 16), value, dtype=np.int16))
+        peer.embed_volume(Volume(np.zeros((1, 1, 1), dtype=np.int16), np.eye(4)))
+
     with pytest.raises(UserError) as caught:
-        make["peer_wrong"]().embed_crops(np.zeros((2, 8, 16, 16), dtype=np.int16))
+        ask()
     assert str(caught.value).startswith("wholebody.peers.encoders.wrong.function: ")
     assert said in str(caught.value)
 
@@ -169,6 +185,7 @@ def test_the_difference_is_the_paired_one() -> None:
         ({"function": "no_such_module:x"}, "other.function: 'no_such_module:x' cannot be imported"),
         ({"function": "site_encoders:nothing"}, "other.function: 'site_encoders:nothing' cannot be imported"),
         ({"function": "site_encoders:none"}, "returns has no size_vox"),
+        ({"function": "site_encoders:broken"}, "other.function: 'site_encoders:broken' raised KeyError: 'weights'"),
     ],
 )
 def test_a_peer_that_is_none_is_one_line(release: Path, peer: dict[str, str], said: str) -> None:

@@ -308,3 +308,16 @@ def test_what_is_not_allowed_is_one_line_and_nothing_is_written(
     assert len(err.splitlines()) == 1
     assert Path("params.yaml").read_text() == before
     assert not Path(".ctfoundry/roots.json").exists()
+
+
+def test_a_column_that_is_named_structure_is_no_label(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a set with masks `label: structure` is theirs, and the column would be left out in silence."""
+    Path("tables/labels.csv").write_text("PatientID,structure\nMRN1,graft\nMRN2,own\n")
+    of_masks = masks()
+    before = Path("params.yaml").read_text()
+    assert run(*COMMAND, *of_masks, "--label", "structure", monkeypatch=monkeypatch) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "labels.csv: label 'structure' is not allowed: it asks for the structures of the set's masks" in told
+    assert Path("params.yaml").read_text() == before

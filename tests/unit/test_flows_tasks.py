@@ -197,6 +197,13 @@ def test_every_protocol_is_tried_here_and_shown(
         assert load_protocol(name)["layout"].splitlines()[0] in capsys.readouterr().out
 
 
+def test_what_is_only_shown_goes_onto_no_line(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("task", "recipe", "cq500", "--line", "nowhere", monkeypatch=monkeypatch) == 1
+    assert "--line and --external are not allowed without --data" in capsys.readouterr().err
+
+
 def test_another_sites_set_has_no_tasks_of_its_own(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _cq500()
     before = read_yaml()["head"]["tasks"]
@@ -225,3 +232,27 @@ def test_a_folder_that_is_none_changes_nothing(
     assert said in told
     assert len(told.splitlines()) == 1
     assert Path("params.yaml").read_text() == before
+
+
+def test_what_is_refused_leaves_the_labels_of_a_set_that_is_there(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the set's table would be another than the pinned one, and the next release would stop."""
+    _cq500()
+    assert run("task", "recipe", "cq500", "--data", "data_set", monkeypatch=monkeypatch) == 0
+    reads = Path("data_set/reads.csv")
+    reads.write_text("\n".join(reads.read_text().splitlines()[:-1]) + "\n")
+    assert run("task", "recipe", "cq500", "--data", "data_set", monkeypatch=monkeypatch) == 1
+    assert len(sets_of("head")["cq500"].table()[0]) == 4
+    shown = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(shown.replace("\n    cq500:", "\n    other:"))  # the set, and not its tasks
+    assert run("task", "recipe", "cq500", "--data", "data_set", monkeypatch=monkeypatch) == 1
+    assert capsys.readouterr().err.rstrip().endswith("head.tasks has it; give that one another name first")
+
+
+def test_what_is_refused_leaves_no_labels(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _cq500()
+    reads = Path("data_set/reads.csv")
+    reads.write_text(reads.read_text().replace("CQ500-CT-1,", "CQ500-CT-0,"))  # a patient twice
+    assert run("task", "recipe", "cq500", "--data", "data_set", monkeypatch=monkeypatch) == 1
+    assert not list(Path(".ctfoundry").rglob("*.csv"))

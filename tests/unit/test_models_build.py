@@ -188,6 +188,15 @@ def test_convolutions_are_plain_ones_whatever_the_side(
         torch.testing.assert_close(own, theirs, rtol=tolerance, atol=tolerance)
 
 
+def test_a_crop_alone_goes_through_torch_compile() -> None:
+    """Which traces with tensors that oneDNN's own convolution refuses."""
+    ours = nn.Conv3d(3, 8, 3, padding=1, bias=False)
+    ours.__class__ = Conv3x3x3
+    x = torch.randn(1, 3, 6, 6, 6, generator=torch.Generator().manual_seed(1))
+    compiled = torch.compile(ours, dynamic=False, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), ours(x), rtol=1e-5, atol=1e-5)
+
+
 def test_a_crop_alone_is_convolved_as_fast_as_among_others() -> None:
     """Torch's own choice for a single small crop is a loop that takes many times as long, and gives other last bits."""
     encoder = build_encoder(SEGRES, BODY, seed=0).eval()

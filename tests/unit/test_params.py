@@ -77,7 +77,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (
             ("head", "published", "figures"),
             [{"task": "finding", "figure": "linear_auc", "value": 0.9, "model": "m", "source": "s"}],
-            "head.published.figures: task 'finding' is not allowed, by its tasks and the labels: one of burden,",
+            "head.published.figures: task 'finding' is not allowed, by its tasks and the labels: one of burden, ",
         ),
         (("head", "pretrain", "input", "sees"), "crop", "'crop' does not go with objective 'dino'"),
         (("wholebody", "pretrain", "input", "sees"), "scan", "'scan' does not go with objective 'within_volume'"),

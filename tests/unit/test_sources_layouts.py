@@ -204,6 +204,19 @@ def _no_series(folder: Path) -> None:
     (folder / "series_1").rmdir()
 
 
+def written(name: str, text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return write
+
+
+def _beyond_01(folder: Path) -> None:
+    slices(folder)
+    path = folder / "stage_2_train.csv"
+    path.write_text(path.read_text().replace("ID_ffffffff_any,1", "ID_ffffffff_any,yes", 1))
+
+
 @pytest.mark.parametrize(
     ("reader", "make", "said"),
     [
@@ -221,6 +234,12 @@ def _no_series(folder: Path) -> None:
         ("sinoct", _third_label, "labels.csv: label '1,1' of row 2 is not allowed: 1,0 (normal) or 0,1"),
         ("sinoct", _no_series, "labels.csv: none of the 2 folders that its patient_id names is in"),
         ("rsna_2019", _no_slice, "stage_2_train.csv: none of its 10 slices is in"),
+        ("sinoct", written("labels.csv", "patient_id,label\ns,1,0\n"), "csv: its rows have more values than its head"),
+        ("sinoct", written("labels.csv", 'patient_id,label\ns,"1,0",\n'), "csv: its rows have more values than its"),
+        ("sinoct", written("labels.csv", 'patient_id,label\n,"1,0"\n'), "none of the 1 folders that its patient_id"),
+        ("total_segmentator", written("meta.csv", "image_id;split\n"), "meta.csv: no row"),
+        ("decathlon", written("dataset.json", '{"training": []}'), 'dataset.json: "training" is empty'),
+        ("rsna_2019", _beyond_01, "stage_2_train.csv: Label 'yes' of ID_ffffffff_any is not allowed: 0 or 1"),
         ("rsna_2019", _headerless, "no slice's header has a SeriesInstanceUID"),
     ],
 )
@@ -232,3 +251,10 @@ def test_what_is_not_laid_out_so_is_one_line(
         READ[reader](tmp_path)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_description_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    decathlon(tmp_path)
+    path = tmp_path / "dataset.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert READ["decathlon"](tmp_path)["file"].tolist() == ["imagesTr/lung_001.nii.gz"]

@@ -137,7 +137,7 @@ def test_it_comes_in_to_evaluate_with_and_nobody_of_it_is_pretrained_on(checkout
         (
             ("sets", "more"), {"scans": {"source": "phantom", "phantom": {"site": "other", "seed": 4711}},
                                "labels": None, "split": {"seed": 1, "test": 0.5}, "role": "internal"},
-            "head.sets: two sets of phantoms of one site and seed have the same patients: a seed each",
+            "head.sets.more.scans.phantom.seed: 4711 is not allowed: set 'elsewhere' has it of site 'other', and",
         ),
         (
             ("tasks", "findings", "external"), ["elsewere"],

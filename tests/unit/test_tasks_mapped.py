@@ -17,6 +17,7 @@ from components.ct.labels.masks import Grid, MaskFile, masks_together
 from components.ct.labels.stored import read_label_map
 from components.ct.origin import Origin
 from components.ct.store import StoredVolume, voxel_of
+from components.errors import UserError
 from components.settings import ParamsError, parse
 from components.tasks.kinds import KINDS, of_points, tasks_of
 from components.tasks.mapped import structures
@@ -90,12 +91,30 @@ def test_structures_want_masks_and_an_encoder_that_sees_crops(kind: str, project
     path.write_text(written(editor, content))
     labels = SimpleNamespace(column="id")
     sets: Any = {"site": SimpleNamespace(config=SimpleNamespace(masks=None, role="internal", labels=labels))}
-    with pytest.raises(ParamsError, match=r"tasks.like.set: 'site' has no masks: its block wants `masks`$"):
+    with pytest.raises(
+        ParamsError, match=r"tasks.like.set: 'site' has no masks: its block wants `masks`; label 'structure' asks"
+    ):
         tasks_of("wholebody", sets, path)
     sets["site"].config.masks = "some"
+    if kind == "classify":
+        sets["else"] = SimpleNamespace(config=SimpleNamespace(masks=None, role="external", labels=labels))
+        content["wholebody"]["tasks"]["like"]["external"] = ["else"]
+        path.write_text(written(editor, content))
+        with pytest.raises(ParamsError, match=r"external: 'else' is not allowed: an external set with masks, of which"):
+            tasks_of("wholebody", sets, path)
+        sets["else"].config.masks = "some"
     tasks = tasks_of("wholebody", sets, path)
     assert of_points("wholebody", "crop", tasks) == []
     assert "its cases are points" in of_points("wholebody", "scan", tasks)[0]
+
+
+def test_a_column_that_is_named_structure_is_no_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures would be of the masks, where the column's were meant."""
+    table = pd.DataFrame({"id": ["p0"], "structure": ["graft"]})
+    of_set: Any = SimpleNamespace(planned=False, table=lambda: (table, []))
+    monkeypatch.setattr("components.tasks.own.sets_of", lambda _: {"site": of_set})
+    with pytest.raises(UserError, match=r"tasks.like.label: 'structure' is not allowed: .*; rename the column$"):
+        classify("like", "site", "structure", of_a_set(tmp_path))
 
 
 def test_a_nodule_is_what_any_reader_outlined(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_the_order_of_rows_changes_nothing(kind: str, given: Callable[[Columns],
 
 def test_censored_times_are_marked(given: Callable[[Columns], Inputs]) -> None:
     _, columns = times()
-    columns["died"] = ["Yes", "no"] * (SCANS // 2)
+    columns["died"] = ["Yes", "no", "1.0", "0.0"] * (SCANS // 4)
     rows = survive.cases("months", TIME, given(columns)).table
     time, event = own.time_of(rows["label"])
     assert time.tolist() == pytest.approx([float(value) for value in columns["months"]])
@@ -149,7 +149,7 @@ def test_a_scan_without_a_value_is_no_case_and_told(given: Callable[[Columns], I
     _, columns = times()
     built = survive.cases("t", TIME, given(mistaken(columns, {"died": "unknown"})))
     assert (len(built.table), built.remarks["t"]) == (SCANS - 1, "Left out: 1 scans without a label.")
-    number = regress.cases("t", NUMBER, given({"dose": ["NaN", *["2"] * (SCANS - 1)]}))
+    number = regress.cases("t", NUMBER, given({"dose": ["NaN", *["2", "3", "4"] * (SCANS // 3)]}))
     assert number.remarks["t"] == "Left out: 1 scans without a label."
 
 
@@ -160,6 +160,22 @@ def test_too_few_patients_or_events_are_told(given: Callable[[Columns], Inputs])
     assert built.not_evaluated == {"t": "2 events in train, 2 in test; at least 5 each are needed"}
     lone = regress.cases("t", NUMBER, given({"dose": ["1"] * 4 + [""] * (SCANS - 4)}))
     assert lone.not_evaluated["t"].startswith("1 patients in train, 1 in test; at least 2 each are needed. Left out:")
+
+
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_numbers_that_are_all_the_same_and_times_without_an_order_are_told(
+    side: str, given: Callable[[Columns], Inputs]
+) -> None:
+    """Else the stage stops, for no replicate has a figure."""
+    same = [(n // 2 % 3 == 0) == (side == "test") for n in range(SCANS)]
+    numbers = ["5" if alike else str(n) for n, alike in enumerate(same)]
+    told = regress.cases("t", NUMBER, given({"dose": numbers})).not_evaluated
+    assert told == {"t": f"one number only in {side}: there is nothing to tell apart"}
+    columns = {"months": ["5" if alike else str(n) for n, alike in enumerate(same)], "died": ["1"] * SCANS}
+    told = survive.cases("t", TIME, given(columns)).not_evaluated
+    assert told == {"t": f"nobody in {side} is known to outlive the first event: there is no order"}
+    columns["died"][same.index(True)] = "0"  # one at least
+    assert len(survive.cases("t", TIME, given(columns)).table) == SCANS
 
 
 def test_folds_keep_patients_whole_whatever_the_order() -> None:
