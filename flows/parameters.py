@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from components.settings import PARAMS_FILE, block_of
 if TYPE_CHECKING:  # `ctfoundry --help` does without it
     from ruamel.yaml import YAML
 
+PLAIN = re.compile(r"\w[\w ()/.-]*")
+
 
 def pin(line: str, stage: str, values: dict[str, Any]) -> None:
     """Change a stage's block of ``params.yaml`` and nothing else in the file: comments, order and layout stay."""
@@ -21,8 +24,24 @@ def pin(line: str, stage: str, values: dict[str, Any]) -> None:
         return
     editor = yaml_editor()
     content = editor.load(PARAMS_FILE.read_text())
-    content[line][stage].update(values)
+    for key, value in values.items():
+        content[line][stage][key] = _like(content[line][stage].get(key), value) if isinstance(value, list) else value
     write_text(PARAMS_FILE, written(editor, content))
+
+
+def _like(there: Any, wanted: list[Any]) -> Any:
+    """A list as it is written: what stands there already stays as it is, and what is new is a line each."""
+    from ruamel.yaml.comments import CommentedSeq
+
+    kept = list(there) if isinstance(there, list) else []
+    items = [next((one for one in kept if one == value), None) or in_a_line(value) for value in wanted]
+    if kept and items[: len(kept)] == kept:
+        there.extend(items[len(kept) :])
+        return there
+    out = CommentedSeq(items)
+    if not items:
+        out.fa.set_flow_style()
+    return out
 
 
 def written(editor: YAML, content: Any) -> str:
@@ -118,3 +137,18 @@ def yaml_editor() -> YAML:
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     )
     return editor
+
+
+def in_a_line(value: Any) -> Any:
+    """A value as it is written: blocks in one line; in quotes what PyYAML and ruamel.yaml may read differently, such as
+    ``:0`` or a line separator."""
+    from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    if isinstance(value, str):
+        return value if PLAIN.fullmatch(value) else DoubleQuotedScalarString(value)
+    if not isinstance(value, dict):
+        return value
+    block = CommentedMap({key: in_a_line(item) for key, item in value.items()})
+    block.fa.set_flow_style()
+    return block

@@ -22,10 +22,8 @@ from components.tasks.config import STRUCTURE, TASK_NAME, TASKS, check_reserved
 from flows import masks
 from flows.lines import add_line
 from flows.lock import checkout_lock
-from flows.parameters import check_text, write_checked, written, yaml_editor
+from flows.parameters import check_text, in_a_line, write_checked, written, yaml_editor
 from flows.sources import check_tree
-
-PLAIN = re.compile(r"\w[\w ()/.-]*")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -189,9 +187,9 @@ def add_set(
     content = editor.load(PARAMS_FILE.read_text())
     for of_line in lines():
         _make_room(content[of_line])
-    content[line][SETS][name] = {key: _in_a_line(value) for key, value in block.items()}
+    content[line][SETS][name] = {key: in_a_line(value) for key, value in block.items()}
     for task, of in tasks.items():
-        content[line][TASKS][task] = _in_a_line(of)
+        content[line][TASKS][task] = in_a_line(of)
     for key in (SETS, TASKS):
         content[line][key].fa.set_block_style()
     _publish(content[line], published)
@@ -207,7 +205,7 @@ def _publish(block: Any, published: Sequence[dict[str, Any]]) -> None:
 
     if not published:
         return
-    figures = CommentedSeq([*block["published"]["figures"], *map(_in_a_line, published)])
+    figures = CommentedSeq([*block["published"]["figures"], *map(in_a_line, published)])
     figures.fa.set_block_style()
     block["published"]["figures"] = figures
     block["published"].fa.set_block_style()
@@ -226,21 +224,6 @@ def _make_room(block: Any) -> None:
             block[key] = empty
         else:
             block.insert(list(block).index(before) + 1 if before in block else len(block), key, empty)
-
-
-def _in_a_line(value: Any) -> Any:
-    """A value as it is written: blocks in one line; in quotes what PyYAML and ruamel.yaml may read differently, such as
-    ``:0`` or a line separator."""
-    from ruamel.yaml.comments import CommentedMap
-    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
-
-    if isinstance(value, str):
-        return value if PLAIN.fullmatch(value) else DoubleQuotedScalarString(value)
-    if not isinstance(value, dict):
-        return value
-    block = CommentedMap({key: _in_a_line(item) for key, item in value.items()})
-    block.fa.set_flow_style()
-    return block
 
 
 def _remember(line: str, name: str, folders: Folders) -> None:

@@ -21,6 +21,8 @@ from components.sources.roots import record_root
 from components.sources.tree import names, tree_digest
 from flows.parameters import pin
 
+GATED = ("calcification", "texture")  # malignancy a nodule's diameter tells
+
 
 def pin_source(line: str, source: str | None, evaluation: str | None) -> None:
     """Write the source into ``params.yaml`` where it differs from what stands there.
@@ -56,9 +58,21 @@ def pin_source(line: str, source: str | None, evaluation: str | None) -> None:
 
 
 def _pin_nodules(line: str, nodules: _Nodules | None) -> None:
+    """A release that is judged on real nodules must tell them better than untrained encoders: with the pin come the
+    gates, which are the user's from then on, and with it they go."""
+    before = block_of(line, "evaluate")["lidc_nodules"]
     if nodules is not None:
         record_root(lidc.ROOT, nodules.root)
     pin(line, "evaluate", {"lidc_nodules": None if nodules is None else nodules.digest})
+    if (before is None) == (nodules is None):
+        return
+    ours = [
+        {"task": f"{task}/{rating}", "figure": "linear_auc", "minimum_gain": 0.0}
+        for task in _of_nodules(line)
+        for rating in GATED
+    ]
+    kept = [gate for gate in block_of(line, "gate")["better_than_random"] if gate not in ours]
+    pin(line, "gate", {"better_than_random": kept + (ours if nodules is not None else [])})
 
 
 def _check_patient(line: str, nodules: str | None) -> None:
@@ -88,7 +102,7 @@ class _Nodules:
 def _nodules(line: str, folder: str, evaluation: str | None) -> _Nodules | None:
     if evaluation is None:
         beside = Path(folder).resolve().parent / "lidc_nodules" if folder else None
-        if not _sees_nodules(line) or beside is None or not (beside / "labels.csv").is_file():
+        if not _of_nodules(line) or beside is None or not (beside / "labels.csv").is_file():
             return None
         print("evaluation set lidc_nodules found beside the source")
         evaluation = f"lidc_nodules:{beside}"
@@ -97,7 +111,7 @@ def _nodules(line: str, folder: str, evaluation: str | None) -> _Nodules | None:
     name, _, root = evaluation.partition(":")
     if name != "lidc_nodules" or not (Path(root) / "labels.csv").is_file():
         raise UserError(f"evaluation {evaluation!r} is not allowed: none, or lidc_nodules:<folder with labels.csv>")
-    if not _sees_nodules(line):
+    if not _of_nodules(line):
         raise UserError(
             f"evaluation {evaluation!r} is not allowed with line {line}: no task of {line}.tasks is of set {lidc.ROOT}"
         )
@@ -106,6 +120,7 @@ def _nodules(line: str, folder: str, evaluation: str | None) -> _Nodules | None:
     return found
 
 
-def _sees_nodules(line: str) -> bool:
-    tasks = block_of(line, "tasks").values()
-    return any(isinstance(task, dict) and task.get("set") == lidc.ROOT for task in tasks)
+def _of_nodules(line: str) -> list[str]:
+    """The tasks whose cases are the nodules."""
+    tasks = block_of(line, "tasks").items()
+    return [name for name, task in tasks if isinstance(task, dict) and task.get("set") == lidc.ROOT]

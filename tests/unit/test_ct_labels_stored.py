@@ -102,3 +102,8 @@ def test_what_is_no_label_map_is_one_line(tmp_path: Path) -> None:
     names_of(path).write_text('["liver"]')
     with pytest.raises(UserError, match=r"labels s1.b2nd: not readable"):
         read_label_map(path)
+
+
+def test_what_lies_in_no_folder_has_no_label_map() -> None:
+    """As the rows of a table of nodules name their files."""
+    assert label_map_of(Path("lidc_nodules:0000")) is None

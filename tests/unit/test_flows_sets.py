@@ -19,8 +19,7 @@ from components.settings import lines, read_yaml
 from components.sources.roots import root_of
 from components.sources.sets import sets_of
 from flows.cli import main
-from flows.parameters import written, yaml_editor
-from flows.sets import _in_a_line
+from flows.parameters import in_a_line, written, yaml_editor
 from tests.unit.small_pacs import as_file, make_series
 
 LINE = "wholebody"
@@ -102,7 +101,7 @@ def test_names_of_columns_and_tables_come_back_as_they_are(checkout: Path, monke
 @settings(deadline=None, max_examples=300)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_comes_back_as_it_is(text: str) -> None:
-    dumped = written(yaml_editor(), {"a": _in_a_line({"label": text, "of": {"set": text}})})
+    dumped = written(yaml_editor(), {"a": in_a_line({"label": text, "of": {"set": text}})})
     assert yaml12.load(dumped) == YAML(typ="safe").load(dumped) == {"a": {"label": text, "of": {"set": text}}}
 
 

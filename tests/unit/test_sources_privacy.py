@@ -13,12 +13,14 @@ import yaml
 from components.cohort.config import CohortConfig
 from components.ct.keys import PUBLIC_KEY, patient_key
 from components.errors import UserError
-from components.settings import load_stage
+from components.registry import check_file
+from components.settings import block_of, load_stage
 from components.sources import roots
 from components.sources.build import source_of
 from components.sources.kinds import KINDS
 from components.sources.lidc import COLUMNS
 from components.sources.roots import record_root, root_of
+from flows.parameters import pin
 from flows.sources import pin_source
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
@@ -198,3 +200,29 @@ def test_damaged_roots_are_named() -> None:
     roots.ROOTS_FILE.write_text("{bad")
     with pytest.raises(UserError, match=r"^\.ctfoundry/roots\.json: damaged; remove it"):
         root_of("dicom", "head")
+
+
+def test_gates_on_nodules_come_and_go_with_them(checkout: Path) -> None:
+    """As the release of twelve real scans shows: without them it passes, no better than untrained encoders there."""
+    folder = checkout / "nodules"
+    folder.mkdir()
+    (folder / "labels.csv").write_text(",".join(COLUMNS) + "\na.nii.gz,P,5,1,1,1\n")
+    before = yaml.safe_load(PARAMS.read_text())["wholebody"]["gate"]
+    pin_source("wholebody", None, f"lidc_nodules:{folder}")
+    gates = yaml.safe_load(Path("params.yaml").read_text())["wholebody"]["gate"]
+    check_file()
+    added = [gate for gate in gates["better_than_random"] if gate not in before["better_than_random"]]
+    assert [gate["task"] for gate in added] == ["lidc_nodules/calcification", "lidc_nodules/texture"]
+    pin_source("wholebody", None, "none")
+    check_file()
+    assert Path("params.yaml").read_text() == PARAMS.read_text()
+
+
+def test_a_gate_on_nodules_that_the_user_took_out_stays_out(checkout: Path) -> None:
+    folder = checkout / "nodules"
+    folder.mkdir()
+    (folder / "labels.csv").write_text(",".join(COLUMNS) + "\na.nii.gz,P,5,1,1,1\n")
+    pin_source("wholebody", None, f"lidc_nodules:{folder}")
+    pin("wholebody", "gate", {"better_than_random": []})
+    pin_source("wholebody", None, f"lidc_nodules:{folder}")
+    assert block_of("wholebody", "gate")["better_than_random"] == []

@@ -38,8 +38,8 @@ class LabelMap:
 
 
 def label_map_of(volume: Path) -> Path | None:
-    """The label map beside a stored volume; None where it has none."""
-    path = volume.parent.with_name(FOLDER) / volume.name
+    """The label map beside a stored volume; None where it has none, as a nodule's file that a table names has none."""
+    path = volume.parent.parent / FOLDER / volume.name
     return path if path.is_file() else None
 
 
