@@ -65,6 +65,9 @@ def main() -> None:
     parser.add_argument("--ct", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rate", type=float, default=0.0003)
+    parser.add_argument(
+        "--crop-cells", type=int, nargs=3, default=(4, 6, 6), help="of the coarsest level, to fine-tune by"
+    )
     arguments = parser.parse_args()
     layout, task, inputs = Layout.of(LINE), tasks_of(LINE, sets_of(LINE))[TASK], inputs_of(LINE)
     rows = read_cases(layout.cases, TASK).table
@@ -81,6 +84,7 @@ def main() -> None:
         for name, embedder in (("ours", encoder), ("untrained", untrained)):
             frozen = dense.Learner(embedder, task.decoder, len(structures) + 1, inputs.config.seed)
             frozen.fit(ready, [frozen.levels(scan.image) for scan in ready])
+            frozen.config = task.decoder.model_copy(update={"crop_cells": tuple(arguments.crop_cells)})
             tuned = frozen.fine_tuned(ready, arguments.steps, arguments.rate)
             for arm, learner in (("frozen", frozen), ("fine-tuned", tuned)):
                 told = dice(learner.segment(real.hu), drawn, structures)
