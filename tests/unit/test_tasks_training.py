@@ -148,14 +148,14 @@ def tuned_once(seen: Seen, part: Part, **changed: Any) -> tuple[Embedder, np.nda
 
 
 def test_training_moves_every_layer_fits_its_cases_and_comes_out_the_same_again(seen: Seen, part: Part) -> None:
-    (encoder, found), (again, same) = tuned_once(seen, part), tuned_once(seen, part)
+    (encoder, found), (again, same) = tuned_once(seen, part, steps=80), tuned_once(seen, part, steps=80)
     before = embedder().encoder.state_dict()
     for name, value in encoder.encoder.state_dict().items():
         assert not torch.equal(value, before[name]), name
         assert torch.equal(value, again.encoder.state_dict()[name]), name
     assert np.array_equal(found, same)
     own = found[np.arange(len(found)), (part.labels == "present").astype(int)]
-    assert own[~part.test].mean() > 0.7, "the guess before training is a half; processors differ in the second decimal"
+    assert own[~part.test].mean() > 0.8
     assert not any(parameter.requires_grad for parameter in encoder.encoder.parameters())
 
 
