@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
-	@echo "variables: LINE=<line of params.yaml>  SOURCE=phantom|idc|dicomweb|dicom:<dir>|nifti:<dir>  EVALUATION=lidc_nodules:<dir>|none  PRIVACY=critical|reject|warning"
+	@echo "variables: LINE=<line of params.yaml>  SOURCE=phantom|idc|dicomweb|dicom:<dir>|nifti:<dir>  EVALUATION=lidc_nodules:<dir>|none  PRIVACY=critical|reject|warning  JOBS=<stages at a time>"
 
 # Pip's own file list tells nothing of a half-done install: the stamp is written last.
 $(READY): constraints.txt pyproject.toml
@@ -27,7 +27,7 @@ $(READY): constraints.txt pyproject.toml
 release: export MAKE_SOURCE = $(value SOURCE)
 release: export MAKE_EVALUATION = $(value EVALUATION)
 release: $(READY) ## make a release of LINE from SOURCE: run the graph, judge the gates, build the Bento
-	@$(BIN)/ctfoundry release --line $(LINE) $(if $(SOURCE),--source "$$MAKE_SOURCE") $(if $(EVALUATION),--evaluation "$$MAKE_EVALUATION") $(if $(PRIVACY),--privacy '$(PRIVACY)')
+	@$(BIN)/ctfoundry release --line $(LINE) $(if $(SOURCE),--source "$$MAKE_SOURCE") $(if $(EVALUATION),--evaluation "$$MAKE_EVALUATION") $(if $(PRIVACY),--privacy '$(PRIVACY)') $(if $(JOBS),--jobs '$(JOBS)')
 
 test: $(READY) ## fast unit tests and integration tests with the real tools
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit

@@ -19,6 +19,7 @@ from flows.environment import prepare
 from flows.lines import add_line, chosen_line
 from flows.lock import checkout_lock
 from flows.processes import Stopped, ending_with_us, leave
+from flows.together import add_jobs
 
 if TYPE_CHECKING:
     from components.confined import Result
@@ -111,10 +112,12 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
         help="what it costs where a header names a person or holds unknown private elements: the run, the series, or a "
         "warning, for data that you know to be harmless (default: what params.yaml says)",
     )  # fmt: skip
+    add_jobs(sub)
     sub = command(
         "verify", _verify, "Recompute the release from its commit without any cache and compare every output."
     )
     sub.add_argument("--keep", type=Path, help="leave the clone in this new folder")
+    add_jobs(sub)
     sub = command("params", _params, "Check params.yaml: every mistake in one line.", line=False)
     sub.add_argument("--write", action="store_true", help="list the lines' tasks for dvc.yaml, where one came or went")
     command("docs", _docs, "Build Great Expectations Data Docs of the judged tables.")
@@ -144,7 +147,7 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
 def _release(arguments: argparse.Namespace) -> int:
     from flows.run import Run
 
-    run = Run(arguments.line)
+    run = Run(arguments.line, arguments.jobs)
     with checkout_lock(f"release --line {arguments.line}"), ending_with_us():
         return _release_alone(arguments, run)
 
@@ -190,7 +193,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     require_pins()
     with checkout_lock(f"verify --line {arguments.line}"), ending_with_us():
-        compared = verify(arguments.line, arguments.keep)
+        compared = verify(arguments.line, arguments.keep, arguments.jobs)
     table = Table("stage", "output", "recorded", "recomputed", "identical")
     for row in compared:
         table.add_row(

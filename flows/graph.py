@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dvc.lock import LockError
 from dvc.repo import Repo
+
+from components.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,13 @@ def stages_for(target: str, root: Path = Path()) -> list[Node]:
 
     visit(target)
     return [Node(name, describe[name], tuple(upstream[name])) for name in order]
+
+
+def require_free(root: Path = Path()) -> None:
+    """Raise UserError where another DVC command holds the checkout: a stage would wait for it without end."""
+    with Repo(str(root)) as repo:
+        try:
+            repo.lock.lock()
+        except LockError:
+            raise UserError("another DVC command works in this checkout; wait for it to end") from None
+        repo.lock.unlock()

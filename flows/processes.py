@@ -99,15 +99,16 @@ def _end_now(number: int) -> None:
     os._exit(128 + number)
 
 
-def end_children(*, grace: float = GRACE_SECONDS, but: str = "") -> None:
+def end_children(*, grace: float = GRACE_SECONDS, but: str = "", of: int | None = None) -> None:
     """End every process below this one: first politely, after ``grace`` seconds for good.
 
     Args:
         grace: seconds.
         but: processes whose command line has this word stay.
+        of: only this child, by its number, and what is below it.
     """
     waited = grace
-    while living := [child for child in _below(psutil.Process()) if not (but and _has_word(child, but))]:
+    while living := [child for child in _tree(of) if not (but and _has_word(child, but))]:
         # A dvc whose stage has ended gives back its locks by itself: it is not signalled at first.
         for child in living:
             with suppress(psutil.NoSuchProcess):
@@ -117,6 +118,15 @@ def end_children(*, grace: float = GRACE_SECONDS, but: str = "") -> None:
                     child.terminate()
         psutil.wait_procs(living, timeout=waited or 1)
         waited = 0.0
+
+
+def _tree(of: int | None) -> list[psutil.Process]:
+    if of is None:
+        return _below(psutil.Process())
+    with suppress(psutil.NoSuchProcess):
+        child = psutil.Process(of)
+        return [*_below(child), *([child] if _alive(child) else [])]
+    return []
 
 
 def _below(process: psutil.Process) -> list[psutil.Process]:
@@ -161,6 +171,6 @@ def started(
         process.wait()
     finally:
         if process.poll() is None:
-            end_children(but=PREFECT_SERVER)
+            end_children(of=process.pid)  # other stages may run beside it
             process.wait()
         process.stdout.close()

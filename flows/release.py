@@ -1,8 +1,8 @@
 """The release flow: one Prefect task per DVC stage, read from the graph, then the Bento and the reports.
 
-DVC decides what has to run and does all caching; Prefect adds order, retries, artifacts and a page to watch. Stages run
-one after another because they share this checkout's disk and cores. Prefect reports a release and never decides it:
-where its server goes away, the rest is made without.
+DVC decides what has to run and does all caching; Prefect adds order, retries, artifacts and a page to watch. As many
+stages run side by side as the run has jobs. Prefect reports a release and never decides it: where its server goes away,
+the rest is made without.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.exceptions import PrefectException  # noqa: E402
 from prefect.logging.handlers import set_api_log_sink  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
+from pydantic import PositiveInt  # noqa: E402
 
 from components.errors import UserError  # noqa: E402
 from components.pretrain.config import PretrainConfig  # noqa: E402
@@ -33,7 +34,8 @@ from flows import artifacts  # noqa: E402
 from flows import run as runs  # noqa: E402
 from flows.lock import checkout_lock  # noqa: E402
 from flows.processes import PREFECT_SERVER, end_children, waiting_is_vain  # noqa: E402
-from flows.run import ReleaseFailed, Run, StageFailed  # noqa: E402
+from flows.run import ReleaseFailed, Run, StageFailed, Step  # noqa: E402
+from flows.together import side_by_side  # noqa: E402
 
 RETRY_DELAY_SECONDS = 10
 
@@ -80,7 +82,7 @@ def make_release(run: Run) -> None:
     """
     runs.under_way = run
     try:
-        release(run.line)
+        release(run.line, run.jobs)
     except Exception as error:
         # What fails in a step is the run's own failure. Anything else is Prefect's, and costs its page.
         if run.failure is not None:
@@ -122,9 +124,13 @@ def run_step(name: str) -> str:
     return run.do(step, get_run_logger().info)
 
 
-@flow(name="release", flow_run_name="release {line}", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
-def release(line: str) -> dict[str, Any]:
+@flow(name="release", flow_run_name="release {line}", task_runner=ThreadPoolTaskRunner())  # type: ignore[arg-type]
+def release(line: str, jobs: PositiveInt | None = None) -> dict[str, Any]:
     """Make a release of one model line: every stage of the graph, the gate's verdict, the Bento, the reports.
+
+    Args:
+        line: the model line.
+        jobs: stages at a time; as many as this machine bears where None.
 
     Returns:
         ``tag``, ``stages`` (name to outcome) and ``data_docs``.
@@ -134,7 +140,7 @@ def release(line: str) -> dict[str, Any]:
         UserError: the number of workers is not fixed, or another command holds the checkout.
     """
     ours = runs.under_way is None  # a worker of Prefect has started it
-    run = runs.under_way = runs.under_way or Run(line)
+    run = runs.under_way = runs.under_way or Run(line, jobs)
     logging.raiseExceptions = False  # of handlers: Prefect's would write of every line that its server does not take
     try:
         with checkout_lock(f"release --line {line}"):
@@ -155,8 +161,7 @@ def release(line: str) -> dict[str, Any]:
 
 
 def _submit_all(run: Run) -> None:
-    done: dict[str, Any] = {}  # futures by name
-    for step in run.steps:
+    def begin(step: Step) -> Any:
         one: Any = run_step.with_options(
             name=step.name,
             description=step.description,
@@ -165,10 +170,16 @@ def _submit_all(run: Run) -> None:
             retry_delay_seconds=RETRY_DELAY_SECONDS,
             retry_condition_fn=_may_pass,
         )
-        done[step.name] = one.submit(step.name, wait_for=[done[name] for name in step.upstream])
-        done[step.name].result()
+        begun = one.submit(step.name, wait_for=[done[name] for name in step.upstream])
+        done[step.name] = begun
+        return begun
+
+    def ended(step: Step) -> None:
         if step.name == f"drift@{run.line}":
             _report(run, artifacts.publish_data)
+
+    done: dict[str, Any] = {}  # futures by name
+    side_by_side(run.steps, run.jobs or 1, begin, ended)
 
 
 def _report(run: Run, publish: Callable[[Run], None]) -> None:

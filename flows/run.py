@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from components.files import read_json
 from components.gate.champion import COMPARISON
 from components.settings import reproducible
 from flows.champion import attest
-from flows.graph import Node, stages_for
+from flows.graph import Node, require_free, stages_for
 from flows.processes import started
+from flows.together import default_jobs
 from flows.verify import note_machine
 
 # Worth another try where the failure may pass: transfers fail, and a killed training resumes from its checkpoint.
@@ -66,30 +67,33 @@ class Run:
 
     Attributes:
         line: the model line.
+        jobs: steps at a time; None until the run begins: as many as this machine bears.
         outcomes: step to what it came to, of this run only.
-        failure: what ended it, where something did.
         page_is_lost: Prefect's server does not answer any more.
         stopped: a signal has asked us to end; nothing is begun or tried again.
         arithmetic: the environment of the line's mode, so that no stage need begin a second time in it.
     """
 
     line: str
+    jobs: int | None = None
     outcomes: dict[str, str] = field(default_factory=dict)
-    failure: Exception | None = None
     page_is_lost: bool = False
     stopped: bool = False
     steps: list[Step] = field(default_factory=list)
     arithmetic: dict[str, str] = field(default_factory=dict)
     _decided: set[str] = field(default_factory=set)
+    _failures: dict[str, Exception] = field(default_factory=dict)  # by step, the first one first
 
     def begin(self, check: Callable[[str], None]) -> None:
         """Make the list of steps. What ``check`` raises is the run's failure."""
         try:
             check(self.line)
+            require_free()
+            self.jobs = self.jobs or default_jobs()
             self.arithmetic = arithmetic.variables(reproducible(self.line))
             self.steps = self._steps()
         except Exception as error:
-            self.failure = error
+            self._failures["begin"] = error
             raise
 
     def do(self, step: Step, tell: Tell) -> str:
@@ -97,12 +101,12 @@ class Run:
         if step.name not in self.outcomes:
             if self.stopped:
                 raise ReleaseFailed("the run is ending")
-            self.failure = None
+            self._failures.pop(step.name, None)
             try:
                 self.outcomes[step.name] = step.work(tell)
             except Exception as error:
                 if not step.report:
-                    self.failure = error
+                    self._failures[step.name] = error
                     raise
                 self.warn(f"{step.name} failed: {' '.join(str(error).split())[:300]}")
                 self.outcomes[step.name] = ""
@@ -117,6 +121,11 @@ class Run:
     def warn(self, text: str) -> None:
         """One line on standard error."""
         print(f"ctfoundry: warning: {text}", file=sys.stderr, flush=True)
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended it, where something did."""
+        return next(iter(self._failures.values()), None)
 
     @property
     def complete(self) -> bool:
@@ -149,12 +158,13 @@ class Run:
 
     def _steps(self) -> list[Step]:
         # Before anything is trained, the data are held beside the champion's: what is refused there costs no training.
-        nodes = {node.name: node for target in ("drift", "bundle") for node in stages_for(f"{target}@{self.line}")}
-        steps = [self._of_stage(node) for node in nodes.values()]
         last, judged = f"bundle@{self.line}", f"drift@{self.line}"
-        place = [step.name for step in steps].index(judged) + 1
+        before = {node.name: node for node in stages_for(judged)}
+        after = [node for node in stages_for(last) if node.name not in before]
+        steps = [self._of_stage(node) for node in before.values()]
+        steps += [self._of_stage(replace(node, upstream=(*node.upstream, judged))) for node in after]
         docs = partial(build_data_docs, self.line)
-        steps.insert(place, Step(DOCS, "Great Expectations Data Docs", (judged,), 0, docs, report=True))
+        steps.insert(len(before), Step(DOCS, "Great Expectations Data Docs", (judged,), 0, docs, report=True))
         attested = Step("attestation", "Beside the champion", (last,), 0, lambda tell: attest(self.line))
         bento = Step(BENTO, "The Bento of the release", (last,), 0, lambda tell: build_bento(self.line))
         return [*steps, attested, bento]
@@ -170,7 +180,9 @@ class Run:
         tail: list[str] = []
         outcome, broken, restored = "ran", False, False
         environment = {**os.environ, **self.arithmetic}
-        with started(["dvc", "repro", "--single-item", name], environment=environment) as (process, lines):
+        # Another stage may be entering its results. A stage's work of hours is not lost to that.
+        command = ["dvc", "repro", "--wait-for-lock", "--single-item", name]
+        with started(command, environment=environment) as (process, lines):
             for text in lines:
                 if text.strip().startswith(DVC_HINTS):
                     continue

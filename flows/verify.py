@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from components.errors import UserError
 from components.files import read_json, write_json
 from components.settings import reproducible
 from components.sources.roots import ROOTS_FILE
-from flows.graph import stages_for
-from flows.processes import scratch_folder, started
+from flows.graph import Node, stages_for
+from flows.processes import end_children, scratch_folder, started
 from flows.repository import changed_files, clone, is_repository
+from flows.together import default_jobs, side_by_side
 
 # A release run writes these; they carry over into the clone, all code comes from the commit.
 MADE_ON = Path("infra/made_on.json")
@@ -66,12 +68,13 @@ def expectation(line: str) -> str:
     )
 
 
-def verify(line: str, keep: Path | None = None) -> list[Compared]:
+def verify(line: str, keep: Path | None = None, jobs: int | None = None) -> list[Compared]:
     """Recompute every stage of ``line`` in a clone of the current commit and compare output hashes.
 
     Args:
         line: model line; its outputs must be recorded in ``dvc.lock``.
         keep: where to leave the clone; a temporary folder, removed afterwards, where None.
+        jobs: stages at a time; as many as this machine bears where None.
 
     Raises:
         UserError: code differs from the commit, nothing is recorded, or a stage fails in the clone.
@@ -99,8 +102,7 @@ def verify(line: str, keep: Path | None = None) -> list[Compared]:
         if ROOTS_FILE.is_file():
             (copy / ROOTS_FILE).parent.mkdir(parents=True, exist_ok=True)
             (copy / ROOTS_FILE).write_bytes(ROOTS_FILE.read_bytes())
-        for number, node in enumerate(nodes, 1):
-            _recompute(node.name, line, copy, f"{number}/{len(nodes)}")
+        _recompute_all(nodes, line, copy, jobs or default_jobs())
         recomputed = _locked(copy / "dvc.lock")
     return [
         Compared(node.name, output, digest, recomputed.get(node.name, {}).get(output, ""))
@@ -110,12 +112,26 @@ def verify(line: str, keep: Path | None = None) -> list[Compared]:
     ]
 
 
+def _recompute_all(nodes: list[Node], line: str, clone: Path, jobs: int) -> None:
+    with ThreadPoolExecutor(jobs) as pool:
+        positions = {node.name: f"{number}/{len(nodes)}" for number, node in enumerate(nodes, 1)}
+
+        def begin(node: Node) -> Future[None]:
+            return pool.submit(_recompute, node.name, line, clone, positions[node.name])
+
+        try:
+            side_by_side(nodes, jobs, begin, lambda node: None)
+        except BaseException:  # a signal: no thread waits for its stage to end by itself
+            end_children()
+            raise
+
+
 def _recompute(stage: str, line: str, clone: Path, position: str) -> None:
     start = time.monotonic()
     # The clone's own modules come first, whatever is installed; nothing of this checkout's state is reachable.
     ours = {"PYTHONPATH": str(clone), "BENTOML_HOME": str(clone / ".ctfoundry/bentoml")}
     environment = {**os.environ, **arithmetic.variables(reproducible(line)), **ours}
-    command = ["dvc", "repro", "--single-item", "--force", "--no-run-cache", stage]
+    command = ["dvc", "repro", "--wait-for-lock", "--single-item", "--force", "--no-run-cache", stage]
     with started(command, str(clone), environment) as (process, lines):
         tail = list(deque(lines, maxlen=4))
     print(f"verify: {position} {stage} recomputed in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)

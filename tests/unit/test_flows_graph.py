@@ -33,6 +33,23 @@ def test_a_release_judges_the_data_before_it_trains_and_the_champion_before_it_w
     names = [step.name.partition("@")[0] for step in run.steps if "-" not in step.name]
     assert names == ["cohort", "curate", "drift", "data docs", "cases", "pretrain", "features", "untrained", "evaluate",
                      "gate", "rival", "champion", "bundle", "attestation", "bento"]  # fmt: skip
+    after = run.steps[[step.name for step in run.steps].index(f"drift@{line}") + 1 :]
+    assert [step.name for step in after if f"drift@{line}" not in step.upstream] == ["attestation", "bento"]
+    assert all(step.upstream == (f"bundle@{line}",) for step in after[-2:])
+
+
+def test_a_release_does_not_wait_for_another_dvc_without_end(project: Path) -> None:
+    """It has entered nothing yet: one line, and both may go on."""
+    from dvc.repo import Repo
+
+    run = Run("head")
+    with Repo(str(project)) as repo, repo.lock, pytest.raises(UserError, match="another DVC command works in this che"):
+        run.begin(lambda _: None)
+    assert isinstance(run.failure, UserError)
+    assert run.steps == []
+    run = Run("head", jobs=3)
+    run.begin(lambda _: None)
+    assert (run.jobs, run.failure) == (3, None)
 
 
 @pytest.mark.parametrize("line", ["wholebody", "head"])

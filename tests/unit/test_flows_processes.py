@@ -58,3 +58,27 @@ def test_a_signal_ends_every_process_below_wherever_it_has_gone(tmp_path: Path, 
     finally:
         for process in left(tmp_path):
             process.kill()
+
+
+BESIDE = """
+import subprocess
+from flows.processes import ending_with_us, started
+
+with ending_with_us():
+    beside = subprocess.Popen(["sleep", "1001"])
+    try:
+        with started(["sh", "-c", "sleep 1002 & echo begun; sleep 1003"]) as (process, lines):
+            for text in lines:
+                raise ValueError(text)
+    except ValueError as error:
+        print(error, process.poll() is not None, beside.poll() is None, flush=True)
+"""
+
+
+def test_what_ends_one_stage_leaves_the_one_beside_it_alone(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == "begun True True\n"
+    assert left(tmp_path) == []

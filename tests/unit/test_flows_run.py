@@ -69,6 +69,22 @@ def test_a_step_is_done_once_and_a_report_decides_nothing(capsys: pytest.Capture
     assert not run.complete
 
 
+def test_a_step_that_goes_well_hides_no_failure_of_one_beside_it() -> None:
+    def fails(tell: object) -> str:
+        raise StageFailed("no answer", passing=True)
+
+    run = Run("head")
+    run.steps = [step("untrained@head", fails), step("pretrain@head", lambda tell: "ran")]
+    for _ in range(2):
+        with pytest.raises(StageFailed):
+            run.do(run.steps[0], print)
+        run.do(run.steps[1], print)
+        assert isinstance(run.failure, StageFailed)
+    run.do(step("untrained@head", lambda tell: "ran"), print)  # it passed the second time
+    assert run.failure is None
+    assert run.complete
+
+
 def test_gates_are_shown_of_this_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a gate stage that did not come to a verdict, the decision on disk is an earlier run's."""
     monkeypatch.chdir(tmp_path)
