@@ -181,7 +181,7 @@ class Run:
         outcome, broken, restored = "ran", False, False
         environment = {**os.environ, **self.arithmetic}
         # Another stage may be entering its results. A stage's work of hours is not lost to that.
-        command = ["dvc", "repro", "--wait-for-lock", "--single-item", name]
+        command = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
         with started(command, environment=environment) as (process, lines):
             for text in lines:
                 if text.strip().startswith(DVC_HINTS):

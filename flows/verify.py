@@ -131,7 +131,7 @@ def _recompute(stage: str, line: str, clone: Path, position: str) -> None:
     # The clone's own modules come first, whatever is installed; nothing of this checkout's state is reachable.
     ours = {"PYTHONPATH": str(clone), "BENTOML_HOME": str(clone / ".ctfoundry/bentoml")}
     environment = {**os.environ, **arithmetic.variables(reproducible(line)), **ours}
-    command = ["dvc", "repro", "--wait-for-lock", "--single-item", "--force", "--no-run-cache", stage]
+    command = ["dvc", "--wait-for-lock", "repro", "--single-item", "--force", "--no-run-cache", stage]
     with started(command, str(clone), environment) as (process, lines):
         tail = list(deque(lines, maxlen=4))
     print(f"verify: {position} {stage} recomputed in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
