@@ -24,7 +24,7 @@ def stages_for(target: str, root: Path = Path()) -> list[Node]:
     """The stages that ``target`` needs, itself last, in the order to run them.
 
     Of the stages that are ready, the one that continues what was just begun comes first: a shard is acquired,
-    screened and preprocessed before the next is touched, which bounds the raw bytes on disk to one shard.
+    screened and preprocessed before the next is touched, which bounds the raw bytes on disk: see ``flows.together``.
 
     Raises:
         KeyError: no such stage.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
-# Each spreads over all cores by itself; and one at a time keeps the raw bytes on disk to one shard's.
-SPREADING = ("acquire@", "screen@", "preprocess@")
+SPREADING = ("acquire", "screen", "preprocess")  # each over all cores by itself: one of a kind at a time
+OPEN_SHARDS = 2  # one is transferred while the one before is preprocessed: no more raw bytes are on disk
 MOST = 2  # by default: a stage takes up to two cores and 2 GB
+SCANNING = ("locate", "saliency")  # kinds that run encoders over whole scans
 
 
 class Placed(Protocol):
@@ -95,11 +96,40 @@ def side_by_side(
         raise failure
 
 
+def longest_first(stages: Sequence[PlacedT], blocks: Mapping[str, Any]) -> list[PlacedT]:
+    """The same stages, of the tasks those first that train, then those that run encoders over scans: begun last, they
+    would be waited for alone.
+
+    Args:
+        stages: in order, tasks by address: ``task@head-findings``.
+        blocks: the line's tasks.
+    """
+
+    def rank(stage: PlacedT) -> int:
+        block = blocks[stage.name.partition("-")[2]]
+        trains = block["kind"] == "segment" or block.get("fine_tune") is not None
+        return 0 if trains else 1 if block["kind"] in SCANNING else 2
+
+    tasks = iter(sorted((stage for stage in stages if stage.name.startswith("task@")), key=rank))
+    return [next(tasks) if stage.name.startswith("task@") else stage for stage in stages]
+
+
 def _next(waiting: Sequence[PlacedT], running: Sequence[PlacedT]) -> PlacedT | None:
-    """The first that comes after nothing that is still to end, and whose cores are free."""
+    """The first that comes after nothing that is still to end, and for which there is room."""
     to_end = {item.name for item in (*waiting, *running)}
-    spreads = any(item.name.startswith(SPREADING) for item in running)
-    for item in waiting:
-        if to_end.isdisjoint(item.upstream) and not (spreads and item.name.startswith(SPREADING)):
-            return item
-    return None
+    ready = (item for item in waiting if to_end.isdisjoint(item.upstream))
+    return next((item for item in ready if _has_room(item.name, waiting, running)), None)
+
+
+def _has_room(name: str, waiting: Sequence[PlacedT], running: Sequence[PlacedT]) -> bool:
+    kind = name.partition("@")[0]
+    if kind in SPREADING and any(item.name.startswith(f"{kind}@") for item in running):
+        return False
+    if kind != "acquire":
+        return True
+    to_begin, to_end = _shards("acquire", waiting), _shards("preprocess", (*waiting, *running))
+    return len(to_end - to_begin) < OPEN_SHARDS
+
+
+def _shards(stage: str, items: Sequence[Placed]) -> set[str]:
+    return {item.name.removeprefix(f"{stage}@") for item in items if item.name.startswith(f"{stage}@")}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from flows import together
-from flows.together import add_jobs, default_jobs, side_by_side
+from flows.together import add_jobs, default_jobs, longest_first, side_by_side
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Machine:
     def __init__(self) -> None:
         self.begun: list[str] = []
         self.under_way: dict[str, Future[None]] = {}
+        self.beside: list[list[str]] = []  # what was under way at each beginning
+        self.open_shards: list[int] = []
         self.most = 0
 
     def begin(self, item: Item) -> Future[None]:
@@ -49,6 +51,9 @@ class Machine:
         self.begun.append(item.name)
         self.under_way[item.name] = future
         self.most = max(self.most, len(self.under_way))
+        self.beside.append(list(self.under_way))
+        done = [name for name in self.begun if name.startswith("preprocess@") and name not in self.under_way]
+        self.open_shards.append(sum(name.startswith("acquire@") for name in self.begun) - len(done))
         return future
 
     def end(self, name: str, error: Exception | None = None) -> None:
@@ -59,7 +64,9 @@ class Machine:
             future.set_result(None)
 
 
-def run(jobs: int, choose: Callable[[list[str]], str], failing: tuple[str, ...] = ()) -> tuple[Machine, list[str]]:
+def run(
+    jobs: int, choose: Callable[[list[str]], str], failing: tuple[str, ...] = (), graph: list[Item] = GRAPH
+) -> tuple[Machine, list[str]]:
     """Run the graph; ``choose`` names which of those under way ends next."""
     machine, ended = Machine(), list[str]()
     real = together.SimpleQueue
@@ -72,7 +79,7 @@ def run(jobs: int, choose: Callable[[list[str]], str], failing: tuple[str, ...] 
 
     together.SimpleQueue = Queue  # type: ignore[misc]
     try:
-        side_by_side(GRAPH, jobs, machine.begin, lambda item: ended.append(item.name))
+        side_by_side(graph, jobs, machine.begin, lambda item: ended.append(item.name))
     except ValueError as error:
         ended.append(f"failed {error}")
     finally:
@@ -96,11 +103,40 @@ def test_each_begins_once_what_it_comes_after_has_ended(jobs: int, choose: Calla
     assert machine.most == 2, "no more than two wait for nothing"
 
 
-def test_what_spreads_over_all_cores_has_none_of_its_kind_beside_it() -> None:
-    """And a shard is ended before the next is begun: its raw bytes are gone by then."""
-    machine, ended = run(4, lambda names: names[0])
-    assert machine.begun[:5] == ["cohort@x", "acquire@x-0", "preprocess@x-0", "acquire@x-1", "preprocess@x-1"]
-    assert ended[:5] == machine.begun[:5]
+def shards(number: int) -> list[Item]:
+    stages = ("acquire", "screen", "preprocess")
+    return [
+        Item(f"{stage}@x-{shard}", (f"{before}@x-{shard}",) if before else ())
+        for shard in range(number)
+        for before, stage in zip((None, *stages), stages, strict=False)
+    ]
+
+
+@pytest.mark.parametrize("choose", [min, max])
+def test_a_shard_is_transferred_while_the_one_before_is_preprocessed(choose: Callable[[list[str]], str]) -> None:
+    """None has another of its kind beside it, and the raw bytes of two shards are on disk at most."""
+    machine, ended = run(4, choose, graph=shards(5))
+    assert sorted(ended) == sorted(item.name for item in shards(5))
+    kinds = [[name.partition("@")[0] for name in beside] for beside in machine.beside]
+    assert all(len(set(names)) == len(names) for names in kinds)
+    assert any(len(names) > 1 for names in kinds)
+    assert max(machine.open_shards) == 2
+
+
+def test_one_job_ends_a_shard_before_it_begins_the_next() -> None:
+    machine, _ = run(1, lambda names: names[0], graph=shards(3))
+    assert machine.begun == [item.name for item in shards(3)]
+    assert max(machine.open_shards) == 1
+
+
+def test_tasks_that_train_begin_first_and_all_else_stays_where_it_is() -> None:
+    blocks = {
+        "a": {"kind": "classify"}, "b": {"kind": "locate"}, "c": {"kind": "classify", "fine_tune": None},
+        "d-e": {"kind": "segment"}, "f": {"kind": "classify", "fine_tune": {"steps": 9}}, "g": {"kind": "saliency"},
+    }  # fmt: skip
+    stages = [Item("untrained@x"), *(Item(f"task@x-{name}") for name in blocks), Item("evaluate@x")]
+    names = [stage.name.removeprefix("task@x-") for stage in longest_first(stages, blocks)]
+    assert names == ["untrained@x", "d-e", "f", "b", "g", "a", "c", "evaluate@x"]
 
 
 def test_a_training_has_what_does_not_wait_for_it_beside_it() -> None:
