@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pydicom
 
 from components.bundle.manifest import Manifest, verify_bundle
 from components.ct.grid import GridConfig
@@ -139,20 +140,22 @@ def embed_file(path: Path, bundle: ServedBundle, limits: Limits = DEFAULT_LIMITS
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan as it was sent and on the model's grid, and what was found in its file."""
+    """One scan as it was sent and on the model's grid, what was found in its file, and its images' headers where they
+    were asked for."""
 
     sent: Volume
     volume: Volume
     found: Found
+    images: tuple[pydicom.Dataset, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON-like content of what was found."""
         return asdict(self.found)
 
 
-def read_scan(path: Path, bundle: ServedBundle, limits: Limits) -> Scan:
+def read_scan(path: Path, bundle: ServedBundle, limits: Limits, with_images: bool = False) -> Scan:
     """Read and standardise the one scan of a file, and judge it. Raises as :func:`embed_file`."""
-    reading = read_upload(path, kind_of(path), limits, bundle.only_largest_stack)
+    reading = read_upload(path, kind_of(path), limits, bundle.only_largest_stack, with_images)
     sent, grid = reading.volume, bundle.preprocess
     check_size(sent.hu.shape, sent.affine, grid.spacing_mm, limits.voxels)
     resampled = resample_only(sent, grid)
@@ -160,7 +163,7 @@ def read_scan(path: Path, bundle: ServedBundle, limits: Limits) -> Scan:
     volume = crop_to_body(resampled, body, grid.foreground_margin_mm)
     measured = measure_volume(sent, resampled, body)
     warnings = (*warnings_of(reading.measurements, bundle.headers), *warnings_of(measured, bundle.volumes))
-    return Scan(sent, volume, _found(reading, volume, measured["body_fraction"], warnings))
+    return Scan(sent, volume, _found(reading, volume, measured["body_fraction"], warnings), reading.images)
 
 
 def volume_vector(scan: Scan, bundle: ServedBundle) -> npt.NDArray[np.float32]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 
 from components.ct.archive import ArchiveError, ArchiveLimits, unpack
 from components.ct.copies import copies
@@ -51,6 +52,7 @@ class Reading:
         instances: slices read.
         ignored: reason to number of files not used.
         measurements: of the headers, as acquisition takes them.
+        images: headers of the slices as they were sent, without pixel data; where they were asked for, and of DICOM.
     """
 
     volume: Volume
@@ -59,10 +61,13 @@ class Reading:
     instances: int
     ignored: dict[str, int]
     measurements: dict[str, Any]
+    images: tuple[pydicom.Dataset, ...] = ()
 
 
-def read_upload(path: Path, kind: Kind, limits: Limits, only_largest_stack: bool = False) -> Reading:
-    """Read a file whose kind is known from its content.
+def read_upload(
+    path: Path, kind: Kind, limits: Limits, only_largest_stack: bool = False, with_images: bool = False
+) -> Reading:
+    """Read a file whose kind is known from its content; ``with_images``: with the headers of its images.
 
     Raises:
         InputError: not exactly one CT series, damaged, or beyond ``limits``; the message names no path and no patient.
@@ -70,7 +75,7 @@ def read_upload(path: Path, kind: Kind, limits: Limits, only_largest_stack: bool
     """
     with tempfile.TemporaryDirectory(prefix="ctfoundry-") as scratch:
         if kind == "zip":
-            return _read_zip(path, Path(scratch), limits, only_largest_stack)
+            return _read_zip(path, Path(scratch), limits, only_largest_stack, with_images)
         check_nifti(path, kind, limits)
         # nibabel goes by the name, so the file gets the one its content deserves.
         named = Path(scratch) / f"volume.{kind}"
@@ -100,7 +105,7 @@ def check_size(shape: Sequence[int], affine: FloatArray, spacing_mm: Sequence[fl
         raise InputError(f"volume of {size} mm: {voxels:.3g} voxels on the model's grid, at most {max_voxels}", 413)
 
 
-def _read_zip(path: Path, scratch: Path, limits: Limits, only_largest_stack: bool) -> Reading:
+def _read_zip(path: Path, scratch: Path, limits: Limits, only_largest_stack: bool, with_images: bool) -> Reading:
     _check_directory(path, limits)
     instances, files, ignored = _unpack(path, scratch / "members", limits)
     damaged = min((i for i in instances if i.status == "unreadable"), key=lambda i: i.location, default=None)
@@ -120,10 +125,13 @@ def _read_zip(path: Path, scratch: Path, limits: Limits, only_largest_stack: boo
         _check_voxels(series, limits)
         key = series_key(series_identity(series[0]))
         measured = measure_series(series, only_largest_stack)
-    volume = _decode([files[i.location] for i in series], only_largest_stack)
+    paths = [files[i.location] for i in series]
+    volume = _decode(paths, only_largest_stack)
+    with _header_values():
+        images = tuple(pydicom.dcmread(file, stop_before_pixels=True) for file in paths) if with_images else ()
     if measured["left_out"]:
         ignored["outside_the_largest_stack"] += measured["left_out"]
-    return Reading(volume, "dicom", key, measured["instances"], dict(sorted(ignored.items())), measured)
+    return Reading(volume, "dicom", key, measured["instances"], dict(sorted(ignored.items())), measured, images)
 
 
 @contextmanager

@@ -1,0 +1,218 @@
+"""A label map as DICOM SEG (PS3.3 A.51), in the study of the scan that it was made from.
+
+One binary segment a structure, as viewers and archives read it; frames refer to the images they lie on. Equal input
+gives equal bytes and equal UIDs: what is stored twice is one object, not two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+
+from components.ct.store import FloatArray
+from serving.sniff import InputError
+
+SCHEME = "99CTFOUNDRY"  # of what SNOMED CT, as pydicom has it, does not name
+SERIES_NUMBER = 9100
+OFF_GRID = 0.1  # of a voxel: beyond it an image lies between the planes of the volume
+LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
+SHORT, LONG = 16, 64  # characters of a code's value and meaning (SH, LO)
+REFERRED_TO = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+                "StudyTime", "ReferringPhysicianName")  # type 2, which many a scan does without  # fmt: skip
+
+
+def dicom_seg(
+    images: Sequence[pydicom.Dataset],
+    labels: npt.NDArray[np.uint8],
+    affine: FloatArray,
+    structures: Mapping[int, str],
+    part: str,
+    model: Mapping[str, str],
+) -> bytes:
+    """Write a label map as DICOM SEG.
+
+    Args:
+        images: headers of the scan's images, pixel data not needed: one each slice, or one enhanced CT.
+        labels: 0 and the values of ``structures``, on the grid of the scan.
+        affine: of the labels, to RAS mm.
+        structures: value to name. One that is nowhere has a segment without frames.
+        part: the head that found them.
+        model: ``name`` and ``digest`` of the release.
+
+    Returns:
+        A DICOM file. It is of the images' study and frame of reference, and carries their patient as they do.
+
+    Raises:
+        InputError: an image lies between the planes of the volume or lacks an identifier, or nothing was found.
+    """
+    images = [_complete(image) for image in images]
+    values = sorted(structures)
+    if not labels.any():
+        raise InputError("none of the release's structures was found in this scan: there is nothing to store as SEG")
+    numbers = np.zeros(256, dtype=np.uint8)
+    numbers[values] = range(1, 1 + len(values))  # segments are numbered from 1, without a gap
+    images, frames = _on_images(images, numbers[labels], affine)
+    seen = hd.AlgorithmIdentificationSequence(
+        name=model["name"][:LONG], version=model["digest"][:SHORT], family=codes.DCM.ArtificialIntelligence
+    )
+    about = (model["digest"], str(images[0].SeriesInstanceUID), part, "SEG")
+    seg = hd.seg.Segmentation(
+        source_images=list(images),
+        pixel_array=frames,
+        segmentation_type="BINARY",
+        segment_descriptions=[
+            _description(number, structures[value], seen, about) for number, value in enumerate(values, start=1)
+        ],
+        series_instance_uid=generate_uid(entropy_srcs=[*about, "series"]),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=generate_uid(entropy_srcs=[*about, "instance"]),
+        instance_number=1,
+        manufacturer="ctfoundry",
+        manufacturer_model_name=model["name"][:LONG],
+        software_versions=model["digest"][:LONG],
+        device_serial_number=model["digest"][:LONG],
+        content_label="SEGMENTATION",
+        content_description=f"{part} by {model['name']}"[:LONG],
+        series_description=f"{model['name']} {part}"[:LONG],
+    )
+    _without_now(seg, images[0], generate_uid(entropy_srcs=[*about, "dimensions"]))
+    file = BytesIO()
+    seg.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def concept_of(name: str) -> tuple[Code, Code | None]:
+    """What a structure is called in SNOMED CT, and its side; a code of ours where pydicom's dictionary has none.
+
+    ``lung_left`` and ``left_lung`` are the lung, on the left.
+    """
+    words = name.lower().replace("-", "_").split("_")
+    side = next((SIDES[word] for word in words if word in SIDES), None)
+    plain = "".join(word.capitalize() for word in words if word not in SIDES)
+    for keyword in (plain, plain.removesuffix("s")):
+        if keyword and keyword in dir(codes.SCT):
+            return getattr(codes.SCT, keyword), side
+    return Code(name[:SHORT], SCHEME, name[:LONG]), None
+
+
+def _description(
+    number: int, name: str, algorithm: hd.AlgorithmIdentificationSequence, about: Sequence[str]
+) -> hd.seg.SegmentDescription:
+    concept, side = concept_of(name)
+    described = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name[:LONG],
+        segmented_property_category=codes.SCT.AnatomicalStructure,
+        segmented_property_type=concept,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=algorithm,
+        tracking_uid=generate_uid(entropy_srcs=[*about, name]),
+        tracking_id=name[:LONG],
+    )
+    if side is not None:
+        modifier = hd.sr.CodedConcept.from_code(side)
+        described.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
+    return described
+
+
+def _on_images(
+    images: Sequence[pydicom.Dataset], labels: npt.NDArray[np.uint8], affine: FloatArray
+) -> tuple[list[pydicom.Dataset], npt.NDArray[np.uint8]]:
+    """The images that lie in the volume, and the labels on each (or on each frame of the one enhanced CT), in their
+    order: (frames, rows, columns)."""
+    to_voxel = np.linalg.inv(affine) @ LPS_OF_RAS
+    rows, columns = int(images[0].Rows), int(images[0].Columns)
+    planes = _planes(images)
+    frames: list[npt.NDArray[np.uint8] | None] = []
+    for number, to_lps in enumerate(planes, start=1):
+        step = to_voxel @ to_lps  # (row, column, 0, 1) to voxel
+        whole = np.round(step)
+        corners = np.array([[0, 0, 0, 1], [rows - 1, 0, 0, 1], [0, columns - 1, 0, 1]], dtype=float).T
+        if np.abs((step - whole) @ corners)[:3].max() > OFF_GRID:
+            raise InputError(
+                f"image {number} of {len(planes)} lies between the planes of the volume: its labels have no image to "
+                "lie on; ask for NIfTI"
+            )
+        place = whole[:3, 3].astype(int)
+        index = [
+            place[axis]
+            + whole[axis, 0].astype(int) * np.arange(rows)[:, None]
+            + whole[axis, 1].astype(int) * np.arange(columns)[None, :]
+            for axis in range(3)
+        ]
+        inside = all(of.min() >= 0 and of.max() < size for of, size in zip(index, labels.shape, strict=True))
+        frames.append(labels[index[0], index[1], index[2]] if inside else None)
+    if len(images) < len(planes):  # frames of one file cannot be left out
+        return list(images), np.stack([np.zeros((rows, columns), np.uint8) if of is None else of for of in frames])
+    kept = [(image, of) for image, of in zip(images, frames, strict=True) if of is not None]
+    return [image for image, _ in kept], np.stack([of for _, of in kept])
+
+
+def _planes(images: Sequence[pydicom.Dataset]) -> list[FloatArray]:
+    """(row, column, 0, 1) to LPS mm, of each image or frame (PS3.3 C.7.6.2.1.1)."""
+    planes: list[FloatArray] = []
+    for image in images:
+        if "PerFrameFunctionalGroupsSequence" not in image:
+            planes.append(_plane(image.ImagePositionPatient, image.ImageOrientationPatient, image.PixelSpacing))
+            continue
+        shared = image.SharedFunctionalGroupsSequence[0]
+        for own in image.PerFrameFunctionalGroupsSequence:
+            planes.append(
+                _plane(
+                    _group(own, shared, "PlanePositionSequence").ImagePositionPatient,
+                    _group(own, shared, "PlaneOrientationSequence").ImageOrientationPatient,
+                    _group(own, shared, "PixelMeasuresSequence").PixelSpacing,
+                )
+            )
+    return planes
+
+
+def _group(own: pydicom.Dataset, shared: pydicom.Dataset, keyword: str) -> pydicom.Dataset:
+    found: pydicom.Dataset = (own if keyword in own else shared)[keyword].value[0]
+    return found
+
+
+def _plane(position: Any, orientation: Any, spacing: Any) -> FloatArray:
+    along_row, along_column = (np.array(orientation, dtype=float)[of] for of in (slice(0, 3), slice(3, 6)))
+    plane = np.eye(4)
+    plane[:3, 0] = along_column * float(spacing[0])  # the next row
+    plane[:3, 1] = along_row * float(spacing[1])
+    plane[:3, 2] = 0
+    plane[:3, 3] = np.array(position, dtype=float)
+    return plane
+
+
+def _complete(image: pydicom.Dataset) -> pydicom.Dataset:
+    missing = [name for name in REFERRED_TO if not image.get(name)]
+    if missing:
+        raise InputError(f"an image of the scan has no {', '.join(missing)}: nothing could refer to it; ask for NIfTI")
+    for name in MAY_BE_EMPTY:
+        if name not in image:
+            setattr(image, name, "")
+    return image
+
+
+def _without_now(seg: pydicom.Dataset, image: pydicom.Dataset, dimensions: str) -> None:
+    """Dates and times of the scan, and UIDs that are drawn from what is stored."""
+    for kind, unknown in (("Date", "19700101"), ("Time", "000000")):
+        of_the_scan = (str(image.get(f"{what}{kind}") or "") for what in ("Acquisition", "Series", "Study"))
+        taken = next(filter(None, of_the_scan), unknown)
+        for name in (f"Content{kind}", f"InstanceCreation{kind}", f"Series{kind}"):
+            if name in seg:
+                setattr(seg, name, taken)
+    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
+    for equipment in seg.get("ContributingEquipmentSequence", []):
+        if "ContributionDateTime" in equipment:
+            del equipment.ContributionDateTime
