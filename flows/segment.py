@@ -1,8 +1,9 @@
-"""``ctfoundry segment``: the structures of one scan by the release's decoder, as NIfTI, without a server."""
+"""``ctfoundry segment``: the structures of one scan by the release's decoder, as NIfTI or DICOM SEG."""
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,30 +23,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
     add_line(parser)
     parser.add_argument("file", type=Path, help="one CT series as zip, or a NIfTI volume")
-    parser.add_argument("--out", type=Path, required=True, help="label map to write, on the scan's own grid: .nii.gz")
+    told = "to write: .nii.gz, a label map on the scan's own grid; or .dcm, a DICOM SEG in the scan's study"
+    parser.add_argument("--out", type=Path, required=True, help=told)
     parser.add_argument("--head", default=None, help="task, where the release has several that segment")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the label map and print what its values are."""
-    import numpy as np
+    """Write what was found and print what its values are."""
+    from components.files import replacing
 
-    from components.looking.volume import write_nifti
-
-    if not arguments.out.name.endswith((".nii", ".nii.gz")):
-        raise UserError(f"--out {arguments.out.name!r} is not allowed: a name that ends in .nii.gz")
+    as_dicom = arguments.out.suffix == ".dcm"
+    if not (as_dicom or arguments.out.name.endswith((".nii", ".nii.gz"))):
+        raise UserError(f"--out {arguments.out.name!r} is not allowed: a name that ends in .nii.gz or .dcm")
 
     def work(bundle: ServedBundle, limits: Limits) -> Result:
         from components.confined import Result
         from serving.segmenting import segment_file
 
-        labels, affine, content = segment_file(arguments.file, bundle, arguments.head, limits)
-        grid = {"shape": list(labels.shape), "affine": affine.tolist()}
-        return Result(content | {"grid": grid}, np.ascontiguousarray(labels).data.cast("B"))
+        found = segment_file(arguments.file, bundle, arguments.head, limits, with_images=as_dicom)
+        return Result(found.content, memoryview(found.as_dicom() if as_dicom else found.as_nifti()))
 
     answer = answered(arguments.file, arguments.line, work)
-    grid = answer.content.pop("grid")
-    labels = np.frombuffer(answer.data, dtype=np.uint8).reshape(grid["shape"])
-    write_nifti(labels, np.array(grid["affine"]), arguments.out)
+    content = bytes(answer.data)
+    if arguments.out.suffix == ".nii":
+        content = gzip.decompress(content)
+    with replacing(arguments.out) as temporary:
+        temporary.write_bytes(content)
     print(json.dumps(answer.content, indent=2))
     return 0

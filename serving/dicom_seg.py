@@ -129,12 +129,13 @@ def _description(
 def _on_images(
     images: Sequence[pydicom.Dataset], labels: npt.NDArray[np.uint8], affine: FloatArray
 ) -> tuple[list[pydicom.Dataset], npt.NDArray[np.uint8]]:
-    """The images that lie in the volume, and the labels on each (or on each frame of the one enhanced CT), in their
-    order: (frames, rows, columns)."""
+    """The images that lie in the volume, in its order, and the labels on each: (frames, rows, columns). Of an enhanced
+    CT the one image, and the labels on each of its frames."""
     to_voxel = np.linalg.inv(affine) @ LPS_OF_RAS
     rows, columns = int(images[0].Rows), int(images[0].Columns)
     planes = _planes(images)
     frames: list[npt.NDArray[np.uint8] | None] = []
+    places: list[npt.NDArray[np.int_]] = []
     for number, to_lps in enumerate(planes, start=1):
         step = to_voxel @ to_lps  # (row, column, 0, 1) to voxel
         whole = np.round(step)
@@ -145,6 +146,7 @@ def _on_images(
                 "lie on; ask for NIfTI"
             )
         place = whole[:3, 3].astype(int)
+        places.append(place)
         index = [
             place[axis]
             + whole[axis, 0].astype(int) * np.arange(rows)[:, None]
@@ -155,8 +157,8 @@ def _on_images(
         frames.append(labels[index[0], index[1], index[2]] if inside else None)
     if len(images) < len(planes):  # frames of one file cannot be left out
         return list(images), np.stack([np.zeros((rows, columns), np.uint8) if of is None else of for of in frames])
-    kept = [(image, of) for image, of in zip(images, frames, strict=True) if of is not None]
-    return [image for image, _ in kept], np.stack([of for _, of in kept])
+    order = sorted((number for number, of in enumerate(frames) if of is not None), key=lambda n: tuple(places[n]))
+    return [images[n] for n in order], np.stack([of for of in (frames[n] for n in order) if of is not None])
 
 
 def _planes(images: Sequence[pydicom.Dataset]) -> list[FloatArray]:

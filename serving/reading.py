@@ -112,7 +112,7 @@ def _read_zip(path: Path, scratch: Path, limits: Limits, only_largest_stack: boo
     if damaged is not None:
         name, why = _short(PurePosixPath(damaged.location).name), f" ({damaged.detail})" if damaged.detail else ""
         raise InputError(f"{name}: damaged or cut-short DICOM file{why}; send the series again")
-    with _header_values():
+    with header_values():
         left_out = copies(instances, files)
         if left_out:
             ignored["duplicate"] += len(left_out)
@@ -121,13 +121,13 @@ def _read_zip(path: Path, scratch: Path, limits: Limits, only_largest_stack: boo
         if instance.truncated:
             name = PurePosixPath(instance.location).name
             raise InputError(f"{_short(name)}: the file ends before its pixel data do; send the series again")
-    with _header_values():
+    with header_values():
         _check_voxels(series, limits)
         key = series_key(series_identity(series[0]))
         measured = measure_series(series, only_largest_stack)
     paths = [files[i.location] for i in series]
     volume = _decode(paths, only_largest_stack)
-    with _header_values():
+    with header_values():
         images = tuple(pydicom.dcmread(file, stop_before_pixels=True) for file in paths) if with_images else ()
     if measured["left_out"]:
         ignored["outside_the_largest_stack"] += measured["left_out"]
@@ -135,7 +135,7 @@ def _read_zip(path: Path, scratch: Path, limits: Limits, only_largest_stack: boo
 
 
 @contextmanager
-def _header_values() -> Iterator[None]:
+def header_values() -> Iterator[None]:
     """The boundary of a series: a header value that no code foresaw is its sender's, not the service's."""
     try:
         yield

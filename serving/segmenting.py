@@ -1,12 +1,17 @@
-"""What the decoders of a release find in one scan: a label map on the grid of the scan as it was sent."""
+"""What the decoders of a release find in one scan: a label map on the grid of the scan as it was sent, as NIfTI or as
+DICOM SEG."""
 
 from __future__ import annotations
 
+import gzip
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import pydicom
 from scipy import ndimage
 
 from components.ct.store import FloatArray, Volume
@@ -15,14 +20,61 @@ from components.models.embed import fixed_threads
 from components.models.segment_head import SegmentHead
 from serving.embedding import DEFAULT_LIMITS, ServedBundle, read_scan
 from serving.limits import Limits
+from serving.reading import header_values
+from serving.sniff import InputError
 
 Labels = npt.NDArray[np.uint8]
 DIGITS = 3
 
 
+@dataclass(frozen=True)
+class Segmented:
+    """What was found in one scan.
+
+    Attributes:
+        labels: uint8, of the shape of the scan as it was sent.
+        affine: of the labels, to RAS mm.
+        structures: value to name.
+        content: JSON-like: ``structures``, value to ``name``, ``volume_ml`` and ``dice`` on test scans; ``limits``, in
+            words; ``part``, ``model`` and ``found``.
+        images: headers of the scan's images, where they were asked for.
+    """
+
+    labels: Labels
+    affine: FloatArray
+    structures: dict[int, str]
+    content: dict[str, Any]
+    images: tuple[pydicom.Dataset, ...] = ()
+
+    def as_nifti(self) -> bytes:
+        """The label map as .nii.gz, columns first and slices last, as other software has it; equal maps give equal
+        bytes."""
+        image = nib.Nifti1Image(self.labels.transpose(2, 1, 0), self.affine[:, [2, 1, 0, 3]])
+        image.header.set_xyzt_units("mm")
+        return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
+
+    def as_dicom(self) -> bytes:
+        """The label map as DICOM SEG in the scan's study.
+
+        Raises:
+            InputError: the scan was sent as NIfTI; or as :func:`serving.dicom_seg.dicom_seg`.
+        """
+        from serving.dicom_seg import dicom_seg  # highdicom takes half a second
+
+        if not self.images:
+            raise InputError("a DICOM SEG refers to DICOM images, and the scan was sent as NIfTI; ask for NIfTI")
+        part, model = self.content["part"], self.content["model"]
+        with header_values():
+            return dicom_seg(self.images, self.labels, self.affine, self.structures, part, model)
+
+
 def segment_file(
-    path: Path, bundle: ServedBundle, part: str | None = None, limits: Limits = DEFAULT_LIMITS
-) -> tuple[Labels, FloatArray, dict[str, Any]]:
+    path: Path,
+    bundle: ServedBundle,
+    part: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    with_images: bool = False,
+) -> Segmented:
     """Segment one CT scan.
 
     Args:
@@ -30,33 +82,32 @@ def segment_file(
         bundle: the release.
         part: which of its heads; None where it has one.
         limits: of archive and volume.
-
-    Returns:
-        uint8 labels of the scan's shape and its affine, RAS mm; and JSON-like: ``structures``, value to ``name``,
-        ``volume_ml`` and ``dice`` on test scans; ``limits``, in words; ``part``, ``model`` and ``found``.
+        with_images: whether the headers of its images are kept, for a DICOM SEG.
 
     Raises:
         InputError, UserError: as :func:`serving.embedding.embed_file`; or there is no such head.
     """
     part, head = _chosen(bundle, part)
     segmenter = head.on(bundle.embedder, Path(part))
-    scan = read_scan(path, bundle, limits)
+    scan = read_scan(path, bundle, limits, with_images)
     with fixed_threads():
         found = segmenter.segment(scan.volume.hu)
     labels = onto(found, scan.volume.affine, scan.sent)
     told = head.description
     millilitres = abs(float(np.linalg.det(scan.sent.affine[:3, :3]))) / 1000
     counts = np.bincount(labels.ravel(), minlength=len(told.structures) + 1)
+    names = dict(enumerate(told.structures, start=1))
     structures = {
         str(value): {
             "name": name,
             "volume_ml": round(float(counts[value]) * millilitres, DIGITS),
             "dice": told.dice.get(name),
         }
-        for value, name in enumerate(told.structures, start=1)
+        for value, name in names.items()
     }
     content = {"part": part, "structures": structures, "limits": list(told.limits)}
-    return labels, scan.sent.affine, content | {"model": bundle.model, "found": scan.to_json()}
+    content |= {"model": bundle.model, "found": scan.to_json()}
+    return Segmented(labels, scan.sent.affine, names, content, scan.images)
 
 
 def onto(labels: Labels, affine: FloatArray, sent: Volume) -> Labels:
