@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import httpx
 import nibabel as nib
 import numpy as np
 import pytest
@@ -113,11 +114,14 @@ def test_a_bento_is_served_with_its_own_code_and_bundle(tag: str, tmp_path: Path
         server = subprocess.Popen(command, cwd=tmp_path, env=bento_environment(), stdout=log, stderr=log)
         try:
             told = first_answer(server, f"http://127.0.0.1:{port}/model", tmp_path / "log").json()
+            page, style = (httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5) for path in ("/", "/style.css"))
         finally:
             server.terminate()
             server.wait(timeout=30)
     assert told["digest"].startswith(tag.partition(":")[2])
     assert told["mark"] == "this copy"
+    assert (page.status_code, style.status_code) == (200, 200), "a file of the page is not in the Bento"
+    assert told["digest"] in page.text
 
 
 @pytest.mark.parametrize(
