@@ -139,6 +139,11 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     sub = command("serve", _serve, "Serve the Bento of a line's present release.")
     sub.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
     sub.add_argument("--port", type=int, default=3000, help="port (default: 3000)")
+    sub.add_argument(
+        "--ssl-certfile", type=Path, help="serve over TLS with this certificate (PEM, its chain behind it)"
+    )
+    sub.add_argument("--ssl-keyfile", type=Path, help="its key (PEM; default: in the file of the certificate)")
+    sub.add_argument("--ssl-ca-certs", type=Path, help="let in only clients with a certificate of these CAs (PEM)")
     sub = command("embed", _embed, "Embed a DICOM series (zip) or NIfTI file with the release, without a server.")
     sub.add_argument("file", type=Path)
     return parser
@@ -249,9 +254,11 @@ def _promote(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from serving.run import serve
+    from serving.tls import Tls
 
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    return serve(arguments.line, arguments.host, arguments.port)
+    tls = Tls(arguments.ssl_certfile, arguments.ssl_keyfile, arguments.ssl_ca_certs)
+    return serve(arguments.line, arguments.host, arguments.port, tls)
 
 
 def _embed(arguments: argparse.Namespace) -> int:

@@ -12,67 +12,121 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from components.confined import Reply
 from components.errors import UserError
 from components.files import NO_ROOM
+from serving.account import Account, account_of
+from serving.answers import Refusal
 from serving.asking import POINT, point_of, require_answer
 from serving.body import receive_file
-from serving.forks import Forks
-from serving.limits import Limits
-from serving.metrics import Metrics
+from serving.draining import Drain
+from serving.forks import Forks, ReaderGoneError
+from serving.limits import VARIABLES, Limits
+from serving.load import BusyError, Load
+from serving.metrics import MEDIA_TYPE, REFUSED, Metrics
+from serving.openapi import document
+from serving.pace import Pace
+from serving.page import STYLE, page
 from serving.sniff import InputError
+from serving.tokens import Tokens
 
 log = logging.getLogger("bentoml.service.ctfoundry")
 
-# A client that is still sending sees the answer only if the connection stays open for a moment (RFC 9112, 9.6).
-LINGER_SECONDS = 0.5
 DONE = {"embed": "embedded", "classify": "classified"}  # outcomes, as they are counted
 KILLED = ("memory", "deadline", "crash")
+START_SECONDS = 10  # about as long as a model takes to load
 
 
 class EmbedApp:
-    """The ASGI application of the service; ``start`` gives it a model before the first request."""
+    """The ASGI application of the service; ``start`` gives it a model before the first request.
+
+    Attributes:
+        limits: of a request and of the service.
+        load: who sends, waits and is worked on.
+        drain: whether the service is ending.
+        tokens: of those who may use it; None lets all in.
+        model: name, line, digest, heads and inputs of the release; empty before ``start``.
+        metrics: None before ``start``.
+    """
 
     def __init__(self) -> None:
-        self.limits = Limits()
+        self.limits, self.load = Limits(), Load(Limits())
+        self.tokens: Tokens | None = None
+        self.drain = Drain(idle=lambda: not self._open, cut=self._cut)
+        self.model: dict[str, Any] = {}
+        self.metrics: Metrics | None = None
         self._forks: Forks | None = None
-        self._model: dict[str, Any] = {}
-        self._metrics: Metrics | None = None
-        self._turn: anyio.CapacityLimiter | None = None
+        self._open: set[anyio.CancelScope] = set()  # one for each file that is sent, waits or is worked on
+        self._page, self._document = "", dict[str, Any]()
         self.starlette = Starlette(
             routes=[
                 Route("/embed", self.embed, methods=["POST"]),
                 Route("/classify", self.classify, methods=["POST"]),
-                Route("/model", self.model, methods=["GET"]),
+                Route("/model", self.told, methods=["GET"]),
+                Route("/metrics", self.figures, methods=["GET"]),
+                Route("/docs.json", self.docs, methods=["GET"]),
+                Route("/style.css", self.style, methods=["GET"]),
+                Route("/", self.index, methods=["GET"]),
             ],
             exception_handlers={HTTPException: _http_error},
         )
 
-    def start(self, forks: Forks, limits: Limits) -> None:
-        """Serve this release from now on. Raises UserError where it does not load."""
-        self.limits = limits
-        self._model = forks.start()
-        self._metrics = Metrics(self._model["name"], self._model["digest"])
-        self._forks = forks
+    def start(self, forks: Forks, limits: Limits, tokens: Tokens | None = None) -> None:
+        """Serve this release from now on.
 
-    async def model(self, request: Request) -> Response:
+        Args:
+            forks: that read its scans.
+            limits: of a request and of the service.
+            tokens: one of which clients must send, as the page and the OpenAPI document tell them; None lets all in.
+
+        Raises:
+            UserError: the release does not load.
+        """
+        self.serve(forks, forks.start(), limits, tokens)
+        self.metrics = Metrics(self.model["name"], self.model["digest"])
+
+    def serve(self, forks: Forks, model: dict[str, Any], limits: Limits, tokens: Tokens | None = None) -> None:
+        """As :meth:`start`, where ``forks`` have started and said that they have this ``model``."""
+        self.limits, self.load, self.tokens = limits, Load(limits), tokens
+        self.model, self._forks = model, forks
+        needed = tokens is not None
+        self._page, self._document = page(model, needed), document(model, needed)
+
+    async def index(self, request: Request) -> Response:
+        """GET /: what is served and how it is called, for people."""
+        return HTMLResponse(self._page)
+
+    async def style(self, request: Request) -> Response:
+        """GET /style.css: how that page looks."""
+        return FileResponse(STYLE, media_type="text/css")
+
+    async def docs(self, request: Request) -> Response:
+        """GET /docs.json: the same for machines, as OpenAPI."""
+        return JSONResponse(self._document)
+
+    async def figures(self, request: Request) -> Response:
+        """GET /metrics: figures for Prometheus."""
+        _, metrics = self._loaded()
+        return Response(metrics.text(self.load, not self.drain.begun), media_type=MEDIA_TYPE)
+
+    async def told(self, request: Request) -> Response:
         """GET /model: name, line, digest and the hashes of what the model was made from."""
         self._loaded()
-        return JSONResponse(self._model)
+        return JSONResponse(self.model)
 
     async def embed(self, request: Request) -> Response:
         """POST /embed: one CT series as zip, or NIfTI, to its vector and what was found."""
@@ -83,70 +137,112 @@ class EmbedApp:
 
         def work() -> dict[str, Any]:
             point = point_of(request.query_params.get(POINT))
-            require_answer(self._model["heads"], point)
+            require_answer(self.model["heads"], point)
             return {"ask": "classify", POINT: point}
 
         return await self._answered(request, "classify", work)
 
     async def _answered(self, request: Request, route: str, work: Callable[[], dict[str, Any]]) -> Response:
-        """The answer to a request, and its count; ``work`` says what is asked of the file, or refuses beforehand."""
-        forks, metrics = self._loaded()
-        begin, outcome = time.perf_counter(), "failed"
+        """The answer to a request; ``work`` says what is asked of the file, or refuses beforehand."""
+        account = account_of(request.scope)
+        scope = anyio.CancelScope(deadline=anyio.current_time() + self.limits.request_seconds)
+        self._open.add(scope)
         try:
-            reply = await self._reply(request, forks, work())
+            with scope:
+                return await self._tried(request, route, work, account)
+        finally:
+            self._open.discard(scope)
+        if self.drain.over:
+            account.outcome = "cut_short"
+            return self._later("the service is ending before this file was done; send it again")
+        account.outcome = "timed_out"
+        what = f"took longer than {self.limits.request_seconds} s, its upload and its waiting included"
+        return Refusal(f"{what} ({VARIABLES['request_seconds']})", 504)
+
+    async def _tried(
+        self, request: Request, route: str, work: Callable[[], dict[str, Any]], account: Account
+    ) -> Response:
+        account.outcome = "cancelled"  # where nobody says otherwise
+        try:
+            forks, metrics = self._loaded()
+            reply = await self._reply(request, forks, metrics, work())
             if reply.result is not None:
-                outcome = DONE[route]
+                account.outcome, account.series = DONE[route], _series(reply.result.content)
                 return JSONResponse(reply.result.content)
-            outcome, status = _refused(reply)
-            return _Refusal(reply.message, status)
+            account.outcome, status = _refused(reply)
+            return self._later(reply.message) if status == 503 else Refusal(reply.message, status)
         except ClientDisconnect:
-            outcome = "disconnected"
+            account.outcome = "disconnected"
             return Response(status_code=400)  # nobody is left to read it
+        except BusyError as error:
+            account.outcome = error.outcome
+            return Refusal(str(error), error.status, retry_after=str(error.retry_after))
+        except ReaderGoneError as error:
+            account.outcome = "reader_gone"
+            return self._later(str(error))
+        except HTTPException as error:
+            account.outcome = "not_loaded"
+            return self._later(error.detail)
         except UserError as error:
             status = error.status if isinstance(error, InputError) else 422
-            outcome = f"refused_{status}"
-            return _Refusal(str(error), status)
-        except anyio.get_cancelled_exc_class():
-            outcome = "timed_out"  # BentoML answers it, with 504
-            raise
+            account.outcome = f"refused_{status}"
+            return Refusal(str(error), status)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM:
-                outcome = "no_room"
-                return _Refusal("no room is left on the disk for the file; send it again later", 503)
+                account.outcome = "no_room"
+                return self._later("no room is left on the disk for the file; send it again later")
+            account.outcome = "failed"
             # Where it failed, not what it said: messages of readers may quote a patient's header.
             where = "".join(traceback.format_tb(error.__traceback__))
             log.error("%s failed with %s\n%s", route, type(error).__name__, where)
-            return _Refusal("the service failed on this file; the failure is in its log", 500)
-        finally:
-            metrics.count(route, outcome, time.perf_counter() - begin)
+            return Refusal("the service failed on this file; the failure is in its log", 500)
 
-    async def _reply(self, request: Request, forks: Forks, work: dict[str, Any]) -> Reply:
+    async def _reply(self, request: Request, forks: Forks, metrics: Metrics, work: dict[str, Any]) -> Reply:
         """What became of the request's file, of which ``work`` says what is asked.
 
         Raises:
             ClientDisconnect: the client has left, before its turn or while its file was read.
+            BusyError: the service is ending, or there is no place.
         """
-        self._turn = self._turn or anyio.CapacityLimiter(self.limits.at_once)
+        if self.drain.begun:
+            raise BusyError("the service is ending and takes no more files", "draining", self._come_again(), 503)
         async with _temporary_folder() as folder:
             path = folder / "upload"
-            await receive_file(request, path, self.limits.body_bytes)
-            async with self._turn:
-                if await request.is_disconnected():
-                    raise ClientDisconnect
-                reply = await _while_connected(request, forks, work | {"path": str(path), "scratch": str(folder)})
-                if reply is None:
-                    raise ClientDisconnect
-                return reply
+            with self.load.uploading(), _taking(metrics, "upload"):
+                await receive_file(request, path, self.limits.body_bytes, Pace.of(self.limits))
+
+            async def turn() -> Reply:
+                begin = time.perf_counter()
+                async with self.load.turn():
+                    await anyio.lowlevel.checkpoint()  # whoever has left by now gets no child
+                    metrics.took("wait", time.perf_counter() - begin)
+                    with _taking(metrics, "work"):
+                        return await forks.run(work | {"path": str(path), "scratch": str(folder)})
+
+            with self.load.queueing():
+                return await _while_connected(request, turn)
+
+    def _come_again(self) -> int:
+        """Seconds after which another try is sensible: here, or where the service goes on when this one ends."""
+        return self.limits.drain_seconds if self.drain.begun else self.load.retry_after()
+
+    def _later(self, message: str) -> Refusal:
+        return Refusal(message, 503, retry_after=str(self._come_again()))
+
+    def _cut(self) -> None:
+        for scope in list(self._open):
+            scope.cancel()
 
     def _loaded(self) -> tuple[Forks, Metrics]:
-        if self._forks is None or self._metrics is None:
-            raise HTTPException(503, "the model is not loaded yet")
-        return self._forks, self._metrics
+        if self._forks is None or self.metrics is None:
+            raise HTTPException(503, "the model is not loaded yet", {"Retry-After": str(START_SECONDS)})
+        return self._forks, self.metrics
 
 
-async def _while_connected(request: Request, forks: Forks, work: dict[str, Any]) -> Reply | None:
-    """Have ``work`` done; None, and its child is dead, where the client leaves before it ends."""
+async def _while_connected(request: Request, work: Callable[[], Awaitable[Reply]]) -> Reply:
+    """What ``work`` gives. Raises ClientDisconnect, and the work has ended, where the client leaves before."""
     reply: Reply | None = None
+    failure: Exception | None = None
     async with anyio.create_task_group() as group:
 
         async def watch() -> None:
@@ -155,9 +251,24 @@ async def _while_connected(request: Request, forks: Forks, work: dict[str, Any])
             group.cancel_scope.cancel()
 
         group.start_soon(watch)
-        reply = await forks.run(work)
+        try:
+            reply = await work()
+        except Exception as error:  # as it is, and not in a group of the tasks
+            failure = error
         group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if reply is None:
+        raise ClientDisconnect
     return reply
+
+
+@contextmanager
+def _taking(metrics: Metrics, step: str) -> Iterator[None]:
+    """Measure a step that ends well."""
+    begin = time.perf_counter()
+    yield
+    metrics.took(step, time.perf_counter() - begin)
 
 
 @asynccontextmanager
@@ -181,25 +292,14 @@ def _refused(reply: Reply) -> tuple[str, int]:
     if reply.outcome == "failed":
         log.error("a file is not readable: %s\n%s", reply.message, reply.where)
         return "unreadable", 422
-    status = reply.status or 422
+    status = reply.status if reply.status in REFUSED else 422  # a reader that was taken over may say anything
     return f"refused_{status}", status
 
 
-class _Refusal(JSONResponse):
-    """``{"error": "one clear line"}``. Where the body was not read to its end, the connection closes afterwards."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__({"error": " ".join(message.split())}, status_code=status)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [*self.raw_headers, (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        with anyio.move_on_after(LINGER_SECONDS):
-            message: dict[str, Any] = {"more_body": True}
-            while message.get("more_body", False) and message.get("type") != "http.disconnect":
-                message = dict(await receive())
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+def _series(content: dict[str, Any]) -> str:
+    """Pseudonym of the series of an answer, empty where there is none."""
+    found = content.get("found")
+    return str(found.get("series", "")) if isinstance(found, dict) else ""
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

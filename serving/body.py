@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +11,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
+from serving.pace import Pace, chunks
 from serving.sniff import InputError
 
 MULTIPART_OVERHEAD = 64 * 1024  # boundaries and part headers round the one file
@@ -18,17 +19,20 @@ MAX_PART_HEADER = 16 * 1024
 HOW = "send the file itself, as the raw body or as one multipart file field; addresses are not fetched"
 
 
-async def receive_file(request: Request, path: Path, max_bytes: int) -> None:
+async def receive_file(request: Request, path: Path, max_bytes: int, pace: Pace) -> None:
     """Write the one file of a request to ``path``.
 
     Args:
         request: raw body, or multipart/form-data with exactly one file field. The declared type is ignored otherwise.
         path: where the bytes go.
         max_bytes: largest file.
+        pace: how fast it must come.
 
     Raises:
         InputError: 413 as soon as the body is known to be too large (by its declared length, before a byte is read,
-            or while it streams); 400 where there is no file, more than one, or text in place of a file.
+            or while it streams); 400 where there is no file, more than one, or text in place of a file; 408 where it
+            comes too slowly.
+        ClientDisconnect: the client has left.
     """
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     multipart = media_type == b"multipart/form-data"
@@ -39,9 +43,9 @@ async def receive_file(request: Request, path: Path, max_bytes: int) -> None:
     with path.open("wb") as stream:
         sink = _Counted(stream, max_bytes)
         if multipart:
-            await _receive_multipart(request, sink, options.get(b"boundary", b""), allowed)
+            await _receive_multipart(chunks(request, pace), sink, options.get(b"boundary", b""), allowed)
         else:
-            async for chunk in request.stream():
+            async for chunk in chunks(request, pace):
                 sink.write(chunk)
         if sink.written == 0:
             raise InputError(f"the body holds no bytes: {HOW}", 400)
@@ -110,13 +114,13 @@ class _OneFile:
         self.ended = True
 
 
-async def _receive_multipart(request: Request, sink: _Counted, boundary: bytes, max_body: int) -> None:
+async def _receive_multipart(body: AsyncIterator[bytes], sink: _Counted, boundary: bytes, max_body: int) -> None:
     if not boundary:
         raise InputError("multipart/form-data without a boundary: let the client set the header", 400)
     part, received = _OneFile(sink), 0
     try:
         parser = MultipartParser(boundary, part.callbacks())  # type: ignore[arg-type]
-        async for chunk in request.stream():
+        async for chunk in body:
             received += len(chunk)
             if received > max_body:
                 raise _too_large("body", max_body)

@@ -31,6 +31,12 @@ log = logging.getLogger("bentoml.service.ctfoundry")
 REQUEST_BYTES = 64 * 1024
 START_SECONDS = 300.0  # to import and to load; a large model from a slow disk
 STATUS = struct.Struct("<i")  # as os.waitpid gives it, behind what the child sent
+MARK = b"\0"  # before it; what a child sends is ASCII without control characters
+ENDING = (signal.SIGTERM, signal.SIGINT)  # end the service, which lets its work finish
+
+
+class ReaderGoneError(Exception):
+    """The program has ended under its work, and not for what was in the file."""
 
 
 class Forks:
@@ -87,7 +93,11 @@ class Forks:
         self._control = self._process = None
 
     async def run(self, request: dict[str, Any]) -> Reply:
-        """One request in a child of its own. Where this is cancelled, the child has ended before it returns."""
+        """One request in a child of its own. Where this is cancelled, the child has ended before it returns.
+
+        Raises:
+            ReaderGoneError: nobody knows how the child ended, since the program was ended from outside.
+        """
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)
@@ -102,10 +112,11 @@ class Forks:
                     ours.shutdown(socket.SHUT_WR)
                     while await _receive(ours):
                         pass
-        if len(received) < STATUS.size:
-            return Reply("crash", "the process that reads scans has ended; send the file again")
-        (status,) = STATUS.unpack(received[-STATUS.size :])
-        return reply_of(bytes(received[: -STATUS.size]), memoryview(b""), status, self._bounds)
+        said, _, ended = bytes(received).partition(MARK)
+        if len(ended) != STATUS.size:  # nobody has seen the child's end, so what it said may be cut short
+            raise ReaderGoneError("the process that reads scans has ended; send the file again")
+        (status,) = STATUS.unpack(ended)
+        return reply_of(said, memoryview(b""), status, self._bounds)
 
     async def _send(self, request: dict[str, Any], end: socket.socket) -> None:
         content = json.dumps(request).encode()
@@ -139,11 +150,15 @@ async def _receive(stream: socket.socket) -> bytes:
 def serve_forks(control: socket.socket, work: Callable[[dict[str, Any]], Result], bounds: Bounds) -> NoReturn:
     """The program's side: a child for each request until ``control`` closes. No thread may be busy in this process.
 
+    Signals that end the service do not end it: BentoML's supervisor sends them to the service's children too, and what
+    is in work is to be finished. Its end is the socket's.
+
     Args:
         control: the socket whose number the command line gave; ``ready`` has been said on it.
         work: done by a child, with what :meth:`Forks.run` was given.
         bounds: of a child.
     """
+    _ignore_endings()
     children = _Children(work, bounds)
     children.selector.register(control, selectors.EVENT_READ)
     while True:
@@ -174,7 +189,7 @@ class _Children:
             for other in (control, *self._watches):  # a copy here would keep the service waiting on another's end
                 other.close()
             request = json.loads(content)
-            run_child(lambda: None, lambda _: self._work(request), end, self._bounds)
+            run_child(_ignore_endings, lambda _: self._work(request), end, self._bounds)
         watch = os.pidfd_open(child)
         self._running[watch], self._watches[end] = (child, end), watch
         self.selector.register(watch, selectors.EVENT_READ)
@@ -196,7 +211,7 @@ class _Children:
         os.close(watch)
         with end, contextlib.suppress(OSError):
             end.settimeout(5)
-            end.sendall(STATUS.pack(os.waitpid(child, 0)[1]))
+            end.sendall(MARK + STATUS.pack(os.waitpid(child, 0)[1]))
 
     def end(self) -> NoReturn:
         """The service is gone."""
@@ -204,3 +219,8 @@ class _Children:
             signal.pidfd_send_signal(watch, signal.SIGKILL)
             os.waitpid(child, 0)
         sys.exit(0)
+
+
+def _ignore_endings() -> None:
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)

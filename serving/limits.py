@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from components.confined import number_from
+from components.errors import UserError
 from components.isolation import GIB
 
 BUNDLE_VARIABLE = "CTFOUNDRY_BUNDLE"  # the release folder to serve in development
@@ -20,6 +21,14 @@ class Limits:
         files: most members of an archive (``CTFOUNDRY_MAX_FILES``).
         voxels: most voxels of a volume, as sent and on the model's grid (``CTFOUNDRY_MAX_VOXELS``).
         at_once: volumes processed at the same time (``CTFOUNDRY_CONCURRENCY``).
+        queue: files that wait or are worked on, together (``CTFOUNDRY_MAX_QUEUE``).
+        uploads: files that are being sent at the same time (``CTFOUNDRY_MAX_UPLOADS``).
+        upload_seconds: for one upload (``CTFOUNDRY_UPLOAD_SECONDS``).
+        upload_rate: bytes a second that an upload must bring (``CTFOUNDRY_UPLOAD_BYTES_PER_SECOND``).
+        request_seconds: for a request, its upload and its waiting included (``CTFOUNDRY_REQUEST_SECONDS``).
+        drain_seconds: from SIGTERM on, in which a balancer can see that the service is not ready before it may end
+            (``CTFOUNDRY_DRAIN_SECONDS``).
+        grace_seconds: from SIGTERM on, after which what is still in work is ended (``CTFOUNDRY_GRACE_SECONDS``).
     """
 
     body_bytes: int = GIB
@@ -27,14 +36,41 @@ class Limits:
     files: int = 20_000
     voxels: int = 2**28  # 512 x 512 x 1024
     at_once: int = 1
+    queue: int = 16
+    uploads: int = 32
+    upload_seconds: int = 240
+    upload_rate: int = 64 * 1024
+    request_seconds: int = 300
+    drain_seconds: int = 5
+    grace_seconds: int = 300
 
     @classmethod
     def from_environment(cls) -> Limits:
-        """Limits with what the environment says. Raises UserError for a value that is no positive integer."""
-        return cls(
-            body_bytes=number_from("CTFOUNDRY_MAX_BODY_BYTES", cls.body_bytes),
-            unpacked_bytes=number_from("CTFOUNDRY_MAX_UNPACKED_BYTES", cls.unpacked_bytes),
-            files=number_from("CTFOUNDRY_MAX_FILES", cls.files),
-            voxels=number_from("CTFOUNDRY_MAX_VOXELS", cls.voxels),
-            at_once=number_from("CTFOUNDRY_CONCURRENCY", cls.at_once),
-        )
+        """Limits with what the environment says.
+
+        Raises:
+            UserError: a value is no positive integer, the drain is longer than the grace, or more files are to be
+                worked on than there may be.
+        """
+        found = cls(**{field: number_from(name, getattr(cls, field)) for field, name in VARIABLES.items()})
+        for less, more in (("drain_seconds", "grace_seconds"), ("at_once", "queue")):
+            value, most = getattr(found, less), getattr(found, more)
+            if value > most:
+                raise UserError(f"{VARIABLES[less]}: {value} is not allowed: at most {VARIABLES[more]}, {most}")
+        return found
+
+
+VARIABLES = {
+    "body_bytes": "CTFOUNDRY_MAX_BODY_BYTES",
+    "unpacked_bytes": "CTFOUNDRY_MAX_UNPACKED_BYTES",
+    "files": "CTFOUNDRY_MAX_FILES",
+    "voxels": "CTFOUNDRY_MAX_VOXELS",
+    "at_once": "CTFOUNDRY_CONCURRENCY",
+    "queue": "CTFOUNDRY_MAX_QUEUE",
+    "uploads": "CTFOUNDRY_MAX_UPLOADS",
+    "upload_seconds": "CTFOUNDRY_UPLOAD_SECONDS",
+    "upload_rate": "CTFOUNDRY_UPLOAD_BYTES_PER_SECOND",
+    "request_seconds": "CTFOUNDRY_REQUEST_SECONDS",
+    "drain_seconds": "CTFOUNDRY_DRAIN_SECONDS",
+    "grace_seconds": "CTFOUNDRY_GRACE_SECONDS",
+}

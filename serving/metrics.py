@@ -1,37 +1,67 @@
-"""Prometheus figures of the service, beside BentoML's own on ``/metrics``."""
+"""Prometheus figures of the service. Their number is bounded: no label comes from what a client sends."""
 
 from __future__ import annotations
 
-ROUTES = ("embed", "classify")
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serving.load import Load
+from serving.routes import ROUTES, UNKNOWN
+
+MEDIA_TYPE = CONTENT_TYPE_LATEST
+STEPS = ("upload", "wait", "work")
+REFUSED = (400, 401, 404, 405, 408, 409, 413, 415, 422)
+OUTCOMES = (
+    "answered",  # any route but the two below
+    "embedded", "classified",
+    *(f"refused_{status}" for status in REFUSED),
+    "busy_uploads", "busy_queue", "draining", "not_loaded",
+    "killed_memory", "killed_deadline", "killed_crash", "unreadable", "no_room", "reader_gone",
+    "timed_out", "cut_short", "disconnected", "cancelled", "failed",
+)  # fmt: skip
+OTHER = "failed"  # for what is none of these
+_NAMES = (*(route.name for route in ROUTES), UNKNOWN)
 
 
 class Metrics:
-    """Counts requests by outcome and measures their seconds.
-
-    Made when the service starts, not at import: BentoML names the folder its workers share their figures through
-    only then, and prometheus_client looks for it when it is first imported.
-    """
+    """Counts requests by route and outcome, and measures the seconds of each step."""
 
     def __init__(self, model: str, digest: str) -> None:
-        from prometheus_client import Counter, Gauge, Histogram
-
-        self._requests = {
-            route: Counter(f"ctfoundry_{route}_requests", f"Requests to /{route} by outcome", ["outcome"])
-            for route in ROUTES
+        # One process serves, so its own registry holds all, and nobody's figures are gathered over files.
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "ctfoundry_requests", "Requests by route and outcome", ["route", "outcome"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "ctfoundry_step_seconds",
+            "Seconds that files took, by step: upload, wait for a turn, work",
+            ["step"],
+            buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300),
+            registry=self._registry,
+        )
+        told = {
+            "uploads": "Files that are being sent",
+            "waiting": "Files that wait for their turn",
+            "working": "Files that are worked on",
+            "ready": "1 while the service takes work, 0 from the moment on that it is to end",
         }
-        self._seconds = {
-            route: Histogram(
-                f"ctfoundry_{route}_seconds",
-                "Seconds from first byte to answer, by outcome",
-                ["outcome"],
-                buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300),
-            )
-            for route in ROUTES
-        }
-        loaded = Gauge("ctfoundry_model", "The model served", ["name", "digest"], multiprocess_mode="livemax")
+        self._now = {name: Gauge(f"ctfoundry_{name}", says, registry=self._registry) for name, says in told.items()}
+        loaded = Gauge("ctfoundry_model", "The model served", ["name", "digest"], registry=self._registry)
         loaded.labels(model, digest).set(1)
 
-    def count(self, route: str, outcome: str, seconds: float) -> None:
+    def count(self, route: str, outcome: str) -> None:
         """One request to a route ended so."""
-        self._requests[route].labels(outcome).inc()
-        self._seconds[route].labels(outcome).observe(seconds)
+        route = route if route in _NAMES else UNKNOWN
+        self._requests.labels(route, outcome if outcome in OUTCOMES else OTHER).inc()
+
+    def took(self, step: str, seconds: float) -> None:
+        """A step of one request took so long. Raises ValueError for a step that is none."""
+        if step not in STEPS:
+            raise ValueError(f"step {step!r} is not allowed: one of {', '.join(STEPS)}")
+        self._seconds.labels(step).observe(seconds)
+
+    def text(self, load: Load, ready: bool) -> bytes:
+        """All figures, as Prometheus reads them."""
+        now = {"uploads": load.uploads, "waiting": load.waiting, "working": load.working, "ready": int(ready)}
+        for name, value in now.items():
+            self._now[name].set(value)
+        return generate_latest(self._registry)

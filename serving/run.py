@@ -14,21 +14,26 @@ from components.confined import Bounds
 from components.errors import UserError
 from serving.build import bento_environment, bento_path, bento_tag
 from serving.limits import BUNDLE_VARIABLE, Limits
+from serving.tls import PLAIN, Tls
+from serving.tokens import VARIABLE as TOKENS_VARIABLE
+from serving.tokens import Tokens
 
 LOCALHOST = "127.0.0.1"
 PORT = 3000
 
 
-def serve_command(target: str, host: str = LOCALHOST, port: int = PORT) -> list[str]:
+def serve_command(target: str, host: str = LOCALHOST, port: int = PORT, tls: Tls = PLAIN) -> list[str]:
     """The command that serves a release.
 
     Args:
         target: a model line (its last release) or a Bento's tag, name:version.
         host: IP address to bind; other machines reach the service only where this is not the loopback address.
         port: TCP port.
+        tls: certificates.
 
     Raises:
-        UserError: there is no such release or Bento, or it is damaged; or host, port or a limit is not allowed.
+        UserError: there is no such release or Bento, or it is damaged; or host, port, a certificate, a limit or the
+            file of tokens is not allowed.
     """
     try:
         ipaddress.ip_address(host)
@@ -36,13 +41,14 @@ def serve_command(target: str, host: str = LOCALHOST, port: int = PORT) -> list[
         raise UserError(f"host {host!r} is not allowed: an IP address, such as {LOCALHOST}") from None
     if not 0 < port < 65536:
         raise UserError(f"port {port} is not allowed: 1 to 65535")
+    certificates = tls.arguments()
     tag = target if ":" in target else bento_tag(read_manifest(Path("releases") / target))
     bento = bento_path(tag)
     if bento is None:
         raise UserError(f"bento {tag}: not in the local store; run `make release` first")
     verify_bundle(bento / "src" / "bundle")
-    Limits.from_environment(), Bounds.from_environment()
-    return [sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port)]
+    Limits.from_environment(), Bounds.from_environment(), Tokens.from_environment()
+    return [sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port), *certificates]
 
 
 def _require_free(host: str, port: int) -> None:
@@ -57,11 +63,13 @@ def _require_free(host: str, port: int) -> None:
             raise UserError(f"port {port} of {host}: {why}; choose another with --host or --port") from None
 
 
-def serve(target: str, host: str = LOCALHOST, port: int = PORT) -> NoReturn:
+def serve(target: str, host: str = LOCALHOST, port: int = PORT, tls: Tls = PLAIN) -> NoReturn:
     """Become the server (this process is replaced). Raises as :func:`serve_command`."""
-    command = serve_command(target, host, port)
+    command = serve_command(target, host, port, tls)
     _require_free(host, port)
     environment = bento_environment()
+    if environment.get(TOKENS_VARIABLE, "").strip():  # the folder changes below
+        environment[TOKENS_VARIABLE] = str(Path(environment[TOKENS_VARIABLE].strip()).absolute())
     # From the store's folder, so that the Bento's own code is imported and not this checkout's.
     os.chdir(environment["BENTOML_HOME"])
     environment.pop(BUNDLE_VARIABLE, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import httpx
 import nibabel as nib
 import numpy as np
 import pytest
@@ -23,6 +25,8 @@ from components.files import sha256_tree, write_text
 from serving.build import bento_environment, bento_path, bento_tag, build_bento
 from serving.requirements import pinned_requirements
 from serving.run import serve, serve_command
+from serving.tls import Tls
+from tests.certificates import Authority
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +117,14 @@ def test_a_bento_is_served_with_its_own_code_and_bundle(tag: str, tmp_path: Path
         server = subprocess.Popen(command, cwd=tmp_path, env=bento_environment(), stdout=log, stderr=log)
         try:
             told = first_answer(server, f"http://127.0.0.1:{port}/model", tmp_path / "log").json()
+            page, style = (httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5) for path in ("/", "/style.css"))
         finally:
             server.terminate()
             server.wait(timeout=30)
     assert told["digest"].startswith(tag.partition(":")[2])
     assert told["mark"] == "this copy"
+    assert (page.status_code, style.status_code) == (200, 200), "a file of the page is not in the Bento"
+    assert told["digest"] in page.text
 
 
 @pytest.mark.parametrize(
@@ -149,6 +156,28 @@ def test_a_bento_that_was_damaged_is_not_served(tag: str, root: Path, monkeypatc
             serve_command(tag)
     finally:
         (path / "src" / "bundle" / "note.txt").unlink()
+
+
+def test_certificates_and_tokens_are_looked_at_here_and_found_from_the_store(
+    tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server runs in another folder: names that are relative to this one would lead nowhere there."""
+    monkeypatch.chdir(tmp_path)
+    pair = Authority(tmp_path).pair("server")
+    tls = Tls(Path(pair.certificate.name), Path(pair.key.name))
+    became: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execve", lambda _, command, environment: became.append((command, environment)))
+    monkeypatch.setenv("CTFOUNDRY_TOKENS_FILE", "tokens")
+    with pytest.raises(UserError, match="^CTFOUNDRY_TOKENS_FILE: tokens: no such file or directory$"):
+        serve(tag, port=free_port(), tls=tls)
+    (tmp_path / "tokens").write_text("alice:0123456789abcdef\n")
+    with pytest.raises(UserError, match="^--ssl-certfile nowhere: no such file or directory$"):
+        serve(tag, port=free_port(), tls=Tls(Path("nowhere"), tls.keyfile))
+    assert became == []
+    serve(tag, port=free_port(), tls=tls)
+    ((command, environment),) = became
+    assert command[-4:] == ["--ssl-certfile", str(pair.certificate), "--ssl-keyfile", str(pair.key)]
+    assert environment["CTFOUNDRY_TOKENS_FILE"] == str(tmp_path / "tokens")
 
 
 def test_a_port_that_is_taken_is_one_clear_line(tag: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

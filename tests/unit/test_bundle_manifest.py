@@ -3,11 +3,12 @@
 import hashlib
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from components.bundle.inputs import code_hash, parameters_hash
+from components.bundle.inputs import SOURCE_SUFFIXES, code_hash, parameters_hash
 from components.bundle.manifest import read_manifest, verify_bundle, write_manifest
 from components.errors import UserError
 from components.files import read_json, write_json
@@ -141,6 +142,24 @@ def test_code_is_hashed_by_path_and_bytes_of_source_alone(tmp_path: Path) -> Non
     assert code_hash(tmp_path) == before
     (tmp_path / "components" / "card.md.j2").write_text("{{ x }}")
     assert code_hash(tmp_path) != before
+
+
+@pytest.mark.parametrize("name", ["a.css", "a.js", "a.json", "a.svg", "a.wasm", "a.html", "a.j2", "a.sql"])
+def test_what_a_page_needs_is_code(tmp_path: Path, name: str) -> None:
+    (tmp_path / "serving").mkdir()
+    before = code_hash(tmp_path)
+    (tmp_path / "serving" / name).write_bytes(b"x")
+    assert code_hash(tmp_path) != before
+
+
+def test_every_file_that_the_service_needs_is_packed_with_it() -> None:
+    """Into the Bento by its suffix, into a wheel by the project's own list."""
+    root = Path(__file__).resolve().parents[2]
+    files = [path for path in (root / "serving").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    kept = {path.suffix for path in files if path.suffix != ".md"}
+    assert {".css", ".html"} <= kept <= set(SOURCE_SUFFIXES)
+    packed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    assert {f"*{suffix}" for suffix in SOURCE_SUFFIXES} - {"*.py"} <= set(packed)
 
 
 def test_parameters_are_hashed_by_content_not_by_order() -> None:

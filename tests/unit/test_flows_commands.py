@@ -46,6 +46,8 @@ def ctfoundry(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         ("volume show scan.nii.gz --segment lung", "--segment lung: of which labels? give them with --mask"),
         ("volume export scan.nii.gz results", "results: a folder; allowed"),
         ("profile --trace results", "results: a folder; allowed"),
+        ("serve --ssl-certfile scan.nii.gz", "--ssl-certfile scan.nii.gz: no certificate in it (PEM)"),
+        ("serve --ssl-ca-certs scan.nii.gz", "--ssl-ca-certs scan.nii.gz is not allowed without --ssl-certfile"),
         ("cohort diff junk.parquet other.parquet", "cohort 'junk.parquet': not a cohort.parquet"),
         ("cohort diff other.parquet other.parquet", "cohort 'other.parquet': not a cohort.parquet"),
     ],

@@ -69,7 +69,7 @@ def post(url: str, content: bytes, **headers: str) -> httpx.Response:
     return httpx.post(f"{url}/embed", content=content, headers=headers, timeout=60)
 
 
-def refused(response: httpx.Response, status: int, says: str) -> None:
+def refused(response: httpx.Response, status: int, says: str, base: str = "") -> None:
     """A refusal is one clear line of JSON, names no patient, and the service goes on."""
     assert response.status_code == status, response.text
     assert list(response.json()) == ["error"]
@@ -78,5 +78,5 @@ def refused(response: httpx.Response, status: int, says: str) -> None:
     assert "\n" not in message
     assert PATIENT not in message
     assert "/tmp" not in message
-    base = str(response.url).removesuffix("/embed")
+    base = base or str(response.url).removesuffix("/embed")
     assert httpx.get(f"{base}/healthz", timeout=5).status_code == 200

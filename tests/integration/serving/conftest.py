@@ -5,15 +5,36 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from client import MAX_BODY, PATIENT, ct_series, zipped
+from documented import require_documented
+from inprocess import Service
 from released import ROOT, first_answer, free_port, write_release
 
 from components.bundle.manifest import write_manifest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _documented() -> Iterator[None]:
+    """Whatever these tests are answered is held to the OpenAPI document."""
+    send = httpx.Client.send
+
+    def checked(client: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
+        response = send(client, request, **options)
+        response.read()
+        require_documented(response)
+        return response
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx.Client, "send", checked)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +46,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def started(bundle: Path, home: Path, port: int, **variables: str) -> subprocess.Popen[bytes]:
+def started(
+    bundle: Path, home: Path, port: int, options: tuple[str, ...] = (), **variables: str
+) -> subprocess.Popen[bytes]:
     """The service's process; what it says goes to ``home / "log"``."""
     environment = {
         **os.environ,
@@ -33,11 +56,15 @@ def started(bundle: Path, home: Path, port: int, **variables: str) -> subprocess
         "BENTOML_DO_NOT_TRACK": "True",
         "CTFOUNDRY_BUNDLE": str(bundle),
         "CTFOUNDRY_MAX_BODY_BYTES": str(MAX_BODY),
+        "CTFOUNDRY_DRAIN_SECONDS": "1",
         **variables,
     }
-    command = [sys.executable, "-m", "bentoml", "serve", "serving.service:CTEmbed", "--host", "127.0.0.1"]
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "bentoml", "serve", "serving.service:CTEmbed", *where, *options]
     with (home / "log").open("wb") as log:
-        return subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(
+            [*command, "--port", str(port), *options], cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
 
 
 @contextmanager
@@ -65,3 +92,23 @@ def url(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 @pytest.fixture(scope="module")
 def good() -> bytes:
     return zipped({**ct_series(), "README.txt": b"hello", "DICOMDIR.zip": zipped({"a": b"b"})})
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Its children have a minute; a test starts no program of its own."""
+    made = Service(tmp_path_factory.mktemp("service"), 60)
+    yield made
+    made.forks.close()
+
+
+@pytest.fixture
+def service(patient: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Service]]:
+    def make(at_once: int, **limits: int) -> Service:
+        patient.renew(at_once=at_once, **limits)
+        monkeypatch.setattr(tempfile, "tempdir", str(patient.scratch))
+        return patient
+
+    yield make
+    assert list(patient.scratch.iterdir()) == [], "temporary files are left"
+    assert patient.working() == [], "work goes on"

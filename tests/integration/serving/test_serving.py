@@ -114,8 +114,9 @@ def test_metrics_count_requests_by_outcome(url: str, good: bytes) -> None:
     assert post(url, b"no").status_code == 415
     text = httpx.get(f"{url}/metrics", timeout=10).text
     for outcome in ("embedded", "refused_415"):
-        assert f'ctfoundry_embed_requests_total{{outcome="{outcome}"}}' in text
-    assert "ctfoundry_embed_seconds_bucket" in text
+        assert f'ctfoundry_requests_total{{outcome="{outcome}",route="embed"}}' in text
+    for step in ("upload", "wait", "work"):
+        assert f'ctfoundry_step_seconds_bucket{{le="300.0",step="{step}"}}' in text
     assert "ctfoundry_model{" in text
 
 

@@ -4,100 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
-import httpx
 import pytest
-from bentoml._internal.server.http.traffic import TimeoutMiddleware
-from released import ROOT
+from inprocess import Service, run, until
 
 from components.confined import Bounds
 from components.errors import UserError
-from components.isolation import GIB
-from serving.app import EmbedApp
-from serving.forks import Forks
-from serving.limits import Limits
+from serving.forks import Forks, ReaderGoneError
 
 BOTH = ["disconnected", "embedded"]
-APART = Path(__file__).with_name("apart.py")
-
-
-class Counts:
-    """In place of Prometheus's, which one process can make only once."""
-
-    def __init__(self) -> None:
-        self.outcomes: list[str] = []
-
-    def count(self, route: str, outcome: str, seconds: float) -> None:
-        self.outcomes.append(outcome)
-
-
-class Service:
-    """The service's application in this process, with the program of :mod:`apart` behind it."""
-
-    def __init__(self, folder: Path, seconds: int) -> None:
-        self.marks, self.scratch = folder / "marks", folder / "tmp"
-        self.begun, self.go_on = folder / "begun", folder / "go_on"
-        self.marks.mkdir()
-        self.scratch.mkdir()
-        command = [sys.executable, str(APART), str(self.marks), str(seconds)]
-        self.forks = Forks(command, {**os.environ, "PYTHONPATH": str(ROOT)}, Bounds(GIB, seconds))
-        self.model = self.forks.start()
-        self.renew(at_once=1)
-
-    def renew(self, at_once: int) -> None:
-        """An application of its own for each test; the program goes on."""
-        self.go_on.unlink(missing_ok=True)
-        self.app, self.counts = EmbedApp(), Counts()
-        self.app.limits = Limits(at_once=at_once)
-        self.app._model, self.app._forks = self.model, self.forks
-        self.app._metrics = self.counts  # type: ignore[assignment]
-
-    def client(self, timeout: float | None = None) -> httpx.AsyncClient:
-        app: Any = self.app.starlette if timeout is None else TimeoutMiddleware(self.app.starlette, timeout)
-        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service", timeout=60)
-
-    def turns(self) -> anyio.CapacityLimiterStatistics:
-        """Who works, and who waits for a turn."""
-        assert self.app._turn is not None
-        return self.app._turn.statistics()
-
-    def working(self) -> list[str]:
-        """Process ids of children that are at work."""
-        return [mark.name for mark in self.marks.iterdir() if Path("/proc", mark.name).exists()]
-
-
-@pytest.fixture(scope="module")
-def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Its children have a minute; a test starts no program of its own."""
-    made = Service(tmp_path_factory.mktemp("service"), 60)
-    yield made
-    made.forks.close()
-
-
-@pytest.fixture
-def service(patient: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Service]]:
-    def make(at_once: int) -> Service:
-        patient.renew(at_once)
-        monkeypatch.setattr(tempfile, "tempdir", str(patient.scratch))
-        return patient
-
-    yield make
-    assert list(patient.scratch.iterdir()) == [], "temporary files are left"
-    assert patient.working() == [], "work goes on"
-
-
-def run(work: Callable[[], Awaitable[None]]) -> None:
-    anyio.run(work)
-
-
 ENDS = {
     "crash": ("killed_crash", "its reader crashed (SIGSEGV)"),
     "memory": ("killed_memory", "needs more than 1 GiB of memory"),
@@ -129,16 +50,19 @@ def test_what_a_file_does_to_its_reader_is_422_and_the_next_is_served(
 
 
 def test_a_request_whose_time_is_over_stops_its_work_and_only_then_gives_its_turn_away(
-    service: Callable[[int], Service],
+    service: Callable[..., Service],
 ) -> None:
-    one, most, statuses = service(1), 0, []
+    one, most, statuses = service(1, request_seconds=1), 0, []
 
     async def work() -> None:
         nonlocal most
-        async with one.client(timeout=1.0) as client, anyio.create_task_group() as group:
+        async with one.client() as client, anyio.create_task_group() as group:
 
             async def send() -> None:
-                statuses.append((await client.post("/embed", content="wait")).status_code)
+                answer = await client.post("/embed", content="wait")
+                statuses.append(answer.status_code)
+                said = "took longer than 1 s, its upload and its waiting included (CTFOUNDRY_REQUEST_SECONDS)"
+                assert answer.json() == {"error": said}
 
             for _ in range(3):
                 group.start_soon(send)
@@ -155,7 +79,7 @@ def test_a_request_whose_time_is_over_stops_its_work_and_only_then_gives_its_tur
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "killed"])
-def test_a_turn_is_given_only_when_the_work_before_has_ended(service: Callable[[int], Service], finished: bool) -> None:
+def test_a_turn_is_given_only_when_the_work_before_has_ended(service: Callable[..., Service], finished: bool) -> None:
     """However long that takes: here the program that ends a child, and sees its end, stands still meanwhile."""
     one, statuses = service(1), []
     program = one.forks._process
@@ -185,15 +109,15 @@ def test_a_turn_is_given_only_when_the_work_before_has_ended(service: Callable[[
 
     run(work)
     assert statuses == [200]
-    assert one.counts.outcomes == ["embedded" if finished else "timed_out", "embedded"]
+    assert one.counts.outcomes == ["embedded" if finished else "cancelled", "embedded"]
 
 
-def test_at_most_so_many_work_at_once(service: Callable[[int], Service]) -> None:
-    one, most = service(2), 0
+def test_at_most_so_many_work_at_once(service: Callable[..., Service]) -> None:
+    one, most = service(2, request_seconds=2), 0
 
     async def work() -> None:
         nonlocal most
-        async with one.client(timeout=2.5) as client, anyio.create_task_group() as group:
+        async with one.client() as client, anyio.create_task_group() as group:
             for _ in range(5):
                 group.start_soon(lambda: client.post("/embed", content="wait"))
             deadline = time.monotonic() + 60
@@ -206,7 +130,7 @@ def test_at_most_so_many_work_at_once(service: Callable[[int], Service]) -> None
 
 
 @pytest.mark.parametrize("working", [True, False], ids=["while it is worked on", "while it waits"])
-def test_work_for_a_client_that_has_left_is_not_done(service: Callable[[int], Service], working: bool) -> None:
+def test_work_for_a_client_that_has_left_is_not_done(service: Callable[..., Service], working: bool) -> None:
     """Of two clients, one leaves; what it asked for ends, or never begins."""
     one, gone = service(1), anyio.Event()
     sent: list[dict[str, Any]] = []
@@ -225,7 +149,7 @@ def test_work_for_a_client_that_has_left_is_not_done(service: Callable[[int], Se
             sent.append(message)
 
         scope = {"type": "http", "method": "POST", "path": "/embed", "headers": [], "query_string": b""}
-        await one.app.starlette(scope, receive, send)  # type: ignore[arg-type]
+        await one.guarded(scope, receive, send)  # type: ignore[arg-type]
 
     async def work() -> None:
         async with one.client() as client, anyio.create_task_group() as group:
@@ -249,13 +173,7 @@ def test_work_for_a_client_that_has_left_is_not_done(service: Callable[[int], Se
     run(work)
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    with anyio.fail_after(60):
-        while not holds():
-            await anyio.sleep(0.02)
-
-
-def test_the_program_that_reads_is_started_anew_where_it_was_killed(service: Callable[[int], Service]) -> None:
+def test_the_program_that_reads_is_started_anew_where_it_was_killed(service: Callable[..., Service]) -> None:
     one = service(1)
     assert one.forks._process is not None
     os.kill(one.forks._process.pid, signal.SIGKILL)
@@ -276,14 +194,18 @@ def test_a_program_that_does_not_start_is_one_line(tmp_path: Path) -> None:
         forks.start()
 
 
-def test_children_end_with_the_service(service: Callable[[int], Service]) -> None:
+def test_children_end_with_the_service(service: Callable[..., Service]) -> None:
     one = service(1)
     task = one.marks.parent / "task"
     task.write_text("sleep")
 
+    async def asks() -> None:
+        with pytest.raises(ReaderGoneError):
+            await one.forks.run({"path": str(task), "scratch": str(one.scratch)})
+
     async def work() -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(one.forks.run, {"path": str(task), "scratch": str(one.scratch)})
+            group.start_soon(asks)
             await until(lambda: len(one.working()) == 1)
             await anyio.to_thread.run_sync(one.forks.close)
             assert one.working() == []

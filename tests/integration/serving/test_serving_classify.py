@@ -58,8 +58,8 @@ def test_what_embedding_refuses_is_refused_here_and_so_is_what_is_no_point(answe
     assert "is not allowed: point_mm=R,A,S" in refused_here(ask(answering, good, "?point_mm=1,2"), 400)
     assert "is not in the scan" in refused_here(ask(answering, nifti(), "?point_mm=9000,0,0"), 422)
     figures = httpx.get(f"{answering}/metrics", timeout=5).text
-    assert 'ctfoundry_classify_requests_total{outcome="refused_400"}' in figures
-    assert "ctfoundry_embed_requests_total{outcome=" not in figures
+    assert 'ctfoundry_requests_total{outcome="refused_400",route="classify"}' in figures
+    assert 'route="embed"' not in figures
 
 
 def refused_here(response: httpx.Response, status: int) -> str:

@@ -1,0 +1,50 @@
+"""All that the service answers: the page, the OpenAPI document, the guard and the figures go by this one list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+READ = ("GET", "HEAD")
+
+
+@dataclass(frozen=True)
+class Told:
+    """A route.
+
+    Attributes:
+        name: in figures and in the audit log.
+        path: the whole of it.
+        methods: allowed.
+        takes_scan: it reads a patient's scan, so a line of the audit log tells of each request.
+        probe: of an orchestrator, which has no token.
+        says: what it answers, for people.
+    """
+
+    name: str
+    path: str
+    methods: tuple[str, ...]
+    says: str
+    takes_scan: bool = False
+    probe: bool = False
+
+
+ROUTES = (
+    Told("embed", "/embed", ("POST",), "the embedding of one scan", takes_scan=True),
+    Told("classify", "/classify", ("POST",), "what every head of the release answers for one scan", takes_scan=True),
+    Told("model", "/model", READ, "name, line and digest of the model, its heads, and what it was made from"),
+    Told("metrics", "/metrics", READ, "figures for Prometheus"),
+    Told("docs", "/docs.json", READ, "this service as an OpenAPI 3.1 document"),
+    Told("index", "/", READ, "a page for people: the model, its heads and how to call it"),
+    Told("style", "/style.css", READ, "the style sheet of that page"),
+    Told("healthz", "/healthz", READ, "200 while the service lives", probe=True),
+    Told("livez", "/livez", READ, "200 while the service lives", probe=True),
+    Told(
+        "readyz",
+        "/readyz",
+        READ,
+        "200 while the service takes work, 503 from the moment on that it is to end",
+        probe=True,
+    ),
+)
+BY_PATH = {route.path: route for route in ROUTES}
+UNKNOWN = "other"  # every path that is none of these, as it is counted

@@ -1,0 +1,133 @@
+"""What the service's answers hold, as JSON Schema (2020-12), with an example of each. The tests hold every real answer
+to these, and they allow nothing beside what they name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+TEXT: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "number"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+DIGEST: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "SHA-256 of the release, in hex"}
+PART = "A part of a task: `findings/ich`"
+
+
+def record(description: str, optional: tuple[str, ...] = (), **properties: Schema) -> Schema:
+    """An object of just these properties, all of them there but the ``optional`` ones."""
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "description": description, "properties": properties, "required": required,
+            "additionalProperties": False}  # fmt: skip
+
+
+def mapping(description: str, values: Schema) -> Schema:
+    """An object of any properties, whose values are these."""
+    return {"type": "object", "description": description, "additionalProperties": values}
+
+
+def ref(name: str) -> Schema:
+    """A schema by its name."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _three(items: Schema, description: str) -> Schema:
+    return {"type": "array", "items": items, "minItems": 3, "maxItems": 3, "description": description}
+
+
+def _interval(description: str) -> Schema:
+    return record(f"{description}, with its 95 % interval", value=NUMBER, low=NUMBER, high=NUMBER)
+
+
+GRID = record(
+    "The array of a volume",
+    shape=_three({"type": "integer", "minimum": 1}, "voxels along each axis"),
+    spacing_mm=_three({"type": "number", "exclusiveMinimum": 0}, "mm from voxel to voxel along each axis"),
+    orientation={"type": "string", "pattern": "^[RLAPSI]{3}$", "description": "where the axes point, such as SPL"},
+)
+FOUND = record(
+    "What was found in the file",
+    kind={"enum": ["dicom", "nifti"]},
+    series={
+        "type": "string",
+        "pattern": "^(s[0-9a-f]{16})?$",
+        "description": "pseudonym of the series; none for NIfTI",
+    },
+    instances={"type": "integer", "minimum": 1, "description": "files used"},
+    ignored=mapping("Files not used, by reason", COUNT),
+    as_sent=ref("Grid"),
+    standardised=ref("Grid"),
+    body_fraction={**SHARE, "description": "share of the standardised volume that is body"},
+    warnings={"type": "array", "items": TEXT, "description": "what training would have rejected, one line each"},
+)
+OPERATING_POINT = record(
+    "The threshold of the positive class's probability, and what it did on test patients",
+    wanted_specificity=SHARE, threshold=NUMBER, sensitivity=_interval("Sensitivity"),
+    specificity=_interval("Specificity"),
+)  # fmt: skip
+SCHEMAS: dict[str, Schema] = {
+    "Error": record(
+        "A refusal", error={"type": "string", "pattern": "^[^\\r\\n]+$", "description": "one clear line; no patient"}
+    ),
+    "ModelName": record("The model of an answer", name=TEXT, digest=DIGEST),
+    "Grid": GRID,
+    "Found": FOUND,
+    "Embedding": record(
+        "The vector of one scan",
+        embedding={"type": "array", "items": NUMBER, "minItems": 1},
+        dim={"type": "integer", "minimum": 1, "description": "numbers in the vector"},
+        model=ref("ModelName"),
+        found=ref("Found"),
+    ),
+    "OperatingPoint": OPERATING_POINT,
+    "Answer": record(
+        "What one head answers",
+        probabilities=mapping("Calibrated probability by class", SHARE),
+        answer={"type": "string", "description": "a class: of two by the threshold, else the likeliest"},
+        operating_point={"oneOf": [{"type": "null"}, ref("OperatingPoint")]},
+        auc=_interval("Area under the ROC curve on test patients"),
+        limits={"type": "array", "items": TEXT, "description": "what a reader must know, a sentence each"},
+    ),
+    "Classification": record(
+        "What every head answers",
+        answers=mapping(PART, ref("Answer")),
+        not_answered=mapping(f"{PART}; why its head gave no answer", TEXT),
+        model=ref("ModelName"),
+        found=ref("Found"),
+    ),
+    "Model": record(
+        "What is served",
+        name=TEXT,
+        digest=DIGEST,
+        line=TEXT,
+        heads=mapping(f"{PART}; what its head sees", {"enum": ["scan", "point"]}),
+        inputs=mapping("SHA-256 of what the model was made from: code, parameters, pinned versions, data", TEXT),
+    ),
+}
+
+_DIGEST = "3f2a" * 16
+_MODEL = {"name": "ctfoundry-wholebody", "digest": _DIGEST}
+_RATE = {"value": 0.891892, "low": 0.73989, "high": 0.959884}
+_FOUND = {
+    "kind": "dicom", "series": "s626ee499cccb3e00", "instances": 275, "ignored": {"not_dicom": 1},
+    "as_sent": {"shape": [275, 512, 512], "spacing_mm": [1.0, 0.7812, 0.7812], "orientation": "SPL"},
+    "standardised": {"shape": [92, 314, 400], "spacing_mm": [3.0, 1.0, 1.0], "orientation": "SPL"},
+    "body_fraction": 0.3161, "warnings": [],
+}  # fmt: skip
+EXAMPLES: dict[str, Any] = {
+    "Error": {"error": "zip: damaged or cut short: it has no directory at its end; send it again"},
+    "Embedding": {"embedding": [0.25, -1.5, 0.75], "dim": 3, "model": _MODEL, "found": _FOUND},
+    "Classification": {
+        "answers": {
+            "findings/ich": {
+                "probabilities": {"absent": 0.638724, "present": 0.361276}, "answer": "absent",
+                "operating_point": {"wanted_specificity": 0.9, "threshold": 0.673875, "sensitivity": _RATE,
+                                    "specificity": _RATE},
+                "auc": _RATE, "limits": ["Its AUC is not clearly above that of untrained encoders."],
+            }
+        },
+        "not_answered": {"organs": "sees a point: send point_mm=R,A,S"}, "model": _MODEL, "found": _FOUND,
+    },
+    "Model": {**_MODEL, "line": "wholebody", "heads": {"findings/ich": "scan", "organs": "point"},
+              "inputs": {"code": "9c1e" * 16}},
+}  # fmt: skip
