@@ -28,6 +28,9 @@ from components.settings import StageConfig, parse
 
 Float32Array = npt.NDArray[np.float32]
 Int16Array = npt.NDArray[np.int16]
+Shown = (
+    Int16Array | torch.Tensor
+)  # of a whole volume: its crops (N, D, H, W) in HU, or it all, resized, (1, C, D, H, W)
 
 BODY_FRACTION = 0.1  # a patch with less body than this says nothing about the patient
 BATCH, BATCH_VOXELS = 32, 2**20  # at most, but one crop; published CT-FM: 2 crops, 0.4 GB beside its weights
@@ -159,17 +162,8 @@ class Embedder:
                 whole scans.
         """
         self._sees_crops("embed_grid")
-        check_grid(volume, self.config.input)
-        size = self.config.input.size_vox
-        whole = volume.read() if isinstance(volume, StoredVolume) else volume
-        a, b, c = whole.hu.shape
-        found = [(start, crop_of(whole, start, size)) for start in grid_starts((a, b, c), size)]
-        found = [(start, crop) for start, crop in found if (crop > BODY_HU).mean() >= BODY_FRACTION]
-        if not found:
-            raise UserError(f"volume: no part of the volume {whole.hu.shape} holds enough body (HU > {BODY_HU})")
-        centres_N3 = np.array([start for start, _ in found]) + np.array(size) // 2
-        points_mm = centres_N3 @ whole.affine[:3, :3].T + whole.affine[:3, 3]
-        return Grid(points_mm, self.embed_crops(np.stack([crop for _, crop in found])))
+        points_mm, crops_NDHW = self._covering(volume)
+        return Grid(points_mm, self.embed_crops(crops_NDHW))
 
     def embed_volume(self, volume: StoredVolume | Volume) -> Float32Array:
         """One vector for the whole volume, float32 (dim,).
@@ -177,10 +171,25 @@ class Embedder:
         Raises:
             UserError: a volume of another spacing or orientation, or without any place that holds enough body.
         """
+        return self.embed_shown(self.show(volume))
+
+    def show(self, volume: StoredVolume | Volume) -> Shown:
+        """What the encoder is shown of a whole volume, for :meth:`embed_shown` of every encoder of the same input.
+
+        Raises:
+            UserError: as :meth:`embed_volume`.
+        """
         if self.config.input.sees == "crop":
-            return np.asarray(self.embed_grid(volume).vectors.mean(axis=0, dtype=np.float64), dtype=np.float32)
+            return self._covering(volume)[1]
+        with fixed_threads():
+            return self._resized(volume)
+
+    def embed_shown(self, shown: Shown) -> Float32Array:
+        """The volume's vector, float32 (dim,), of what :meth:`show` gave."""
+        if isinstance(shown, np.ndarray):
+            return np.asarray(self.embed_crops(shown).mean(axis=0, dtype=np.float64), dtype=np.float32)
         with torch.inference_mode(), fixed_threads():
-            return np.asarray(self.vectors(self._resized(volume))[0].float().cpu().numpy(), dtype=np.float32)
+            return np.asarray(self.vectors(shown)[0].float().cpu().numpy(), dtype=np.float32)
 
     def levels(self, volume: StoredVolume | Volume, point_mm: npt.ArrayLike | None = None) -> list[Float32Array]:
         """The feature maps before pooling, of the crop round a point or of the whole scan, whichever the encoder sees.
@@ -236,6 +245,20 @@ class Embedder:
             own: torch.Tensor = self.encoder(x_BCDHW)
             return own
         return pool_levels(self.encoder.levels(x_BCDHW), self.config.pooling)
+
+    def _covering(self, volume: StoredVolume | Volume) -> tuple[npt.NDArray[np.float64], Int16Array]:
+        """Centres in RAS mm, and crops, of the places of :meth:`embed_grid`."""
+        check_grid(volume, self.config.input)
+        size = self.config.input.size_vox
+        whole = volume.read() if isinstance(volume, StoredVolume) else volume
+        a, b, c = whole.hu.shape
+        found = [(start, crop_of(whole, start, size)) for start in grid_starts((a, b, c), size)]
+        found = [(start, crop) for start, crop in found if (crop > BODY_HU).mean() >= BODY_FRACTION]
+        if not found:
+            raise UserError(f"volume: no part of the volume {whole.hu.shape} holds enough body (HU > {BODY_HU})")
+        centres_N3 = np.array([start for start, _ in found]) + np.array(size) // 2
+        points_mm = centres_N3 @ whole.affine[:3, :3].T + whole.affine[:3, 3]
+        return points_mm, np.stack([crop for _, crop in found])
 
     def _windowed(self, crops_NDHW: Int16Array) -> torch.Tensor:
         return apply_windows(torch.from_numpy(crops_NDHW).to(self.device), self.config.input.windows)

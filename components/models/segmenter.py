@@ -18,7 +18,6 @@ from components.models.config import SegResConfig
 from components.models.decoder import Decoder, Grids, Triple, UInt8Array, enlarged
 from components.models.embed import EmbedConfig
 from components.models.intensity import BODY_HU, apply_windows
-from components.models.segres import SegRes
 from components.models.sliding import sliding_window
 from components.settings import StageConfig
 
@@ -93,6 +92,8 @@ class Segmenter:
         self, encoder: Any, embed: EmbedConfig, config: SegmenterConfig, classes: int, dropout: float = 0.0
     ) -> None:
         """``classes``: background included. The decoder's weights are drawn from torch's own generator."""
+        from components.models.segres import SegRes
+
         assert isinstance(encoder, SegRes)
         self.encoder, self.embed, self.config = encoder, embed, config
         self.grids = grids_of(embed, config)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from math import ceil
 
 import torch
-from monai.data.utils import compute_importance_map
 from torch import Tensor
 
 Triple = tuple[int, int, int]
@@ -50,6 +49,8 @@ def sliding_window(
     Returns:
         (K, D / fold, H / fold, W / fold); where no window was seen, class 0 has 1 and all others 0.
     """
+    from monai.data.utils import compute_importance_map  # takes seconds to import
+
     shape = image.shape[2:]
     sides = [min(n, k) for n, k in zip(shape, window, strict=True)]
     starts = [window_starts(n, k, overlap, multiple) for n, k in zip(shape, sides, strict=True)]

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 
 from components import arithmetic
 from components.errors import UserError
-from components.models.build import BLOCKS
+from components.models.build import is_block
 
 WIDE = 64  # channels, of which a CPU's kernels make good use
 
@@ -129,13 +129,13 @@ def over_workers(model: nn.Module, world: World, sharded: bool) -> nn.Module:
 
 
 def _shard(model: nn.Module, device: torch.device) -> None:
-    """Keep a share of the parameters only on each worker, in place; BLOCKS are put together one at a time, where they
+    """Keep a share of the parameters only on each worker, in place; blocks are put together one at a time, where they
     compute (FSDP, arXiv 2304.11277)."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # those in channels_last cannot be cut up
     for module in model.modules():
-        if isinstance(module, BLOCKS):
+        if is_block(module):
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.losses.dice import DiceCELoss
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -152,6 +151,8 @@ class Learner(Segmenter):
 
     def __init__(self, embedder: Embedder, config: DecoderConfig, classes: int, seed: int) -> None:
         """``classes``: background included. ``seed``: of the decoder's initial weights."""
+        from monai.losses.dice import DiceCELoss  # takes seconds to import
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             super().__init__(embedder.encoder, embedder.config, config, classes, config.dropout)

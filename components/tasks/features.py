@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,13 +48,17 @@ class Method:
 
     Attributes:
         points: crops round N points to features (N, dimension).
-        whole: volume to a feature (dimension,).
+        whole: volume, or what ``show`` makes of it, to a feature (dimension,).
         patch: size of the crops in voxels; None for those of the encoder that is judged.
+        show: what is made of a volume once for all methods of equal ``view``; None: ``whole`` takes the volume.
+        view: names what ``show`` makes.
     """
 
     points: Callable[[Crops], npt.NDArray[np.floating]]
-    whole: Callable[[AnyVolume], npt.NDArray[np.floating]]
+    whole: Callable[[Any], npt.NDArray[np.floating]]
     patch: tuple[int, int, int] | None = None
+    show: Callable[[AnyVolume], Any] | None = None
+    view: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class Peer:
 
 def encoder_method(embedder: Embedder) -> Method:
     """An encoder, untouched."""
-    return Method(points=lambda crops: embedder.embed_crops(crops.hu), whole=embedder.embed_volume)
+    view = f"{embedder.config.input.model_dump_json()} {embedder.device}"
+    return Method(lambda crops: embedder.embed_crops(crops.hu), embedder.embed_shown, show=embedder.show, view=view)
 
 
 def peer_method(peer: Peer) -> Method:
@@ -165,6 +171,14 @@ def places_of(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return distinct[PLACE].reset_index(drop=True)
 
 
+def _of_whole(volume: AnyVolume, methods: Mapping[str, Method]) -> Iterator[tuple[str, npt.NDArray[np.floating]]]:
+    shown: dict[str, Any] = {}  # by view: twenty untrained encoders are shown the same
+    for name, method in methods.items():
+        if method.show is not None and method.view not in shown:
+            shown[method.view] = method.show(volume)
+        yield name, method.whole(volume if method.show is None else shown[method.view])
+
+
 def extract(
     places: pd.DataFrame, methods: Mapping[str, Method], volumes: Volumes, patch: tuple[int, int, int]
 ) -> Features:
@@ -193,8 +207,8 @@ def extract(
         for row, x, y, z in rows[["x", "y", "z"]].itertuples():
             if np.isnan(x):
                 whole = volume.read() if isinstance(volume, StoredVolume) else volume
-                for name, method in methods.items():
-                    found[name][row] = method.whole(whole)
+                for name, feature in _of_whole(whole, methods):
+                    found[name][row] = feature
             else:
                 waiting[row] = {size: crops_at(volume, [[x, y, z]], size)[0] for size in set(sizes.values())}
         if len(waiting) >= BATCH:

@@ -94,12 +94,14 @@ def window_statistics(hu: Int16Array, windows: tuple[tuple[float, float], ...]) 
     Args:
         windows: (centre, width) in HU; values are clipped to the window and scaled to [0, 1].
     """
-    inner = hu[tuple(slice(side // 4, max(side // 4 + 1, side - side // 4)) for side in hu.shape)]
-    found = []
+    inner = tuple(slice(side // 4, max(side // 4 + 1, side - side // 4)) for side in hu.shape)
+    whole, found = hu.astype(np.float64), []
     for at, width in windows:
-        for part in (hu, inner):
-            grey = np.clip((part.astype(np.float64) - (at - width / 2)) / width, 0, 1)
-            found += [grey.mean(), grey.std()]
+        grey = whole - (at - width / 2)
+        grey /= width
+        np.clip(grey, 0, 1, out=grey)
+        for part in (grey, np.ascontiguousarray(grey[inner])):
+            found += [part.mean(), part.std()]
     return np.array(found)
 
 
