@@ -168,10 +168,10 @@ def test_certificates_and_tokens_are_looked_at_here_and_found_from_the_store(
     became: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(os, "execve", lambda _, command, environment: became.append((command, environment)))
     monkeypatch.setenv("CTFOUNDRY_TOKENS_FILE", "tokens")
-    with pytest.raises(UserError, match="^CTFOUNDRY_TOKENS_FILE: tokens: no such file or directory$"):
+    with pytest.raises(UserError, match=r"^CTFOUNDRY_TOKENS_FILE: tokens: no such file or directory$"):
         serve(tag, port=free_port(), tls=tls)
     (tmp_path / "tokens").write_text("alice:0123456789abcdef\n")
-    with pytest.raises(UserError, match="^--ssl-certfile nowhere: no such file or directory$"):
+    with pytest.raises(UserError, match=r"^--ssl-certfile nowhere: no such file or directory$"):
         serve(tag, port=free_port(), tls=Tls(Path("nowhere"), tls.keyfile))
     assert became == []
     serve(tag, port=free_port(), tls=tls)
