@@ -1,15 +1,30 @@
-"""Refusals, as the service sends them: one clear line of JSON."""
+"""Refusals, as the service sends them: one clear line of JSON; and answers that are files."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import anyio
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 # A client that is still sending sees the answer only if the connection stays open for a moment (RFC 9112, 9.6).
 LINGER_SECONDS = 0.5
+CHUNK = 256 * 1024
+
+
+class Attachment(StreamingResponse):
+    """A file as an answer, from an open handle: it may be gone from the disk already."""
+
+    def __init__(self, file: BinaryIO, size: int, media_type: str, name: str) -> None:
+        def chunks() -> Iterator[bytes]:
+            with file:
+                while part := file.read(CHUNK):
+                    yield part
+
+        headers = {"content-length": str(size), "content-disposition": f'attachment; filename="{name}"'}
+        super().__init__(chunks(), media_type=media_type, headers=headers)
 
 
 class Refusal(JSONResponse):

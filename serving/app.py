@@ -1,5 +1,5 @@
-"""HTTP round ``serving.embedding`` and ``serving.classifying``: take the body, have it done apart, answer in JSON,
-never leak.
+"""HTTP round ``serving.embedding``, ``serving.classifying`` and ``serving.segmenting``: take the body, have it done
+apart, answer, never leak.
 
 What a request costs ends with it: its child process is killed and its files are gone when its client has left or its
 time is over, and only then does the next one get its turn.
@@ -8,6 +8,7 @@ time is over, and only then does the next one get its turn.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import anyio
 import anyio.lowlevel
@@ -30,8 +31,8 @@ from components.confined import Reply
 from components.errors import UserError
 from components.files import NO_ROOM
 from serving.account import Account, account_of
-from serving.answers import Refusal
-from serving.asking import POINT, point_of, require_answer
+from serving.answers import Attachment, Refusal
+from serving.asking import FORM, FORMS, HEAD, POINT, form_of, point_of, require_answer, segmenter_of
 from serving.body import receive_file
 from serving.draining import Drain
 from serving.forks import Forks, ReaderGoneError
@@ -43,10 +44,11 @@ from serving.pace import Pace
 from serving.page import STYLE, page
 from serving.sniff import InputError
 from serving.tokens import Tokens
+from serving.worker import ANSWER
 
 log = logging.getLogger("bentoml.service.ctfoundry")
 
-DONE = {"embed": "embedded", "classify": "classified"}  # outcomes, as they are counted
+DONE = {"embed": "embedded", "classify": "classified", "segment": "segmented"}  # outcomes, as they are counted
 KILLED = ("memory", "deadline", "crash")
 START_SECONDS = 10  # about as long as a model takes to load
 
@@ -76,6 +78,7 @@ class EmbedApp:
             routes=[
                 Route("/embed", self.embed, methods=["POST"]),
                 Route("/classify", self.classify, methods=["POST"]),
+                Route("/segment", self.segment, methods=["POST"]),
                 Route("/model", self.told, methods=["GET"]),
                 Route("/metrics", self.figures, methods=["GET"]),
                 Route("/docs.json", self.docs, methods=["GET"]),
@@ -142,6 +145,16 @@ class EmbedApp:
 
         return await self._answered(request, "classify", work)
 
+    async def segment(self, request: Request) -> Response:
+        """POST /segment: the same file to its structures; ``form`` says as what, ``head`` by which decoder."""
+
+        def work() -> dict[str, Any]:
+            form = form_of(request.query_params.get(FORM))
+            head = segmenter_of(self.model["segments"], request.query_params.get(HEAD))
+            return {"ask": "segment", FORM: form, HEAD: head}
+
+        return await self._answered(request, "segment", work)
+
     async def _answered(self, request: Request, route: str, work: Callable[[], dict[str, Any]]) -> Response:
         """The answer to a request; ``work`` says what is asked of the file, or refuses beforehand."""
         account = account_of(request.scope)
@@ -165,10 +178,13 @@ class EmbedApp:
         account.outcome = "cancelled"  # where nobody says otherwise
         try:
             forks, metrics = self._loaded()
-            reply = await self._reply(request, forks, metrics, work())
+            asked = work()
+            reply, file = await self._reply(request, forks, metrics, asked)
             if reply.result is not None:
                 account.outcome, account.series = DONE[route], _series(reply.result.content)
-                return JSONResponse(reply.result.content)
+                if file is None:
+                    return JSONResponse(reply.result.content)
+                return Attachment(file, os.fstat(file.fileno()).st_size, *FORMS[asked[FORM]])
             account.outcome, status = _refused(reply)
             return self._later(reply.message) if status == 503 else Refusal(reply.message, status)
         except ClientDisconnect:
@@ -197,8 +213,10 @@ class EmbedApp:
             log.error("%s failed with %s\n%s", route, type(error).__name__, where)
             return Refusal("the service failed on this file; the failure is in its log", 500)
 
-    async def _reply(self, request: Request, forks: Forks, metrics: Metrics, work: dict[str, Any]) -> Reply:
-        """What became of the request's file, of which ``work`` says what is asked.
+    async def _reply(
+        self, request: Request, forks: Forks, metrics: Metrics, work: dict[str, Any]
+    ) -> tuple[Reply, BinaryIO | None]:
+        """What became of the request's file, of which ``work`` says what is asked; and the file that answers it, open.
 
         Raises:
             ClientDisconnect: the client has left, before its turn or while its file was read.
@@ -220,7 +238,9 @@ class EmbedApp:
                         return await forks.run(work | {"path": str(path), "scratch": str(folder)})
 
             with self.load.queueing():
-                return await _while_connected(request, turn)
+                reply = await _while_connected(request, turn)
+            answer = folder / ANSWER
+            return reply, answer.open("rb") if reply.result is not None and answer.is_file() else None
 
     def _come_again(self) -> int:
         """Seconds after which another try is sensible: here, or where the service goes on when this one ends."""

@@ -11,8 +11,8 @@ MEDIA_TYPE = CONTENT_TYPE_LATEST
 STEPS = ("upload", "wait", "work")
 REFUSED = (400, 401, 404, 405, 408, 409, 413, 415, 422)
 OUTCOMES = (
-    "answered",  # any route but the two below
-    "embedded", "classified",
+    "answered",  # any route but those below
+    "embedded", "classified", "segmented",
     *(f"refused_{status}" for status in REFUSED),
     "busy_uploads", "busy_queue", "draining", "not_loaded",
     "killed_memory", "killed_deadline", "killed_crash", "unreadable", "no_room", "reader_gone",

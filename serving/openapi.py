@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serving.asking import HOW, POINT
+from serving.asking import FORM, FORMS, HEAD, HOW, POINT
 from serving.routes import ROUTES, Told
 from serving.schemas import EXAMPLES, SCHEMAS, Schema, ref
 
@@ -17,7 +17,7 @@ SECONDS = {"schema": {"type": "integer", "minimum": 1}, "required": True,
 REFUSALS = {
     400: "The body or the query is malformed",
     401: "The token is missing or not known",
-    404: "The release has no heads",
+    404: "The release has no such heads",
     405: "The route does not know this method",
     408: "The upload comes too slowly, or takes too long",
     409: "All heads see a point, and none was sent",
@@ -33,16 +33,47 @@ OF_A_SCAN = (400, 408, 413, 415, 422, 429, 500, 503, 504)
 STATUSES = {
     "embed": OF_A_SCAN,
     "classify": (*OF_A_SCAN, 404, 409),
+    "segment": (*OF_A_SCAN, 404),
     "model": (503,),
     "metrics": (503,),
     "readyz": (503,),
 }
-ANSWERS = {"embed": "Embedding", "classify": "Classification", "model": "Model"}
+ANSWERS = {"embed": "Embedding", "classify": "Classification", "segment": "Segmentation", "model": "Model"}
 MEDIA = {"metrics": "text/plain", "index": "text/html", "style": "text/css", "docs": "application/json"}
 DESCRIPTION = """Send one CT series, as a zip of DICOM files or as NIfTI, and get what the model makes of it.
 
 Every refusal is one clear line of JSON that names no patient. Files are worked on one after another: 429 and 503 say
 in Retry-After when to come again. It is a tool of research and no medical device."""
+NUMBER = r"[^,]+"
+PARAMETERS: dict[str, list[dict[str, Any]]] = {
+    "classify": [
+        {
+            "name": POINT,
+            "in": "query",
+            "required": False,
+            "description": f"For heads that see a point: {HOW}",
+            "schema": {"type": "string", "pattern": f"^{NUMBER},{NUMBER},{NUMBER}$"},
+            "example": "12.5,-30,88",
+        }
+    ],
+    "segment": [
+        {
+            "name": FORM,
+            "in": "query",
+            "required": False,
+            "description": "json: the structures and their volumes; nifti: a label map on the scan's grid; dicom: "
+            "a SEG in the scan's study, for a scan that was sent as DICOM",
+            "schema": {"enum": list(FORMS), "default": "json"},
+        },
+        {
+            "name": HEAD,
+            "in": "query",
+            "required": False,
+            "description": "Which of the heads that segment, where the release has several",
+            "schema": {"type": "string"},
+        },
+    ],
+}
 
 
 def document(model: Mapping[str, Any], tokens: bool) -> dict[str, Any]:
@@ -75,8 +106,8 @@ def _operation(told: Told, tokens: bool, method: str) -> dict[str, Any]:
     operation: dict[str, Any] = {"operationId": name, "summary": said, "responses": _responses(told, tokens, method)}
     if told.takes_scan:
         operation["requestBody"] = _body()
-    if told.name == "classify":
-        operation["parameters"] = [_point()]
+    if told.name in PARAMETERS:
+        operation["parameters"] = PARAMETERS[told.name]
     if tokens and not told.probe:
         operation["security"] = [{TOKEN: []}]
     return operation
@@ -97,7 +128,8 @@ def _responses(told: Told, tokens: bool, method: str) -> dict[str, Any]:
 def _content(told: Told) -> dict[str, Any]:
     if told.name in ANSWERS:
         name = ANSWERS[told.name]
-        return {"application/json": {"schema": ref(name), "example": EXAMPLES[name]}}
+        files = {media: {"schema": BINARY} for media, file in FORMS.values() if file and told.name == "segment"}
+        return {"application/json": {"schema": ref(name), "example": EXAMPLES[name]}} | files
     kind = MEDIA.get(told.name, "text/plain")
     return {kind: {"schema": {"type": "object" if kind == "application/json" else "string"}}}
 
@@ -122,15 +154,3 @@ def _body() -> dict[str, Any]:
     content = {kind: {"schema": BINARY} for kind in kinds} | {"multipart/form-data": {"schema": form}}
     what = "One DICOM series as a zip, or a NIfTI volume (.nii, .nii.gz). The declared type does not count."
     return {"required": True, "description": what, "content": content}
-
-
-def _point() -> dict[str, Any]:
-    number = r"[^,]+"
-    return {
-        "name": POINT,
-        "in": "query",
-        "required": False,
-        "description": f"For heads that see a point: {HOW}",
-        "schema": {"type": "string", "pattern": f"^{number},{number},{number}$"},
-        "example": "12.5,-30,88",
-    }

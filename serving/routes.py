@@ -31,6 +31,7 @@ class Told:
 ROUTES = (
     Told("embed", "/embed", ("POST",), "the embedding of one scan", takes_scan=True),
     Told("classify", "/classify", ("POST",), "what every head of the release answers for one scan", takes_scan=True),
+    Told("segment", "/segment", ("POST",), "the structures of one scan, as JSON, NIfTI or DICOM SEG", takes_scan=True),
     Told("model", "/model", READ, "name, line and digest of the model, its heads, and what it was made from"),
     Told("metrics", "/metrics", READ, "figures for Prometheus"),
     Told("docs", "/docs.json", READ, "this service as an OpenAPI 3.1 document"),

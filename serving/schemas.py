@@ -95,12 +95,27 @@ SCHEMAS: dict[str, Schema] = {
         model=ref("ModelName"),
         found=ref("Found"),
     ),
+    "Structure": record(
+        "What was found of one structure",
+        name=TEXT,
+        volume_ml={"type": "number", "minimum": 0},
+        dice={"oneOf": [{"type": "null"}, SHARE], "description": "mean over the test scans"},
+    ),
+    "Segmentation": record(
+        "The structures of one scan",
+        part={"type": "string", "description": "the head"},
+        structures=mapping("By the value in a label map", ref("Structure")),
+        limits={"type": "array", "items": TEXT, "description": "what a reader must know, a sentence each"},
+        model=ref("ModelName"),
+        found=ref("Found"),
+    ),
     "Model": record(
         "What is served",
         name=TEXT,
         digest=DIGEST,
         line=TEXT,
         heads=mapping(f"{PART}; what its head sees", {"enum": ["scan", "point"]}),
+        segments=mapping("A head that segments; its structures", {"type": "array", "items": TEXT}),
         inputs=mapping("SHA-256 of what the model was made from: code, parameters, pinned versions, data", TEXT),
     ),
 }
@@ -128,6 +143,12 @@ EXAMPLES: dict[str, Any] = {
         },
         "not_answered": {"organs": "sees a point: send point_mm=R,A,S"}, "model": _MODEL, "found": _FOUND,
     },
+    "Segmentation": {
+        "part": "organs_segmented",
+        "structures": {"1": {"name": "liver", "volume_ml": 1480.25, "dice": 0.91}},
+        "limits": ["Its Dice is of phantoms."], "model": _MODEL, "found": _FOUND,
+    },
     "Model": {**_MODEL, "line": "wholebody", "heads": {"findings/ich": "scan", "organs": "point"},
+              "segments": {"organs_segmented": ["liver", "spleen"]},
               "inputs": {"code": "9c1e" * 16}},
 }  # fmt: skip

@@ -15,9 +15,8 @@ import pydicom
 from scipy import ndimage
 
 from components.ct.store import FloatArray, Volume
-from components.errors import UserError
 from components.models.embed import fixed_threads
-from components.models.segment_head import SegmentHead
+from serving.asking import segmenter_of
 from serving.embedding import DEFAULT_LIMITS, ServedBundle, read_scan
 from serving.limits import Limits
 from serving.reading import header_values
@@ -25,6 +24,11 @@ from serving.sniff import InputError
 
 Labels = npt.NDArray[np.uint8]
 DIGITS = 3
+CARET = 0  # extension of no registered kind, in which label tables are found
+TABLE = (
+    '<?xml version="1.0" encoding="UTF-8"?><CaretExtension><VolumeInformation Index="0"><LabelTable>{}</LabelTable>'
+    "</VolumeInformation></CaretExtension>"
+)
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,14 @@ class Segmented:
     images: tuple[pydicom.Dataset, ...] = ()
 
     def as_nifti(self) -> bytes:
-        """The label map as .nii.gz, columns first and slices last, as other software has it; equal maps give equal
-        bytes."""
+        """The label map as .nii.gz, columns first and slices last, as other software has it, with the structures' names
+        in its header, where 3D Slicer and TotalSegmentator have them; equal maps give equal bytes."""
         image = nib.Nifti1Image(self.labels.transpose(2, 1, 0), self.affine[:, [2, 1, 0, 3]])
         image.header.set_xyzt_units("mm")
+        rows = "".join(
+            f'<Label Key="{value}"><![CDATA[{name}]]></Label>' for value, name in sorted(self.structures.items())
+        )
+        image.header.extensions.append(nib.nifti1.Nifti1Extension(CARET, TABLE.format(rows).encode()))
         return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
 
     def as_dicom(self) -> bytes:
@@ -87,7 +95,8 @@ def segment_file(
     Raises:
         InputError, UserError: as :func:`serving.embedding.embed_file`; or there is no such head.
     """
-    part, head = _chosen(bundle, part)
+    part = segmenter_of(bundle.segmenters, part)
+    head = bundle.segmenters[part]
     segmenter = head.on(bundle.embedder, Path(part))
     scan = read_scan(path, bundle, limits, with_images)
     with fixed_threads():
@@ -117,14 +126,3 @@ def onto(labels: Labels, affine: FloatArray, sent: Volume) -> Labels:
         labels, step[:3, :3], step[:3, 3], sent.hu.shape, order=0, mode="constant", cval=0
     )
     return moved
-
-
-def _chosen(bundle: ServedBundle, part: str | None) -> tuple[str, SegmentHead]:
-    heads = bundle.segmenters
-    if not heads:
-        raise UserError("this release has no head that segments: give a task of kind segment `serve: true`")
-    if part is None and len(heads) == 1:
-        return next(iter(heads.items()))
-    if part not in heads:
-        raise UserError(f"head {part!r} is not allowed: one of {', '.join(heads)}")
-    return part, heads[part]

@@ -17,6 +17,8 @@ from components.errors import UserError
 from serving.forks import serve_forks
 from serving.limits import Limits
 
+ANSWER = "answer"  # a file in the request's scratch folder, where an answer is more than JSON
+
 
 def command(bundle: Path) -> list[str]:
     """Starts this program, without the socket's number."""
@@ -39,6 +41,7 @@ def main() -> None:
         torch.set_num_threads(1)  # a pool of threads would not survive the fork; embedding sets its own number
         from serving.classifying import classify_file
         from serving.embedding import embed_file, open_release
+        from serving.segmenting import segment_file
 
         bundle, limits, bounds = open_release(Path(sys.argv[1])), Limits.from_environment(), Bounds.from_environment()
     except UserError as error:
@@ -50,11 +53,20 @@ def main() -> None:
         path = Path(request["path"])
         if request["ask"] == "classify":
             return Result(classify_file(path, bundle, request["point_mm"] and tuple(request["point_mm"]), limits))
+        if request["ask"] == "segment":
+            found = segment_file(path, bundle, request["head"], limits, with_images=request["form"] == "dicom")
+            write = {"nifti": found.as_nifti, "dicom": found.as_dicom}.get(request["form"])
+            if write is not None:
+                (Path(request["scratch"]) / ANSWER).write_bytes(write())
+            return Result(found.content)
         return Result(embed_file(path, bundle, limits).to_json())
 
     manifest = bundle.manifest
     said = {"name": manifest.name, "digest": manifest.digest, "line": manifest.line, "inputs": manifest.inputs}
     said |= {"heads": {part: head.description.sees for part, head in bundle.heads.items()}}
+    said |= {"segments": {part: list(head.description.structures) for part, head in bundle.segmenters.items()}}
+    if bundle.segmenters:
+        import serving.dicom_seg  # noqa: F401  # once here, and not in each child
     gc.collect()
     gc.freeze()  # or the collector would touch, and so copy, in each child what it shares with this process
     control.send(json.dumps({"ready": said}).encode())
