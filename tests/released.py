@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import httpx
+import torch
 
-from components.files import write_json
+from components.files import sha256_file, write_json
 from components.models.build import build_encoder
 from components.models.config import InputConfig, SegResConfig
-from components.models.embed import EmbedConfig, Embedder
+from components.models.embed import WEIGHTS, EmbedConfig, Embedder
+from components.models.segment_head import SegmentDescription, SegmentHead
+from components.models.segmenter import Segmenter, SegmenterConfig
 from components.settings import decisive, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +34,26 @@ def write_release(folder: Path, line: str = "wholebody") -> None:
     write_json(folder / "preprocess.json", parameters["preprocess"])
     judged = {"headers": parameters["screen"], "volumes": parameters["curate"]}
     write_json(folder / "acceptance.json", {**judged, "mixed_series": parameters["acquire"]["mixed_series"]})
+
+
+def write_segmenter(folder: Path, part: str, structures: tuple[str, ...]) -> None:
+    """A head that segments, with made-up weights, on the encoder of a release folder; the manifest is the caller's."""
+    embedder = Embedder.load(folder)
+    config = SegmenterConfig(
+        averaged=(1, 4, 4), finest=0, width=8, window_vox=(64, 64, 64), overlap=0.25, one_piece=False
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(13)
+        segmenter = Segmenter(embedder.encoder, embedder.config, config, len(structures) + 1)
+        for weights in segmenter.decoder.parameters():  # drawn wider, so that places differ in what is found
+            weights.data = torch.randn_like(weights)
+    seen = embedder.config.input
+    told = SegmentDescription(
+        format=1, kind="segment", task=part, part=part, structures=structures, segmenter=config,
+        orientation=seen.orientation, spacing_mm=seen.spacing_mm, encoder=sha256_file(folder / WEIGHTS), figures={},
+        dice={structures[0]: 0.5}, patients={"train": 1, "test": 1}, limits=("Of a test.",),
+    )  # fmt: skip
+    SegmentHead.of(segmenter, told).write(folder / "heads" / part)
 
 
 def free_port() -> int:

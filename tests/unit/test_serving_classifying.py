@@ -14,7 +14,7 @@ from components.bundle.manifest import write_manifest
 from components.files import sha256_file
 from components.models.heads import Head, HeadDescription, Linear
 from components.settings import parse
-from serving.asking import point_of, require_answer
+from serving.asking import form_of, point_of, require_answer, segmenter_of
 from serving.classifying import answer_of, classify_file
 from serving.embedding import ServedBundle, open_release, read_scan, volume_vector
 from serving.limits import Limits
@@ -121,3 +121,20 @@ def test_a_release_that_cannot_answer_says_so_before_it_reads_anything() -> None
     assert (none.value.status, points.value.status) == (404, 409)
     require_answer({"organs": "point"}, (0.0, 0.0, 0.0))
     require_answer({"organs": "point", "findings/ich": "scan"}, None)
+
+
+def test_which_head_segments_and_in_which_form_is_known_before_the_file() -> None:
+    assert segmenter_of(["organs"], None) == segmenter_of(["lesions", "organs"], "organs") == "organs"
+    assert (form_of(None), form_of("dicom")) == ("json", "dicom")
+    for asked, parts, status, says in (
+        (None, [], 404, "this release has no head that segments"),
+        ("organs", [], 404, "this release has no head that segments"),
+        (None, ["a", "b"], 400, "several heads segment: head= one of a, b"),
+        ("c" * 99, ["a", "b"], 400, f"head '{'c' * 60}' is not allowed: head= one of a, b"),
+    ):
+        with pytest.raises(InputError, match=says) as refused:
+            segmenter_of(parts, asked)
+        assert refused.value.status == status
+    with pytest.raises(InputError, match="form 'png' is not allowed: json, nifti, dicom") as refused:
+        form_of("png")
+    assert refused.value.status == 400
