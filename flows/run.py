@@ -14,11 +14,11 @@ from components import arithmetic
 from components.command import EXIT_PASSING
 from components.files import read_json
 from components.gate.champion import COMPARISON
-from components.settings import block_of, reproducible
+from components.settings import reproducible
 from flows.champion import attest
 from flows.graph import Node, require_free, stages_for
 from flows.processes import started
-from flows.together import default_jobs, longest_first
+from flows.together import default_jobs, longest_first, task_blocks
 from flows.verify import note_machine
 
 # Worth another try where the failure may pass: transfers fail, and a killed training resumes from its checkpoint.
@@ -161,7 +161,7 @@ class Run:
         last, judged = f"bundle@{self.line}", f"drift@{self.line}"
         before = {node.name: node for node in stages_for(judged)}
         after = [node for node in stages_for(last) if node.name not in before]
-        after = longest_first(after, block_of(self.line, "tasks"))
+        after = longest_first(after, task_blocks(self.line))
         steps = [self._of_stage(node) for node in before.values()]
         steps += [self._of_stage(replace(node, upstream=(*node.upstream, judged))) for node in after]
         docs = partial(build_data_docs, self.line)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
+from components.settings import read_yaml
+
 SPREADING = ("acquire", "screen", "preprocess")  # each over all cores by itself: one of a kind at a time
 OPEN_SHARDS = 2  # one is transferred while the one before is preprocessed: no more raw bytes are on disk
 MOST = 2  # by default: a stage takes up to two cores and 2 GB
@@ -94,6 +96,12 @@ def side_by_side(
             failure = failure or error
     if failure:
         raise failure
+
+
+def task_blocks(line: str) -> dict[str, Any]:
+    """The line's tasks by name; none where it has none."""
+    of_line = read_yaml().get(line)
+    return (of_line.get("tasks") or {}) if isinstance(of_line, dict) else {}
 
 
 def longest_first(stages: Sequence[PlacedT], blocks: Mapping[str, Any]) -> list[PlacedT]:

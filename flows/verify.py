@@ -16,12 +16,12 @@ import yaml
 from components import arithmetic
 from components.errors import UserError
 from components.files import read_json, write_json
-from components.settings import block_of, reproducible
+from components.settings import reproducible
 from components.sources.roots import ROOTS_FILE
 from flows.graph import Node, stages_for
 from flows.processes import end_children, scratch_folder, started
 from flows.repository import changed_files, clone, is_repository
-from flows.together import default_jobs, longest_first, side_by_side
+from flows.together import default_jobs, longest_first, side_by_side, task_blocks
 
 # A release run writes these; they carry over into the clone, all code comes from the commit.
 MADE_ON = Path("infra/made_on.json")
@@ -87,7 +87,7 @@ def verify(line: str, keep: Path | None = None, jobs: int | None = None) -> list
             f"verify: {len(other)} tracked files differ from the commit ({other[0]}, ...); commit them first"
         )
     recorded = _locked(Path("dvc.lock"))
-    nodes = longest_first(stages_for(f"bundle@{line}"), block_of(line, "tasks"))
+    nodes = longest_first(stages_for(f"bundle@{line}"), task_blocks(line))
     missing = [node.name for node in nodes if node.name not in recorded]
     if missing:
         raise UserError(f"verify: {missing[0]} is not recorded in dvc.lock; run `make release LINE={line}` first")
