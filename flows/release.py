@@ -25,7 +25,6 @@ from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.exceptions import PrefectException  # noqa: E402
 from prefect.logging.handlers import set_api_log_sink  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
-from pydantic import PositiveInt  # noqa: E402
 
 from components.errors import UserError  # noqa: E402
 from components.pretrain.config import PretrainConfig  # noqa: E402
@@ -125,7 +124,7 @@ def run_step(name: str) -> str:
 
 
 @flow(name="release", flow_run_name="release {line}", task_runner=ThreadPoolTaskRunner())  # type: ignore[arg-type]
-def release(line: str, jobs: PositiveInt | None = None) -> dict[str, Any]:
+def release(line: str, jobs: int | None = None) -> dict[str, Any]:
     """Make a release of one model line: every stage of the graph, the gate's verdict, the Bento, the reports.
 
     Args:

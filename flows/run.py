@@ -12,6 +12,7 @@ from pathlib import Path
 
 from components import arithmetic
 from components.command import EXIT_PASSING
+from components.errors import UserError
 from components.files import read_json
 from components.gate.champion import COMPARISON
 from components.settings import reproducible
@@ -88,6 +89,8 @@ class Run:
         """Make the list of steps. What ``check`` raises is the run's failure."""
         try:
             check(self.line)
+            if self.jobs is not None and self.jobs < 1:
+                raise UserError(f"jobs {self.jobs} is not allowed: stages at a time, at least 1")
             require_free()
             self.jobs = self.jobs or default_jobs()
             self.arithmetic = arithmetic.variables(reproducible(self.line))
