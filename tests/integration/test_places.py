@@ -59,10 +59,10 @@ def test_make_hands_a_folder_over_as_it_is_written(tmp_path: Path) -> None:
     receiver.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     receiver.chmod(0o755)
     done = subprocess.run(
-        ["make", "release", f"SOURCE={source}", f"EVALUATION={source}", "READY=", f"BIN={tmp_path}"],
+        ["make", "release", f"SOURCE={source}", f"EVALUATION={source}", "JOBS=3", "READY=", f"BIN={tmp_path}"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
-    expected = ["release", "--line", "wholebody", "--source", source, "--evaluation", source]
+    expected = ["release", "--line", "wholebody", "--source", source, "--evaluation", source, "--jobs", "3"]
     assert done.stdout.splitlines() == expected, done.stderr
     plain = subprocess.run(["make", "release", "READY=", f"BIN={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
     assert plain.stdout.splitlines() == expected[:3], "of the source that params.yaml names"

@@ -49,6 +49,15 @@ def scanned(folder: Path, shifts_mm: dict[int, float] | None = None, **changes: 
     return Scan(folder, [items[n] for n in order], read_series(sorted(paths)))
 
 
+def three_scans(base: Path) -> dict[str, Scan]:
+    """An even grid, a tilted gantry, and one gap longer than the others."""
+    return {
+        "even": scanned(base / "even"),
+        "tilted": scanned(base / "tilted", gantry_tilt_deg=15.0),
+        "uneven": scanned(base / "uneven", LATER),
+    }
+
+
 def rectangle(item: Dataset, rows: tuple[float, float], columns: tuple[float, float], decimals: int = 3) -> list[float]:
     """Corners in pixels, on a slice, as ContourData."""
     position = np.array([float(v) for v in item.ImagePositionPatient])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from label_files import LATER, Scan, bare, saved, scanned, segmentation
+from label_files import Scan, bare, saved, segmentation, three_scans
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from components.ct.labels.onto_grid import Labels, read_labels
@@ -23,12 +23,7 @@ BOX = (slice(5, 15), slice(20, 60), slice(30, 50))
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scan]:
-    base = tmp_path_factory.mktemp("scans")
-    return {
-        "even": scanned(base / "even"),
-        "tilted": scanned(base / "tilted", gantry_tilt_deg=15.0),
-        "uneven": scanned(base / "uneven", LATER),
-    }
+    return three_scans(tmp_path_factory.mktemp("scans"))
 
 
 def boxes(scan: Scan) -> np.ndarray:

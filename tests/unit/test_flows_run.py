@@ -85,6 +85,43 @@ def test_a_step_that_goes_well_hides_no_failure_of_one_beside_it() -> None:
     assert run.complete
 
 
+def test_a_stage_waits_for_what_another_enters_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC gives up after 3 seconds otherwise, and with it a stage's work of hours."""
+    (tmp_path / "dvc").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "dvc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    told: list[str] = []
+    Run("head")._run_stage("cases@head", told.append)
+    assert told == ["--wait-for-lock repro --single-item cases@head"]
+
+
+@pytest.mark.parametrize(("given", "jobs"), [(["--jobs", "3"], 3), ([], None)])
+def test_the_commands_hand_their_jobs_on(
+    given: list[str], jobs: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import cli, verify
+
+    monkeypatch.chdir(tmp_path)
+    handed: list[int | None] = []
+    monkeypatch.setattr(cli, "_release_alone", lambda arguments, run: handed.append(run.jobs) or 0)
+    monkeypatch.setattr(verify, "verify", lambda line, keep, jobs: handed.append(jobs) or [])
+    monkeypatch.setattr("flows.places.require_pins", lambda: None)
+    for command in ("release", "verify"):
+        arguments = cli._parser().parse_args([command, "--line", "head", *given])
+        assert arguments.run(arguments) == 0
+    assert handed == [jobs, jobs]
+
+
+def test_a_number_of_jobs_that_is_none_begins_nothing(project: Path) -> None:
+    """A deployment's parameters come from a form."""
+    run = Run("head", jobs=0)
+    with pytest.raises(UserError, match="jobs 0 is not allowed: stages at a time, at least 1"):
+        run.begin(lambda _: None)
+    assert run.steps == []
+
+
 def test_gates_are_shown_of_this_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a gate stage that did not come to a verdict, the decision on disk is an earlier run's."""
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from label_files import LATER, Scan, scanned
+from label_files import Scan, three_scans
 from pydicom.sr.codedict import codes
 from test_ct_frames import enhanced, written
 
@@ -29,12 +29,7 @@ MODEL = {"name": "ctfoundry-wholebody", "digest": "0123456789abcdef" * 4}
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scan]:
-    base = tmp_path_factory.mktemp("scans")
-    return {
-        "even": scanned(base / "even"),
-        "tilted": scanned(base / "tilted", gantry_tilt_deg=15.0),
-        "uneven": scanned(base / "uneven", LATER),
-    }
+    return three_scans(tmp_path_factory.mktemp("scans"))
 
 
 def labels_of(volume: Volume) -> np.ndarray:
