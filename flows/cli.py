@@ -36,6 +36,7 @@ MODULES = {
     "volume": ("flows.volumes", "Look at one volume: facts, labels, three planes as PNG, export to NIfTI."),
     "classify": ("flows.classify", "What the heads of a release answer for one scan, without a server."),
     "segment": ("flows.segment", "The structures of one scan by the release's decoder, as NIfTI, without a server."),
+    "index": ("flows.index", "The vectors of a line's scans as one file, for a service to find the most similar in."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),
     "import-weights": (

@@ -1,5 +1,4 @@
-"""HTTP round ``serving.embedding``, ``serving.classifying`` and ``serving.segmenting``: take the body, have it done
-apart, answer, never leak.
+"""HTTP round what answers a scan: take the body, have it done apart, answer, never leak.
 
 What a request costs ends with it: its child process is killed and its files are gone when its client has left or its
 time is over, and only then does the next one get its turn.
@@ -32,8 +31,20 @@ from components.errors import UserError
 from components.files import NO_ROOM
 from serving.account import Account, account_of
 from serving.answers import Attachment, Refusal
-from serving.asking import FORM, FORMS, HEAD, POINT, form_of, point_of, require_answer, segmenter_of
-from serving.body import receive_file
+from serving.asking import (
+    ANSWER,
+    FIELDS,
+    FILES,
+    FORM,
+    FORMS,
+    SCAN,
+    classified,
+    explained,
+    located,
+    retrieved,
+    segmented,
+)
+from serving.body import receive_files, scans_of
 from serving.draining import Drain
 from serving.forks import Forks, ReaderGoneError
 from serving.limits import VARIABLES, Limits
@@ -42,13 +53,12 @@ from serving.metrics import MEDIA_TYPE, REFUSED, Metrics
 from serving.openapi import document
 from serving.pace import Pace
 from serving.page import STYLE, page
+from serving.routes import BY_NAME
 from serving.sniff import InputError
 from serving.tokens import Tokens
-from serving.worker import ANSWER
 
 log = logging.getLogger("bentoml.service.ctfoundry")
 
-DONE = {"embed": "embedded", "classify": "classified", "segment": "segmented"}  # outcomes, as they are counted
 KILLED = ("memory", "deadline", "crash")
 START_SECONDS = 10  # about as long as a model takes to load
 
@@ -79,6 +89,9 @@ class EmbedApp:
                 Route("/embed", self.embed, methods=["POST"]),
                 Route("/classify", self.classify, methods=["POST"]),
                 Route("/segment", self.segment, methods=["POST"]),
+                Route("/saliency", self.saliency, methods=["POST"]),
+                Route("/locate", self.locate, methods=["POST"]),
+                Route("/retrieve", self.retrieve, methods=["POST"]),
                 Route("/model", self.told, methods=["GET"]),
                 Route("/metrics", self.figures, methods=["GET"]),
                 Route("/docs.json", self.docs, methods=["GET"]),
@@ -133,27 +146,29 @@ class EmbedApp:
 
     async def embed(self, request: Request) -> Response:
         """POST /embed: one CT series as zip, or NIfTI, to its vector and what was found."""
-        return await self._answered(request, "embed", lambda: {"ask": "embed"})
+        return await self._answered(request, "embed", dict)
 
     async def classify(self, request: Request) -> Response:
         """POST /classify: the same file to what the release's heads answer; ``point_mm`` for those that see a point."""
 
-        def work() -> dict[str, Any]:
-            point = point_of(request.query_params.get(POINT))
-            require_answer(self.model["heads"], point)
-            return {"ask": "classify", POINT: point}
-
-        return await self._answered(request, "classify", work)
+        return await self._answered(request, "classify", lambda: classified(request.query_params, self.model))
 
     async def segment(self, request: Request) -> Response:
         """POST /segment: the same file to its structures; ``form`` says as what, ``head`` by which decoder."""
 
-        def work() -> dict[str, Any]:
-            form = form_of(request.query_params.get(FORM))
-            head = segmenter_of(self.model["segments"], request.query_params.get(HEAD))
-            return {"ask": "segment", FORM: form, HEAD: head}
+        return await self._answered(request, "segment", lambda: segmented(request.query_params, self.model))
 
-        return await self._answered(request, "segment", work)
+    async def saliency(self, request: Request) -> Response:
+        """POST /saliency: the same file to what a head's answer for it rests on."""
+        return await self._answered(request, "saliency", lambda: explained(request.query_params, self.model))
+
+    async def locate(self, request: Request) -> Response:
+        """POST /locate: two scans, in file fields, and a point of the first, to its place in the other."""
+        return await self._answered(request, "locate", lambda: located(request.query_params, self.model))
+
+    async def retrieve(self, request: Request) -> Response:
+        """POST /retrieve: the same file to the cases of the index that are most like it."""
+        return await self._answered(request, "retrieve", lambda: retrieved(request.query_params, self.model))
 
     async def _answered(self, request: Request, route: str, work: Callable[[], dict[str, Any]]) -> Response:
         """The answer to a request; ``work`` says what is asked of the file, or refuses beforehand."""
@@ -178,13 +193,14 @@ class EmbedApp:
         account.outcome = "cancelled"  # where nobody says otherwise
         try:
             forks, metrics = self._loaded()
-            asked = work()
+            asked = {"ask": route} | work()
             reply, file = await self._reply(request, forks, metrics, asked)
             if reply.result is not None:
-                account.outcome, account.series = DONE[route], _series(reply.result.content)
+                account.outcome, account.series = BY_NAME[route].done, _series(reply.result.content)
                 if file is None:
                     return JSONResponse(reply.result.content)
-                return Attachment(file, os.fstat(file.fileno()).st_size, *FORMS[asked[FORM]])
+                media_type, ending = FORMS[asked[FORM]]
+                return Attachment(file, os.fstat(file.fileno()).st_size, media_type, FILES[route] + ending)
             account.outcome, status = _refused(reply)
             return self._later(reply.message) if status == 503 else Refusal(reply.message, status)
         except ClientDisconnect:
@@ -225,9 +241,10 @@ class EmbedApp:
         if self.drain.begun:
             raise BusyError("the service is ending and takes no more files", "draining", self._come_again(), 503)
         async with _temporary_folder() as folder:
-            path = folder / "upload"
+            (upload := folder / "upload").mkdir()
             with self.load.uploading(), _taking(metrics, "upload"):
-                await receive_file(request, path, self.limits.body_bytes, Pace.of(self.limits))
+                sent = await receive_files(request, upload, self.limits, Pace.of(self.limits))
+            paths = {field: str(path) for field, path in scans_of(sent, FIELDS.get(work["ask"], (SCAN,))).items()}
 
             async def turn() -> Reply:
                 begin = time.perf_counter()
@@ -235,7 +252,7 @@ class EmbedApp:
                     await anyio.lowlevel.checkpoint()  # whoever has left by now gets no child
                     metrics.took("wait", time.perf_counter() - begin)
                     with _taking(metrics, "work"):
-                        return await forks.run(work | {"path": str(path), "scratch": str(folder)})
+                        return await forks.run(work | {"paths": paths, "scratch": str(folder)})
 
             with self.load.queueing():
                 reply = await _while_connected(request, turn)

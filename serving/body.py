@@ -1,8 +1,9 @@
-"""Takes a request's body to a file, counting while it streams: nothing is held in memory, nothing is fetched."""
+"""Takes a request's body to files, counting while it streams: nothing is held in memory, nothing is fetched."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,68 +12,143 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
+from components.ct.archive import numbered
+from serving.limits import Limits
 from serving.pace import Pace, chunks
 from serving.sniff import InputError
 
-MULTIPART_OVERHEAD = 64 * 1024  # boundaries and part headers round the one file
+MULTIPART_OVERHEAD, FILE_OVERHEAD = 64 * 1024, 2048  # boundaries and part headers, of a form and round each file
 MAX_PART_HEADER = 16 * 1024
-HOW = "send the file itself, as the raw body or as one multipart file field; addresses are not fetched"
+HOW = "send the file itself, as the raw body or as a multipart file field; addresses are not fetched"
 
 
-async def receive_file(request: Request, path: Path, max_bytes: int, pace: Pace) -> None:
-    """Write the one file of a request to ``path``.
+@dataclass(frozen=True)
+class Sent:
+    """One file of a request.
+
+    Attributes:
+        path: where it lies.
+        field: of the form; empty where it is the body itself.
+    """
+
+    path: Path
+    field: str = ""
+
+
+async def receive_files(request: Request, folder: Path, limits: Limits, pace: Pace) -> list[Sent]:
+    """Write the files of a request into ``folder``, in the order in which they came.
 
     Args:
-        request: raw body, or multipart/form-data with exactly one file field. The declared type is ignored otherwise.
-        path: where the bytes go.
-        max_bytes: largest file.
-        pace: how fast it must come.
+        request: raw body, or multipart/form-data with one file field or several. The declared type is ignored.
+        folder: empty. Files are numbered there, and keep the end of their names in plain characters.
+        limits: of the body's bytes, all files together, and of how many there may be.
+        pace: how fast they must come.
 
     Raises:
         InputError: 413 as soon as the body is known to be too large (by its declared length, before a byte is read,
-            or while it streams); 400 where there is no file, more than one, or text in place of a file; 408 where it
-            comes too slowly.
+            or while it streams), or to hold too many files; 400 where there is no file, an empty one, or text in place
+            of a file; 408 where it comes too slowly.
         ClientDisconnect: the client has left.
     """
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     multipart = media_type == b"multipart/form-data"
-    allowed = max_bytes + (MULTIPART_OVERHEAD if multipart else 0)
+    allowed = limits.body_bytes + (MULTIPART_OVERHEAD + limits.files * FILE_OVERHEAD if multipart else 0)
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > allowed:
-        raise _too_large(f"body of {declared} bytes", max_bytes)
-    with path.open("wb") as stream:
-        sink = _Counted(stream, max_bytes)
+        raise _too_large(f"body of {declared} bytes", limits.body_bytes)
+    with _Files(folder, limits) as files:
         if multipart:
-            await _receive_multipart(chunks(request, pace), sink, options.get(b"boundary", b""), allowed)
+            await _receive_multipart(chunks(request, pace), files, options.get(b"boundary", b""))
         else:
+            files.begin("", "")
             async for chunk in chunks(request, pace):
-                sink.write(chunk)
-        if sink.written == 0:
+                files.write(chunk)
+        if files.written == 0:
             raise InputError(f"the body holds no bytes: {HOW}", 400)
+    return files.sent
+
+
+def scans_of(sent: Sequence[Sent], fields: Sequence[str]) -> dict[str, Path]:
+    """Field to its scan: a file, or a folder of several.
+
+    Args:
+        sent: the files of a request.
+        fields: that it must have. Where there is one scan only, fields may have any name.
+
+    Raises:
+        InputError: 400 where a field is missing, or another is there.
+    """
+    found: dict[str, list[Path]] = {field: [] for field in fields}
+    for one in sent:
+        field = one.field if len(fields) > 1 else fields[0]
+        if field not in found:
+            what = f"form field {field[:40]!r}" if field else "a raw body"
+            raise InputError(f"{what} is not allowed: one scan in each of the file fields {', '.join(fields)}", 400)
+        found[field].append(one.path)
+    for field, paths in found.items():
+        if not paths:
+            raise InputError(f"form field {field!r} holds no file: send one scan in each of {', '.join(fields)}", 400)
+    return {field: paths[0] if len(paths) == 1 else _gathered(field, paths) for field, paths in found.items()}
+
+
+def _gathered(field: str, paths: Sequence[Path]) -> Path:
+    folder = paths[0].with_name(f"several-{field}")
+    folder.mkdir()
+    for path in paths:
+        path.rename(folder / path.name)
+    return folder
 
 
 def _too_large(what: str, max_bytes: int) -> InputError:
     return InputError(f"{what} is too large: at most {max_bytes} bytes", 413)
 
 
-class _Counted:
-    """A file that refuses to grow beyond a size."""
+class _Files:
+    """Files that refuse to be too many, or together too large."""
 
-    def __init__(self, stream: BinaryIO, max_bytes: int) -> None:
-        self._stream, self._max_bytes, self.written = stream, max_bytes, 0
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self.sent: list[Sent] = []
+        self.written = 0
+        self._folder, self._limits = folder, limits
+        self._stream: BinaryIO | None = None
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def begin(self, field: str, name: str) -> None:
+        """Another file; ``name`` as its sender has it."""
+        if self._stream is not None:
+            self._stream.close()
+        if len(self.sent) == self._limits.files:
+            raise InputError(f"more than {self._limits.files} files are not allowed in one request", 413)
+        path = self._folder / numbered(len(self.sent), name)
+        self.sent.append(Sent(path, field))
+        self._stream = path.open("wb")
 
     def write(self, chunk: bytes) -> None:
+        """More of the file that was begun last."""
+        assert self._stream is not None
         self.written += len(chunk)
-        if self.written > self._max_bytes:
-            raise _too_large("body", self._max_bytes)
+        if self.written > self._limits.body_bytes:
+            raise _too_large("body", self._limits.body_bytes)
         self._stream.write(chunk)
 
+    def allow(self, received: int) -> None:
+        """Refuse a form of which so many bytes have come, if that is more than its files may be and what is round
+        them."""
+        if received > self._limits.body_bytes + MULTIPART_OVERHEAD + len(self.sent) * FILE_OVERHEAD:
+            raise _too_large("body", self._limits.body_bytes)
 
-class _OneFile:
-    """Callbacks of the streaming parser: writes the one file part, refuses everything else."""
 
-    def __init__(self, sink: _Counted) -> None:
-        self._sink, self.files, self.ended = sink, 0, False
+class _Parts:
+    """Callbacks of the streaming parser: writes the parts that are files, refuses everything else."""
+
+    def __init__(self, files: _Files) -> None:
+        self._files, self.ended = files, False
         self._name, self._value, self._disposition = b"", b"", b""
 
     def callbacks(self) -> dict[str, Callable[..., None]]:
@@ -100,33 +176,30 @@ class _OneFile:
 
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
+        field, name = (options.get(key, b"").decode("utf-8", "replace") for key in (b"name", b"filename"))
         if b"filename" not in options:
-            field = options.get(b"name", b"").decode("utf-8", "replace")[:40]
-            raise InputError(f"form field {field!r} holds text, not a file: {HOW}", 400)
-        self.files += 1
-        if self.files > 1:
-            raise InputError("more than one file in the form: send one series, as one zip or NIfTI", 400)
+            raise InputError(f"form field {field[:40]!r} holds text, not a file: {HOW}", 400)
+        self._files.begin(field, name)
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self._sink.write(data[start:end])
+        self._files.write(data[start:end])
 
     def _end(self) -> None:
         self.ended = True
 
 
-async def _receive_multipart(body: AsyncIterator[bytes], sink: _Counted, boundary: bytes, max_body: int) -> None:
+async def _receive_multipart(body: AsyncIterator[bytes], files: _Files, boundary: bytes) -> None:
     if not boundary:
         raise InputError("multipart/form-data without a boundary: let the client set the header", 400)
-    part, received = _OneFile(sink), 0
+    parts, received = _Parts(files), 0
     try:
-        parser = MultipartParser(boundary, part.callbacks())  # type: ignore[arg-type]
+        parser = MultipartParser(boundary, parts.callbacks())  # type: ignore[arg-type]
         async for chunk in body:
             received += len(chunk)
-            if received > max_body:
-                raise _too_large("body", max_body)
+            files.allow(received)
             parser.write(chunk)
     except MultipartParseError as error:
         raise InputError(f"multipart body not readable: {error}", 400) from None
-    if part.files == 0 or not part.ended:
-        what = "the form holds no file" if part.ended or not received else "the multipart body ends early"
+    if not files.sent or not parts.ended:
+        what = "the form holds no file" if parts.ended or not received else "the multipart body ends early"
         raise InputError(f"{what}: {HOW}", 400)

@@ -81,14 +81,15 @@ def _decided(told: HeadDescription, probabilities: npt.NDArray[np.float64]) -> s
 
 
 def _point_vector(scan: Scan, bundle: ServedBundle, point: tuple[float, float, float]) -> npt.NDArray[np.float32]:
-    _require_inside(scan.sent, point)
+    require_inside(scan.sent, point)
     vector: npt.NDArray[np.float32] = bundle.embedder.embed_points(scan.volume, [point])[0]
     if not np.isfinite(vector).all():
         raise UserError("the model gives no finite vector for this point; is it a CT in HU?")
     return vector
 
 
-def _require_inside(volume: Volume, point: tuple[float, float, float]) -> None:
+def require_inside(volume: Volume, point: tuple[float, float, float]) -> None:
+    """Raises InputError, with the scan's extent, where a point (RAS mm) is not in it."""
     index = np.linalg.solve(volume.affine, [*point, 1.0])[:3]
     if not ((index >= -0.5) & (index <= np.asarray(volume.hu.shape) - 0.5)).all():
         corners = volume.affine @ np.array([[0, 0, 0, 1], [*(n - 1 for n in volume.hu.shape), 1]], dtype=float).T

@@ -37,7 +37,8 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class ServedBundle:
-    """A verified release folder in memory; ``heads`` by part, as :func:`components.models.heads.load_heads`."""
+    """A verified release folder in memory; ``heads`` by part, as :func:`components.models.heads.load_heads`, and
+    ``figures`` of its evaluation, task to figure to ``value``, ``low``, ``high`` and what stands beside it."""
 
     manifest: Manifest
     embedder: Embedder
@@ -47,6 +48,7 @@ class ServedBundle:
     only_largest_stack: bool
     heads: dict[str, Head]
     segmenters: dict[str, SegmentHead] = field(default_factory=dict)
+    figures: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     @property
     def model(self) -> dict[str, str]:
@@ -109,6 +111,7 @@ def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
     """
     manifest = verify_bundle(folder)
     grid_file, bounds_file = folder / "preprocess.json", folder / "acceptance.json"
+    metrics = folder / "metrics.json"
     preprocess = parse(GridConfig, read_json(grid_file), "", str(grid_file))
     bounds = read_json(bounds_file)
     return ServedBundle(
@@ -120,6 +123,7 @@ def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
         only_largest_stack=bounds.get("mixed_series") == "largest_stack",
         heads=load_heads(folder),
         segmenters=load_segment_heads(folder),
+        figures=read_json(metrics)["tasks"] if metrics.is_file() else {},
     )
 
 
@@ -140,13 +144,14 @@ def embed_file(path: Path, bundle: ServedBundle, limits: Limits = DEFAULT_LIMITS
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan as it was sent and on the model's grid, what was found in its file, and its images' headers where they
-    were asked for."""
+    """One scan as it was sent and on the model's grid, what was found in its file, its images' headers where they were
+    asked for, and its patient's pseudonym, empty where none is named."""
 
     sent: Volume
     volume: Volume
     found: Found
     images: tuple[pydicom.Dataset, ...] = ()
+    patient: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-like content of what was found."""
@@ -163,7 +168,8 @@ def read_scan(path: Path, bundle: ServedBundle, limits: Limits, with_images: boo
     volume = crop_to_body(resampled, body, grid.foreground_margin_mm)
     measured = measure_volume(sent, resampled, body)
     warnings = (*warnings_of(reading.measurements, bundle.headers), *warnings_of(measured, bundle.volumes))
-    return Scan(sent, volume, _found(reading, volume, measured["body_fraction"], warnings), reading.images)
+    found = _found(reading, volume, measured["body_fraction"], warnings)
+    return Scan(sent, volume, found, reading.images, reading.patient)
 
 
 def volume_vector(scan: Scan, bundle: ServedBundle) -> npt.NDArray[np.float32]:

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serving.asking import FORM, FORMS, HEAD, HOW, POINT
+from serving.asking import (
+    BLOCKS,
+    BLOCKS_AN_AXIS,
+    CLASS,
+    FIELDS,
+    FORM,
+    FORMS,
+    HEAD,
+    HOW,
+    MOST_BLOCKS,
+    MOST_NEAREST,
+    NEAREST,
+    NEAREST_CASES,
+    POINT,
+    SCAN,
+    WAY,
+    WAYS,
+)
 from serving.routes import ROUTES, Told
 from serving.schemas import EXAMPLES, SCHEMAS, Schema, ref
 
@@ -17,12 +34,12 @@ SECONDS = {"schema": {"type": "integer", "minimum": 1}, "required": True,
 REFUSALS = {
     400: "The body or the query is malformed",
     401: "The token is missing or not known",
-    404: "The release has no such heads",
+    404: "The release, or what is served beside it, has not what this route needs",
     405: "The route does not know this method",
     408: "The upload comes too slowly, or takes too long",
-    409: "All heads see a point, and none was sent",
+    409: "A point is needed, and none was sent",
     413: "The file, or what it unpacks to, is too large",
-    415: "The file is neither a zip nor a NIfTI volume",
+    415: "The file is neither an archive nor a NIfTI volume",
     422: "The file is not one CT series that can be read, or its reader was ended",
     429: "Too many files are being sent or wait",
     500: "The service failed; the failure is in its log",
@@ -34,45 +51,72 @@ STATUSES = {
     "embed": OF_A_SCAN,
     "classify": (*OF_A_SCAN, 404, 409),
     "segment": (*OF_A_SCAN, 404),
+    "saliency": (*OF_A_SCAN, 404, 409),
+    "locate": (*OF_A_SCAN, 404, 409),
+    "retrieve": (*OF_A_SCAN, 404),
     "model": (503,),
     "metrics": (503,),
     "readyz": (503,),
 }
-ANSWERS = {"embed": "Embedding", "classify": "Classification", "segment": "Segmentation", "model": "Model"}
+ANSWERS = {
+    "embed": "Embedding", "classify": "Classification", "segment": "Segmentation", "saliency": "Saliency",
+    "locate": "Location", "retrieve": "Retrieval", "model": "Model",
+}  # fmt: skip
 MEDIA = {"metrics": "text/plain", "index": "text/html", "style": "text/css", "docs": "application/json"}
-DESCRIPTION = """Send one CT series, as a zip of DICOM files or as NIfTI, and get what the model makes of it.
+DESCRIPTION = """Send one CT series, as DICOM or as NIfTI, and get what the model makes of it.
 
 Every refusal is one clear line of JSON that names no patient. Files are worked on one after another: 429 and 503 say
 in Retry-After when to come again. It is a tool of research and no medical device."""
 NUMBER = r"[^,]+"
+
+
+def _parameter(
+    name: str, says: str, schema: Schema, required: bool = False, example: str | None = None
+) -> dict[str, Any]:
+    told = {"name": name, "in": "query", "required": required, "description": says, "schema": schema}
+    return told if example is None else told | {"example": example}
+
+
+def _whole(most: int, default: int) -> Schema:
+    return {"type": "integer", "minimum": 1, "maximum": most, "default": default}
+
+
+_POINT: Schema = {"type": "string", "pattern": f"^{NUMBER},{NUMBER},{NUMBER}$"}
+_AT = "12.5,-30,88"
 PARAMETERS: dict[str, list[dict[str, Any]]] = {
-    "classify": [
-        {
-            "name": POINT,
-            "in": "query",
-            "required": False,
-            "description": f"For heads that see a point: {HOW}",
-            "schema": {"type": "string", "pattern": f"^{NUMBER},{NUMBER},{NUMBER}$"},
-            "example": "12.5,-30,88",
-        }
-    ],
+    "classify": [_parameter(POINT, f"For heads that see a point: {HOW}", _POINT, example=_AT)],
     "segment": [
-        {
-            "name": FORM,
-            "in": "query",
-            "required": False,
-            "description": "json: the structures and their volumes; nifti: a label map on the scan's grid; dicom: "
-            "a SEG in the scan's study, for a scan that was sent as DICOM",
-            "schema": {"enum": list(FORMS), "default": "json"},
-        },
-        {
-            "name": HEAD,
-            "in": "query",
-            "required": False,
-            "description": "Which of the heads that segment, where the release has several",
-            "schema": {"type": "string"},
-        },
+        _parameter(
+            FORM,
+            "json: the structures and their volumes; nifti: a label map on the scan's grid; dicom: a SEG in the scan's "
+            "study, for a scan that was sent as DICOM",
+            {"enum": list(FORMS), "default": "json"},
+        ),
+        _parameter(HEAD, "Which of the heads that segment, where the release has several", {"type": "string"}),
     ],
+    "saliency": [
+        _parameter(HEAD, "Which of the heads that classify, where the release has several", {"type": "string"}),
+        _parameter(POINT, f"For a head that sees a point: {HOW}", _POINT, example=_AT),
+        _parameter(
+            CLASS,
+            "Whose log odds are explained; else the positive one, or the likeliest of several",
+            {"type": "string"},
+        ),
+        _parameter(
+            WAY,
+            "occlusion: by how much they fall where a block is replaced by the mean of what is seen; gradients: what "
+            "each voxel adds to them (integrated gradients)",
+            {"enum": list(WAYS), "default": WAYS[0]},
+        ),
+        _parameter(BLOCKS, "Along each axis, for occlusion", _whole(MOST_BLOCKS, BLOCKS_AN_AXIS)),
+        _parameter(
+            FORM,
+            "json: the highest and the lowest block; nifti: the map, float32, on the scan's grid",
+            {"enum": ["json", "nifti"], "default": "json"},
+        ),
+    ],
+    "locate": [_parameter(POINT, f"Of the scan in the field {SCAN!r}: {HOW}", _POINT, required=True, example=_AT)],
+    "retrieve": [_parameter(NEAREST, "How many cases, at most", _whole(MOST_NEAREST, NEAREST_CASES))],
 }
 
 
@@ -105,7 +149,7 @@ def _operation(told: Told, tokens: bool, method: str) -> dict[str, Any]:
     name = told.name if method == told.methods[0] else f"{told.name}_{method.lower()}"
     operation: dict[str, Any] = {"operationId": name, "summary": said, "responses": _responses(told, tokens, method)}
     if told.takes_scan:
-        operation["requestBody"] = _body()
+        operation["requestBody"] = _body(FIELDS.get(told.name, ()))
     if told.name in PARAMETERS:
         operation["parameters"] = PARAMETERS[told.name]
     if tokens and not told.probe:
@@ -128,7 +172,10 @@ def _responses(told: Told, tokens: bool, method: str) -> dict[str, Any]:
 def _content(told: Told) -> dict[str, Any]:
     if told.name in ANSWERS:
         name = ANSWERS[told.name]
-        files = {media: {"schema": BINARY} for media, file in FORMS.values() if file and told.name == "segment"}
+        of_route: list[str] = next(
+            (each["schema"]["enum"] for each in PARAMETERS.get(told.name, []) if each["name"] == FORM), []
+        )
+        files = {FORMS[form][0]: {"schema": BINARY} for form in of_route if FORMS[form][1]}
         return {"application/json": {"schema": ref(name), "example": EXAMPLES[name]}} | files
     kind = MEDIA.get(told.name, "text/plain")
     return {kind: {"schema": {"type": "object" if kind == "application/json" else "string"}}}
@@ -146,11 +193,19 @@ def _refusal(status: int) -> dict[str, Any]:
     return answer
 
 
-def _body() -> dict[str, Any]:
-    """One file; its declared type does not count."""
-    form = {"type": "object", "minProperties": 1, "maxProperties": 1, "additionalProperties": BINARY,
-            "description": "exactly one file field, of any name"}  # fmt: skip
-    kinds = ("application/zip", "application/gzip", "application/octet-stream")
+def _body(fields: Sequence[str]) -> dict[str, Any]:
+    """One scan, or one in each of several fields; the declared type of a file does not count."""
+    what = (
+        "One CT series as a zip, a tar (.tar, .tar.gz) or several DICOM files of a form, or a NIfTI volume (.nii, "
+        ".nii.gz). The declared type does not count."
+    )
+    files: Schema = {"type": "array", "items": BINARY, "minItems": 1}
+    if fields:
+        form = {"type": "object", "required": list(fields), "additionalProperties": False,
+                "properties": {field: {"oneOf": [BINARY, files], "description": what} for field in fields}}  # fmt: skip
+        return {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    form = {"type": "object", "minProperties": 1, "additionalProperties": {"oneOf": [BINARY, files]},
+            "description": "file fields of any names"}  # fmt: skip
+    kinds = ("application/zip", "application/gzip", "application/x-tar", "application/octet-stream")
     content = {kind: {"schema": BINARY} for kind in kinds} | {"multipart/form-data": {"schema": form}}
-    what = "One DICOM series as a zip, or a NIfTI volume (.nii, .nii.gz). The declared type does not count."
     return {"required": True, "description": what, "content": content}

@@ -20,13 +20,13 @@ import nibabel as nib
 import numpy as np
 import pydicom
 
-from components.ct.archive import ArchiveError, ArchiveLimits, unpack
+from components.ct.archive import ArchiveError, ArchiveLimits, unpack, unpack_tar
 from components.ct.copies import copies
 from components.ct.dataset import INFLATED_BYTES
 from components.ct.dicom import read_series
 from components.ct.headers import group_series, is_ct, measure_series, read_instance, series_identity
 from components.ct.instance import Instance
-from components.ct.keys import series_key
+from components.ct.keys import patient_key, series_key
 from components.ct.nifti import measure_nifti, read_nifti
 from components.ct.store import FloatArray, Volume
 from components.errors import UserError
@@ -38,7 +38,7 @@ ARCHIVE_RATIO = 200.0  # slices of air deflate a few dozen to one, a bomb a thou
 DIRECTORY_BYTES_PER_FILE = 512
 VOXEL_MM = (0.01, 100.0)
 MAX_MATRIX = 4096  # rows or columns of one slice
-_MEMBER_NUMBER = re.compile(r"^\d{6}-")  # unpacked members are numbered; senders know them by their own names
+MEMBER_NUMBER = re.compile(r"^\d{6}-")  # unpacked members are numbered; senders know them by their own names
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Reading:
         ignored: reason to number of files not used.
         measurements: of the headers, as acquisition takes them.
         images: headers of the slices as they were sent, without pixel data; where they were asked for, and of DICOM.
+        patient: pseudonym; empty where none is named.
     """
 
     volume: Volume
@@ -62,6 +63,7 @@ class Reading:
     ignored: dict[str, int]
     measurements: dict[str, Any]
     images: tuple[pydicom.Dataset, ...] = ()
+    patient: str = ""
 
 
 def read_upload(
@@ -74,8 +76,11 @@ def read_upload(
         UserError: from the readers: the series does not form a volume.
     """
     with tempfile.TemporaryDirectory(prefix="ctfoundry-") as scratch:
-        if kind == "zip":
-            return _read_zip(path, Path(scratch), limits, only_largest_stack, with_images)
+        if kind in ("zip", "tar", "files"):
+            if kind == "zip":
+                _check_directory(path, limits)
+            members = _members(path, kind, Path(scratch) / "members", limits)
+            return _read_members(members, kind, limits, only_largest_stack, with_images)
         check_nifti(path, kind, limits)
         # nibabel goes by the name, so the file gets the one its content deserves.
         named = Path(scratch) / f"volume.{kind}"
@@ -105,9 +110,18 @@ def check_size(shape: Sequence[int], affine: FloatArray, spacing_mm: Sequence[fl
         raise InputError(f"volume of {size} mm: {voxels:.3g} voxels on the model's grid, at most {max_voxels}", 413)
 
 
-def _read_zip(path: Path, scratch: Path, limits: Limits, only_largest_stack: bool, with_images: bool) -> Reading:
-    _check_directory(path, limits)
-    instances, files, ignored = _unpack(path, scratch / "members", limits)
+def _members(path: Path, kind: Kind, folder: Path, limits: Limits) -> Iterator[tuple[Path, str]]:
+    """The files of an archive, unpacked into ``folder``, or of a folder, and what their sender calls them."""
+    bounds = ArchiveLimits(members=limits.files, unpacked_bytes=limits.unpacked_bytes, ratio=ARCHIVE_RATIO)
+    if kind == "files":
+        return ((file, MEMBER_NUMBER.sub("", file.name)) for file in sorted(path.iterdir()))
+    return (unpack if kind == "zip" else unpack_tar)(path, folder, bounds)
+
+
+def _read_members(
+    members: Iterator[tuple[Path, str]], kind: Kind, limits: Limits, only_largest_stack: bool, with_images: bool
+) -> Reading:
+    instances, files, ignored = _headers(members, kind, limits)
     damaged = min((i for i in instances if i.status == "unreadable"), key=lambda i: i.location, default=None)
     if damaged is not None:
         name, why = _short(PurePosixPath(damaged.location).name), f" ({damaged.detail})" if damaged.detail else ""
@@ -116,14 +130,15 @@ def _read_zip(path: Path, scratch: Path, limits: Limits, only_largest_stack: boo
         left_out = copies(instances, files)
         if left_out:
             ignored["duplicate"] += len(left_out)
-        series = _only_series([i for i in instances if i.location not in left_out], ignored, only_largest_stack)
+        kept = [i for i in instances if i.location not in left_out]
+        series = _only_series(kept, ignored, only_largest_stack, kind)
     for instance in series:
         if instance.truncated:
             name = PurePosixPath(instance.location).name
             raise InputError(f"{_short(name)}: the file ends before its pixel data do; send the series again")
     with header_values():
         _check_voxels(series, limits)
-        key = series_key(series_identity(series[0]))
+        key, named = series_key(series_identity(series[0])), series[0].tags.get("PatientID", "").strip()
         measured = measure_series(series, only_largest_stack)
     paths = [files[i.location] for i in series]
     volume = _decode(paths, only_largest_stack)
@@ -131,7 +146,8 @@ def _read_zip(path: Path, scratch: Path, limits: Limits, only_largest_stack: boo
         images = tuple(pydicom.dcmread(file, stop_before_pixels=True) for file in paths) if with_images else ()
     if measured["left_out"]:
         ignored["outside_the_largest_stack"] += measured["left_out"]
-    return Reading(volume, "dicom", key, measured["instances"], dict(sorted(ignored.items())), measured, images)
+    patient, counted = patient_key(named) if named else "", dict(sorted(ignored.items()))
+    return Reading(volume, "dicom", key, measured["instances"], counted, measured, images, patient)
 
 
 @contextmanager
@@ -152,7 +168,7 @@ def _decode(paths: list[Path], only_largest_stack: bool) -> Volume:
     try:
         return read_series(paths, only_largest_stack)
     except UserError as error:
-        raise InputError(_MEMBER_NUMBER.sub("", str(error))) from None
+        raise InputError(MEMBER_NUMBER.sub("", str(error))) from None
     except MemoryError:
         raise
     except Exception as error:
@@ -161,15 +177,16 @@ def _decode(paths: list[Path], only_largest_stack: bool) -> Volume:
         raise InputError(f"series: it cannot be read ({type(error).__name__}); send it again") from None
 
 
-def _unpack(path: Path, folder: Path, limits: Limits) -> tuple[list[Instance], dict[str, Path], Counter[str]]:
-    """Unpack and read every member's header: instances, where each lies, and files ignored by reason."""
+def _headers(
+    members: Iterator[tuple[Path, str]], kind: Kind, limits: Limits
+) -> tuple[list[Instance], dict[str, Path], Counter[str]]:
+    """Read every member's header: instances, where each lies, and files ignored by reason."""
     instances: list[Instance] = []
     files: dict[str, Path] = {}
     ignored: Counter[str] = Counter()
     left = limits.unpacked_bytes  # for what deflated files inflate to, all together
-    bounds = ArchiveLimits(members=limits.files, unpacked_bytes=limits.unpacked_bytes, ratio=ARCHIVE_RATIO)
     try:
-        for file, name in unpack(path, folder, bounds):
+        for file, name in members:
             location = f"{len(files):06d}/{name}" if name in files else name  # two members may share a name
             files[location] = file
             with file.open("rb") as stream:
@@ -192,11 +209,13 @@ def _unpack(path: Path, folder: Path, limits: Limits) -> tuple[list[Instance], d
     except OSError as error:  # a member's name that no file system takes
         if error.errno in NO_ROOM:
             raise
-        raise InputError(f"zip: a member cannot be unpacked: {error.strerror}") from None
+        raise InputError(f"{kind}: a member cannot be unpacked: {error.strerror}") from None
     return instances, files, ignored
 
 
-def _only_series(instances: list[Instance], ignored: Counter[str], only_largest_stack: bool) -> list[Instance]:
+def _only_series(
+    instances: list[Instance], ignored: Counter[str], only_largest_stack: bool, kind: Kind
+) -> list[Instance]:
     """The one CT series among ``instances``; the files of others are added to ``ignored`` by reason."""
     found: list[list[Instance]] = []
     mixed: list[tuple[int, int]] = []
@@ -218,14 +237,14 @@ def _only_series(instances: list[Instance], ignored: Counter[str], only_largest_
             found.append(images)
     if not found and mixed:
         others, total = mixed[0]
-        raise InputError(f"zip: {others} of the {total} images of its CT series are no CT, such as a dose page; "
+        raise InputError(f"{kind}: {others} of the {total} images of its CT series are no CT, such as a dose page; "
                          "send the CT images alone")  # fmt: skip
     if not found:
         seen = ", ".join(f"{count} {reason}" for reason, count in sorted(ignored.items()))
-        raise InputError(f"zip: no CT series in it ({seen or 'no file'}); send one CT series")
+        raise InputError(f"{kind}: no CT series in it ({seen or 'no file'}); send one CT series")
     if len(found) > 1:
         sizes = ", ".join(str(n) for n in sorted((len(group) for group in found), reverse=True)[:8])
-        raise InputError(f"zip: {len(found)} CT series in it (of {sizes} images); send one at a time")
+        raise InputError(f"{kind}: {len(found)} CT series in it (of {sizes} images); send one at a time")
     return found[0]
 
 

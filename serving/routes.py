@@ -15,7 +15,8 @@ class Told:
         name: in figures and in the audit log.
         path: the whole of it.
         methods: allowed.
-        takes_scan: it reads a patient's scan, so a line of the audit log tells of each request.
+        done: of one that reads a patient's scan, the outcome where it answers; a line of the audit log tells of each
+            request.
         probe: of an orchestrator, which has no token.
         says: what it answers, for people.
     """
@@ -24,14 +25,24 @@ class Told:
     path: str
     methods: tuple[str, ...]
     says: str
-    takes_scan: bool = False
+    done: str = ""
     probe: bool = False
+
+    @property
+    def takes_scan(self) -> bool:
+        """Whether it reads a patient's scan."""
+        return bool(self.done)
 
 
 ROUTES = (
-    Told("embed", "/embed", ("POST",), "the embedding of one scan", takes_scan=True),
-    Told("classify", "/classify", ("POST",), "what every head of the release answers for one scan", takes_scan=True),
-    Told("segment", "/segment", ("POST",), "the structures of one scan, as JSON, NIfTI or DICOM SEG", takes_scan=True),
+    Told("embed", "/embed", ("POST",), "the embedding of one scan", "embedded"),
+    Told("classify", "/classify", ("POST",), "what every head of the release answers for one scan", "classified"),
+    Told("segment", "/segment", ("POST",), "the structures of one scan, as JSON, NIfTI or DICOM SEG", "segmented"),
+    Told(
+        "saliency", "/saliency", ("POST",), "what a head's answer for one scan rests on, as JSON or NIfTI", "explained"
+    ),
+    Told("locate", "/locate", ("POST",), "where in another scan a point of one scan is", "located"),
+    Told("retrieve", "/retrieve", ("POST",), "the cases of the index that are most like one scan", "retrieved"),
     Told("model", "/model", READ, "name, line and digest of the model, its heads, and what it was made from"),
     Told("metrics", "/metrics", READ, "figures for Prometheus"),
     Told("docs", "/docs.json", READ, "this service as an OpenAPI 3.1 document"),
@@ -47,5 +58,5 @@ ROUTES = (
         probe=True,
     ),
 )
-BY_PATH = {route.path: route for route in ROUTES}
+BY_PATH, BY_NAME = ({getattr(route, key): route for route in ROUTES} for key in ("path", "name"))
 UNKNOWN = "other"  # every path that is none of these, as it is counted

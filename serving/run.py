@@ -12,6 +12,7 @@ from typing import NoReturn
 from components.bundle.manifest import read_manifest, verify_bundle
 from components.confined import Bounds
 from components.errors import UserError
+from serving.asking import INDEX_VARIABLE
 from serving.build import bento_environment, bento_path, bento_tag
 from serving.limits import BUNDLE_VARIABLE, Limits
 from serving.tls import PLAIN, Tls
@@ -46,7 +47,11 @@ def serve_command(target: str, host: str = LOCALHOST, port: int = PORT, tls: Tls
     bento = bento_path(tag)
     if bento is None:
         raise UserError(f"bento {tag}: not in the local store; run `make release` first")
-    verify_bundle(bento / "src" / "bundle")
+    digest = verify_bundle(bento / "src" / "bundle").digest
+    if os.environ.get(INDEX_VARIABLE, "").strip():
+        from serving.nearest import Index  # which imports torch
+
+        Index.from_environment(digest)
     Limits.from_environment(), Bounds.from_environment(), Tokens.from_environment()
     return [sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port), *certificates]
 
@@ -68,8 +73,9 @@ def serve(target: str, host: str = LOCALHOST, port: int = PORT, tls: Tls = PLAIN
     command = serve_command(target, host, port, tls)
     _require_free(host, port)
     environment = bento_environment()
-    if environment.get(TOKENS_VARIABLE, "").strip():  # the folder changes below
-        environment[TOKENS_VARIABLE] = str(Path(environment[TOKENS_VARIABLE].strip()).absolute())
+    for variable in (TOKENS_VARIABLE, INDEX_VARIABLE):  # the folder changes below
+        if environment.get(variable, "").strip():
+            environment[variable] = str(Path(environment[variable].strip()).absolute())
     # From the store's folder, so that the Bento's own code is imported and not this checkout's.
     os.chdir(environment["BENTOML_HOME"])
     environment.pop(BUNDLE_VARIABLE, None)

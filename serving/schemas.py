@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from serving.asking import WAYS
+
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 DIGEST: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "SHA-256 of the release, in hex"}
+LIMITS: Schema = {"type": "array", "items": TEXT, "description": "what a reader must know, a sentence each"}
 PART = "A part of a task: `findings/ich`"
 
 
@@ -86,7 +89,7 @@ SCHEMAS: dict[str, Schema] = {
         answer={"type": "string", "description": "a class: of two by the threshold, else the likeliest"},
         operating_point={"oneOf": [{"type": "null"}, ref("OperatingPoint")]},
         auc=_interval("Area under the ROC curve on test patients"),
-        limits={"type": "array", "items": TEXT, "description": "what a reader must know, a sentence each"},
+        limits=LIMITS,
     ),
     "Classification": record(
         "What every head answers",
@@ -105,7 +108,63 @@ SCHEMAS: dict[str, Schema] = {
         "The structures of one scan",
         part={"type": "string", "description": "the head"},
         structures=mapping("By the value in a label map", ref("Structure")),
-        limits={"type": "array", "items": TEXT, "description": "what a reader must know, a sentence each"},
+        limits=LIMITS,
+        model=ref("ModelName"),
+        found=ref("Found"),
+    ),
+    "Extreme": record(
+        "The highest block of a map, or the lowest",
+        value=NUMBER,
+        point_mm=_three(NUMBER, "its middle in RAS mm of the scan"),
+    ),
+    "Saliency": record(
+        "What an answer rests on",
+        of_class={"type": "string", "description": "whose log odds are explained"},
+        part={"type": "string", "description": "the head"},
+        way={"enum": list(WAYS)},
+        blocks=_three({"type": "integer", "minimum": 1}, "along each axis of what the head sees"),
+        log_odds={"type": "number", "description": "of the class against all others, calibrated"},
+        probability=SHARE,
+        highest=ref("Extreme"),
+        lowest=ref("Extreme"),
+        limits=LIMITS,
+        model=ref("ModelName"),
+        found=ref("Found"),
+    ),
+    "Place": record(
+        "A place of the other scan",
+        point_mm=_three(NUMBER, "RAS mm of the other scan"),
+        similarity={"type": "number", "minimum": -1, "maximum": 1, "description": "mean cosine at and round it"},
+    ),
+    "Location": record(
+        "Where a point of one scan is in another",
+        places={"type": "array", "items": ref("Place"), "minItems": 1, "description": "best first"},
+        stride_mm=_three({"type": "number", "exclusiveMinimum": 0}, "mm between the places that were compared"),
+        limits=LIMITS,
+        model=ref("ModelName"),
+        found=ref("Found"),
+        found_other=ref("Found"),
+    ),
+    "Case": record(
+        "A case of the index",
+        case={"type": "string", "description": "pseudonym of the series"},
+        patient={"type": "string", "description": "pseudonym"},
+        collection=TEXT,
+        labels=mapping("What is known of it: names by kind", {"type": "array", "items": TEXT}),
+        similarity={
+            "type": "number",
+            "minimum": -1,
+            "maximum": 1,
+            "description": "cosine of the vectors",
+        },
+    ),
+    "Index": record("The index that is served", digest=DIGEST, cases=COUNT, patients=COUNT),
+    "Retrieval": record(
+        "The cases most like one scan, of other patients",
+        nearest={"type": "array", "items": ref("Case"), "description": "best first"},
+        left_out={**COUNT, "description": "cases of the same patient"},
+        index=ref("Index"),
+        limits=LIMITS,
         model=ref("ModelName"),
         found=ref("Found"),
     ),
@@ -115,13 +174,17 @@ SCHEMAS: dict[str, Schema] = {
         digest=DIGEST,
         line=TEXT,
         heads=mapping(f"{PART}; what its head sees", {"enum": ["scan", "point"]}),
+        classes=mapping(f"{PART}; the classes of its answers", {"type": "array", "items": TEXT}),
         segments=mapping("A head that segments; its structures", {"type": "array", "items": TEXT}),
+        sees={"enum": ["crop", "scan"], "description": "what the encoder is shown"},
+        index={"oneOf": [{"type": "null"}, ref("Index")]},
         inputs=mapping("SHA-256 of what the model was made from: code, parameters, pinned versions, data", TEXT),
     ),
 }
 
 _DIGEST = "3f2a" * 16
 _MODEL = {"name": "ctfoundry-wholebody", "digest": _DIGEST}
+_INDEX = {"digest": "77be" * 16, "cases": 5120, "patients": 3001}
 _RATE = {"value": 0.891892, "low": 0.73989, "high": 0.959884}
 _FOUND = {
     "kind": "dicom", "series": "s626ee499cccb3e00", "instances": 275, "ignored": {"not_dicom": 1},
@@ -148,7 +211,24 @@ EXAMPLES: dict[str, Any] = {
         "structures": {"1": {"name": "liver", "volume_ml": 1480.25, "dice": 0.91}},
         "limits": ["Its Dice is of phantoms."], "model": _MODEL, "found": _FOUND,
     },
+    "Saliency": {
+        "part": "findings/ich", "of_class": "present", "way": "occlusion", "blocks": [6, 6, 6], "log_odds": 1.25,
+        "probability": 0.777300, "highest": {"value": 0.5, "point_mm": [12.5, -30.0, 88.0]},
+        "lowest": {"value": -0.125, "point_mm": [-20.0, 4.0, 61.5]}, "limits": ["It is no segmentation."],
+        "model": _MODEL, "found": _FOUND,
+    },
+    "Location": {
+        "places": [{"point_mm": [14.0, -27.5, 91.0], "similarity": 0.8125}], "stride_mm": [24.0, 24.0, 24.0],
+        "limits": ["A place is found in every scan."], "model": _MODEL, "found": _FOUND, "found_other": _FOUND,
+    },
+    "Retrieval": {
+        "nearest": [{"case": "s0473769d94f83e67", "patient": "p74a8e70d5b6ff1ab", "collection": "nlst",
+                     "labels": {"finding": ["emphysema"]}, "similarity": 0.912345}],
+        "left_out": 1, "index": _INDEX, "limits": ["Cases are near by the whole scan."], "model": _MODEL,
+        "found": _FOUND,
+    },
     "Model": {**_MODEL, "line": "wholebody", "heads": {"findings/ich": "scan", "organs": "point"},
-              "segments": {"organs_segmented": ["liver", "spleen"]},
+              "classes": {"findings/ich": ["absent", "present"], "organs": ["liver", "spleen"]},
+              "segments": {"organs_segmented": ["liver", "spleen"]}, "sees": "crop", "index": _INDEX,
               "inputs": {"code": "9c1e" * 16}},
 }  # fmt: skip

@@ -3,7 +3,6 @@ DICOM SEG."""
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from scipy import ndimage
 
-from components.ct.store import FloatArray, Volume
+from components.ct.store import FloatArray
 from components.models.embed import fixed_threads
 from serving.asking import segmenter_of
 from serving.embedding import DEFAULT_LIMITS, ServedBundle, read_scan
 from serving.limits import Limits
+from serving.overlays import nifti_bytes, onto
 from serving.reading import header_values
 from serving.sniff import InputError
 
@@ -51,15 +50,13 @@ class Segmented:
     images: tuple[pydicom.Dataset, ...] = ()
 
     def as_nifti(self) -> bytes:
-        """The label map as .nii.gz, columns first and slices last, as other software has it, with the structures' names
-        in its header, where 3D Slicer and TotalSegmentator have them; equal maps give equal bytes."""
-        image = nib.Nifti1Image(self.labels.transpose(2, 1, 0), self.affine[:, [2, 1, 0, 3]])
-        image.header.set_xyzt_units("mm")
+        """The label map as .nii.gz, with the structures' names in its header, where 3D Slicer and TotalSegmentator have
+        them; equal maps give equal bytes."""
         rows = "".join(
             f'<Label Key="{value}"><![CDATA[{name}]]></Label>' for value, name in sorted(self.structures.items())
         )
-        image.header.extensions.append(nib.nifti1.Nifti1Extension(CARET, TABLE.format(rows).encode()))
-        return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
+        table = nib.nifti1.Nifti1Extension(CARET, TABLE.format(rows).encode())
+        return nifti_bytes(self.labels, self.affine, [table])
 
     def as_dicom(self) -> bytes:
         """The label map as DICOM SEG in the scan's study.
@@ -117,12 +114,3 @@ def segment_file(
     content = {"part": part, "structures": structures, "limits": list(told.limits)}
     content |= {"model": bundle.model, "found": scan.to_json()}
     return Segmented(labels, scan.sent.affine, names, content, scan.images)
-
-
-def onto(labels: Labels, affine: FloatArray, sent: Volume) -> Labels:
-    """Labels on another grid, by the nearest voxel; 0 where there is none."""
-    step = np.linalg.inv(affine) @ sent.affine
-    moved: Labels = ndimage.affine_transform(
-        labels, step[:3, :3], step[:3, 3], sent.hu.shape, order=0, mode="constant", cval=0
-    )
-    return moved

@@ -12,13 +12,15 @@ import nibabel as nib
 from components.errors import UserError
 from serving.limits import Limits
 
-Kind = Literal["zip", "nii", "nii.gz"]
+Kind = Literal["zip", "tar", "files", "nii", "nii.gz"]  # tar: gzipped or not; files: a folder of them
 
 # Header extensions are read into memory whole; real ones are a few hundred kilobytes.
 MAX_NIFTI_OFFSET = 16 * 1024**2
 HEADER_BYTES = 544  # NIfTI-2, the longer of the two, with its extension flag
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 GZIP_MAGIC = b"\x1f\x8b"
+TAR_MAGIC, TAR_MAGIC_AT = b"ustar", 257  # POSIX and GNU
+HOW = "send one CT series as a zip, a tar or several files of a form, or a NIfTI volume (.nii, .nii.gz)"
 UNREADABLE: tuple[type[Exception], ...] = (
     ValueError, KeyError, OverflowError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError,
 )  # fmt: skip
@@ -36,18 +38,25 @@ def kind_of(path: Path) -> Kind:
     """The kind of a file by its content.
 
     Raises:
-        InputError: 415 where it is neither a zip nor a NIfTI volume, saying what it looks like.
+        InputError: 415 where it is neither an archive nor a NIfTI volume, saying what it looks like.
     """
+    if path.is_dir():
+        return "files"
     start = _start(path)
     if start.startswith(ZIP_MAGIC):
         return "zip"
     if start.startswith(GZIP_MAGIC):
-        if _is_nifti(_inflated(start)):
+        inflated = _inflated(start)
+        if _is_nifti(inflated):
             return "nii.gz"
-        raise InputError("gzip without a NIfTI volume in it: send one CT series as a zip, or a NIfTI volume", 415)
+        if _is_tar(inflated):
+            return "tar"
+        raise InputError(f"gzip without a NIfTI volume or a tar in it: {HOW}", 415)
     if _is_nifti(start):
         return "nii"
-    raise InputError(f"{_likeness(start)}: send one CT series as a zip, or a NIfTI volume (.nii, .nii.gz)", 415)
+    if _is_tar(start):
+        return "tar"
+    raise InputError(f"{_likeness(start)}: {HOW}", 415)
 
 
 def check_nifti(path: Path, kind: Kind, limits: Limits) -> None:
@@ -100,6 +109,10 @@ def _is_nifti(head: bytes) -> bool:
     return first or second
 
 
+def _is_tar(head: bytes) -> bool:
+    return head[TAR_MAGIC_AT:].startswith(TAR_MAGIC)
+
+
 def _likeness(start: bytes) -> str:
     if not start:
         return "empty file"
@@ -110,4 +123,4 @@ def _likeness(start: bytes) -> str:
         return "an address instead of a file (addresses are not fetched)"
     if text.startswith((b"{", b"[", b'"')):
         return "JSON instead of a file (addresses are not fetched)"
-    return "neither a zip nor a NIfTI volume"
+    return "neither a zip nor a NIfTI volume nor a tar"

@@ -1,12 +1,15 @@
-"""Zip archives, unpacked with limits: people send series as zips, and a zip is not to be trusted."""
+"""Archives, zip and tar, unpacked with limits: people send series in them, and an archive is not to be trusted."""
 
 from __future__ import annotations
 
 import errno
+import gzip
 import re
 import shutil
 import stat
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -126,9 +129,10 @@ def copy_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: IO[byte
         target.write(block)
 
 
-def _base_name(member: str) -> str:
-    """The end of a member's base name in plain characters: at most 80 bytes, so that any file system takes it."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(member).name)[-80:]
+def numbered(index: int, member: str) -> str:
+    """Name for a file that others have named: a number, and the end of its base name in plain characters, at most 80
+    bytes, so that any file system takes it."""
+    return f"{index:06d}-{re.sub(r'[^A-Za-z0-9._-]', '_', PurePosixPath(member).name)[-80:]}"
 
 
 def unpack(path: Path, destination: Path, limits: ArchiveLimits) -> Iterator[tuple[Path, str]]:
@@ -151,10 +155,44 @@ def unpack(path: Path, destination: Path, limits: ArchiveLimits) -> Iterator[tup
                     if reason == "link":
                         continue
                     raise _refusal(info, reason, limits)
-                file = destination / f"{index:06d}-{_base_name(info.filename)}"
+                file = destination / numbered(index, info.filename)
                 with file.open("wb") as target:
                     copy_member(archive, info, target)
                 yield file, info.filename
         except (ArchiveError, OSError):
             shutil.rmtree(destination, ignore_errors=True)
             raise
+
+
+def unpack_tar(path: Path, destination: Path, limits: ArchiveLimits) -> Iterator[tuple[Path, str]]:
+    """As :func:`unpack`, of a tar or a gzipped one, in which everything but plain files is passed over.
+
+    It is read once from front to back, for it has no directory: the order is that of its members.
+    """
+    destination.mkdir(parents=True, exist_ok=True)
+    left = limits.unpacked_bytes
+    try:
+        with tarfile.open(path, mode="r|*") as archive:
+            for index, info in enumerate(archive):
+                if index == limits.members:
+                    raise ArchiveLimitError(f"tar: more members are not allowed: at most {limits.members}")
+                left -= info.size
+                if left < 0:
+                    raise ArchiveLimitError(
+                        f"tar: more bytes unpacked are not allowed: at most {limits.unpacked_bytes}"
+                    )
+                source = archive.extractfile(info) if info.isreg() and not info.issparse() else None
+                if source is None:
+                    continue
+                file = destination / numbered(index, info.name)
+                with file.open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+                yield file, info.name
+    except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+        shutil.rmtree(destination, ignore_errors=True)
+        raise ArchiveError(f"tar: damaged or cut short ({type(error).__name__}); send it again") from None
+    except (ArchiveError, OSError) as error:
+        shutil.rmtree(destination, ignore_errors=True)
+        if isinstance(error, gzip.BadGzipFile):
+            raise ArchiveError("tar: its checksum is wrong; send it again") from None
+        raise

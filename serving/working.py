@@ -1,0 +1,90 @@
+"""What a child of the service does with a request: the same functions that answer offline, by the name of the route."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.confined import Result
+from serving.asking import ANSWER, FORM, HEAD, NEAREST, OTHER, POINT, SCAN
+from serving.classifying import classify_file
+from serving.embedding import ServedBundle, embed_file
+from serving.explaining import Wanted, saliency_file
+from serving.limits import Limits
+from serving.locating import locate_files
+from serving.nearest import Index, account_of, retrieve_file
+from serving.segmenting import segment_file
+
+Request = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A release, the index beside it, and the limits of each request."""
+
+    bundle: ServedBundle
+    index: Index | None
+    limits: Limits
+
+    def do(self, request: Request) -> Result:
+        """What is asked: ``ask``, the route; ``paths``, field to file or folder; ``scratch``, a folder; and the route's
+        own parameters, which were looked at when they came."""
+        tempfile.tempdir = request["scratch"]
+        paths = {field: Path(path) for field, path in request["paths"].items()}
+        of_route: dict[str, Callable[[Request, dict[str, Path]], dict[str, Any]]] = {
+            "embed": lambda _, paths: embed_file(paths[SCAN], self.bundle, self.limits).to_json(),
+            "classify": lambda asked, paths: classify_file(paths[SCAN], self.bundle, _point(asked), self.limits),
+            "segment": self._segment,
+            "saliency": self._explain,
+            "locate": self._locate,
+            "retrieve": self._retrieve,
+        }
+        return Result(of_route[request["ask"]](request, paths))
+
+    def _segment(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
+        as_dicom = asked[FORM] == "dicom"
+        found = segment_file(paths[SCAN], self.bundle, asked[HEAD], self.limits, with_images=as_dicom)
+        return _written(asked, found.content, {"nifti": found.as_nifti, "dicom": found.as_dicom})
+
+    def _explain(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
+        wanted = Wanted(**asked["wanted"] | {"point": _point(asked["wanted"], "point")})
+        found = saliency_file(paths[SCAN], self.bundle, wanted, self.limits)
+        return _written(asked, found.content, {"nifti": found.as_nifti})
+
+    def _locate(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
+        point = _point(asked)
+        assert point is not None
+        return locate_files(paths[SCAN], paths[OTHER], self.bundle, point, self.limits)
+
+    def _retrieve(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
+        assert self.index is not None
+        return retrieve_file(paths[SCAN], self.bundle, self.index, asked[NEAREST], self.limits)
+
+
+def told_of(bundle: ServedBundle, index: Index | None) -> dict[str, Any]:
+    """What ``GET /model`` says: JSON-like."""
+    manifest = bundle.manifest
+    heads = {part: head.description for part, head in bundle.heads.items()}
+    return {
+        "name": manifest.name, "digest": manifest.digest, "line": manifest.line, "inputs": manifest.inputs,
+        "sees": bundle.embedder.config.input.sees,
+        "heads": {part: head.sees for part, head in heads.items()},
+        "classes": {part: list(head.classes) for part, head in heads.items()},
+        "segments": {part: list(head.description.structures) for part, head in bundle.segmenters.items()},
+        "index": None if index is None else account_of(index),
+    }  # fmt: skip
+
+
+def _point(asked: Request, name: str = POINT) -> tuple[float, float, float] | None:
+    point = asked[name]
+    return None if point is None else (point[0], point[1], point[2])
+
+
+def _written(asked: Request, content: dict[str, Any], forms: dict[str, Callable[[], bytes]]) -> dict[str, Any]:
+    """The content; and where a file is asked for, it lies in the scratch folder."""
+    if asked[FORM] in forms:
+        (Path(asked["scratch"]) / ANSWER).write_bytes(forms[asked[FORM]]())
+    return content
