@@ -19,7 +19,7 @@ FORMS = {
     "nifti": ("application/gzip", ".nii.gz"),
     "dicom": ("application/dicom", ".dcm"),
 }
-FILES = {"segment": "labels", "saliency": "saliency"}  # route to the name of its file
+FILES = {"classify": "answers", "segment": "labels", "saliency": "saliency"}  # route to the name of its file
 WAYS = ("occlusion", "gradients")
 DOES = {"segment": "segments", "classify": "classifies"}
 BLOCKS_AN_AXIS, MOST_BLOCKS = 6, 16
@@ -118,7 +118,7 @@ def classified(query: Mapping[str, str], model: Mapping[str, Any]) -> dict[str, 
     """What ``POST /classify`` asks of a model, as ``GET /model`` tells of it. Raises InputError where it cannot."""
     point = point_of(query.get(POINT))
     require_answer(model["heads"], point)
-    return {POINT: point}
+    return {POINT: point, FORM: one_of(FORM, query.get(FORM), ["json", "dicom"])}
 
 
 def segmented(query: Mapping[str, str], model: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def explained(query: Mapping[str, str], model: Mapping[str, Any]) -> dict[str, A
     }  # fmt: skip
     if wanted["way"] == "gradients":
         require_gradients(sees, model["sees"])
-    return {FORM: one_of(FORM, query.get(FORM), [form for form in FORMS if form != "dicom"]), "wanted": wanted}
+    return {FORM: one_of(FORM, query.get(FORM), ["json", "nifti"]), "wanted": wanted}
 
 
 def require_gradients(sees: str, encoder_sees: str) -> None:

@@ -14,6 +14,7 @@ from components.models.heads import Head, HeadDescription
 from serving.asking import HOW, POINT, require_answer
 from serving.embedding import DEFAULT_LIMITS, Scan, ServedBundle, read_scan, volume_vector
 from serving.limits import Limits
+from serving.reading import header_values
 from serving.sniff import InputError
 
 DIGITS = 6  # as thresholds are given
@@ -41,15 +42,45 @@ def classify_file(
         InputError, UserError: as :func:`serving.embedding.embed_file`; or no head can answer, or the point is not in
             the scan.
     """
+    return _answered(path, bundle, point, limits)[1]
+
+
+def report_file(
+    path: Path,
+    bundle: ServedBundle,
+    point: tuple[float, float, float] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> tuple[dict[str, Any], bytes]:
+    """As :func:`classify_file`, and the same answers as a DICOM SR in the scan's study.
+
+    Raises:
+        InputError, UserError: as there; or the scan was sent as NIfTI, or as :func:`serving.dicom_sr.dicom_sr`.
+    """
+    from serving.dicom_sr import dicom_sr  # highdicom takes half a second
+
+    scan, content = _answered(path, bundle, point, limits, with_images=True)
+    if not scan.images:
+        raise InputError("a DICOM SR refers to DICOM images, and the scan was sent as NIfTI; ask for JSON")
+    with header_values():
+        return content, dicom_sr(scan.images, content["answers"], bundle.model)
+
+
+def _answered(
+    path: Path,
+    bundle: ServedBundle,
+    point: tuple[float, float, float] | None,
+    limits: Limits,
+    with_images: bool = False,
+) -> tuple[Scan, dict[str, Any]]:
     sees: dict[str, str] = {part: head.description.sees for part, head in bundle.heads.items()}
     require_answer(sees, point)
-    scan = read_scan(path, bundle, limits)
+    scan = read_scan(path, bundle, limits, with_images)
     vectors: dict[str, npt.NDArray[np.float32]] = {}
     if "scan" in sees.values():
         vectors["scan"] = volume_vector(scan, bundle)
     if point is not None and "point" in sees.values():
         vectors["point"] = _point_vector(scan, bundle, point)
-    return {
+    return scan, {
         "answers": {
             part: answer_of(head, vectors[sees[part]]) for part, head in bundle.heads.items() if sees[part] in vectors
         },

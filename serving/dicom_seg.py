@@ -1,13 +1,11 @@
 """A label map as DICOM SEG (PS3.3 A.51), in the study of the scan that it was made from.
 
-One binary segment a structure, as viewers and archives read it; frames refer to the images they lie on. Equal input
-gives equal bytes and equal UIDs: what is stored twice is one object, not two.
+One binary segment a structure, as viewers and archives read it; frames refer to the images they lie on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 import highdicom as hd
@@ -19,17 +17,13 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from components.ct.store import FloatArray
+from serving.dicom_out import FRAME, LONG, REFERRED_TO, SCHEME, SHORT, complete, date_as, file_of
 from serving.sniff import InputError
 
-SCHEME = "99CTFOUNDRY"  # of what SNOMED CT, as pydicom has it, does not name
 SERIES_NUMBER = 9100
 OFF_GRID = 0.1  # of a voxel: beyond it an image lies between the planes of the volume
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
-SHORT, LONG = 16, 64  # characters of a code's value and meaning (SH, LO)
-REFERRED_TO = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
-                "StudyTime", "ReferringPhysicianName")  # type 2, which many a scan does without  # fmt: skip
 
 
 def dicom_seg(
@@ -56,7 +50,7 @@ def dicom_seg(
     Raises:
         InputError: an image lies between the planes of the volume or lacks an identifier, or nothing was found.
     """
-    images = [_complete(image) for image in images]
+    images = [complete(image, (*REFERRED_TO, FRAME), "NIfTI") for image in images]
     values = sorted(structures)
     if not labels.any():
         raise InputError("none of the release's structures was found in this scan: there is nothing to store as SEG")
@@ -86,10 +80,10 @@ def dicom_seg(
         content_description=f"{part} by {model['name']}"[:LONG],
         series_description=f"{model['name']} {part}"[:LONG],
     )
-    _without_now(seg, images[0], generate_uid(entropy_srcs=[*about, "dimensions"]))
-    file = BytesIO()
-    seg.save_as(file, enforce_file_format=True)
-    return file.getvalue()
+    date_as(seg, images[0])
+    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
+        item.DimensionOrganizationUID = generate_uid(entropy_srcs=[*about, "dimensions"])
+    return file_of(seg)
 
 
 def concept_of(name: str) -> tuple[Code, Code | None]:
@@ -193,28 +187,3 @@ def _plane(position: Any, orientation: Any, spacing: Any) -> FloatArray:
     plane[:3, 2] = 0
     plane[:3, 3] = np.array(position, dtype=float)
     return plane
-
-
-def _complete(image: pydicom.Dataset) -> pydicom.Dataset:
-    missing = [name for name in REFERRED_TO if not image.get(name)]
-    if missing:
-        raise InputError(f"an image of the scan has no {', '.join(missing)}: nothing could refer to it; ask for NIfTI")
-    for name in MAY_BE_EMPTY:
-        if name not in image:
-            setattr(image, name, "")
-    return image
-
-
-def _without_now(seg: pydicom.Dataset, image: pydicom.Dataset, dimensions: str) -> None:
-    """Dates and times of the scan, and UIDs that are drawn from what is stored."""
-    for kind, unknown in (("Date", "19700101"), ("Time", "000000")):
-        of_the_scan = (str(image.get(f"{what}{kind}") or "") for what in ("Acquisition", "Series", "Study"))
-        taken = next(filter(None, of_the_scan), unknown)
-        for name in (f"Content{kind}", f"InstanceCreation{kind}", f"Series{kind}"):
-            if name in seg:
-                setattr(seg, name, taken)
-    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
-        item.DimensionOrganizationUID = dimensions
-    for equipment in seg.get("ContributingEquipmentSequence", []):
-        if "ContributionDateTime" in equipment:
-            del equipment.ContributionDateTime

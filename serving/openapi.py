@@ -84,7 +84,14 @@ def _whole(most: int, default: int) -> Schema:
 _POINT: Schema = {"type": "string", "pattern": f"^{NUMBER},{NUMBER},{NUMBER}$"}
 _AT = "12.5,-30,88"
 PARAMETERS: dict[str, list[dict[str, Any]]] = {
-    "classify": [_parameter(POINT, f"For heads that see a point: {HOW}", _POINT, example=_AT)],
+    "classify": [
+        _parameter(POINT, f"For heads that see a point: {HOW}", _POINT, example=_AT),
+        _parameter(
+            FORM,
+            "dicom: a structured report (SR TID 1500) in the scan's study, for a scan that was sent as DICOM",
+            {"enum": ["json", "dicom"], "default": "json"},
+        ),
+    ],
     "segment": [
         _parameter(
             FORM,

@@ -44,8 +44,9 @@ def main() -> None:
     except UserError as error:
         control.send(json.dumps({"error": str(error)}).encode())
         sys.exit(1)
-    if bundle.segmenters:
-        import serving.dicom_seg  # noqa: F401  # once here, and not in each child
+    import serving.dicom_seg  # once here, and not in each child
+    import serving.dicom_sr  # noqa: F401
+
     said, work = told_of(bundle, index), Work(bundle, index, limits)
     gc.collect()
     gc.freeze()  # or the collector would touch, and so copy, in each child what it shares with this process

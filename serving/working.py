@@ -10,7 +10,7 @@ from typing import Any
 
 from components.confined import Result
 from serving.asking import ANSWER, FORM, HEAD, NEAREST, OTHER, POINT, SCAN
-from serving.classifying import classify_file
+from serving.classifying import classify_file, report_file
 from serving.embedding import ServedBundle, embed_file
 from serving.explaining import Wanted, saliency_file
 from serving.limits import Limits
@@ -36,13 +36,19 @@ class Work:
         paths = {field: Path(path) for field, path in request["paths"].items()}
         of_route: dict[str, Callable[[Request, dict[str, Path]], dict[str, Any]]] = {
             "embed": lambda _, paths: embed_file(paths[SCAN], self.bundle, self.limits).to_json(),
-            "classify": lambda asked, paths: classify_file(paths[SCAN], self.bundle, _point(asked), self.limits),
+            "classify": self._classify,
             "segment": self._segment,
             "saliency": self._explain,
             "locate": self._locate,
             "retrieve": self._retrieve,
         }
         return Result(of_route[request["ask"]](request, paths))
+
+    def _classify(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
+        if asked[FORM] == "json":
+            return classify_file(paths[SCAN], self.bundle, _point(asked), self.limits)
+        content, report = report_file(paths[SCAN], self.bundle, _point(asked), self.limits)
+        return _written(asked, content, {"dicom": lambda: report})
 
     def _segment(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
         as_dicom = asked[FORM] == "dicom"

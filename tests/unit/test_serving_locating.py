@@ -39,7 +39,7 @@ def test_a_point_is_found_where_it_is_also_in_a_scan_that_lies_elsewhere(bundle:
     there = trunk(tmp_path / "there.nii", (-110.0, -150.0, 60.0))
     point = np.array([-150.0, -120.0, 0.0]) + 3.0 * np.array([52.0, 46.0, 47.0])
     found = locate_files(here, there, bundle, (point[0], point[1], point[2]))
-    expected = point + [40.0, -30.0, 60.0]
+    expected = point + np.array([40.0, -30.0, 60.0])
     best = found["places"][0]
     stride = np.array(found["stride_mm"])
     assert np.abs(np.array(best["point_mm"]) - expected).max() <= stride.max() / 2 + 3

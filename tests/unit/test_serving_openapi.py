@@ -8,7 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from serving.asking import POINT
+from serving.asking import FORM, POINT
 from serving.metrics import REFUSED
 from serving.openapi import OF_A_SCAN, document
 from serving.routes import ROUTES
@@ -42,7 +42,7 @@ def test_routes_that_take_scans_name_every_status_and_their_body(told: dict[str,
         assert "multipart/form-data" in operation["requestBody"]["content"]
         for status in ("429", "503"):
             assert operation["responses"][status]["headers"]["Retry-After"]["required"]
-    assert [p["name"] for p in told["paths"]["/classify"]["post"]["parameters"]] == [POINT]
+    assert [p["name"] for p in told["paths"]["/classify"]["post"]["parameters"]] == [POINT, FORM]
     assert set(REFUSED) <= {*OF_A_SCAN, 401, 404, 405, 409}
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import highdicom as hd
 import httpx
 import pytest
 from client import PATIENT, nifti
@@ -51,6 +53,21 @@ def test_the_service_answers_as_the_same_code_does_offline(
     both = ask(answering, good, "?point_mm=0,0,40").json()
     assert sorted(both["answers"]) == ["findings/ich", "organs"]
     assert httpx.get(f"{answering}/model", timeout=5).json()["heads"] == {"findings/ich": "scan", "organs": "point"}
+
+
+def test_the_answers_come_as_a_structured_report_of_the_scans_study(answering: str, good: bytes) -> None:
+    answer = ask(answering, good, "?form=dicom")
+    assert answer.headers["content-type"] == "application/dicom"
+    assert answer.headers["content-disposition"] == 'attachment; filename="answers.dcm"'
+    assert answer.content == ask(answering, good, "?form=dicom").content
+    report = hd.sr.srread(io.BytesIO(answer.content))
+    assert (report.StudyInstanceUID, report.PatientID) == ("1.2.3", PATIENT)
+    (group,) = report.content.get_image_measurement_groups()
+    told = ask(answering, good).json()["answers"]["findings/ich"]
+    assert [item.value for item in group.get_measurements()] == list(told["probabilities"].values())
+    assert group.get_qualitative_evaluations()[0].value.meaning == told["answer"]
+    assert "sent as NIfTI; ask for JSON" in refused_here(ask(answering, nifti(), "?form=dicom"), 422)
+    assert refused_here(ask(answering, good, "?form=nifti"), 400) == "form 'nifti' is not allowed: json, dicom"
 
 
 def test_what_embedding_refuses_is_refused_here_and_so_is_what_is_no_point(answering: str, good: bytes) -> None:

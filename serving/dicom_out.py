@@ -1,0 +1,60 @@
+"""What our DICOM objects have in common: they are of their scan's study, and equal input gives equal bytes and UIDs, so
+that what is stored twice is one object, not two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import pydicom
+
+from serving.sniff import InputError
+
+SCHEME = "99CTFOUNDRY"  # of what SNOMED CT, as pydicom has it, does not name
+SHORT, LONG = 16, 64  # characters of a code's value and meaning (SH, LO)
+REFERRED_TO = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+FRAME = "FrameOfReferenceUID"
+MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+                "StudyTime", "ReferringPhysicianName")  # type 2, which many a scan does without  # fmt: skip
+
+
+def complete(image: pydicom.Dataset, needed: Sequence[str], instead: str) -> pydicom.Dataset:
+    """An image's header with what may be empty, empty where it lacks it.
+
+    Args:
+        image: of the scan; it is changed.
+        needed: keywords that it must have a value of.
+        instead: form to ask for where it has not.
+
+    Raises:
+        InputError: it has not.
+    """
+    missing = [name for name in needed if not image.get(name)]
+    if missing:
+        raise InputError(
+            f"an image of the scan has no {', '.join(missing)}: nothing could refer to it; ask for {instead}"
+        )
+    for name in MAY_BE_EMPTY:
+        if name not in image:
+            setattr(image, name, "")
+    return image
+
+
+def date_as(made: pydicom.Dataset, image: pydicom.Dataset) -> None:
+    """Put the scan's date and time where an object has those of its making."""
+    for kind, unknown in (("Date", "19700101"), ("Time", "000000")):
+        of_the_scan = (str(image.get(f"{what}{kind}") or "") for what in ("Acquisition", "Series", "Study"))
+        taken = next(filter(None, of_the_scan), unknown)
+        for name in (f"Content{kind}", f"InstanceCreation{kind}", f"Series{kind}"):
+            if name in made:
+                setattr(made, name, taken)
+    for equipment in made.get("ContributingEquipmentSequence", []):
+        if "ContributionDateTime" in equipment:
+            del equipment.ContributionDateTime
+
+
+def file_of(made: pydicom.Dataset) -> bytes:
+    """The object as a DICOM file."""
+    file = BytesIO()
+    made.save_as(file, enforce_file_format=True)
+    return file.getvalue()
