@@ -22,7 +22,7 @@ VALUE = "-".join(("SECRET", "PATIENT"))  # of a header; its source line may be l
 
 
 def work(request: dict[str, Any]) -> Result:
-    task, scratch = Path(request["path"]).read_text(), Path(request["scratch"])
+    task, scratch = Path(request["paths"]["scan"]).read_text(), Path(request["scratch"])
     mark = MARKS / str(os.getpid())
     mark.touch()
     with MARKS.with_name("begun").open("a") as begun:

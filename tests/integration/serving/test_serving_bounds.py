@@ -201,7 +201,7 @@ def test_children_end_with_the_service(service: Callable[..., Service]) -> None:
 
     async def asks() -> None:
         with pytest.raises(ReaderGoneError):
-            await one.forks.run({"path": str(task), "scratch": str(one.scratch)})
+            await one.forks.run({"paths": {"scan": str(task)}, "scratch": str(one.scratch)})
 
     async def work() -> None:
         async with anyio.create_task_group() as group:

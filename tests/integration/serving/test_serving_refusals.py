@@ -55,7 +55,7 @@ def test_an_empty_body_and_a_broken_form_are_400(url: str) -> None:
     refused(post(url, b"--x\r\nnonsense", **{"content-type": "multipart/form-data; boundary=x"}), 400, "multipart body")
     refused(post(url, b"--x", **{"content-type": "multipart/form-data"}), 400, "boundary")
     two = httpx.post(f"{url}/embed", files=[("a", ("a", b"x")), ("b", ("b", b"y"))], timeout=10)
-    refused(two, 400, "more than one file")
+    refused(two, 422, "files: no CT series in it (2 not_dicom); send one CT series")
 
 
 def test_a_body_that_declares_2_gb_is_413_at_once(url: str) -> None:

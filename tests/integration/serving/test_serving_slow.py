@@ -13,7 +13,7 @@ from client import post
 from conftest import running
 
 SLOW = 16
-SECONDS = 4
+SECONDS = 8  # in which all of what follows is seen, on a busy machine too
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_slow_uploads_stop_nobody_and_are_ended_with_408(service: str, good: byt
                 assert more, answer
                 answer += more
             assert answer.startswith(b"HTTP/1.1 408 "), answer
-            assert b'{"error":"upload is not complete after 4 s (CTFOUNDRY_UPLOAD_SECONDS)"}' in answer
+            assert b'{"error":"upload is not complete after 8 s (CTFOUNDRY_UPLOAD_SECONDS)"}' in answer
             assert b"\r\nconnection: close\r\n" in answer
     finally:
         for client in clients:
