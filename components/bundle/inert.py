@@ -34,7 +34,8 @@ def require_inert(folder: Path, paths: Iterable[str]) -> None:
         fits = _is_weights(folder / path) if suffix == WEIGHTS else _is_text(folder / path, suffix)
         if not fits:
             raise UserError(
-                f"bundle {folder.name}: {path}: is not what its name says; a pickle or a program may hide so"
+                f"bundle {folder.name}: {path}: is not what its name says, and may run when it is read; allowed: UTF-8 "
+                f"text, JSON as {TEXT[2]}, weights as {WEIGHTS}"
             )
 
 

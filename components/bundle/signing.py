@@ -39,9 +39,10 @@ def signing_key() -> ec.EllipticCurvePrivateKey | None:
     if not text and not file:
         return None
     try:
-        says, content = (KEY_VARIABLE, text.encode()) if text else (file, Path(file).read_bytes())
+        content = text.encode() if text else Path(file).read_bytes()
     except OSError as error:
         raise UserError(f"{KEY_FILE_VARIABLE}: {file}: {str(error.strerror).lower()}") from None
+    says = KEY_VARIABLE if text else f"{KEY_FILE_VARIABLE}: {file}"
     password = os.environ.get(PASSWORD_VARIABLE, "").encode() or None
     try:
         key = load_pem_private_key(content, password)
