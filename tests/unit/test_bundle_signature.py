@@ -16,18 +16,12 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    KeySerializationEncryption,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from model_signing import hashing, verifying
 from picklescan.scanner import scan_directory_path
 from released import write_release
 from safetensors.numpy import save_file
+from team_keys import private_pem, public_pem
 
 from components.bundle.manifest import write_manifest
 from components.bundle.signature import is_of, signature_file, verify_release
@@ -40,14 +34,6 @@ from flows.pins import foreign
 INPUTS = {"code": "a" * 64}
 KEY = ec.generate_private_key(ec.SECP256R1())
 OTHER = ec.generate_private_key(ec.SECP256R1())
-
-
-def public_pem(key: Any) -> bytes:
-    return bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-
-
-def private_pem(key: Any, encryption: KeySerializationEncryption | None = None) -> bytes:
-    return bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption()))
 
 
 def manifested(folder: Path) -> Path:
