@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from components.bundle.inert import require_inert
-from components.bundle.manifest import MANIFEST_FILE, Manifest, verify_bundle
+from components.bundle.manifest import MANIFEST_FILE, Manifest, read_manifest, verify_bundle
 from components.bundle.trust import TrustedKey, trusted_keys
 from components.errors import UserError
 from components.files import sha256_file
@@ -79,6 +79,7 @@ def verify_release(folder: Path, keys: tuple[TrustedKey, ...] | None = None) -> 
         manifest = verify_bundle(folder)
         require_inert(folder, manifest.files)
         return Verified(manifest, None)
+    read_manifest(folder)  # a folder that is no release is told as such
     path = signature_file(folder)
     # First what costs nothing: the hashes take a second for each GiB.
     statement, key = _believed(path, keys)
