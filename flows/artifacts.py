@@ -12,6 +12,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from rich.table import Table
 
+from components.bundle.signature import SUFFIX, is_of
 from components.files import read_json
 from components.progress import wide_console
 from components.settings import shards
@@ -149,10 +150,12 @@ def print_summary(run: Run) -> None:
         console.print(_table(f"Gates of line {line}", rows))
     bundle = Path("releases") / line
     digest = read_json(bundle / "manifest.json")["digest"] if run.made("bundle") else None
+    signature = bundle.with_name(f"{line}{SUFFIX}")
     rows = [
         {"what": "Bento", "where": run.tag or "none built"},
         {"what": "bundle digest", "where": digest or "no new bundle"},
         {"what": "bundle", "where": bundle if digest else "no new bundle"},
+        {"what": "signature", "where": signature if digest and is_of(signature, bundle) else "none"},
         {"what": "evaluation report", "where": f"data/{line}/evaluate/report.html" if run.made("evaluate") else "none"},
         {"what": "data quality", "where": f"reports/{line}/quality.html" if run.data_docs else "none"},
         {"what": "Data Docs", "where": run.data_docs or "none"},

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from components import arithmetic
-from components.bundle.manifest import read_manifest, verify_bundle
+from components.bundle.manifest import read_manifest
+from components.bundle.signature import verify_release
 from components.command import data_dir
 from components.errors import UserError
 from components.files import read_json, replacing, sha256_file, write_json
@@ -32,7 +33,7 @@ def promote(line: str) -> str:
     folder = Path("releases") / line
     if not (folder / "manifest.json").is_file():
         raise UserError(f"promote: no release of line {line} in {folder}; run `make release LINE={line}` first")
-    manifest = verify_bundle(folder)
+    manifest = verify_release(folder).manifest
     metrics = read_json(folder / "metrics.json")
     champion = {"bundle": manifest.digest, "evaluation_data": metrics["evaluation_data"], "metrics": metrics}
     profile = folder / "profile.json"  # a release made by an earlier version has none

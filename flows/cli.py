@@ -39,6 +39,11 @@ MODULES = {
     "index": ("flows.index", "The vectors of a line's scans as one file, for a service to find the most similar in."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),
+    "sign": (
+        "flows.sign",
+        "Sign the present release, and its Bento, with the key that the environment names.",
+    ),
+    "verify-bundle": ("flows.verify_bundle", "Whether a release may be loaded here: its files, and who signed them."),
     "import-weights": (
         "flows.champion",
         "Make published weights the champion: load them by name and shape, evaluate them on the line's data.",

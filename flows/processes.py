@@ -22,6 +22,7 @@ ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 GRACE_SECONDS = 5.0  # between the polite signal and the last one
 DEADLINE_SECONDS = 10.0  # from a signal to the end of everything, whatever our own threads wait for
 PREFECT_SERVER = "prefect.server.api.server:create_app"
+SECRETS = "CTFOUNDRY_SIGNING_"  # what begins so in the environment is no stage's to see: they read others' files
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -161,8 +162,9 @@ def started(
 
     It has a process group of its own: Ctrl-C is ours to hear. A stage that hears it, too, would log a traceback.
     """
+    passed = {name: value for name, value in (environment or os.environ).items() if not name.startswith(SECRETS)}
     process = subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
+        command, cwd=cwd, env=passed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
         errors="replace", process_group=0,
     )  # fmt: skip
     assert process.stdout is not None

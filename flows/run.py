@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from components import arithmetic
+from components.bundle.signing import sign_release, signing_key
 from components.command import EXIT_PASSING
 from components.errors import UserError
 from components.files import read_json
@@ -92,6 +93,7 @@ class Run:
             if self.jobs is not None and self.jobs < 1:
                 raise UserError(f"jobs {self.jobs} is not allowed: stages at a time, at least 1")
             require_free()
+            signing_key()  # one that is not allowed is told before days of training
             self.jobs = self.jobs or default_jobs()
             self.arithmetic = arithmetic.variables(reproducible(self.line))
             self.steps = self._steps()
@@ -258,8 +260,12 @@ def build_data_docs(line: str, tell: Tell) -> str:
 
 
 def build_bento(line: str) -> str:
-    """The Bento of the release; returns its tag. The commit is on the Bento, not in the bundle."""
+    """The Bento of the release, which is signed where a key is at hand; returns the Bento's tag. The commit is on the
+    Bento, not in the bundle."""
     from flows.repository import commit_labels
     from serving.build import build_bento as build
 
-    return build(Path("releases") / line, commit_labels())
+    folder, key = Path("releases") / line, signing_key()
+    if key is not None:
+        sign_release(folder, key)
+    return build(folder, commit_labels())

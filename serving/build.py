@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -13,13 +14,17 @@ import yaml
 
 from components.bundle.inputs import SOURCE_PACKAGES, SOURCE_SUFFIXES, code_hash
 from components.bundle.manifest import Manifest, verify_bundle
+from components.bundle.signature import IN_BENTO, SUFFIX, is_of, signature_file
 from components.errors import UserError
-from components.files import sha256_tree
+from components.files import replacing, sha256_tree
+
+log = logging.getLogger(__name__)
 
 SERVICE = "serving.service:CTEmbed"
 REQUIREMENTS = "infra/pins/serving.txt"
 DEFAULT_HOME = Path(".ctfoundry/bentoml")
 VERSION_DIGITS = 16
+BUNDLE = "bundle"  # the release folder in a Bento's sources
 
 
 def bento_tag(manifest: Manifest) -> str:
@@ -45,7 +50,8 @@ def build_bento(bundle: Path, labels: dict[str, str], root: Path = Path()) -> st
     tag = bento_tag(manifest)
     existing = bento_path(tag)
     if existing is not None:
-        verify_bundle(existing / "src" / "bundle")
+        verify_bundle(existing / "src" / BUNDLE)
+        carry_signature(bundle, existing / "src")
         return tag
     for name, found in (("code", code_hash(root)), ("lock", sha256_tree((root / REQUIREMENTS).parent))):
         if found != manifest.inputs.get(name):
@@ -58,6 +64,21 @@ def build_bento(bundle: Path, labels: dict[str, str], root: Path = Path()) -> st
     if done.returncode != 0 or bento_path(tag) is None:
         raise UserError(f"bento {tag}: bentoml build failed: {_last_line(done)}")
     return tag
+
+
+def carry_signature(bundle: Path, sources: Path) -> None:
+    """Put the signature that lies beside a release folder into the ``sources`` of its Bento, where there is one.
+
+    One of another release stays behind, with a warning: this one has been made since, and was not signed.
+    """
+    signature, carried = signature_file(bundle), sources / IN_BENTO / f"{BUNDLE}{SUFFIX}"
+    if not signature.is_file():
+        return
+    if not is_of(signature, bundle):
+        log.warning("%s: is of another release, and not in the Bento; sign this one with `ctfoundry sign`", signature)
+    elif not carried.is_file() or carried.read_bytes() != signature.read_bytes():
+        with replacing(carried) as temporary:
+            shutil.copyfile(signature, temporary)
 
 
 def bento_path(tag: str) -> Path | None:
@@ -89,7 +110,8 @@ def _stage(stage: Path, bundle: Path, root: Path, manifest: Manifest, labels: di
                 target = stage / path.relative_to(root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
-    shutil.copytree(bundle, stage / "bundle")
+    shutil.copytree(bundle, stage / BUNDLE)
+    carry_signature(bundle, stage)
     shutil.copyfile(root / REQUIREMENTS, stage / "requirements.txt")
     content = {
         "name": f"ctfoundry-{manifest.line}",

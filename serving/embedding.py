@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 
-from components.bundle.manifest import Manifest, verify_bundle
+from components.bundle.manifest import Manifest
+from components.bundle.signature import verify_release
 from components.ct.grid import GridConfig
 from components.ct.measure import measure_volume
 from components.ct.standardise import crop_to_body, find_body, resample_only
@@ -107,9 +108,9 @@ def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
     """Verify a release folder and load its encoder and heads.
 
     Raises:
-        UserError: a file is missing, differs from the manifest or is not in it; or this code cannot read it.
+        UserError: as :func:`components.bundle.signature.verify_release`; or this code cannot read it.
     """
-    manifest = verify_bundle(folder)
+    manifest = verify_release(folder).manifest
     grid_file, bounds_file = folder / "preprocess.json", folder / "acceptance.json"
     metrics = folder / "metrics.json"
     preprocess = parse(GridConfig, read_json(grid_file), "", str(grid_file))

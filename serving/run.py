@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from components.bundle.manifest import read_manifest, verify_bundle
+from components.bundle.manifest import read_manifest
+from components.bundle.signature import verify_release
+from components.bundle.trust import KEYS_VARIABLE
 from components.confined import Bounds
 from components.errors import UserError
 from serving.asking import INDEX_VARIABLE
-from serving.build import bento_environment, bento_path, bento_tag
+from serving.build import BUNDLE, bento_environment, bento_path, bento_tag
 from serving.limits import BUNDLE_VARIABLE, Limits
 from serving.tls import PLAIN, Tls
 from serving.tokens import VARIABLE as TOKENS_VARIABLE
@@ -33,8 +35,8 @@ def serve_command(target: str, host: str = LOCALHOST, port: int = PORT, tls: Tls
         tls: certificates.
 
     Raises:
-        UserError: there is no such release or Bento, or it is damaged; or host, port, a certificate, a limit or the
-            file of tokens is not allowed.
+        UserError: there is no such release or Bento, it is damaged, or not signed as it must be; or host, port, a
+            certificate, a limit or the file of tokens is not allowed.
     """
     try:
         ipaddress.ip_address(host)
@@ -47,7 +49,7 @@ def serve_command(target: str, host: str = LOCALHOST, port: int = PORT, tls: Tls
     bento = bento_path(tag)
     if bento is None:
         raise UserError(f"bento {tag}: not in the local store; run `make release` first")
-    digest = verify_bundle(bento / "src" / "bundle").digest
+    digest = verify_release(bento / "src" / BUNDLE).manifest.digest
     if os.environ.get(INDEX_VARIABLE, "").strip():
         from serving.nearest import Index  # which imports torch
 
@@ -73,7 +75,7 @@ def serve(target: str, host: str = LOCALHOST, port: int = PORT, tls: Tls = PLAIN
     command = serve_command(target, host, port, tls)
     _require_free(host, port)
     environment = bento_environment()
-    for variable in (TOKENS_VARIABLE, INDEX_VARIABLE):  # the folder changes below
+    for variable in (TOKENS_VARIABLE, KEYS_VARIABLE, INDEX_VARIABLE):  # the folder changes below
         if environment.get(variable, "").strip():
             environment[variable] = str(Path(environment[variable].strip()).absolute())
     # From the store's folder, so that the Bento's own code is imported and not this checkout's.

@@ -16,12 +16,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
 from released import ROOT, first_answer, free_port, write_release
+from team_keys import private_pem, public_pem
 
 from components.bundle.inputs import code_hash
 from components.bundle.manifest import Manifest, write_manifest
+from components.bundle.signature import signature_file, verify_release
+from components.bundle.signing import sign_release
+from components.bundle.trust import trusted_keys
 from components.errors import UserError
 from components.files import sha256_tree, write_text
+from flows.run import build_bento as build_release_bento
 from serving.build import bento_environment, bento_path, bento_tag, build_bento
 from serving.requirements import pinned_requirements
 from serving.run import serve, serve_command
@@ -158,6 +164,57 @@ def test_a_bento_that_was_damaged_is_not_served(tag: str, root: Path, monkeypatc
         (path / "src" / "bundle" / "note.txt").unlink()
 
 
+def test_a_release_is_signed_where_a_key_is_at_hand_and_its_bento_carries_that(
+    tag: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, colleague = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    (tmp_path / "team.pub").write_bytes(public_pem(key))
+    folder, path = root / "releases" / "wholebody", bento_path(tag)
+    assert path is not None
+    carried = path / "src" / "signature" / "bundle.sig"
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("CTFOUNDRY_TRUSTED_KEYS", str(tmp_path))
+    try:
+        with pytest.raises(UserError, match=r"^signature bundle\.sig: missing beside the bundle"):
+            serve_command(tag)
+        monkeypatch.setenv("CTFOUNDRY_SIGNING_KEY", private_pem(key).decode())
+        assert build_release_bento("wholebody") == tag
+        assert carried.read_bytes() == signature_file(folder).read_bytes()
+        assert "serve" in serve_command(tag)
+        monkeypatch.delenv("CTFOUNDRY_SIGNING_KEY")
+        before = carried.read_bytes()
+        sign_release(shutil.copytree(folder, tmp_path / "wholebody"), colleague)
+        signature_file(folder).write_text("of another release")
+        build_release_bento("wholebody")
+        assert carried.read_bytes() == before
+        assert "wholebody.sig: is of another release, and not in the Bento" in caplog.text
+        shutil.copyfile(signature_file(tmp_path / "wholebody"), carried)
+        with pytest.raises(UserError, match=r"^signature bundle\.sig: by the key .*, which is not trusted here"):
+            serve_command(tag)
+    finally:
+        shutil.rmtree(carried.parent, ignore_errors=True)
+        signature_file(folder).unlink(missing_ok=True)
+
+
+def test_a_signature_goes_into_a_bento_that_is_built(
+    tag: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, folder = ec.generate_private_key(ec.SECP256R1()), root / "releases" / "wholebody"
+    (tmp_path / "team.pub").write_bytes(public_pem(key))
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "store"))
+    try:
+        signature = sign_release(folder, key)
+        assert build_bento(folder, {}, root) == tag
+        path = bento_path(tag)
+        assert path is not None
+        assert (path / "src" / "signature" / "bundle.sig").read_bytes() == signature.read_bytes()
+        verified = verify_release(path / "src" / "bundle", trusted_keys(tmp_path / "team.pub"))
+    finally:
+        signature_file(folder).unlink(missing_ok=True)
+    assert verified.key is not None
+    assert verified.key.name == "team"
+
+
 def test_certificates_and_tokens_are_looked_at_here_and_found_from_the_store(
     tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +225,11 @@ def test_certificates_and_tokens_are_looked_at_here_and_found_from_the_store(
     became: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(os, "execve", lambda _, command, environment: became.append((command, environment)))
     monkeypatch.setenv("CTFOUNDRY_TOKENS_FILE", "tokens")
+    key, path = ec.generate_private_key(ec.SECP256R1()), bento_path(tag)
+    assert path is not None
+    (tmp_path / "team.pub").write_bytes(public_pem(key))
+    sign_release(path / "src" / "bundle", key)
+    monkeypatch.setenv("CTFOUNDRY_TRUSTED_KEYS", "team.pub")
     with pytest.raises(UserError, match=r"^CTFOUNDRY_TOKENS_FILE: tokens: no such file or directory$"):
         serve(tag, port=free_port(), tls=tls)
     (tmp_path / "tokens").write_text("alice:0123456789abcdef\n")
@@ -178,6 +240,8 @@ def test_certificates_and_tokens_are_looked_at_here_and_found_from_the_store(
     ((command, environment),) = became
     assert command[-4:] == ["--ssl-certfile", str(pair.certificate), "--ssl-keyfile", str(pair.key)]
     assert environment["CTFOUNDRY_TOKENS_FILE"] == str(tmp_path / "tokens")
+    assert environment["CTFOUNDRY_TRUSTED_KEYS"] == str(tmp_path / "team.pub")
+    signature_file(path / "src" / "bundle").unlink()
 
 
 def test_a_port_that_is_taken_is_one_clear_line(tag: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,17 @@ import pandas as pd
 import pytest
 import yaml
 from checkout import ROOT, Checkout, one_shard, small
+from cryptography.hazmat.primitives.asymmetric import ec
+from picklescan.scanner import scan_directory_path
+from team_keys import private_pem, public_pem
 
 from components.bundle.manifest import verify_bundle
+from components.bundle.signature import verify_release
+from components.bundle.trust import trusted_keys
 from components.files import sha256_tree
 from components.sources.phantom.faults import fault_named
+
+TEAM = ec.generate_private_key(ec.SECP256R1())
 
 
 @pytest.fixture(scope="module", params=["wholebody", pytest.param("head", marks=pytest.mark.slow)])
@@ -23,7 +30,9 @@ def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A checkout after ``ctfoundry release``, its line, and what the command printed. Two shards, and one."""
     line = str(request.param)
     checkout = Checkout(tmp_path_factory.mktemp(line), small if line == "wholebody" else one_shard)
-    done = checkout.run("ctfoundry", "release", "--line", line, "--source", "phantom")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTFOUNDRY_SIGNING_KEY", private_pem(TEAM).decode())
+        done = checkout.run("ctfoundry", "release", "--line", line, "--source", "phantom")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return checkout, line, done.stdout
 
@@ -34,6 +43,19 @@ def test_the_run_ends_in_a_table_of_what_was_made(released: tuple[Checkout, str,
     for said in ("series in", "no CT", "leakage", f"ctfoundry-{line}:", manifest.digest, "report.html"):
         assert said in printed
     assert next((checkout.folder / "reports" / line / "data_docs").rglob("data_docs/*/index.html")).is_file()
+
+
+def test_a_release_is_signed_and_nothing_in_it_can_run(released: tuple[Checkout, str, str], tmp_path: Path) -> None:
+    checkout, line, printed = released
+    folder = checkout.folder / "releases" / line
+    (tmp_path / "team.pub").write_bytes(public_pem(TEAM))
+    (bento,) = (checkout.folder / ".ctfoundry" / "bentoml" / "bentos").glob(f"ctfoundry-{line}/*/src/bundle")
+    for signed in (folder, bento):
+        key = verify_release(signed, trusted_keys(tmp_path / "team.pub")).key
+        assert key is not None
+        assert key.name == "team"
+    assert f"releases/{line}.sig" in printed
+    assert scan_directory_path(folder).issues_count == 0
 
 
 def test_a_scan_is_embedded_with_the_release_as_it_was_made(released: tuple[Checkout, str, str]) -> None:

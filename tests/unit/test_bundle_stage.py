@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from dvc.repo import Repo
+from safetensors.numpy import save_file
 
 from components.bundle.config import BundleConfig
 from components.bundle.manifest import verify_bundle
@@ -83,8 +85,8 @@ def root(tmp_path: Path) -> Path:
                {"in": 5, "accepted": 4, "not_ct": 0, "rejected": {"gantry_tilt": 1},
                 "accepted_by_role": {"evaluation": 1, "pretrain": 3}, "series": series})  # fmt: skip
     write_json(data / "curate" / "profile.json", {"series": 3})
-    for name in ("encoder.safetensors", "encoder.json"):
-        write_text(data / "features" / "encoder" / name, "{}\n")
+    write_text(data / "features" / "encoder" / "encoder.json", "{}\n")
+    save_file({"weight": np.ones(3, np.float32)}, data / "features" / "encoder" / "encoder.safetensors")
     metrics = {"evaluation_data": "d1", "tasks": {"organs": {"linear_auc": NUMBERS}},
                "not_evaluated": {"lidc_nodules": "not configured"}}  # fmt: skip
     write_json(data / "evaluate" / "metrics.json", metrics)

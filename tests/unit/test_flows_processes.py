@@ -12,6 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from components.bundle.signing import KEY_FILE_VARIABLE, KEY_VARIABLE, PASSWORD_VARIABLE
+from flows.processes import started
+
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
 import subprocess, time
@@ -82,3 +85,15 @@ def test_what_ends_one_stage_leaves_the_one_beside_it_alone(tmp_path: Path) -> N
     )  # fmt: skip
     assert done.stdout == "begun True True\n"
     assert left(tmp_path) == []
+
+
+def test_the_key_that_signs_releases_is_no_stages_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages read the files of others; a reader that one of these has taken over finds no key to take."""
+    for variable in (KEY_VARIABLE, KEY_FILE_VARIABLE, PASSWORD_VARIABLE):
+        monkeypatch.setenv(variable, "secret")
+    for environment in (None, {**os.environ, "OF_THE_STAGE": "1"}):
+        with started(["env"], environment=environment) as (_, lines):
+            told = list(lines)
+        assert any(line.startswith("PATH=") for line in told)
+        assert ("OF_THE_STAGE=1" in told) == (environment is not None)
+        assert not any("secret" in line for line in told)
