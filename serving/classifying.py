@@ -41,12 +41,28 @@ def classify_file(
         InputError, UserError: as :func:`serving.embedding.embed_file`; or no head can answer, or the point is not in
             the scan.
     """
-    sees: dict[str, str] = {part: head.description.sees for part, head in bundle.heads.items()}
-    require_answer(sees, point)
-    scan = read_scan(path, bundle, limits)
+    require_answer(_sees(bundle), point)
+    return classify_scan(read_scan(path, bundle, limits), bundle, point)
+
+
+def classify_scan(
+    scan: Scan,
+    bundle: ServedBundle,
+    point: tuple[float, float, float] | None = None,
+    vector: npt.NDArray[np.float32] | None = None,
+) -> dict[str, Any]:
+    """As :func:`classify_file`, of a scan that has been read.
+
+    Args:
+        scan: as :func:`serving.embedding.read_scan` gives it.
+        bundle: the release, with a head that can answer.
+        point: RAS mm of the scan.
+        vector: of the whole scan, (dim,), where it is known already.
+    """
+    sees = _sees(bundle)
     vectors: dict[str, npt.NDArray[np.float32]] = {}
     if "scan" in sees.values():
-        vectors["scan"] = volume_vector(scan, bundle)
+        vectors["scan"] = volume_vector(scan, bundle) if vector is None else vector
     if point is not None and "point" in sees.values():
         vectors["point"] = _point_vector(scan, bundle, point)
     return {
@@ -57,6 +73,10 @@ def classify_file(
         "model": bundle.model,
         "found": scan.to_json(),
     }
+
+
+def _sees(bundle: ServedBundle) -> dict[str, str]:
+    return {part: head.description.sees for part, head in bundle.heads.items()}
 
 
 def answer_of(head: Head, vector: npt.NDArray[np.float32]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(1)  # a pool of threads would not survive the fork; embedding sets its own number
+        from serving.batch_scan import answer_all
         from serving.classifying import classify_file
         from serving.embedding import embed_file, open_release
         from serving.segmenting import segment_file
@@ -59,6 +60,8 @@ def main() -> None:
             if write is not None:
                 (Path(request["scratch"]) / ANSWER).write_bytes(write())
             return Result(found.content)
+        if request["ask"] == "batch":
+            return Result(answer_all(path, bundle, limits, request["only"], request["form"], Path(request["scratch"])))
         return Result(embed_file(path, bundle, limits).to_json())
 
     manifest = bundle.manifest
