@@ -36,6 +36,7 @@ MODULES = {
     "volume": ("flows.volumes", "Look at one volume: facts, labels, three planes as PNG, export to NIfTI."),
     "classify": ("flows.classify", "What the heads of a release answer for one scan, without a server."),
     "segment": ("flows.segment", "The structures of one scan by the release's decoder, as NIfTI, without a server."),
+    "run": ("flows.batch", "Answer for every scan of a folder: a table, segmentations, receipts and a report."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),
     "import-weights": (
@@ -57,7 +58,7 @@ def main() -> None:
         said = str(error)
     except Stopped as stopped:
         code, said = 128 + stopped.number, f"ended by {stopped}"
-        if chosen == "release":
+        if chosen in ("release", "run"):
             said += "; the same command goes on where this stopped"
     except KeyboardInterrupt:
         code, said = 128 + signal.SIGINT, "interrupted"

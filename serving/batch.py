@@ -6,15 +6,12 @@ with the same bytes. No file of the output holds a time, the name of a machine, 
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,18 +24,30 @@ from components.files import StopStageError, read_json, replacing, sha256_file, 
 from components.progress import track
 from serving import worker
 from serving.asking import require_answer, segmenter_of
+from serving.batch_files import (
+    FORMAT,
+    PICTURE,
+    PICTURES,
+    RUN,
+    SCRATCH,
+    SEGMENTATIONS,
+    SUFFIXES,
+    alone,
+    check_places,
+    check_release,
+    clean,
+    receipt_file,
+    remove_others,
+)
 from serving.batch_inputs import ScanFiles, as_upload, find_scans, input_of
 from serving.batch_report import write_report
-from serving.batch_scan_files import PICTURE, SUFFIXES
-from serving.batch_tables import EMBEDDINGS, write_tables
+from serving.batch_tables import write_tables
 from serving.forks import Forks, ReaderGoneError
 from serving.limits import Limits
 
-FORMAT = 1
 ASKS = ("embed", "classify", "segment")
-RUN, RECEIPTS, SEGMENTATIONS, PICTURES = "run.json", "receipts", "segmentations", "pictures"
-LOCK, SCRATCH = ".lock", ".scratch-"
 DONE, PARTLY, FAILED = "done", "partly", "failed"
+GOES_ON = "What is finished is kept, and the same command goes on"
 
 
 @dataclass(frozen=True)
@@ -60,13 +69,15 @@ class BatchOptions:
 
 @dataclass
 class Summary:
-    """What became of a run: numbers of scans by status; files left out by reason; scans made again by reason; one line
-    for each scan that failed, or failed in part."""
+    """What became of a run: numbers of scans by status; files left out by reason; scans made again by reason, those
+    that an earlier run had answered, and those whose results were removed since they are there no more; one line for
+    each scan that failed, or failed in part."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     again: Counter[str] = field(default_factory=Counter)
     kept: int = 0
+    gone: int = 0
     failed: list[str] = field(default_factory=list)
 
 
@@ -83,27 +94,27 @@ def run_batch(folder: Path, out: Path, bundle: Path, options: BatchOptions) -> S
         UserError: no scan, no such release, a question that the release does not answer, an output that is another's or
             in use; no room on the disk, where what is finished is kept.
     """
-    _check_places(folder, out)
+    check_places(folder, out)
     limits, bounds = Limits.from_environment(), Bounds.from_environment()
-    with _alone(out):
-        _clean(out)
+    with alone(out):
+        clean(out)
         forks = Forks(worker.command(bundle), worker.environment(), bounds)
         try:
             model = forks.start()
             only = _asked(options.only, model)
             run = {"format": FORMAT, "release": {name: model[name] for name in ("name", "line", "digest")}}
             run["options"] = {"only": list(only), "form": options.form}
-            _check_release(out, run, options.again)
+            check_release(out, model["digest"], options.again)
             found = find_scans(folder, limits)
             write_json(out / RUN, run)
-            summary = Summary()
             with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=out) as scratch:
-                batch = _Batch(folder, out, Path(scratch), run, forks, summary)
+                batch = _Batch(folder, out, Path(scratch), run, list(model["segments"]), forks)
                 batch.answer(found.scans, options.jobs)
         finally:
             forks.close()
-        receipts = _receipts(out, found.scans)
-        _remove_others(out, receipts)
+        summary = batch.summary
+        receipts = [read_json(receipt_file(out, scan.id)) for scan in found.scans]
+        summary.gone = remove_others(out, receipts)
         write_tables(out, receipts, found.left_out)
         write_report(out, run, receipts, found.left_out)
     for receipt in receipts:
@@ -119,10 +130,13 @@ class _Batch:
     """Works on the scans of a run; threads wait for children, one a scan."""
 
     def __init__(
-        self, folder: Path, out: Path, scratch: Path, run: dict[str, Any], forks: Forks, summary: Summary
+        self, folder: Path, out: Path, scratch: Path, run: dict[str, Any], parts: Sequence[str], forks: Forks
     ) -> None:
+        """``parts``: of the release's heads that segment, in its order."""
+        self.summary = Summary()
+        self._parts = parts
         self._folder, self._out, self._scratch, self._run = folder, out, scratch, run
-        self._forks, self._summary = forks, summary
+        self._forks = forks
         self._stopped, self._counting = threading.Event(), threading.Lock()
 
     def answer(self, scans: Sequence[ScanFiles], jobs: int) -> None:
@@ -148,10 +162,10 @@ class _Batch:
         why = self._missing(scan, content)
         with self._counting:
             if why is None:
-                self._summary.kept += 1
+                self.summary.kept += 1
                 return
             if why:
-                self._summary.again[why] += 1
+                self.summary.again[why] += 1
         with tempfile.TemporaryDirectory(dir=self._scratch) as name:
             place = Path(name)
             try:
@@ -176,22 +190,22 @@ class _Batch:
                 reply: Reply = portal.call(self._forks.run, request)
             except ReaderGoneError:  # something from outside has ended it: once more, as a client would
                 if last:
-                    raise StopStageError("the process that reads scans was ended twice; is this machine out of memory? "
-                                         "What is finished is kept, and the same command goes on") from None  # fmt: skip
+                    what = "the process that reads scans was ended twice; is this machine out of memory?"
+                    raise StopStageError(f"{what} {GOES_ON}") from None
                 continue
             if reply.outcome == "no_room":
-                raise StopStageError(f"disk: {reply.message}; what is finished is kept, and the same command goes on")
+                raise StopStageError(f"disk: {reply.message}. {GOES_ON}")
             return reply
         raise StopStageError("stopped")
 
     def _keep(self, scan: ScanFiles, content: dict[str, Any], said: dict[str, Any], place: Path) -> None:
         """Move what a child wrote to where it belongs, then write the receipt."""
         outputs = {"picture": (f"{PICTURES}/{scan.id}.png", place / PICTURE)}
-        several = len(said["files"]) > 1
-        for part, name in said["files"].items():
-            stem = f"{scan.id}-{part.replace('/', '_')}" if several else scan.id
-            suffix = next(suffix for suffix in SUFFIXES.values() if name.endswith(suffix))
-            outputs[f"segment {part}"] = (f"{SEGMENTATIONS}/{stem}{suffix}", place / name)
+        suffix = SUFFIXES[said["form"]]
+        for number, part in enumerate(self._parts):
+            if part in said["answers"].get("segment", {}):
+                stem = scan.id if len(self._parts) == 1 else f"{scan.id}-{part.replace('/', '_')}"
+                outputs[f"segment {part}"] = (f"{SEGMENTATIONS}/{stem}{suffix}", place / f"{number}{suffix}")
         hashes = {}
         for what, (target, source) in outputs.items():
             hashes[what] = {"file": target, "sha256": sha256_file(source)}
@@ -213,11 +227,11 @@ class _Batch:
     ) -> None:
         receipt = {**self._run, "id": scan.id, "where": scan.where, "kind": scan.kind, "input": content}
         receipt |= {"status": status, "reason": reason, "answers": answers, "outputs": outputs}
-        write_json(_receipt_file(self._out, scan.id), receipt)
+        write_json(receipt_file(self._out, scan.id), receipt)
 
     def _missing(self, scan: ScanFiles, content: dict[str, Any]) -> str | None:
         """Why a scan is to be worked on; '' where it is for the first time or failed before, None where it is done."""
-        path = _receipt_file(self._out, scan.id)
+        path = receipt_file(self._out, scan.id)
         if not path.is_file():
             return ""
         try:
@@ -269,71 +283,3 @@ def _asked(only: tuple[str, ...] | None, model: dict[str, Any]) -> tuple[str, ..
     if "segment" in only and not model["segments"]:
         segmenter_of((), None)
     return tuple(ask for ask in ASKS if ask in only)
-
-
-def _check_places(folder: Path, out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--output {str(out)!r} is not allowed: a file; a new or empty folder, or that of an earlier run")
-    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"--output {str(out)!r} is not allowed: it lies in the folder that is read; choose one outside")
-    if out.is_dir() and not (out / RUN).is_file() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise UserError(f"--output {str(out)!r} is not allowed: it holds other files; a new or empty folder, or that of "
-                        "an earlier run")  # fmt: skip
-
-
-def _check_release(out: Path, run: dict[str, Any], again: bool) -> None:
-    if not (out / RUN).is_file() or again:
-        return
-    try:
-        before = read_json(out / RUN)["release"]["digest"]
-    except (ValueError, KeyError, TypeError):
-        before = "unknown"
-    if before != run["release"]["digest"]:
-        raise UserError(f"--output {str(out)!r} is of another release ({str(before)[:12]}, and this one is "
-                        f"{run['release']['digest'][:12]}); choose another folder, or --again to make all of it again")  # fmt: skip
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the output for this run; the kernel gives it back however the run ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--output {str(out)!r} is in use by another run; wait for it to end, or choose another "
-                            "folder") from None  # fmt: skip
-        yield
-
-
-def _clean(out: Path) -> None:
-    """Remove what a run left that was killed."""
-    for path in out.glob(f"{SCRATCH}*"):
-        shutil.rmtree(path, ignore_errors=True)
-    for place in (out, *(out / name for name in (RECEIPTS, SEGMENTATIONS, PICTURES))):
-        for path in place.glob(".*.partial"):
-            path.unlink(missing_ok=True)
-
-
-def _receipt_file(out: Path, name: str) -> Path:
-    return out / RECEIPTS / f"{name}.json"
-
-
-def _receipts(out: Path, scans: Sequence[ScanFiles]) -> list[dict[str, Any]]:
-    return [read_json(_receipt_file(out, scan.id)) for scan in scans]
-
-
-def _remove_others(out: Path, receipts: Sequence[dict[str, Any]]) -> None:
-    """Remove what is of scans that are there no more, or was asked for before and is no longer."""
-    wanted = {_receipt_file(out, receipt["id"]) for receipt in receipts}
-    wanted |= {out / of["file"] for receipt in receipts for of in receipt["outputs"].values()}
-    others = [path for name in (RECEIPTS, SEGMENTATIONS, PICTURES) for path in (out / name).glob("*")]
-    dropped = 0
-    for path in others:
-        if path not in wanted:
-            path.unlink()
-            dropped += path.parent.name == RECEIPTS
-    if dropped:
-        print(f"removed: results of {dropped} scans that the folder no longer holds", file=sys.stderr)
-    if not any("embed" in receipt["answers"] for receipt in receipts):
-        (out / EMBEDDINGS).unlink(missing_ok=True)

@@ -194,5 +194,7 @@ def as_upload(folder: Path, scan: ScanFiles, scratch: Path) -> Path:
         warnings.simplefilter("ignore")  # two names may look alike once they are UTF-8; the reader tells them apart
         for location in scan.files:
             # One folder stays one: a series without a UID is known by it.
-            archive.write(folder / location, f"{folders[folder_of(location)]:04d}/{shown(PurePosixPath(location).name)}")
+            archive.write(
+                folder / location, f"{folders[folder_of(location)]:04d}/{shown(PurePosixPath(location).name)}"
+            )
     return path

@@ -13,18 +13,15 @@ import numpy.typing as npt
 
 from components.ct.store import Volume
 from components.errors import UserError
+from serving.batch_files import COLOURS, PICTURE, SUFFIXES
 from serving.classifying import classify_scan
 from serving.embedding import Answer, Scan, ServedBundle, read_scan, volume_vector
 from serving.limits import Limits
 from serving.segmenting import Labels, Segmented, segment_scan
 
-PICTURE = "picture.png"
-SUFFIXES = {"nifti": ".nii.gz", "dicom": ".dcm"}
 SIDE = 320  # pixels of a picture's longer side
 WINDOW = (-160.0, 240.0)  # HU, soft tissue
 OPACITY = 0.45
-# Of structures, by value; of those that come later the same again. As `ctfoundry volume` colours masks.
-COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffd60a", "#bf5af2", "#64d2ff", "#ff9f0a", "#ac8e68")
 
 
 def answer_all(
@@ -42,8 +39,8 @@ def answer_all(
 
     Returns:
         JSON-like: ``answers``, with what ``/embed`` and ``/classify`` answer, and by part what ``/segment`` does;
-        ``files``, part to the file with its segmentation; ``refused``, what is asked to one line of why it has no
-        answer.
+        ``form`` of the segmentations, which have their head's number as their name; ``refused``, what is asked to one
+        line of why it has no answer.
 
     Raises:
         InputError, UserError: as :func:`serving.embedding.embed_file`.
@@ -65,7 +62,7 @@ def answer_all(
         answers["embed"] = Answer(vector, bundle.model, scan.found).to_json()
     if vector is not None and "classify" in only:
         answers["classify"] = classify_scan(scan, bundle, vector=vector)
-    files, shown = dict[str, str](), None
+    shown = None
     for number, part in enumerate(bundle.segmenters if "segment" in only else ()):
         name = f"{number}{SUFFIXES[form]}"
 
@@ -77,10 +74,9 @@ def answer_all(
         found = tried(f"segment {part}", segmented)
         if found is not None:
             answers.setdefault("segment", {})[part] = found.content
-            files[part] = name
             shown = found.labels if shown is None else shown
     (scratch / PICTURE).write_bytes(picture(scan, shown))
-    return {"answers": answers, "files": files, "refused": refused}
+    return {"answers": answers, "form": form, "refused": refused}
 
 
 def picture(scan: Scan, labels: Labels | None) -> bytes:
