@@ -81,7 +81,7 @@ def _tell(summary: Summary) -> None:
         lines.append(f"failed: {len(summary.failed) - MOST_NAMED} more; scans.csv names them")
     if summary.kept:
         lines.append(f"kept: {summary.kept} done before")
-    lines += [f"made again: {number}, whose receipt was {why}" for why, number in sorted(summary.again.items())]
+    lines += [f"made again: {number}, whose results were {why}" for why, number in sorted(summary.again.items())]
     if summary.gone:
         lines.append(f"removed: results of {summary.gone} that the folder no longer holds")
     print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr, flush=True)
