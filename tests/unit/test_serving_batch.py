@@ -102,8 +102,9 @@ def test_what_is_no_scan_is_counted_by_reason(tmp_path: Path) -> None:
 
 def test_a_series_with_a_scout_or_another_image_among_its_slices_is_a_scan_that_reading_judges(tmp_path: Path) -> None:
     contents = series("1.2.1") | {"dose": ct_slice(9, "1.2.1", Modality="OT")}
+    contents |= {"scout": ct_slice(8, "1.2.1", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])}
     (scan,) = find_scans(files(tmp_path, contents), LIMITS).scans
-    assert len(scan.files) == 5
+    assert len(scan.files) == 6
 
 
 def test_a_damaged_file_counts_to_the_series_of_its_folder_or_is_told_of_alone(tmp_path: Path) -> None:

@@ -241,7 +241,10 @@ def test_an_output_that_is_anothers_is_refused_in_one_line(checkout: Path, whole
         (releases / "before").rename(releases / "wholebody")
 
 
-def test_a_scan_beyond_its_bounds_costs_itself_only(checkout: Path) -> None:
+def test_a_scan_beyond_its_bounds_costs_itself_only(checkout: Path, whole: Path) -> None:
     code, said, errors = run(checkout, "scans", "--output", "small", CTFOUNDRY_MAX_VOXELS="2500000")
     assert (code, said[:26]) == (3, "5 scans: 3 done, 2 failed;"), errors
     assert "failed: mixed: volume of 78 x 320 x 320 mm: 2.66e+06 voxels on the model's grid, at most 2500000" in errors
+    code, said, errors = run(checkout, "scans", "--output", "small")
+    assert (code, said[:26]) == (3, "5 scans: 4 done, 1 failed;"), "what failed is tried again"
+    assert tree(checkout / "small") == tree(whole)
