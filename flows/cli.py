@@ -37,6 +37,7 @@ MODULES = {
     "classify": ("flows.classify", "What the heads of a release answer for one scan, without a server."),
     "segment": ("flows.segment", "The structures of one scan by the release's decoder, as NIfTI, without a server."),
     "index": ("flows.index", "The vectors of a line's scans as one file, for a service to find the most similar in."),
+    "run": ("flows.batch", "Answer for every scan of a folder: a table, segmentations, receipts and a report."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),
     "sign": (
@@ -63,7 +64,7 @@ def main() -> None:
         said = str(error)
     except Stopped as stopped:
         code, said = 128 + stopped.number, f"ended by {stopped}"
-        if chosen == "release":
+        if chosen in ("release", "run"):
             said += "; the same command goes on where this stopped"
     except KeyboardInterrupt:
         code, said = 128 + signal.SIGINT, "interrupted"

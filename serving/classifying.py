@@ -42,7 +42,8 @@ def classify_file(
         InputError, UserError: as :func:`serving.embedding.embed_file`; or no head can answer, or the point is not in
             the scan.
     """
-    return _answered(path, bundle, point, limits)[1]
+    require_answer(_sees(bundle), point)
+    return classify_scan(read_scan(path, bundle, limits), bundle, point)
 
 
 def report_file(
@@ -58,29 +59,36 @@ def report_file(
     """
     from serving.dicom_sr import dicom_sr  # highdicom takes half a second
 
-    scan, content = _answered(path, bundle, point, limits, with_images=True)
+    require_answer(_sees(bundle), point)
+    scan = read_scan(path, bundle, limits, with_images=True)
     if not scan.images:
         raise InputError("a DICOM SR refers to DICOM images, and the scan was sent as NIfTI; ask for JSON")
+    content = classify_scan(scan, bundle, point)
     with header_values():
         return content, dicom_sr(scan.images, content["answers"], bundle.model)
 
 
-def _answered(
-    path: Path,
+def classify_scan(
+    scan: Scan,
     bundle: ServedBundle,
-    point: tuple[float, float, float] | None,
-    limits: Limits,
-    with_images: bool = False,
-) -> tuple[Scan, dict[str, Any]]:
-    sees: dict[str, str] = {part: head.description.sees for part, head in bundle.heads.items()}
-    require_answer(sees, point)
-    scan = read_scan(path, bundle, limits, with_images)
+    point: tuple[float, float, float] | None = None,
+    vector: npt.NDArray[np.float32] | None = None,
+) -> dict[str, Any]:
+    """As :func:`classify_file`, of a scan that has been read.
+
+    Args:
+        scan: as :func:`serving.embedding.read_scan` gives it.
+        bundle: the release, with a head that can answer.
+        point: RAS mm of the scan.
+        vector: of the whole scan, (dim,), where it is known already.
+    """
+    sees = _sees(bundle)
     vectors: dict[str, npt.NDArray[np.float32]] = {}
     if "scan" in sees.values():
-        vectors["scan"] = volume_vector(scan, bundle)
+        vectors["scan"] = volume_vector(scan, bundle) if vector is None else vector
     if point is not None and "point" in sees.values():
         vectors["point"] = _point_vector(scan, bundle, point)
-    return scan, {
+    return {
         "answers": {
             part: answer_of(head, vectors[sees[part]]) for part, head in bundle.heads.items() if sees[part] in vectors
         },
@@ -88,6 +96,10 @@ def _answered(
         "model": bundle.model,
         "found": scan.to_json(),
     }
+
+
+def _sees(bundle: ServedBundle) -> dict[str, str]:
+    return {part: head.description.sees for part, head in bundle.heads.items()}
 
 
 def answer_of(head: Head, vector: npt.NDArray[np.float32]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pydicom
 from components.ct.store import FloatArray
 from components.models.embed import fixed_threads
 from serving.asking import segmenter_of
-from serving.embedding import DEFAULT_LIMITS, ServedBundle, read_scan
+from serving.embedding import DEFAULT_LIMITS, Scan, ServedBundle, read_scan
 from serving.limits import Limits
 from serving.overlays import nifti_bytes, onto
 from serving.reading import header_values
@@ -93,9 +93,13 @@ def segment_file(
         InputError, UserError: as :func:`serving.embedding.embed_file`; or there is no such head.
     """
     part = segmenter_of(bundle.segmenters, part)
+    return segment_scan(read_scan(path, bundle, limits, with_images), bundle, part)
+
+
+def segment_scan(scan: Scan, bundle: ServedBundle, part: str) -> Segmented:
+    """As :func:`segment_file`, of a scan that has been read; ``part``: one of the release's heads that segment."""
     head = bundle.segmenters[part]
     segmenter = head.on(bundle.embedder, Path(part))
-    scan = read_scan(path, bundle, limits, with_images)
     with fixed_threads():
         found = segmenter.segment(scan.volume.hu)
     labels = onto(found, scan.volume.affine, scan.sent)

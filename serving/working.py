@@ -10,6 +10,7 @@ from typing import Any
 
 from components.confined import Result
 from serving.asking import ANSWER, FORM, HEAD, NEAREST, OTHER, POINT, SCAN
+from serving.batch_scan import answer_all
 from serving.classifying import classify_file, report_file
 from serving.embedding import ServedBundle, embed_file
 from serving.explaining import Wanted, saliency_file
@@ -35,6 +36,7 @@ class Work:
         tempfile.tempdir = request["scratch"]
         paths = {field: Path(path) for field, path in request["paths"].items()}
         of_route: dict[str, Callable[[Request, dict[str, Path]], dict[str, Any]]] = {
+            "batch": self._all,
             "embed": lambda _, paths: embed_file(paths[SCAN], self.bundle, self.limits).to_json(),
             "classify": self._classify,
             "segment": self._segment,
@@ -43,6 +45,9 @@ class Work:
             "retrieve": self._retrieve,
         }
         return Result(of_route[request["ask"]](request, paths))
+
+    def _all(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
+        return answer_all(paths[SCAN], self.bundle, self.limits, asked["only"], asked[FORM], Path(asked["scratch"]))
 
     def _classify(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
         if asked[FORM] == "json":
