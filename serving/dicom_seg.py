@@ -51,6 +51,7 @@ def dicom_seg(
         InputError: an image lies between the planes of the volume or lacks an identifier, or nothing was found.
     """
     images = [complete(image, (*REFERRED_TO, FRAME), "NIfTI") for image in images]
+    _share_a_frame(images)
     values = sorted(structures)
     if not labels.any():
         raise InputError("none of the release's structures was found in this scan: there is nothing to store as SEG")
@@ -98,6 +99,14 @@ def concept_of(name: str) -> tuple[Code, Code | None]:
         if keyword and keyword in dir(codes.SCT):
             return getattr(codes.SCT, keyword), side
     return Code(name[:SHORT], SCHEME, name[:LONG]), None
+
+
+def _share_a_frame(images: Sequence[pydicom.Dataset]) -> None:
+    """Give images of several frames of reference one of theirs. They have been found to be one volume, and some
+    de-identification (that of LIDC-IDRI) gives each image a frame of its own, in which nothing could lie on two."""
+    frames = sorted({str(image.FrameOfReferenceUID) for image in images})
+    for image in images if len(frames) > 1 else ():
+        image.FrameOfReferenceUID = frames[0]
 
 
 def _description(

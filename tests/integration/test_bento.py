@@ -288,9 +288,7 @@ print(embed_file(Path(sys.argv[1]), open_release(Path(sys.argv[2]))).embedding.s
 """
 
 
-def test_the_requirements_alone_suffice_for_all_that_serving_imports_and_to_embed_a_scan(
-    root: Path, tmp_path: Path
-) -> None:
+def test_the_requirements_suffice_for_all_that_serving_imports_and_to_embed_a_scan(root: Path, tmp_path: Path) -> None:
     hu = np.full((60, 60, 40), -1000, dtype=np.int16)
     hu[10:50, 15:45] = 40
     nib.Nifti1Image(hu, np.diag([3.0, 3.0, 3.0, 1.0])).to_filename(tmp_path / "scan.nii.gz")

@@ -103,6 +103,26 @@ def test_it_is_of_the_scans_study_and_says_what_made_it(scans: dict[str, Scan]) 
     assert seg.SegmentSequence[0].SegmentAlgorithmType == "AUTOMATIC"
 
 
+def test_images_with_a_frame_of_reference_each_have_one_segmentation(scans: dict[str, Scan], tmp_path: Path) -> None:
+    """As LIDC-IDRI's have: each was given another UID on its way out of the hospital."""
+    scan = scans["even"]
+
+    def apart(seed: int) -> list[pydicom.Dataset]:
+        images = headers(scan, seed)
+        for image in images:
+            image.FrameOfReferenceUID = f"1.2.3.{round(float(image.ImagePositionPatient[2]) * 10) + 90000}"
+        return images
+
+    content = made(apart(5), scan.volume)
+    assert content == made(apart(6), scan.volume)
+    assert str(pydicom.dcmread(io.BytesIO(content)).FrameOfReferenceUID) in {i.FrameOfReferenceUID for i in apart(1)}
+    (tmp_path / "seg.dcm").write_bytes(content)
+    seg = hd.seg.segread(tmp_path / "seg.dcm")
+    uids = [str(item.SOPInstanceUID) for item in scan.items]
+    frames = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, combine_segments=False)
+    assert int(frames[..., 0].sum()) == int((labels_of(scan.volume) == 1).sum())
+
+
 def test_equal_input_gives_equal_bytes_and_another_model_another_object(scans: dict[str, Scan]) -> None:
     scan = scans["even"]
     first = made(headers(scan), scan.volume)
