@@ -1,5 +1,5 @@
-"""HTTP round ``serving.embedding``, ``serving.classifying`` and ``serving.segmenting``: take the body, have it done
-apart, answer, never leak.
+"""HTTP round ``serving.embedding``, ``serving.classifying``, ``serving.segmenting`` and ``serving.previewing``: take the
+body, have it done apart, answer, never leak.
 
 What a request costs ends with it: its child process is killed and its files are gone when its client has left or its
 time is over, and only then does the next one get its turn.
@@ -24,7 +24,7 @@ import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from components.confined import Reply
@@ -32,7 +32,7 @@ from components.errors import UserError
 from components.files import NO_ROOM
 from serving.account import Account, account_of
 from serving.answers import Attachment, Refusal
-from serving.asking import FORM, FORMS, HEAD, POINT, form_of, point_of, require_answer, segmenter_of
+from serving.asking import FORM, FORMS, HEAD, POINT, PREVIEW, form_of, point_of, require_answer, segmenter_of
 from serving.body import receive_file
 from serving.draining import Drain
 from serving.forks import Forks, ReaderGoneError
@@ -41,14 +41,15 @@ from serving.load import BusyError, Load
 from serving.metrics import MEDIA_TYPE, REFUSED, Metrics
 from serving.openapi import document
 from serving.pace import Pace
-from serving.page import STYLE, page
+from serving.page import page
 from serving.sniff import InputError
+from serving.static_files import static_routes
 from serving.tokens import Tokens
 from serving.worker import ANSWER
 
 log = logging.getLogger("bentoml.service.ctfoundry")
 
-DONE = {"embed": "embedded", "classify": "classified", "segment": "segmented"}  # outcomes, as they are counted
+DONE = {"embed": "embedded", "classify": "classified", "segment": "segmented", "preview": "previewed"}  # outcomes, as they are counted
 KILLED = ("memory", "deadline", "crash")
 START_SECONDS = 10  # about as long as a model takes to load
 
@@ -79,11 +80,12 @@ class EmbedApp:
                 Route("/embed", self.embed, methods=["POST"]),
                 Route("/classify", self.classify, methods=["POST"]),
                 Route("/segment", self.segment, methods=["POST"]),
+                Route("/preview", self.preview, methods=["POST"]),
                 Route("/model", self.told, methods=["GET"]),
                 Route("/metrics", self.figures, methods=["GET"]),
                 Route("/docs.json", self.docs, methods=["GET"]),
-                Route("/style.css", self.style, methods=["GET"]),
-                Route("/", self.index, methods=["GET"]),
+                Route("/about", self.about, methods=["GET"]),
+                *static_routes(),
             ],
             exception_handlers={HTTPException: _http_error},
         )
@@ -109,13 +111,9 @@ class EmbedApp:
         needed = tokens is not None
         self._page, self._document = page(model, needed), document(model, needed)
 
-    async def index(self, request: Request) -> Response:
-        """GET /: what is served and how it is called, for people."""
+    async def about(self, request: Request) -> Response:
+        """GET /about: what is served and how it is called, for people."""
         return HTMLResponse(self._page)
-
-    async def style(self, request: Request) -> Response:
-        """GET /style.css: how that page looks."""
-        return FileResponse(STYLE, media_type="text/css")
 
     async def docs(self, request: Request) -> Response:
         """GET /docs.json: the same for machines, as OpenAPI."""
@@ -155,6 +153,10 @@ class EmbedApp:
 
         return await self._answered(request, "segment", work)
 
+    async def preview(self, request: Request) -> Response:
+        """POST /preview: the same file as a volume on the model's grid, for the page's viewer."""
+        return await self._answered(request, "preview", lambda: {"ask": "preview"})
+
     async def _answered(self, request: Request, route: str, work: Callable[[], dict[str, Any]]) -> Response:
         """The answer to a request; ``work`` says what is asked of the file, or refuses beforehand."""
         account = account_of(request.scope)
@@ -184,7 +186,7 @@ class EmbedApp:
                 account.outcome, account.series = DONE[route], _series(reply.result.content)
                 if file is None:
                     return JSONResponse(reply.result.content)
-                return Attachment(file, os.fstat(file.fileno()).st_size, *FORMS[asked[FORM]])
+                return Attachment(file, os.fstat(file.fileno()).st_size, *(FORMS[asked[FORM]] if FORM in asked else PREVIEW))
             account.outcome, status = _refused(reply)
             return self._later(reply.message) if status == 503 else Refusal(reply.message, status)
         except ClientDisconnect:

@@ -15,6 +15,7 @@ FORMS = {
     "nifti": ("application/gzip", "labels.nii.gz"),
     "dicom": ("application/dicom", "labels.dcm"),
 }
+PREVIEW = ("application/gzip", "preview.nii.gz")
 HOW = f"{POINT}=R,A,S, three numbers: a place in the scan in mm, right, anterior and superior positive"
 
 

@@ -12,7 +12,7 @@ STEPS = ("upload", "wait", "work")
 REFUSED = (400, 401, 404, 405, 408, 409, 413, 415, 422)
 OUTCOMES = (
     "answered",  # any route but those below
-    "embedded", "classified", "segmented",
+    "embedded", "classified", "segmented", "previewed",
     *(f"refused_{status}" for status in REFUSED),
     "busy_uploads", "busy_queue", "draining", "not_loaded",
     "killed_memory", "killed_deadline", "killed_crash", "unreadable", "no_room", "reader_gone",

@@ -41,6 +41,7 @@ def main() -> None:
         torch.set_num_threads(1)  # a pool of threads would not survive the fork; embedding sets its own number
         from serving.classifying import classify_file
         from serving.embedding import embed_file, open_release
+        from serving.previewing import preview_file
         from serving.segmenting import segment_file
 
         bundle, limits, bounds = open_release(Path(sys.argv[1])), Limits.from_environment(), Bounds.from_environment()
@@ -59,6 +60,10 @@ def main() -> None:
             if write is not None:
                 (Path(request["scratch"]) / ANSWER).write_bytes(write())
             return Result(found.content)
+        if request["ask"] == "preview":
+            preview = preview_file(path, bundle, limits)
+            (Path(request["scratch"]) / ANSWER).write_bytes(preview.as_nifti())
+            return Result(preview.content)
         return Result(embed_file(path, bundle, limits).to_json())
 
     manifest = bundle.manifest
