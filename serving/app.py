@@ -1,5 +1,5 @@
-"""HTTP round ``serving.embedding``, ``serving.classifying``, ``serving.segmenting`` and ``serving.previewing``: take the
-body, have it done apart, answer, never leak.
+"""HTTP round ``serving.embedding``, ``serving.classifying``, ``serving.segmenting`` and ``serving.previewing``: take
+the body, have it done apart, answer, never leak.
 
 What a request costs ends with it: its child process is killed and its files are gone when its client has left or its
 time is over, and only then does the next one get its turn.
@@ -49,7 +49,8 @@ from serving.worker import ANSWER
 
 log = logging.getLogger("bentoml.service.ctfoundry")
 
-DONE = {"embed": "embedded", "classify": "classified", "segment": "segmented", "preview": "previewed"}  # outcomes, as they are counted
+# Outcomes, as they are counted.
+DONE = {"embed": "embedded", "classify": "classified", "segment": "segmented", "preview": "previewed"}
 KILLED = ("memory", "deadline", "crash")
 START_SECONDS = 10  # about as long as a model takes to load
 
@@ -186,7 +187,8 @@ class EmbedApp:
                 account.outcome, account.series = DONE[route], _series(reply.result.content)
                 if file is None:
                     return JSONResponse(reply.result.content)
-                return Attachment(file, os.fstat(file.fileno()).st_size, *(FORMS[asked[FORM]] if FORM in asked else PREVIEW))
+                kind = FORMS[asked[FORM]] if FORM in asked else PREVIEW
+                return Attachment(file, os.fstat(file.fileno()).st_size, *kind)
             account.outcome, status = _refused(reply)
             return self._later(reply.message) if status == 503 else Refusal(reply.message, status)
         except ClientDisconnect:
