@@ -137,7 +137,7 @@ def test_code_is_hashed_by_path_and_bytes_of_source_alone(tmp_path: Path) -> Non
         (tmp_path / package / "a.py").write_text("x = 1\n")
     before = code_hash(tmp_path)
     (tmp_path / "components" / "__pycache__" / "a.cpython-311.py").write_text("compiled")
-    (tmp_path / "components" / "notes.txt").write_text("not source")
+    (tmp_path / "components" / "notes.md").write_text("not source")
     (tmp_path / "flows" / "a.py").write_text("x = 2\n")
     assert code_hash(tmp_path) == before
     (tmp_path / "components" / "card.md.j2").write_text("{{ x }}")

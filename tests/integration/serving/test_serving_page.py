@@ -74,6 +74,11 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+def sheared_slice(n: int) -> bytes:
+    """Of a series that training would have rejected, so that the answers warn."""
+    return ct_slice(n, SERIES, FrameOfReferenceUID="1.2.5", ImagePositionPatient=[-160, -160 + n, 3 * n])
+
+
 def visited(browser: Any, address: str, **options: Any) -> Visit:
     visit = Visit(browser.new_page(viewport={"width": 1400, "height": 900}, **options))
     visit.page.goto(address)
@@ -85,9 +90,8 @@ def opened(browser: Any, viewed: str) -> Visit:
     """The page, with a series chosen as the files that a scanner writes."""
     visit = visited(browser, viewed)
     files: list[FilePayload] = [
-        {"name": f"{SERIES}.{n}.dcm", "mimeType": "application/dicom",
-         "buffer": ct_slice(n, SERIES, FrameOfReferenceUID="1.2.5")} for n in range(26)
-    ]  # fmt: skip
+        {"name": f"{SERIES}.{n}.dcm", "mimeType": "application/dicom", "buffer": sheared_slice(n)} for n in range(26)
+    ]
     visit.page.set_input_files("#files", files)
     expect(visit.page.locator("#status")).to_contain_text("Open: 26 files", timeout=SECONDS)
     return visit
