@@ -19,9 +19,12 @@ const MOVES = {
   PageUp: [0, 0, 1], PageDown: [0, 0, -1],
 };
 
+const SHADES = [[0, 1], [255, 0.5], [0, 0.6]]; // as they are, then mixed with white, then with black
+
 /** The colour of a label's value, from 1. */
 export function colourOf(value) {
-  return COLOURS[(value - 1) % COLOURS.length];
+  const [ground, share] = SHADES[Math.floor((value - 1) / COLOURS.length) % SHADES.length];
+  return COLOURS[(value - 1) % COLOURS.length].map((channel) => Math.round(share * channel + (1 - share) * ground));
 }
 
 /** A colour for every value up to the highest; the hidden ones are clear. */
