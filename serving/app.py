@@ -23,7 +23,7 @@ import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from components.confined import Reply
@@ -52,9 +52,10 @@ from serving.load import BusyError, Load
 from serving.metrics import MEDIA_TYPE, REFUSED, Metrics
 from serving.openapi import document
 from serving.pace import Pace
-from serving.page import STYLE, page
+from serving.page import page
 from serving.routes import BY_NAME
 from serving.sniff import InputError
+from serving.static_files import static_routes
 from serving.tokens import Tokens
 
 log = logging.getLogger("bentoml.service.ctfoundry")
@@ -92,11 +93,12 @@ class EmbedApp:
                 Route("/saliency", self.saliency, methods=["POST"]),
                 Route("/locate", self.locate, methods=["POST"]),
                 Route("/retrieve", self.retrieve, methods=["POST"]),
+                Route("/preview", self.preview, methods=["POST"]),
                 Route("/model", self.told, methods=["GET"]),
                 Route("/metrics", self.figures, methods=["GET"]),
                 Route("/docs.json", self.docs, methods=["GET"]),
-                Route("/style.css", self.style, methods=["GET"]),
-                Route("/", self.index, methods=["GET"]),
+                Route("/about", self.about, methods=["GET"]),
+                *static_routes(),
             ],
             exception_handlers={HTTPException: _http_error},
         )
@@ -122,13 +124,9 @@ class EmbedApp:
         needed = tokens is not None
         self._page, self._document = page(model, needed), document(model, needed)
 
-    async def index(self, request: Request) -> Response:
-        """GET /: what is served and how it is called, for people."""
+    async def about(self, request: Request) -> Response:
+        """GET /about: what is served and how it is called, for people."""
         return HTMLResponse(self._page)
-
-    async def style(self, request: Request) -> Response:
-        """GET /style.css: how that page looks."""
-        return FileResponse(STYLE, media_type="text/css")
 
     async def docs(self, request: Request) -> Response:
         """GET /docs.json: the same for machines, as OpenAPI."""
@@ -169,6 +167,10 @@ class EmbedApp:
     async def retrieve(self, request: Request) -> Response:
         """POST /retrieve: the same file to the cases of the index that are most like it."""
         return await self._answered(request, "retrieve", lambda: retrieved(request.query_params, self.model))
+
+    async def preview(self, request: Request) -> Response:
+        """POST /preview: the same file as a volume on the model's grid, for the page's viewer."""
+        return await self._answered(request, "preview", lambda: {FORM: "nifti"})
 
     async def _answered(self, request: Request, route: str, work: Callable[[], dict[str, Any]]) -> Response:
         """The answer to a request; ``work`` says what is asked of the file, or refuses beforehand."""

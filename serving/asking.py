@@ -19,7 +19,12 @@ FORMS = {
     "nifti": ("application/gzip", ".nii.gz"),
     "dicom": ("application/dicom", ".dcm"),
 }
-FILES = {"classify": "answers", "segment": "labels", "saliency": "saliency"}  # route to the name of its file
+FILES = {
+    "classify": "answers",
+    "segment": "labels",
+    "saliency": "saliency",
+    "preview": "preview",
+}  # route to the name of its file
 WAYS = ("occlusion", "gradients")
 DOES = {"segment": "segments", "classify": "classifies"}
 BLOCKS_AN_AXIS, MOST_BLOCKS = 6, 16

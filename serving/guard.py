@@ -22,9 +22,11 @@ from serving.tokens import Tokens
 
 log = logging.getLogger("bentoml.service.ctfoundry")
 
-# The page has one style sheet and no script; nothing may frame it, and it sends nobody anywhere.
+# The page's scripts and style are files of ours. NiiVue has its fonts and small images within itself (data:), and reads
+# volumes that the page hands it (blob:). Nothing may frame the page, and it sends nobody anywhere.
 POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = {
     b"content-security-policy": POLICY.encode(),
@@ -36,6 +38,7 @@ HEADERS = {
     b"permissions-policy": b"camera=(), geolocation=(), microphone=()",
     b"cache-control": b"no-store",  # answers are about patients
 }
+KEPT = {b"cache-control": b"no-cache"}  # a file of the page: a browser may keep it, and asks whether it is still so
 SECURE = {b"strict-transport-security": b"max-age=31536000"}  # over TLS only, where it means something
 REALM = 'Bearer realm="ctfoundry"'
 
@@ -105,7 +108,7 @@ class Guard:
         """The answer to what goes no further; None lets it through."""
         account.who = scope.get("extensions", {}).get("tls", {}).get("client_cert_name")
         tokens = self._application.tokens
-        if tokens is not None and not (route and route.probe):
+        if tokens is not None and not (route and (route.probe or route.public)):
             given = dict(scope["headers"]).get(b"authorization")
             name = tokens.who(given)
             account.who = name or account.who
@@ -149,7 +152,8 @@ class _Request:
 
     def headers(self, present: Any) -> list[tuple[bytes, bytes]]:
         """Those of an answer with ours in place of any of the same name."""
-        ours = HEADERS | (SECURE if self._secure else {})
+        public = self._route is not None and self._route.public
+        ours = HEADERS | (KEPT if public else {}) | (SECURE if self._secure else {})
         kept = [(name, value) for name, value in present if name.lower() not in ours]
         if self._application.drain.begun and not any(name.lower() == b"connection" for name, _ in kept):
             kept.append((b"connection", b"close"))  # the next request goes to another, through a new connection

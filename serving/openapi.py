@@ -25,6 +25,7 @@ from serving.asking import (
 )
 from serving.routes import ROUTES, Told
 from serving.schemas import EXAMPLES, SCHEMAS, Schema, ref
+from serving.static_files import FILES
 
 OPENAPI = "3.1.0"
 TOKEN = "token"
@@ -54,6 +55,7 @@ STATUSES = {
     "saliency": (*OF_A_SCAN, 404, 409),
     "locate": (*OF_A_SCAN, 404, 409),
     "retrieve": (*OF_A_SCAN, 404),
+    "preview": OF_A_SCAN,
     "model": (503,),
     "metrics": (503,),
     "readyz": (503,),
@@ -62,7 +64,9 @@ ANSWERS = {
     "embed": "Embedding", "classify": "Classification", "segment": "Segmentation", "saliency": "Saliency",
     "locate": "Location", "retrieve": "Retrieval", "model": "Model",
 }  # fmt: skip
-MEDIA = {"metrics": "text/plain", "index": "text/html", "style": "text/css", "docs": "application/json"}
+MEDIA = {"metrics": "text/plain", "about": "text/html", "docs": "application/json"} | {
+    name: file.media_type for name, file in FILES.items()
+}
 DESCRIPTION = """Send one CT series, as DICOM or as NIfTI, and get what the model makes of it.
 
 Every refusal is one clear line of JSON that names no patient. Files are worked on one after another: 429 and 503 say
@@ -159,7 +163,7 @@ def _operation(told: Told, tokens: bool, method: str) -> dict[str, Any]:
         operation["requestBody"] = _body(FIELDS.get(told.name, ()))
     if told.name in PARAMETERS:
         operation["parameters"] = PARAMETERS[told.name]
-    if tokens and not told.probe:
+    if tokens and not (told.probe or told.public):
         operation["security"] = [{TOKEN: []}]
     return operation
 
@@ -167,9 +171,11 @@ def _operation(told: Told, tokens: bool, method: str) -> dict[str, Any]:
 def _responses(told: Told, tokens: bool, method: str) -> dict[str, Any]:
     """By status. A HEAD request is answered without content."""
     answers = {"200": {"description": told.says, "content": _content(told)}}
-    needed = (401,) if tokens and not told.probe else ()
+    needed = (401,) if tokens and not (told.probe or told.public) else ()
     for status in sorted({*STATUSES.get(told.name, ()), *needed, 500}):
         answers[str(status)] = _refusal(status)
+    if told.public:
+        answers["304"] = {"description": "It is what the client has: If-None-Match names its ETag"}
     if method == "HEAD":
         return {status: {key: value for key, value in answer.items() if key != "content"}
                 for status, answer in answers.items()}  # fmt: skip
@@ -184,6 +190,8 @@ def _content(told: Told) -> dict[str, Any]:
         )
         files = {FORMS[form][0]: {"schema": BINARY} for form in of_route if FORMS[form][1]}
         return {"application/json": {"schema": ref(name), "example": EXAMPLES[name]}} | files
+    if told.name == "preview":
+        return {FORMS["nifti"][0]: {"schema": BINARY}}
     kind = MEDIA.get(told.name, "text/plain")
     return {kind: {"schema": {"type": "object" if kind == "application/json" else "string"}}}
 

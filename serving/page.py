@@ -1,4 +1,4 @@
-"""The service's own page: what is served and how to call it. It has no script and asks for nothing from elsewhere."""
+"""The page ``/about``: what is served and how to call it. It has no script and asks for nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from serving.asking import POINT
 from serving.routes import ROUTES, Told
 
-PAGE, STYLE = (Path(__file__).with_name(name) for name in ("index.html", "style.css"))
+PAGE = Path(__file__).with_name("static") / "about.html"
 ADDRESS = "http://HOST:PORT"
 
 

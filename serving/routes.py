@@ -18,6 +18,8 @@ class Told:
         done: of one that reads a patient's scan, the outcome where it answers; a line of the audit log tells of each
             request.
         probe: of an orchestrator, which has no token.
+        public: a file of the page, which a browser asks for before anybody can send a token. It tells nothing of a
+            release or a scan, and a browser may keep it.
         says: what it answers, for people.
     """
 
@@ -27,6 +29,7 @@ class Told:
     says: str
     done: str = ""
     probe: bool = False
+    public: bool = False
 
     @property
     def takes_scan(self) -> bool:
@@ -43,11 +46,19 @@ ROUTES = (
     ),
     Told("locate", "/locate", ("POST",), "where in another scan a point of one scan is", "located"),
     Told("retrieve", "/retrieve", ("POST",), "the cases of the index that are most like one scan", "retrieved"),
+    Told("preview", "/preview", ("POST",), "one scan on the model's grid, as NIfTI in HU", "previewed"),
     Told("model", "/model", READ, "name, line and digest of the model, its heads, and what it was made from"),
     Told("metrics", "/metrics", READ, "figures for Prometheus"),
     Told("docs", "/docs.json", READ, "this service as an OpenAPI 3.1 document"),
-    Told("index", "/", READ, "a page for people: the model, its heads and how to call it"),
-    Told("style", "/style.css", READ, "the style sheet of that page"),
+    Told("index", "/", READ, "a page for people: a scan, seen with the release's answers", public=True),
+    Told("about", "/about", READ, "a page for people: the model, its heads and how to call it"),
+    Told("style", "/style.css", READ, "the style sheet of these pages", public=True),
+    Told("script", "/page.js", READ, "the script of the first page", public=True),
+    Told("sending", "/sending.js", READ, "its part that packs and sends scans", public=True),
+    Told("viewer", "/viewer.js", READ, "its part that draws scans", public=True),
+    Told("answers", "/answers.js", READ, "its part that shows answers", public=True),
+    Told("niivue", "/niivue.umd.js", READ, "NiiVue, which draws volumes", public=True),
+    Told("licences", "/LICENSES.txt", READ, "the licences of NiiVue and what it brings", public=True),
     Told("healthz", "/healthz", READ, "200 while the service lives", probe=True),
     Told("livez", "/livez", READ, "200 while the service lives", probe=True),
     Told(

@@ -17,6 +17,7 @@ from serving.explaining import Wanted, saliency_file
 from serving.limits import Limits
 from serving.locating import locate_files
 from serving.nearest import Index, account_of, retrieve_file
+from serving.previewing import preview_file
 from serving.segmenting import segment_file
 
 Request = dict[str, Any]
@@ -43,6 +44,7 @@ class Work:
             "saliency": self._explain,
             "locate": self._locate,
             "retrieve": self._retrieve,
+            "preview": self._preview,
         }
         return Result(of_route[request["ask"]](request, paths))
 
@@ -73,6 +75,10 @@ class Work:
     def _retrieve(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
         assert self.index is not None
         return retrieve_file(paths[SCAN], self.bundle, self.index, asked[NEAREST], self.limits)
+
+    def _preview(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
+        found = preview_file(paths[SCAN], self.bundle, self.limits)
+        return _written(asked, found.content, {"nifti": found.as_nifti})
 
 
 def told_of(bundle: ServedBundle, index: Index | None) -> dict[str, Any]:

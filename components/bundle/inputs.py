@@ -10,7 +10,7 @@ from typing import Any
 
 from components.files import sha256_file
 
-SOURCE_SUFFIXES = (".py", ".j2", ".html", ".sql", ".css", ".js", ".json", ".svg", ".wasm")
+SOURCE_SUFFIXES = (".py", ".j2", ".html", ".sql", ".css", ".js", ".json", ".svg", ".txt", ".wasm")
 SOURCE_PACKAGES = ("components", "serving")
 
 

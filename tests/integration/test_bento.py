@@ -30,6 +30,7 @@ from components.files import sha256_tree, write_text
 from flows.run import build_bento as build_release_bento
 from serving.build import bento_environment, bento_path, bento_tag, build_bento
 from serving.requirements import pinned_requirements
+from serving.routes import ROUTES
 from serving.run import serve, serve_command
 from serving.tls import Tls
 from tests.certificates import Authority
@@ -123,14 +124,16 @@ def test_a_bento_is_served_with_its_own_code_and_bundle(tag: str, tmp_path: Path
         server = subprocess.Popen(command, cwd=tmp_path, env=bento_environment(), stdout=log, stderr=log)
         try:
             told = first_answer(server, f"http://127.0.0.1:{port}/model", tmp_path / "log").json()
-            page, style = (httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5) for path in ("/", "/style.css"))
+            about = httpx.get(f"http://127.0.0.1:{port}/about", timeout=5)
+            paths = [told.path for told in ROUTES if told.public]
+            files = [httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5) for path in paths]
         finally:
             server.terminate()
             server.wait(timeout=30)
     assert told["digest"].startswith(tag.partition(":")[2])
     assert told["mark"] == "this copy"
-    assert (page.status_code, style.status_code) == (200, 200), "a file of the page is not in the Bento"
-    assert told["digest"] in page.text
+    assert [file.status_code for file in files] == [200] * len(paths), "a file of the page is not in the Bento"
+    assert told["digest"] in about.text
 
 
 @pytest.mark.parametrize(

@@ -137,14 +137,14 @@ def test_code_is_hashed_by_path_and_bytes_of_source_alone(tmp_path: Path) -> Non
         (tmp_path / package / "a.py").write_text("x = 1\n")
     before = code_hash(tmp_path)
     (tmp_path / "components" / "__pycache__" / "a.cpython-311.py").write_text("compiled")
-    (tmp_path / "components" / "notes.txt").write_text("not source")
+    (tmp_path / "components" / "notes.md").write_text("not source")
     (tmp_path / "flows" / "a.py").write_text("x = 2\n")
     assert code_hash(tmp_path) == before
     (tmp_path / "components" / "card.md.j2").write_text("{{ x }}")
     assert code_hash(tmp_path) != before
 
 
-@pytest.mark.parametrize("name", ["a.css", "a.js", "a.json", "a.svg", "a.wasm", "a.html", "a.j2", "a.sql"])
+@pytest.mark.parametrize("name", ["a.css", "a.js", "a.json", "a.svg", "a.txt", "a.wasm", "a.html", "a.j2", "a.sql"])
 def test_what_a_page_needs_is_code(tmp_path: Path, name: str) -> None:
     (tmp_path / "serving").mkdir()
     before = code_hash(tmp_path)
@@ -157,7 +157,7 @@ def test_every_file_that_the_service_needs_is_packed_with_it() -> None:
     root = Path(__file__).resolve().parents[2]
     files = [path for path in (root / "serving").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     kept = {path.suffix for path in files if path.suffix != ".md"}
-    assert {".css", ".html"} <= kept <= set(SOURCE_SUFFIXES)
+    assert {".css", ".html", ".js", ".txt"} <= kept <= set(SOURCE_SUFFIXES)
     packed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
     assert {f"*{suffix}" for suffix in SOURCE_SUFFIXES} - {"*.py"} <= set(packed)
 

@@ -16,9 +16,10 @@ from starlette.types import Receive, Scope, Send
 from serving.account import account_of, audit_log
 from serving.app import EmbedApp
 from serving.guard import HEADERS, Guard
-from serving.routes import ROUTES
+from serving.routes import ROUTES, Told
 from serving.tokens import Tokens
 
+KNOWING = ("/model", "/about", "/docs.json", "/metrics")  # they tell of the release
 TOKEN = "abcdefghijklmnop"
 
 
@@ -92,6 +93,12 @@ def test_every_answer_has_our_headers_once_and_keeps_the_others() -> None:
     assert Door(Behind()).ask("/model").headers["x-other"] == "kept"
 
 
+@pytest.mark.parametrize("told", ROUTES, ids=lambda told: told.name)
+def test_a_browser_may_keep_the_files_of_the_page_and_nothing_else(told: Told) -> None:
+    answer = Door(Behind()).ask(told.path, told.methods[0])
+    assert answer.headers.get_list("cache-control") == ["no-cache" if told.public else "no-store"]
+
+
 def test_a_failure_behind_it_is_one_line_and_quotes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     door = Door(Behind(error=KeyError("SECRET-PATIENT")))
     answer = door.ask("/model")
@@ -128,8 +135,9 @@ def test_strangers_get_401_before_anything_is_asked(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(f"alice:{TOKEN}")
     door = Door(Behind(), Tokens(tmp_path / "tokens"))
     for told in ROUTES:
-        assert door.ask(told.path, told.methods[0]).status_code == (200 if told.probe else 401)
+        assert door.ask(told.path, told.methods[0]).status_code == (200 if told.probe or told.public else 401)
         assert door.ask(told.path, told.methods[0], authorization=f"Bearer {TOKEN}").status_code == 200
+    assert [told.path for told in ROUTES if told.public and (told.takes_scan or told.path in KNOWING)] == []
     assert door.ask("/nothing").status_code == 401
     assert door.ask("/nothing", authorization=f"Bearer {TOKEN}").status_code == 404
     assert door.ask("/model").headers["www-authenticate"] == 'Bearer realm="ctfoundry"'

@@ -49,7 +49,9 @@ def test_routes_that_take_scans_name_every_status_and_their_body(told: dict[str,
 def test_a_token_is_asked_for_everywhere_but_at_the_probes() -> None:
     paths = document(MODEL, tokens=True)["paths"]
     asked = {path for path, operations in paths.items() for one in operations.values() if "security" in one}
-    assert asked == {route.path for route in ROUTES if not route.probe}
+    assert asked == {route.path for route in ROUTES if not (route.probe or route.public)}
+    scans = {route.path for route in ROUTES if route.takes_scan}
+    assert asked == scans | {"/model", "/about", "/metrics", "/docs.json"}
     assert "401" not in paths["/readyz"]["get"]["responses"]
 
 

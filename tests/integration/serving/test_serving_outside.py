@@ -11,14 +11,14 @@ from client import refused
 from documented import DOCUMENT
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from serving.guard import HEADERS
-from serving.routes import ROUTES
+from serving.guard import HEADERS, KEPT
+from serving.routes import BY_PATH, ROUTES
 
 PATHS = [told.path for told in ROUTES]
 
 
-def test_the_page_names_the_model_and_asks_for_nothing_from_elsewhere(url: str) -> None:
-    answer = httpx.get(f"{url}/", timeout=5)
+def test_about_names_the_model_and_asks_for_nothing_from_elsewhere(url: str) -> None:
+    answer = httpx.get(f"{url}/about", timeout=5)
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     model = httpx.get(f"{url}/model", timeout=5).json()
     for word in (model["name"], model["digest"], *PATHS):
@@ -39,7 +39,8 @@ def test_the_page_names_the_model_and_asks_for_nothing_from_elsewhere(url: str) 
 @pytest.mark.parametrize("path", [*PATHS, "/nothing", "/schema.json", "/static_content/index.css", "/embed/"])
 def test_every_answer_has_the_headers_that_keep_a_browser_here(url: str, method: str, path: str) -> None:
     answer = httpx.request(method, f"{url}{path}", timeout=10)
-    for name, value in HEADERS.items():
+    public = path in BY_PATH and BY_PATH[path].public
+    for name, value in (HEADERS | (KEPT if public else {})).items():
         assert answer.headers.get_list(name.decode()) == [value.decode()], f"{method} {path}: {answer.status_code}"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert "unsafe" not in answer.headers["content-security-policy"]
