@@ -8,6 +8,7 @@ from io import BytesIO
 
 import pydicom
 
+import components  # noqa: F401  # which silences what pydicom quotes of a header
 from serving.sniff import InputError
 
 SCHEME = "99CTFOUNDRY"  # of what SNOMED CT, as pydicom has it, does not name

@@ -15,6 +15,7 @@ import pydicom
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
+import components  # noqa: F401  # which silences what pydicom quotes of a header
 from serving.dicom_out import LONG, REFERRED_TO, SCHEME, SHORT, complete, date_as, file_of
 
 SERIES_NUMBER = 9200

@@ -114,7 +114,7 @@ async function askAll(turn) {
   if (heads("scan").length) steps.push(classify);
   if (Object.keys(state.model.segments).length) steps.push(segment);
   if (steps.length === 0) steps.push(embed);
-  if (has("/retrieve")) steps.push(retrieve);
+  if (has("/retrieve") && state.model.index) steps.push(retrieve);
   const failures = [];
   for (const step of steps) {
     if (turn !== state.turn) return;
@@ -178,8 +178,8 @@ async function retrieve(turn) {
 
 function offerMore() {
   at("ask-point").hidden = heads("point").length === 0;
-  at("locate").hidden = !has("/locate");
-  const seen = has("/saliency") ? heads("scan") : [];
+  at("locate").hidden = !(has("/locate") && state.model.sees === "crop");
+  const seen = has("/saliency") ? Object.keys(state.model.heads) : [];
   at("saliency").hidden = seen.length === 0;
   at("saliency-head").replaceChildren(...seen.map((part) => new Option(part, part)));
 }
@@ -199,11 +199,13 @@ async function askPoint() {
 }
 
 async function showSaliency() {
-  const head = encodeURIComponent(at("saliency-head").value);
+  const head = at("saliency-head").value;
+  const sees = heads("point").includes(head) ? `&point_mm=${point()}` : "";
   const done = await trying(async () => {
-    await viewers.first.addMap(await ask("Saliency", `saliency?head=${head}&form=nifti`));
+    await viewers.first.addMap(await ask("Saliency", `saliency?head=${encodeURIComponent(head)}${sees}&form=nifti`));
   });
-  say(done ? "Saliency is shown: the upper half of its values, in viridis." : "No saliency is shown.");
+  const where = sees ? " of the answer at the crosshair" : "";
+  say(done ? `Saliency${where} is shown: the upper half of its values, in viridis.` : "No saliency is shown.");
 }
 
 async function openOther(files) {
@@ -223,10 +225,10 @@ async function findPoint() {
   form.append("scan", state.scan, "scan");
   form.append("other", state.other, "other");
   const done = await trying(async () => {
-    const { places } = await askJson("Place in the second scan", `locate?point_mm=${point()}`, form);
+    const { places, limits } = await askJson("Place in the second scan", `locate?point_mm=${point()}`, form);
     if (places.length === 0) throw new Refused("the place was not found in the second scan");
     viewers.second.moveTo(places[0].point_mm);
-    at("points").textContent = `In the second scan: ${places[0].point_mm.map((mm) => mm.toFixed(1)).join(", ")} mm, similarity ${places[0].similarity.toFixed(3)}.`;
+    at("points").textContent = `In the second scan: ${places[0].point_mm.map((mm) => mm.toFixed(1)).join(", ")} mm, similarity ${places[0].similarity.toFixed(3)}. ${limits.join(" ")}`;
     at("answers").hidden = false;
   });
   say(done ? "The second scan's crosshair is at the place." : "Not found.");

@@ -19,6 +19,7 @@ from playwright.sync_api import FilePayload, Page, expect, sync_playwright
 from released import write_segmenter
 
 from components.bundle.manifest import write_manifest
+from tests.unit.test_serving_classifying import head
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on the PATH: apt-get install chromium")
@@ -61,6 +62,8 @@ def coloured(colours: npt.NDArray[np.float64]) -> float:
 def viewed(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("decoder") / "wholebody"))
     write_segmenter(folder, "organs_segmented", STRUCTURES)
+    head(folder, "findings/ich", "scan")
+    head(folder, "organs", "point")
     write_manifest(folder, "wholebody", "ctfoundry-wholebody", {"code": "0" * 64})
     with running(folder, tmp_path_factory.mktemp("bentoml")) as (address, _):
         yield address
@@ -139,6 +142,40 @@ def test_keys_choose_the_window_and_move_the_crosshair(opened: Visit) -> None:
     page.keyboard.press("PageUp")
     after = page.locator("#place").inner_text()
     assert float(after.split()[5]) == pytest.approx(float(before.split()[5]) + 3, abs=0.11), "one slice up"
+
+
+def test_heads_answer_and_what_they_rest_on_is_drawn(opened: Visit) -> None:
+    page, status = opened.page, opened.page.locator("#status")
+    assert "findings/ich" in page.locator("#findings").inner_text()
+    page.get_by_role("button", name="Hide all").click()
+    page.get_by_role("button", name="Ask at the crosshair").click()
+    expect(status).to_contain_text("Answered at", timeout=SECONDS)
+    assert "organs" in page.locator("#points").inner_text()
+    plain = coloured(opened.drawn())
+    for part in ("organs", "findings/ich"):
+        page.locator("#saliency-head").select_option(part)
+        page.get_by_role("button", name="Show", exact=True).click()
+        expect(status).to_contain_text("is shown: the upper half", timeout=SECONDS)
+        page.locator("#status").evaluate("element => { element.textContent = ''; }")
+    page.wait_for_timeout(500)
+    assert coloured(opened.drawn()) > plain + 0.01, "the map is not drawn"
+    expect(page.locator("#nearest")).to_be_empty()  # no index is served
+
+
+def test_the_crosshairs_place_is_found_in_a_second_scan(opened: Visit) -> None:
+    page, status = opened.page, opened.page.locator("#status")
+    other: list[FilePayload] = [
+        {"name": f"{n}.dcm", "mimeType": "application/dicom", "buffer": ct_slice(n, f"{SERIES}.9")} for n in range(26)
+    ]
+    page.set_input_files("#other", other)
+    expect(status).to_contain_text("The second scan is open", timeout=SECONDS)
+    page.get_by_role("button", name="Find the crosshair").click()
+    expect(status).to_contain_text("crosshair is at the place", timeout=SECONDS)
+    told = page.locator("#points").inner_text()
+    place = [float(number) for number in told.removeprefix("In the second scan: ").split(" mm")[0].split(", ")]
+    there = [float(word) for word in page.locator("#other-place").inner_text().split()[1:6:2]]
+    assert there == pytest.approx(place, abs=3.1), "the crosshair of the second scan is at the place, to a voxel"
+    assert "A place is found in every scan" in told
 
 
 def test_no_uid_and_no_patient_is_on_the_page_and_nothing_leaves_the_service(opened: Visit, viewed: str) -> None:
