@@ -218,3 +218,13 @@ def test_a_damaged_tar_is_told_and_nothing_stays(mode: str, how: str, tmp_path: 
     with pytest.raises(ArchiveError, match=r"^tar: [^\n]*; send it again$"):
         list(unpack_tar(path, tmp_path / "out", LIMITS))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tar_whose_checksum_is_wrong_is_told(tmp_path: Path) -> None:
+    path = tarred(tmp_path / "x", {"a": b"one"})
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 255  # of gzip's checksum (RFC 1952)
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match=r"^tar: damaged or cut short \(BadGzipFile\); send it again$"):
+        list(unpack_tar(path, tmp_path / "out", LIMITS))
+    assert not (tmp_path / "out").exists()

@@ -25,7 +25,7 @@ ANSWERS: dict[str, Any] = {
         "limits": ["Of a test."],
     },
     "organs": {
-        "probabilities": {"kidney": 0.25, "liver": 0.75, "spleen of ours with a long name": 0.0}, "answer": "liver",
+        "probabilities": {"lung": 0.25, "liver": 0.75, "spleen of ours with a long name": 0.0}, "answer": "liver",
         "auc": RATE, "operating_point": None, "limits": [],
     },
 }  # fmt: skip
