@@ -12,7 +12,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from components.ct.archive import numbered
+from components.ct.tar import numbered
 from serving.limits import Limits
 from serving.pace import Pace, chunks
 from serving.sniff import InputError

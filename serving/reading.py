@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 
-from components.ct.archive import ArchiveError, ArchiveLimits, unpack, unpack_tar
+from components.ct.archive import ArchiveError, ArchiveLimits, unpack
 from components.ct.copies import copies
 from components.ct.dataset import INFLATED_BYTES
 from components.ct.dicom import read_series
@@ -29,6 +29,7 @@ from components.ct.instance import Instance
 from components.ct.keys import patient_key, series_key
 from components.ct.nifti import measure_nifti, read_nifti
 from components.ct.store import FloatArray, Volume
+from components.ct.tar import unpack_tar
 from components.errors import UserError
 from components.files import NO_ROOM
 from serving.limits import Limits

@@ -1,15 +1,12 @@
-"""Archives, zip and tar, unpacked with limits: people send series in them, and an archive is not to be trusted."""
+"""Zip archives, unpacked with limits: people send series as zips, and a zip is not to be trusted."""
 
 from __future__ import annotations
 
 import errno
-import gzip
 import re
 import shutil
 import stat
-import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -45,9 +42,6 @@ OBSTACLES = {
     "over_limit": "is packed suspiciously well",
 }
 METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard"}  # APPNOTE 4.4.5
-
-GZIP_MAGIC = b"\x1f\x8b"
-TAR_ROUND = 64 * 2**20  # bytes of headers and padding that a tar may have round its files' content
 
 # A CT series of 5,000 slices fits; deflated slices of air reach a ratio of a few dozen, a zip bomb a thousand.
 LOCAL_LIMITS = ArchiveLimits(members=200_000, unpacked_bytes=200 * 2**30, ratio=200.0)
@@ -132,10 +126,9 @@ def copy_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: IO[byte
         target.write(block)
 
 
-def numbered(index: int, member: str) -> str:
-    """Name for a file that others have named: a number, and the end of its base name in plain characters, at most 80
-    bytes, so that any file system takes it."""
-    return f"{index:06d}-{re.sub(r'[^A-Za-z0-9._-]', '_', PurePosixPath(member).name)[-80:]}"
+def _base_name(member: str) -> str:
+    """The end of a member's base name in plain characters: at most 80 bytes, so that any file system takes it."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(member).name)[-80:]
 
 
 def unpack(path: Path, destination: Path, limits: ArchiveLimits) -> Iterator[tuple[Path, str]]:
@@ -158,60 +151,10 @@ def unpack(path: Path, destination: Path, limits: ArchiveLimits) -> Iterator[tup
                     if reason == "link":
                         continue
                     raise _refusal(info, reason, limits)
-                file = destination / numbered(index, info.filename)
+                file = destination / f"{index:06d}-{_base_name(info.filename)}"
                 with file.open("wb") as target:
                     copy_member(archive, info, target)
                 yield file, info.filename
         except (ArchiveError, OSError):
             shutil.rmtree(destination, ignore_errors=True)
             raise
-
-
-def unpack_tar(path: Path, destination: Path, limits: ArchiveLimits) -> Iterator[tuple[Path, str]]:
-    """As :func:`unpack`, of a tar or a gzipped one, in which everything but plain files is passed over.
-
-    It is read once from front to back, for it has no directory: the order is that of its members.
-    """
-    destination.mkdir(parents=True, exist_ok=True)
-    try:
-        with path.open("rb") as file:
-            packed = file.read(2) == GZIP_MAGIC
-            file.seek(0)
-            stream = _Bounded(gzip.GzipFile(fileobj=file) if packed else file, limits.unpacked_bytes)
-            with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
-                yield from _tar_members(archive, destination, limits)
-            while stream.read(1 << 20):  # to its end, where gzip's checksum is
-                pass
-    except (ArchiveError, OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
-        shutil.rmtree(destination, ignore_errors=True)
-        ours = isinstance(error, (ArchiveError, OSError)) and not isinstance(error, gzip.BadGzipFile)
-        if ours:
-            raise
-        raise ArchiveError(f"tar: damaged or cut short ({type(error).__name__}); send it again") from None
-
-
-def _tar_members(archive: tarfile.TarFile, destination: Path, limits: ArchiveLimits) -> Iterator[tuple[Path, str]]:
-    for index, info in enumerate(archive):
-        if index == limits.members:
-            raise ArchiveLimitError(f"tar: more members are not allowed: at most {limits.members}")
-        source = archive.extractfile(info) if info.isreg() and not info.issparse() else None
-        if source is None:
-            continue
-        file = destination / numbered(index, info.name)
-        with file.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-        yield file, info.name
-
-
-class _Bounded:
-    """A stream of which no more is read than may be, headers and padding of a tar included."""
-
-    def __init__(self, stream: IO[bytes] | gzip.GzipFile, most: int) -> None:
-        self._stream, self._most, self._left = stream, most, most + TAR_ROUND
-
-    def read(self, size: int) -> bytes:
-        found = self._stream.read(size)
-        self._left -= len(found)
-        if self._left < 0:
-            raise ArchiveLimitError(f"tar: more bytes unpacked are not allowed: at most {self._most}")
-        return found

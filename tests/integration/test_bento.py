@@ -42,7 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     for package in ("components", "serving"):
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
-    app = root / "serving" / "worker.py"  # a mark by which the served code is known from this checkout's
+    app = root / "serving" / "working.py"  # a mark by which the served code is known from this checkout's
     app.write_text(app.read_text().replace('"line": manifest.line', '"line": manifest.line, "mark": "this copy"'))
     pins = sorted(f"{d.name}=={d.version}" for d in metadata.distributions() if d.name != "ctfoundry")
     lock = root / "constraints.txt"
