@@ -87,12 +87,16 @@ def test_a_client_without_a_certificate_is_not_even_heard(doors: Doors, tmp_path
             client.get(f"{doors.url}/readyz")
 
 
+# All of the page, which has a field for the token: its own list, so that no answer becomes public unnoticed.
+PAGE = ("/", "/style.css", "/page.js", "/sending.js", "/viewer.js", "/answers.js", "/niivue.umd.js", "/LICENSES.txt")
+
+
 @pytest.mark.parametrize("told", ROUTES, ids=lambda told: told.name)
-def test_every_route_but_the_probes_asks_for_a_token(doors: Doors, told: object) -> None:
+def test_every_route_but_the_probes_and_the_pages_files_asks_for_a_token(doors: Doors, told: object) -> None:
     path, method = told.path, told.methods[0]  # type: ignore[attr-defined]
     without = doors.ask(method, path, token=None)
     assert without.headers["strict-transport-security"] == SECURE[b"strict-transport-security"].decode()
-    if told.probe:  # type: ignore[attr-defined]
+    if told.probe or told.path in PAGE:  # type: ignore[attr-defined]
         assert without.status_code == 200
         return
     assert (without.status_code, without.headers["www-authenticate"]) == (401, 'Bearer realm="ctfoundry"')
