@@ -41,6 +41,7 @@ from serving.asking import (
     classified,
     explained,
     located,
+    require_once,
     retrieved,
     segmented,
 )
@@ -195,6 +196,7 @@ class EmbedApp:
         account.outcome = "cancelled"  # where nobody says otherwise
         try:
             forks, metrics = self._loaded()
+            require_once([name for name, _ in request.query_params.multi_items()])
             asked = {"ask": route} | work()
             reply, file = await self._reply(request, forks, metrics, asked)
             if reply.result is not None:

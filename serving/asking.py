@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -30,6 +32,7 @@ DOES = {"segment": "segments", "classify": "classifies"}
 BLOCKS_AN_AXIS, MOST_BLOCKS = 6, 16
 NEAREST_CASES, MOST_NEAREST = 5, 100
 INDEX_VARIABLE = "CTFOUNDRY_INDEX"
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # float() takes 1_0 and more
 HOW = f"{POINT}=R,A,S, three numbers: a place in the scan in mm, right, anterior and superior positive"
 
 
@@ -38,7 +41,7 @@ def point_of(text: str | None) -> tuple[float, float, float] | None:
     if text is None:
         return None
     try:
-        x, y, z = (float(part) for part in text.split(","))
+        x, y, z = (float(part) for part in text.split(",") if NUMBER.fullmatch(part.strip(" ")))
     except ValueError:
         raise InputError(f"{POINT} {text[:60]!r} is not allowed: {HOW}", 400) from None
     if not all(map(math.isfinite, (x, y, z))):
@@ -117,6 +120,13 @@ def head_of(parts: Collection[str], asked: str | None, does: str) -> str:
         return asked
     what = f"several heads {does}" if asked is None else f"{HEAD} {asked[:60]!r} is not allowed"
     raise InputError(f"{what}: {HEAD}= one of {', '.join(parts)}", 400)
+
+
+def require_once(names: Collection[str]) -> None:
+    """Raises InputError with 400 where a parameter of a query is there twice: which of the two is meant?"""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice[:60]!r} is in the query more than once: send it once", 400)
 
 
 def classified(query: Mapping[str, str], model: Mapping[str, Any]) -> dict[str, Any]:

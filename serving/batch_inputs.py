@@ -97,7 +97,8 @@ def _look(folder: Path, location: str, limits: Limits, instances: list[Instance]
         if instance.status != "not_dicom":
             instances.append(instance)
             return ""
-        kind = "zip" if kind_of(folder / location) == "zip" else "nifti"
+        packed = kind_of(folder / location)
+        kind: str = packed if packed in ("zip", "tar") else "nifti"
     except InputError:
         base = PurePosixPath(location).name
         if not base.lower().endswith(SUFFIXES) or base.startswith(RESOURCE_FORK):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from python_multipart import MultipartParser
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
@@ -18,7 +18,7 @@ from serving.pace import Pace, chunks
 from serving.sniff import InputError
 
 MULTIPART_OVERHEAD, FILE_OVERHEAD = 64 * 1024, 2048  # boundaries and part headers, of a form and round each file
-MAX_PART_HEADER = 16 * 1024
+MAX_PART_HEADER, MAX_BOUNDARY = 16 * 1024, 70  # the latter of RFC 2046, 5.1.1
 HOW = "send the file itself, as the raw body or as a multipart file field; addresses are not fetched"
 
 
@@ -191,6 +191,8 @@ class _Parts:
 async def _receive_multipart(body: AsyncIterator[bytes], files: _Files, boundary: bytes) -> None:
     if not boundary:
         raise InputError("multipart/form-data without a boundary: let the client set the header", 400)
+    if len(boundary) > MAX_BOUNDARY:
+        raise InputError(f"boundary of {len(boundary)} characters is not allowed: at most {MAX_BOUNDARY}", 400)
     parts, received = _Parts(files), 0
     try:
         parser = MultipartParser(boundary, parts.callbacks())  # type: ignore[arg-type]
@@ -198,7 +200,7 @@ async def _receive_multipart(body: AsyncIterator[bytes], files: _Files, boundary
             received += len(chunk)
             files.allow(received)
             parser.write(chunk)
-    except MultipartParseError as error:
+    except FormParserError as error:
         raise InputError(f"multipart body not readable: {error}", 400) from None
     if not files.sent or not parts.ended:
         what = "the form holds no file" if parts.ended or not received else "the multipart body ends early"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from components.ct.store import Volume
+from components.ct.store import Volume, crops_at
 from components.errors import UserError
+from components.models.embed import BODY_FRACTION
 from components.models.heads import Head, HeadDescription
+from components.models.intensity import BODY_HU
 from serving.asking import HOW, POINT, require_answer
 from serving.embedding import DEFAULT_LIMITS, Scan, ServedBundle, read_scan, volume_vector
 from serving.limits import Limits
@@ -124,18 +127,31 @@ def _decided(told: HeadDescription, probabilities: npt.NDArray[np.float64]) -> s
 
 
 def _point_vector(scan: Scan, bundle: ServedBundle, point: tuple[float, float, float]) -> npt.NDArray[np.float32]:
-    require_inside(scan.sent, point)
+    require_seen(scan, bundle, point)
     vector: npt.NDArray[np.float32] = bundle.embedder.embed_points(scan.volume, [point])[0]
     if not np.isfinite(vector).all():
         raise UserError("the model gives no finite vector for this point; is it a CT in HU?")
     return vector
 
 
+def require_seen(scan: Scan, bundle: ServedBundle, point: tuple[float, float, float]) -> None:
+    """Raises InputError where a point (RAS mm) is not in the scan, or too little of the patient is round it for what
+    sees crops, by the share at which places of a whole scan are left out too."""
+    require_inside(scan.sent, point)
+    crop = crops_at(scan.volume, [point], bundle.embedder.config.input.size_vox)
+    if (share := float((crop > BODY_HU).mean())) < BODY_FRACTION:
+        told = f"{POINT} {', '.join(f'{mm:g}' for mm in point)}"
+        raise InputError(
+            f"{told}: {share:.0%} of what is seen there is body, the rest is air; at least {BODY_FRACTION:.0%}"
+        )
+
+
 def require_inside(volume: Volume, point: tuple[float, float, float]) -> None:
     """Raises InputError, with the scan's extent, where a point (RAS mm) is not in it."""
     index = np.linalg.solve(volume.affine, [*point, 1.0])[:3]
     if not ((index >= -0.5) & (index <= np.asarray(volume.hu.shape) - 0.5)).all():
-        corners = volume.affine @ np.array([[0, 0, 0, 1], [*(n - 1 for n in volume.hu.shape), 1]], dtype=float).T
-        low, high = np.sort(corners[:3], axis=1).T
+        sides = [(-0.5, n - 0.5) for n in volume.hu.shape]
+        corners = np.array([volume.affine @ [*corner, 1.0] for corner in itertools.product(*sides)])[:, :3]
+        low, high = corners.min(axis=0), corners.max(axis=0)
         extent = ", ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True))
         raise InputError(f"{POINT} {', '.join(f'{mm:g}' for mm in point)} is not in the scan, which spans {extent} mm")

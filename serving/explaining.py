@@ -25,7 +25,7 @@ from components.models.heads import Head
 from components.tasks.lattice import Scan as Body
 from components.tasks.saliency_maps import Blocks, integrated_gradients, occlusion
 from serving.asking import BLOCKS_AN_AXIS, CLASS, WAYS, head_of, one_of, require_gradients, require_point
-from serving.classifying import require_inside
+from serving.classifying import require_seen
 from serving.embedding import DEFAULT_LIMITS, Scan, ServedBundle, read_scan
 from serving.limits import Limits
 from serving.overlays import nifti_bytes, onto
@@ -33,6 +33,7 @@ from serving.sniff import InputError
 
 DIGITS = 6
 STEPS = 12  # of the integral
+LEAST = 0.001  # log odds: a map below it is rounding
 LIMITS = (
     "The map shows what the answer rests on, which may be a cause, a companion or chance; it is no segmentation.",
     "Where the head is wrong, so is what its map points at.",
@@ -135,7 +136,7 @@ def saliency_file(
         one_of(CLASS, wanted.of_class, head.description.classes)
     scan = read_scan(path, bundle, limits, with_images)
     if wanted.point is not None:
-        require_inside(scan.sent, wanted.point)
+        require_seen(scan, bundle, wanted.point)
     vector = _vector(scan, embedder, wanted.point)
     name = wanted.of_class or head.description.positive or _likeliest(head, vector)
     log_odds = log_odds_of(head, name)
@@ -147,7 +148,7 @@ def saliency_file(
         "part": part, "of_class": name, "way": wanted.way, "blocks": list(found.blocks),
         "log_odds": round(score, DIGITS), "probability": round(float(expit(score)), DIGITS),
         "highest": _extreme(found, 1), "lowest": _extreme(found, -1),
-        "limits": [*LIMITS, *head.description.limits], "model": bundle.model, "found": scan.to_json(),
+        "limits": [*LIMITS, *_unmoved(found), *head.description.limits], "model": bundle.model, "found": scan.to_json(),
     }  # fmt: skip
     values = onto(found.values.astype(np.float32), found.affine, scan.sent)
     return Explained(values, scan.sent.affine, content, scan.images)
@@ -232,6 +233,11 @@ def _scaled(affine: FloatArray, first: npt.NDArray[np.float64], pace: npt.NDArra
     cell[:3, :3], cell[:3, 3] = np.diag(pace), first
     scaled: FloatArray = affine @ cell
     return scaled
+
+
+def _unmoved(found: _Map) -> list[str]:
+    most = float(np.abs(found.values[found.looked]).max())
+    return [] if most >= LEAST else [f"Nothing that was looked at changes the log odds by {LEAST}: ignore the places."]
 
 
 def _extreme(found: _Map, sign: int) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from components.ct.store import voxel_of
 from components.models.embed import Embedder
-from components.tasks.lattice import Describer, Lattice, Scan, best_place, likeness, sought
+from components.tasks.lattice import Describer, Lattice, Scan, best_place, likeness, offsets, sought
 from components.tasks.locate import FIGURES
 from serving.asking import require_places
-from serving.classifying import require_inside
+from serving.classifying import require_seen
 from serving.embedding import DEFAULT_LIMITS, ServedBundle, read_scan
 from serving.limits import Limits
 from serving.sniff import InputError
@@ -23,6 +23,7 @@ STRIDE_MM = 24.0  # of the lattice at most; no more than a crop's least side, or
 SHELLS = 4  # rings of neighbours that say what surrounds a point
 PLACES = 3
 APART = 2  # steps of the lattice between places, or they would be one
+LEAST_KNOWN = 0.5
 DIGITS = 4
 
 
@@ -53,7 +54,8 @@ def locate_files(
     """
     require_places(bundle.embedder.config.input.sees)
     first, second = read_scan(path, bundle, limits), read_scan(other, bundle, limits)
-    require_inside(first.sent, point)
+    require_seen(first, bundle, point)
+    bundle.embedder.show(second.volume)  # raises where no place of it holds enough body
     embedder, scan, target = bundle.embedder, Scan.of(first.volume), Scan.of(second.volume)
     step = _step(embedder)
     voxel = np.floor(voxel_of(first.volume.affine, [point]) + 0.5).astype(np.int64)
@@ -61,10 +63,12 @@ def locate_files(
         raise InputError(f"point_mm {', '.join(f'{mm:g}' for mm in point)} is in the air round the patient")
     describer = Describer(embedder.embed_crops, embedder.config.input.size_vox)
     lattice = Lattice.over(target, step, describer)
+    around = voxel + offsets(SHELLS) * step
+    known = float(((around >= 0) & (around < first.volume.hu.shape)).all(axis=1).mean())
     alike = likeness(lattice, sought(scan, voxel, step, SHELLS, describer), SHELLS, describer.air)[0]
     stride = [round(float(n * mm), DIGITS) for n, mm in zip(step, embedder.config.input.spacing_mm, strict=True)]
     return {
-        "places": _places(alike, lattice, target), "stride_mm": stride, "limits": list(_limits(bundle)),
+        "places": _places(alike, lattice, target), "stride_mm": stride, "limits": _limits(bundle, known),
         "model": bundle.model, "found": first.to_json(), "found_other": second.to_json(),
     }  # fmt: skip
 
@@ -94,8 +98,11 @@ def _places(alike: npt.NDArray[np.float64], lattice: Lattice, target: Scan) -> l
     return found
 
 
-def _limits(bundle: ServedBundle) -> list[str]:
+def _limits(bundle: ServedBundle, known: float) -> list[str]:
+    """``known``: share of the places round the point that are in its scan."""
     told = ["A place is found in every scan, also where the other scan does not show what was pointed at."]
+    if known < LEAST_KNOWN:
+        told.append(f"Only {known:.0%} of what lies round the point is in its scan: its place in the other is a guess.")
     for task, figures in sorted(bundle.figures.items()):
         if set(figures) == set(FIGURES):
             inside = figures["inside"]

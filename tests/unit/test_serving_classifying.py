@@ -11,11 +11,12 @@ import pytest
 from released import write_release
 
 from components.bundle.manifest import write_manifest
+from components.ct.store import Volume
 from components.files import sha256_file
 from components.models.heads import Head, HeadDescription, Linear
 from components.settings import parse
 from serving.asking import form_of, point_of, require_answer, segmenter_of
-from serving.classifying import answer_of, classify_file
+from serving.classifying import answer_of, classify_file, require_inside
 from serving.embedding import ServedBundle, open_release, read_scan, volume_vector
 from serving.limits import Limits
 from serving.sniff import InputError
@@ -87,6 +88,20 @@ def test_at_a_point_both_kinds_of_head_answer(bundle: ServedBundle, scan: Path) 
     assert list(found["answers"]["organs"]["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
     with pytest.raises(InputError, match=r"point_mm 5000, 0, 0 is not in the scan, which spans .* mm$"):
         classify_file(scan, bundle, (5000.0, 0.0, 0.0))
+    corner = (float(image.affine[0, 3]), float(image.affine[1, 3]), float(image.affine[2, 3]))
+    with pytest.raises(InputError, match=r": 0% of what is seen there is body, the rest is air; at least 10%$"):
+        classify_file(scan, bundle, corner)
+
+
+def test_the_extent_that_is_told_is_that_of_all_corners() -> None:
+    affine = np.eye(4)
+    turn = np.radians(30)
+    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    volume = Volume(np.zeros((10, 20, 30), np.int16), affine)
+    corners = np.array([affine[:3, :3] @ [x, y, z] for x in (-0.5, 9.5) for y in (-0.5, 19.5) for z in (-0.5, 29.5)])
+    extent = ", ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(corners.min(0), corners.max(0), strict=True))
+    with pytest.raises(InputError, match=rf"which spans {extent} mm$"):
+        require_inside(volume, (500.0, 0.0, 0.0))
 
 
 def test_a_decision_is_that_of_the_threshold_and_without_one_that_of_the_likeliest_class(tmp_path: Path) -> None:
@@ -101,7 +116,9 @@ def test_a_decision_is_that_of_the_threshold_and_without_one_that_of_the_likelie
     assert without["answer"] == ("present" if present > 0.5 else "absent")
 
 
-@pytest.mark.parametrize("text", ["", "1,2", "1,2,3,4", "a,b,c", "1,2,nan", "inf,0,0", "1;2;3"])
+@pytest.mark.parametrize(
+    "text", ["", "1,2", "1,2,3,4", "a,b,c", "1,2,nan", "inf,0,0", "1;2;3", "1_0,2,3", "1,2,3\n", "١,2,3", "0x1,2,3"]
+)
 def test_what_is_no_point_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(InputError, match=r"^point_mm '.*' is not allowed: point_mm=R,A,S, three numbers") as raised:
         point_of(text)

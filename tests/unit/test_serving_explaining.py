@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -127,6 +128,13 @@ def test_an_encoder_that_sees_scans_is_explained_over_the_whole_of_one(bundle: S
 
 def replace_input(view: InputConfig, size: tuple[int, int, int]) -> InputConfig:
     return view.model_copy(update={"sees": "scan", "size_vox": size})
+
+
+def test_a_map_of_nothing_but_rounding_says_so(bundle: ServedBundle, tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.full((90, 90, 60), 40, np.int16), np.diag([3.0, 3.0, 3.0, 1.0])), tmp_path / "even.nii")
+    found = saliency_file(tmp_path / "even.nii", bundle, Wanted("organs", point=(135.0, 135.0, 90.0)))
+    assert abs(found.content["highest"]["value"]) < 0.001
+    assert "Nothing that was looked at changes the log odds by 0.001: ignore the places." in found.content["limits"]
 
 
 @pytest.mark.parametrize("name", ["absent", "present"])

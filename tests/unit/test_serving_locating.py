@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from components.errors import UserError
 from serving.embedding import ServedBundle
 from serving.locating import locate_files
 from serving.sniff import InputError
@@ -60,12 +61,26 @@ def test_the_answer_says_how_often_such_places_were_right(bundle: ServedBundle, 
     assert limits[1].endswith("untrained encoders 0.787.")
 
 
+def test_of_a_few_slices_the_answer_says_that_it_is_a_guess(bundle: ServedBundle, tmp_path: Path) -> None:
+    scan = trunk(tmp_path / "here.nii", (0.0, 0.0, 0.0))
+    image = nib.load(scan)
+    few = nib.Nifti1Image(np.asarray(image.dataobj)[:, :, :12], image.affine)  # type: ignore[attr-defined]
+    nib.save(few, tmp_path / "few.nii")
+    limits = locate_files(tmp_path / "few.nii", scan, bundle, (165.0, 135.0, 18.0))["limits"]
+    assert limits[1].startswith("Only ")
+    assert limits[1].endswith("of what lies round the point is in its scan: its place in the other is a guess.")
+
+
 def test_a_point_in_the_air_or_elsewhere_is_refused(bundle: ServedBundle, tmp_path: Path) -> None:
     scan = trunk(tmp_path / "here.nii", (0.0, 0.0, 0.0))
-    with pytest.raises(InputError, match=r"^point_mm 3, 3, 135 is in the air round the patient$"):
+    with pytest.raises(InputError, match=r"^point_mm 3, 3, 135: 0% of what is seen there is body, the rest"):
         locate_files(scan, scan, bundle, (3.0, 3.0, 135.0))
     with pytest.raises(InputError, match=r"^point_mm -900, 0, 0 is not in the scan, which spans"):
         locate_files(scan, scan, bundle, (-900.0, 0.0, 0.0))
+    empty = tmp_path / "empty.nii"
+    nib.save(nib.Nifti1Image(np.full((60, 60, 40), -1000, np.int16), np.diag([3.0, 3.0, 3.0, 1.0])), empty)
+    with pytest.raises(UserError, match=r"holds enough body"):
+        locate_files(scan, empty, bundle, (165.0, 135.0, 135.0))
     whole = bundle.embedder.config.input.model_copy(update={"sees": "scan"})
     config = bundle.embedder.config.model_copy(update={"input": whole})
     seeing = replace(bundle, embedder=type(bundle.embedder)(bundle.embedder.encoder, config, "cpu"))
