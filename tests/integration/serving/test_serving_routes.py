@@ -147,7 +147,7 @@ def test_what_cannot_be_answered_is_one_line(served: str, url: str, good: bytes)
     ask("saliency?head=findings/ich&form=dicom", 400, "form 'dicom' is not allowed: json, nifti")
     ask("saliency?head=findings/ich&of_class=maybe", 400, "of_class 'maybe' is not allowed: absent, present")
     ask("saliency", 404, "this release has no head that classifies", url)
-    ask("saliency?head=organs&point_mm=1,2,3&point_mm=4,5,6", 400, "point_mm is in the query more than once")
+    ask("saliency?head=organs&point_mm=1,2,3&point_mm=4,5,6", 400, "'point_mm' is in the query more than once")
     form = {"content-type": f"multipart/form-data; boundary={'b' * 5000}"}
     ask("embed", 400, "boundary of 5000 characters is not allowed: at most 70", content=b"--b", headers=form)
     ask("locate", 409, "this route sees a point: send point_mm=R,A,S")
