@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +295,17 @@ def test_a_wrong_form_ends_with_status_1_in_one_line(
         main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == "ctfoundry: --form 'png' is not allowed: nifti or dicom\n"
+
+
+def test_a_tar_is_a_scan_of_its_own_and_is_sent_as_it_is(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for number in range(6):
+            content = ct_slice(number, "1.2.7")
+            info = tarfile.TarInfo(f"IM{number}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    folder = files(tmp_path / "in", {"day/one.tar.gz": buffer.getvalue()})
+    (scan,) = find_scans(folder, LIMITS).scans
+    assert (scan.kind, scan.where) == ("tar", "day/one.tar.gz")
+    assert read_upload(as_upload(folder, scan, tmp_path), "tar", LIMITS).instances == 6
