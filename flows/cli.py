@@ -38,6 +38,7 @@ MODULES = {
     "segment": ("flows.segment", "The structures of one scan by the release's decoder, as NIfTI, without a server."),
     "index": ("flows.index", "The vectors of a line's scans as one file, for a service to find the most similar in."),
     "run": ("flows.batch", "Answer for every scan of a folder: a table, segmentations, receipts and a report."),
+    "gateway": ("serving.gateway.commands", "At a hospital's door: studies in by DICOM, the service's answers back."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),
     "sign": (

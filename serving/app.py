@@ -12,8 +12,10 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +28,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from components.confined import Reply
+from components.confined import Reply, Result
 from components.errors import UserError
 from components.files import NO_ROOM
 from serving.account import Account, account_of
@@ -45,7 +47,7 @@ from serving.asking import (
     retrieved,
     segmented,
 )
-from serving.body import receive_files, scans_of
+from serving.body import receive_files, receive_nothing, scans_of
 from serving.draining import Drain
 from serving.forks import Forks, ReaderGoneError
 from serving.limits import VARIABLES, Limits
@@ -53,6 +55,7 @@ from serving.load import BusyError, Load
 from serving.metrics import MEDIA_TYPE, REFUSED, Metrics
 from serving.openapi import document
 from serving.pace import Pace
+from serving.pacs import FETCH, STORE, referred, to_store
 from serving.page import page
 from serving.routes import BY_NAME
 from serving.sniff import InputError
@@ -198,7 +201,9 @@ class EmbedApp:
             forks, metrics = self._loaded()
             require_once([name for name, _ in request.query_params.multi_items()])
             asked = {"ask": route} | work()
-            reply, file = await self._reply(request, forks, metrics, asked)
+            of_pacs = referred(request.query_params, self.model, FIELDS.get(route, (SCAN,)))
+            asked[STORE] = to_store(request.query_params, self.model, asked.get(FORM, "json"))
+            reply, file = await self._reply(request, forks, metrics, asked, of_pacs)
             if reply.result is not None:
                 account.outcome, account.series = BY_NAME[route].done, _series(reply.result.content)
                 if file is None:
@@ -234,9 +239,9 @@ class EmbedApp:
             return Refusal("the service failed on this file; the failure is in its log", 500)
 
     async def _reply(
-        self, request: Request, forks: Forks, metrics: Metrics, work: dict[str, Any]
+        self, request: Request, forks: Forks, metrics: Metrics, work: dict[str, Any], of_pacs: dict[str, list[str]]
     ) -> tuple[Reply, BinaryIO | None]:
-        """What became of the request's file, of which ``work`` says what is asked; and the file that answers it, open.
+        """What became of the request's scans, of which ``work`` says what is asked; and the file that answers it, open.
 
         Raises:
             ClientDisconnect: the client has left, before its turn or while its file was read.
@@ -245,10 +250,17 @@ class EmbedApp:
         if self.drain.begun:
             raise BusyError("the service is ending and takes no more files", "draining", self._come_again(), 503)
         async with _temporary_folder() as folder:
-            (upload := folder / "upload").mkdir()
+
+            async def apart(**what: Any) -> Reply:
+                return await forks.run(what | {"scratch": str(folder)})
+
             with self.load.uploading(), _taking(metrics, "upload"):
-                sent = await receive_files(request, upload, self.limits, Pace.of(self.limits))
-            paths = {field: str(path) for field, path in scans_of(sent, FIELDS.get(work["ask"], (SCAN,))).items()}
+                paths = await self._received(request, folder, FIELDS.get(work["ask"], (SCAN,)), of_pacs)
+                for field, uids in of_pacs.items():
+                    paths[field] = str(folder / f"pacs-{field}")
+                    fetch = partial(apart, ask=FETCH, uids=uids, to=paths[field], paths={})
+                    if (reply := await _while_connected(request, fetch)).result is None:
+                        return reply, None
 
             async def turn() -> Reply:
                 begin = time.perf_counter()
@@ -256,12 +268,31 @@ class EmbedApp:
                     await anyio.lowlevel.checkpoint()  # whoever has left by now gets no child
                     metrics.took("wait", time.perf_counter() - begin)
                     with _taking(metrics, "work"):
-                        return await forks.run(work | {"paths": paths, "scratch": str(folder)})
+                        return await apart(**work, paths=paths)
 
             with self.load.queueing():
                 reply = await _while_connected(request, turn)
             answer = folder / ANSWER
-            return reply, answer.open("rb") if reply.result is not None and answer.is_file() else None
+            if reply.result is None or not answer.is_file():
+                return reply, None
+            if not work[STORE]:
+                return reply, answer.open("rb")
+            stored = await _while_connected(request, partial(apart, ask=STORE, paths={SCAN: str(answer)}))
+            if stored.result is None:
+                return stored, None
+            return replace(reply, result=Result(reply.result.content | {"stored": stored.result.content})), None
+
+    async def _received(
+        self, request: Request, folder: Path, fields: Sequence[str], of_pacs: Collection[str]
+    ) -> dict[str, str]:
+        """Field to where its scan lies, of those that the request does not name but holds."""
+        held = [field for field in fields if field not in of_pacs]
+        if not held:
+            await receive_nothing(request)
+            return {}
+        (upload := folder / "upload").mkdir()
+        sent = await receive_files(request, upload, self.limits, Pace.of(self.limits))
+        return {field: str(path) for field, path in scans_of(sent, held).items()}
 
     def _come_again(self) -> int:
         """Seconds after which another try is sensible: here, or where the service goes on when this one ends."""

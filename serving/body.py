@@ -68,6 +68,13 @@ async def receive_files(request: Request, folder: Path, limits: Limits, pace: Pa
     return files.sent
 
 
+async def receive_nothing(request: Request) -> None:
+    """Raises InputError with 400 where a request has a body that it should not have."""
+    async for chunk in request.stream():
+        if chunk:
+            raise InputError("the scan is named, and sent as well: send it, or name it by its UIDs", 400)
+
+
 def scans_of(sent: Sequence[Sent], fields: Sequence[str]) -> dict[str, Path]:
     """Field to its scan: a file, or a folder of several.
 

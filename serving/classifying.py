@@ -68,7 +68,7 @@ def report_file(
         raise InputError("a DICOM SR refers to DICOM images, and the scan was sent as NIfTI; ask for JSON")
     content = classify_scan(scan, bundle, point)
     with header_values():
-        return content, dicom_sr(scan.images, content["answers"], bundle.model)
+        return content, dicom_sr(scan.images, content["answers"], bundle.model, point)
 
 
 def classify_scan(

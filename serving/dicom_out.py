@@ -3,10 +3,12 @@ that what is stored twice is one object, not two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
+from typing import Any
 
 import pydicom
+from pydicom.uid import generate_uid
 
 import components  # noqa: F401  # which silences what pydicom quotes of a header
 from serving.sniff import InputError
@@ -39,6 +41,32 @@ def complete(image: pydicom.Dataset, needed: Sequence[str], instead: str) -> pyd
         if name not in image:
             setattr(image, name, "")
     return image
+
+
+def entropy_of(images: Sequence[pydicom.Dataset], model: Mapping[str, str], *what: str) -> tuple[str, ...]:
+    """What an object's UIDs follow from: the release, ``what`` it holds, and the very images it was made from. The same
+    series with an image more, as one that came late, gives another object."""
+    return (model["digest"], *what, *sorted(str(image.SOPInstanceUID) for image in images))
+
+
+def made_by(model: Mapping[str, str], about: Sequence[str], said: str) -> dict[str, Any]:
+    """Identity, equipment and description of an object, as highdicom takes them.
+
+    Args:
+        model: ``name`` and ``digest`` of the release.
+        about: see :func:`entropy_of`.
+        said: of its series, after the model's name.
+    """
+    return {
+        "series_instance_uid": generate_uid(entropy_srcs=[*about, "series"]),
+        "sop_instance_uid": generate_uid(entropy_srcs=[*about, "instance"]),
+        "instance_number": 1,
+        "manufacturer": "ctfoundry",
+        "manufacturer_model_name": model["name"][:LONG],
+        "software_versions": model["digest"][:LONG],
+        "device_serial_number": model["digest"][:LONG],
+        "series_description": f"{model['name']} {said}"[:LONG],
+    }
 
 
 def date_as(made: pydicom.Dataset, image: pydicom.Dataset) -> None:

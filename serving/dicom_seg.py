@@ -17,7 +17,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from components.ct.store import FloatArray
-from serving.dicom_out import FRAME, LONG, REFERRED_TO, SCHEME, SHORT, complete, date_as, file_of
+from serving.dicom_out import FRAME, LONG, REFERRED_TO, SCHEME, SHORT, complete, date_as, entropy_of, file_of, made_by
 from serving.sniff import InputError
 
 SERIES_NUMBER = 9100
@@ -61,7 +61,7 @@ def dicom_seg(
     seen = hd.AlgorithmIdentificationSequence(
         name=model["name"][:LONG], version=model["digest"][:SHORT], family=codes.DCM.ArtificialIntelligence
     )
-    about = (model["digest"], str(images[0].SeriesInstanceUID), part, "SEG")
+    about = entropy_of(images, model, part, "SEG")
     seg = hd.seg.Segmentation(
         source_images=list(images),
         pixel_array=frames,
@@ -69,17 +69,10 @@ def dicom_seg(
         segment_descriptions=[
             _description(number, structures[value], seen, about) for number, value in enumerate(values, start=1)
         ],
-        series_instance_uid=generate_uid(entropy_srcs=[*about, "series"]),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=generate_uid(entropy_srcs=[*about, "instance"]),
-        instance_number=1,
-        manufacturer="ctfoundry",
-        manufacturer_model_name=model["name"][:LONG],
-        software_versions=model["digest"][:LONG],
-        device_serial_number=model["digest"][:LONG],
         content_label="SEGMENTATION",
         content_description=f"{part} by {model['name']}"[:LONG],
-        series_description=f"{model['name']} {part}"[:LONG],
+        **made_by(model, about, part),
     )
     date_as(seg, images[0])
     for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):

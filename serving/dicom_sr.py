@@ -16,18 +16,24 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 import components  # noqa: F401  # which silences what pydicom quotes of a header
-from serving.dicom_out import LONG, REFERRED_TO, SCHEME, SHORT, complete, date_as, file_of
+from serving.dicom_out import LONG, REFERRED_TO, SCHEME, SHORT, complete, date_as, entropy_of, file_of, made_by
 
 SERIES_NUMBER = 9200
 
 
-def dicom_sr(images: Sequence[pydicom.Dataset], answers: Mapping[str, Any], model: Mapping[str, str]) -> bytes:
+def dicom_sr(
+    images: Sequence[pydicom.Dataset],
+    answers: Mapping[str, Any],
+    model: Mapping[str, str],
+    point: tuple[float, float, float] | None = None,
+) -> bytes:
     """Write answers as DICOM SR.
 
     Args:
         images: headers of the scan's images, pixel data not needed.
         answers: part to what its head answers, see :func:`serving.classifying.answer_of`.
         model: ``name`` and ``digest`` of the release.
+        point: RAS mm, where one was asked for.
 
     Returns:
         A DICOM file. It is of the images' study, and carries their patient as they do.
@@ -36,7 +42,8 @@ def dicom_sr(images: Sequence[pydicom.Dataset], answers: Mapping[str, Any], mode
         InputError: an image lacks an identifier.
     """
     images = [complete(image, REFERRED_TO, "JSON") for image in images]
-    about = (model["digest"], str(images[0].SeriesInstanceUID), ",".join(sorted(answers)), "SR")
+    asked = "" if point is None else f"Asked at {', '.join(f'{mm:g}' for mm in point)} mm (right, anterior, superior)."
+    about = entropy_of(images, model, ",".join(sorted(answers)), "SR", asked)
     observer = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=generate_uid(entropy_srcs=[model["digest"], "device"]),
         name=model["name"][:LONG],
@@ -48,38 +55,31 @@ def dicom_sr(images: Sequence[pydicom.Dataset], answers: Mapping[str, Any], mode
     report = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=device),
         procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
-        imaging_measurements=[_group(part, answer, model, about) for part, answer in sorted(answers.items())],
+        imaging_measurements=[_group(part, answer, model, about, asked) for part, answer in sorted(answers.items())],
         title=codes.DCM.ImagingMeasurementReport,
     )
     made = hd.sr.Comprehensive3DSR(
         evidence=list(images),
         content=report[0],
         series_number=SERIES_NUMBER,
-        series_instance_uid=generate_uid(entropy_srcs=[*about, "series"]),
-        sop_instance_uid=generate_uid(entropy_srcs=[*about, "instance"]),
-        instance_number=1,
-        manufacturer="ctfoundry",
-        manufacturer_model_name=model["name"][:LONG],
-        software_versions=model["digest"][:LONG],
-        device_serial_number=model["digest"][:LONG],
-        series_description=f"{model['name']} answers"[:LONG],
         is_complete=True,
         is_final=False,
         is_verified=False,
+        **made_by(model, about, "answers"),
     )
     date_as(made, images[0])
     return file_of(made)
 
 
 def _group(
-    part: str, answer: Mapping[str, Any], model: Mapping[str, str], about: Sequence[str]
+    part: str, answer: Mapping[str, Any], model: Mapping[str, str], about: Sequence[str], asked: str
 ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
     return hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
             uid=generate_uid(entropy_srcs=[*about, part]), identifier=part[:LONG]
         ),
         algorithm_id=hd.sr.AlgorithmIdentification(
-            name=model["name"], version=model["digest"], parameters=list(_told(answer))
+            name=model["name"], version=model["digest"], parameters=[*filter(None, [asked]), *_told(answer)]
         ),
         qualitative_evaluations=[
             hd.sr.QualitativeEvaluation(name=_code(f"Answer of {part}"), value=_code(str(answer["answer"])))

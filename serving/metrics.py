@@ -9,7 +9,7 @@ from serving.routes import ROUTES, UNKNOWN
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 STEPS = ("upload", "wait", "work")
-REFUSED = (400, 401, 404, 405, 408, 409, 413, 415, 422)
+REFUSED = (400, 401, 404, 405, 408, 409, 413, 415, 422, 502)
 OUTCOMES = (
     "answered",  # any route but those below
     *(route.done for route in ROUTES if route.done),

@@ -23,6 +23,7 @@ from serving.asking import (
     WAY,
     WAYS,
 )
+from serving.pacs import NO, SERIES, STORE, STUDY, YES
 from serving.routes import ROUTES, Told
 from serving.schemas import EXAMPLES, SCHEMAS, Schema, ref
 from serving.static_files import FILES
@@ -35,7 +36,7 @@ SECONDS = {"schema": {"type": "integer", "minimum": 1}, "required": True,
 REFUSALS = {
     400: "The body or the query is malformed",
     401: "The token is missing or not known",
-    404: "The release, or what is served beside it, has not what this route needs",
+    404: "The release, or what is served beside it, has not what this route needs; or the PACS has no such series",
     405: "The route does not know this method",
     408: "The upload comes too slowly, or takes too long",
     409: "A point is needed, and none was sent",
@@ -44,17 +45,18 @@ REFUSALS = {
     422: "The file is not one CT series that can be read, or its reader was ended",
     429: "Too many files are being sent or wait",
     500: "The service failed; the failure is in its log",
+    502: "The PACS cannot be reached, or refuses",
     503: "The service is ending, not ready, or has no room on its disk",
     504: "The request took longer than the service allows",
 }
-OF_A_SCAN = (400, 408, 413, 415, 422, 429, 500, 503, 504)
+OF_A_SCAN = (400, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504)
 STATUSES = {
     "embed": OF_A_SCAN,
-    "classify": (*OF_A_SCAN, 404, 409),
-    "segment": (*OF_A_SCAN, 404),
-    "saliency": (*OF_A_SCAN, 404, 409),
-    "locate": (*OF_A_SCAN, 404, 409),
-    "retrieve": (*OF_A_SCAN, 404),
+    "classify": (*OF_A_SCAN, 409),
+    "segment": OF_A_SCAN,
+    "saliency": (*OF_A_SCAN, 409),
+    "locate": (*OF_A_SCAN, 409),
+    "retrieve": OF_A_SCAN,
     "preview": OF_A_SCAN,
     "model": (503,),
     "metrics": (503,),
@@ -131,6 +133,28 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+_UID: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)*$", "maxLength": 64}
+_STORE = _parameter(
+    STORE,
+    "Store the result in the PACS, in the scan's study, and answer with what form=json would and where it is stored",
+    {"enum": [NO, YES], "default": NO},
+)
+
+
+def _parameters(told: Told) -> list[dict[str, Any]]:
+    """Of a route, with those that name its scans."""
+    if not told.takes_scan:
+        return []
+    found = list(PARAMETERS.get(told.name, []))
+    for field in FIELDS.get(told.name, (SCAN,)):
+        prefix, of = ("", "the scan") if field == SCAN else (f"{field}_", f"the scan {field!r}")
+        for name in (STUDY, SERIES):
+            said = f"UID of {of} in the service's PACS, in place of the scan itself; both or none"
+            found.append(_parameter(prefix + name, said, _UID, example="1.2.840.113619.2.1"))
+    dicom = any(each["name"] == FORM and "dicom" in each["schema"]["enum"] for each in found)
+    return [*found, _STORE] if dicom else found
+
+
 def document(model: Mapping[str, Any], tokens: bool) -> dict[str, Any]:
     """The document, as ``GET /docs.json`` gives it.
 
@@ -161,8 +185,8 @@ def _operation(told: Told, tokens: bool, method: str) -> dict[str, Any]:
     operation: dict[str, Any] = {"operationId": name, "summary": said, "responses": _responses(told, tokens, method)}
     if told.takes_scan:
         operation["requestBody"] = _body(FIELDS.get(told.name, ()))
-    if told.name in PARAMETERS:
-        operation["parameters"] = PARAMETERS[told.name]
+    if parameters := _parameters(told):
+        operation["parameters"] = parameters
     if tokens and not (told.probe or told.public):
         operation["security"] = [{TOKEN: []}]
     return operation
@@ -216,11 +240,11 @@ def _body(fields: Sequence[str]) -> dict[str, Any]:
     )
     files: Schema = {"type": "array", "items": BINARY, "minItems": 1}
     if fields:
-        form = {"type": "object", "required": list(fields), "additionalProperties": False,
+        form = {"type": "object", "additionalProperties": False,
                 "properties": {field: {"oneOf": [BINARY, files], "description": what} for field in fields}}  # fmt: skip
-        return {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+        return {"required": False, "content": {"multipart/form-data": {"schema": form}}}
     form = {"type": "object", "minProperties": 1, "additionalProperties": {"oneOf": [BINARY, files]},
             "description": "file fields of any names"}  # fmt: skip
     kinds = ("application/zip", "application/gzip", "application/x-tar", "application/octet-stream")
     content = {kind: {"schema": BINARY} for kind in kinds} | {"multipart/form-data": {"schema": form}}
-    return {"required": True, "description": what, "content": content}
+    return {"required": False, "description": f"{what} None where the scan is named.", "content": content}

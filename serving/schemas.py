@@ -91,10 +91,13 @@ SCHEMAS: dict[str, Schema] = {
         auc=_interval("Area under the ROC curve on test patients"),
         limits=LIMITS,
     ),
+    "Stored": record("Where a result is stored in the PACS", study=TEXT, series=TEXT, instance=TEXT),
     "Classification": record(
         "What every head answers",
+        ("stored",),
         answers=mapping(PART, ref("Answer")),
         not_answered=mapping(f"{PART}; why its head gave no answer", TEXT),
+        stored=ref("Stored"),
         model=ref("ModelName"),
         found=ref("Found"),
     ),
@@ -106,6 +109,8 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Segmentation": record(
         "The structures of one scan",
+        ("stored",),
+        stored=ref("Stored"),
         part={"type": "string", "description": "the head"},
         structures=mapping("By the value in a label map", ref("Structure")),
         limits=LIMITS,
@@ -178,6 +183,11 @@ SCHEMAS: dict[str, Schema] = {
         segments=mapping("A head that segments; its structures", {"type": "array", "items": TEXT}),
         sees={"enum": ["crop", "scan"], "description": "what the encoder is shown"},
         index={"oneOf": [{"type": "null"}, ref("Index")]},
+        pacs=record(
+            "What the service does with its PACS",
+            reads={"type": "boolean", "description": "scans may be named by their UIDs"},
+            stores={"type": "boolean", "description": "results may be stored"},
+        ),
         inputs=mapping("SHA-256 of what the model was made from: code, parameters, pinned versions, data", TEXT),
     ),
 }
@@ -230,5 +240,5 @@ EXAMPLES: dict[str, Any] = {
     "Model": {**_MODEL, "line": "wholebody", "heads": {"findings/ich": "scan", "organs": "point"},
               "classes": {"findings/ich": ["absent", "present"], "organs": ["liver", "spleen"]},
               "segments": {"organs_segmented": ["liver", "spleen"]}, "sees": "crop", "index": _INDEX,
-              "inputs": {"code": "9c1e" * 16}},
+              "pacs": {"reads": True, "stores": False}, "inputs": {"code": "9c1e" * 16}},
 }  # fmt: skip

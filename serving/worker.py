@@ -37,17 +37,21 @@ def main() -> None:
         torch.set_num_threads(1)  # a pool of threads would not survive the fork; embedding sets its own number
         from serving.embedding import open_release
         from serving.nearest import Index
+        from serving.pacs import Doors
         from serving.working import Work, told_of
 
         bundle, limits, bounds = open_release(Path(sys.argv[1])), Limits.from_environment(), Bounds.from_environment()
-        index = Index.from_environment(bundle.manifest.digest)
+        index, doors = Index.from_environment(bundle.manifest.digest), Doors.from_environment()
     except UserError as error:
         control.send(json.dumps({"error": str(error)}).encode())
         sys.exit(1)
     import serving.dicom_seg  # once here, and not in each child
     import serving.dicom_sr  # noqa: F401
 
-    said, work = told_of(bundle, index), Work(bundle, index, limits)
+    if doors.reads or doors.stores:
+        import components.sources.dicomweb  # noqa: F401
+
+    said, work = told_of(bundle, index, doors), Work(bundle, index, limits)
     gc.collect()
     gc.freeze()  # or the collector would touch, and so copy, in each child what it shares with this process
     control.send(json.dumps({"ready": said}).encode())

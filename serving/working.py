@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from serving.explaining import Wanted, saliency_file
 from serving.limits import Limits
 from serving.locating import locate_files
 from serving.nearest import Index, account_of, retrieve_file
+from serving.pacs import FETCH, STORE, Doors, fetch_series, store_object
 from serving.previewing import preview_file
 from serving.segmenting import segment_file
 
@@ -45,6 +46,8 @@ class Work:
             "locate": self._locate,
             "retrieve": self._retrieve,
             "preview": self._preview,
+            FETCH: lambda asked, _: fetch_series(asked["uids"][0], asked["uids"][1], Path(asked["to"]), self.limits),
+            STORE: lambda _, paths: store_object(paths[SCAN]),
         }
         return Result(of_route[request["ask"]](request, paths))
 
@@ -81,7 +84,7 @@ class Work:
         return _written(asked, found.content, {"nifti": found.as_nifti})
 
 
-def told_of(bundle: ServedBundle, index: Index | None) -> dict[str, Any]:
+def told_of(bundle: ServedBundle, index: Index | None, doors: Doors) -> dict[str, Any]:
     """What ``GET /model`` says: JSON-like."""
     manifest = bundle.manifest
     heads = {part: head.description for part, head in bundle.heads.items()}
@@ -92,6 +95,7 @@ def told_of(bundle: ServedBundle, index: Index | None) -> dict[str, Any]:
         "classes": {part: list(head.classes) for part, head in heads.items()},
         "segments": {part: list(head.description.structures) for part, head in bundle.segmenters.items()},
         "index": None if index is None else account_of(index),
+        "pacs": asdict(doors),
     }  # fmt: skip
 
 

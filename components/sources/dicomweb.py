@@ -17,7 +17,7 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from io import BytesIO
@@ -33,7 +33,7 @@ from components.ct.keys import accession_key, patient_key, require_secret, serie
 from components.errors import UserError
 from components.sources.config import DicomwebConfig, SourceConfig, TransferConfig
 from components.sources.interface import Listed, Listing
-from components.sources.pacs import NO_JSON, Client, asking
+from components.sources.pacs import NO_JSON, SERIES_BYTES, Client, asking
 from components.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,10 @@ UID = re.compile(r"[0-9A-Za-z.]{1,64}")  # laxer than the standard, as PACS are,
 Row = dict[str, str]  # keyword to value; '' where the PACS says that it is empty, absent where it says nothing
 
 
+class SeriesTooLargeError(UserError):
+    """A series has more bytes than it may have here."""
+
+
 class DicomwebSource:
     """Data are told apart by ``location``, a pseudonym of UIDs that are unique in the world: no version is needed."""
 
@@ -68,10 +72,10 @@ class DicomwebSource:
     def list_series(self, held_out: frozenset[str]) -> Listing:
         require_secret("dicomweb")
         with asking(QUERY_SECONDS, attempts=QUERY_ATTEMPTS) as client:
-            rows = _ct_series(client, self._asked)
+            rows = ct_series(client, self._asked)
         _remember(rows, self._map)
         chosen, funnel = _choose(rows, self._asked)
-        chosen = _all_known(chosen, "PatientID", self._asked.page)
+        chosen = all_known(chosen, "PatientID", self._asked.page)
         if not chosen:
             left = ", ".join(f"{step['criterion']}: {step['series']}" for step in funnel)
             raise UserError(f"PACS: no CT series is left ({left}); see cohort.dicomweb in params.yaml")
@@ -80,7 +84,7 @@ class DicomwebSource:
                        selection={"funnel": funnel, "receipt": receipt})  # fmt: skip
 
     def _listed(self, key: str, row: Row) -> Listed:
-        files = _count(row)
+        files = count_of(row)
         return Listed(
             series=key,
             # Studies without a PatientID are nobody's: as one patient they would all fall into one split.
@@ -111,25 +115,13 @@ class DicomwebSource:
         """Stream the series' instances into numbered files, in the order of their UIDs; one is in memory at a time."""
         study, series = self._uids(str(row["location"]))
         with asking(transfer.stall_s, transfer) as client:
-            listed = _instances(client, study, series, self._asked.page)
+            listed = instances_of(client, study, series, self._asked.page)
             if len(listed) < max(1, int(row["files"])):
                 raise UserError(
                     f"PACS: lists {len(listed)} instances of the series, {row['files']} when the cohort was made; "
                     "it has changed: run `dvc repro --force cohort`"
                 )
-            names = {uid: f"{number:06d}.dcm" for number, uid in enumerate(listed)}
-            received: Counter[str] = Counter()
-            for uid, content in _instances_sent(client, study, series):
-                if uid in names and uid not in received:
-                    (folder / names[uid]).write_bytes(content)
-                received[uid] += 1
-        missing, extra = len(names.keys() - received.keys()), len(received.keys() - names.keys())
-        twice = received.total() - len(received)
-        if missing or extra or twice:
-            raise UserError(
-                f"PACS: sent {received.total()} instances where it lists {len(names)}: {missing} missing, "
-                f"{extra} not listed, {twice} sent again"
-            )
+            receive_instances(client, study, series, listed, folder)
         return None
 
     def _uids(self, key: str) -> tuple[str, str]:
@@ -151,7 +143,8 @@ def _identity(row: Row) -> str:
     return f"{study}|{series}" if study and series else json.dumps(row, sort_keys=True)
 
 
-def _count(row: Row) -> int:
+def count_of(row: Row) -> int:
+    """Instances of a series, as the PACS counts them; 0 where it does not."""
     text = row.get(COUNT, "")
     return int(text) if text.isdigit() else 0
 
@@ -177,13 +170,13 @@ def _ask_again(path: Path, config: DicomwebConfig) -> None:
     """Make the map anew; once per process, however many series it lacks."""
     require_secret("dicomweb")  # without it every series would get another pseudonym
     with asking(QUERY_SECONDS, attempts=QUERY_ATTEMPTS) as client:
-        _remember(_ct_series(client, config), path)
+        _remember(ct_series(client, config), path)
 
 
 # QIDO-RS.
 
 
-def _ct_series(client: Client, config: DicomwebConfig) -> dict[str, Row]:
+def ct_series(client: Client, config: DicomwebConfig) -> dict[str, Row]:
     """Pseudonym to row of every CT series, of the study dates asked for where the PACS heeds them."""
     filters = {"Modality": "CT"}
     if config.study_dates is not None:
@@ -196,7 +189,7 @@ def _ct_series(client: Client, config: DicomwebConfig) -> dict[str, Row]:
     return {series_key(_identity(row)): row for row in rows if row.get("Modality", "CT") == "CT"}
 
 
-def _instances(client: Client, study: str, series: str, page: int) -> list[str]:
+def instances_of(client: Client, study: str, series: str, page: int) -> list[str]:
     """SOPInstanceUIDs of a series, sorted."""
 
     def search(offset: int) -> list[Any]:
@@ -278,7 +271,7 @@ def _fetchable(row: Row) -> bool:
     return all(UID.fullmatch(row.get(name, "")) for name in ("StudyInstanceUID", "SeriesInstanceUID"))
 
 
-def _all_known(rows: dict[str, Row], keyword: str, page: int) -> dict[str, Row]:
+def all_known(rows: dict[str, Row], keyword: str, page: int) -> dict[str, Row]:
     """``rows`` with ``keyword``; what the PACS left out is asked for, several at a time."""
     lacking = [key for key, row in rows.items() if keyword not in row]
     if not lacking:
@@ -298,7 +291,7 @@ def _all_known(rows: dict[str, Row], keyword: str, page: int) -> dict[str, Row]:
 def _known(client: Client, row: Row, keyword: str, page: int) -> Row:
     """``row`` with ``keyword``, which the PACS left out: its instances are counted and one's header is asked for."""
     study, series = row["StudyInstanceUID"], row["SeriesInstanceUID"]
-    instances = _instances(client, study, series, page)
+    instances = instances_of(client, study, series, page)
     row = {keyword: "", **row, COUNT: str(len(instances))}
     if keyword == COUNT or not instances:
         return row
@@ -323,13 +316,48 @@ def _choose(rows: dict[str, Row], config: DicomwebConfig) -> tuple[dict[str, Row
     rows = {key: row for key, row in rows.items() if _fetchable(row)}
     funnel.append({"criterion": "with study and series UID", "series": len(rows)})
     for words, keyword, holds in criteria:
-        rows = _all_known(rows, keyword, config.page)
+        rows = all_known(rows, keyword, config.page)
         rows = {key: row for key, row in rows.items() if holds(row[keyword])}
         funnel.append({"criterion": words, "series": len(rows)})
     return rows, funnel
 
 
 # WADO-RS.
+
+
+def receive_instances(
+    client: Client, study: str, series: str, listed: Sequence[str], folder: Path, most_bytes: int = SERIES_BYTES
+) -> None:
+    """Bring a series in as numbered files; one is in memory at a time.
+
+    Args:
+        client: of the PACS.
+        study, series: UIDs.
+        listed: SOPInstanceUIDs that the series has, in the order of the files.
+        folder: empty.
+        most_bytes: that all files together may have.
+
+    Raises:
+        SeriesTooLargeError: the files have more bytes.
+        UserError: just these were not sent, each once; or what :func:`asking` raises.
+    """
+    names = {uid: f"{number:06d}.dcm" for number, uid in enumerate(listed)}
+    received: Counter[str] = Counter()
+    written = 0
+    for uid, content in _instances_sent(client, study, series):
+        written += len(content)
+        if written > most_bytes:
+            raise SeriesTooLargeError(f"PACS: a series of more than {most_bytes} bytes is not allowed")
+        if uid in names and uid not in received:
+            (folder / names[uid]).write_bytes(content)
+        received[uid] += 1
+    missing, extra = len(names.keys() - received.keys()), len(received.keys() - names.keys())
+    twice = received.total() - len(received)
+    if missing or extra or twice:
+        raise UserError(
+            f"PACS: sent {received.total()} instances where it lists {len(names)}: {missing} missing, "
+            f"{extra} not listed, {twice} sent again"
+        )
 
 
 def _instances_sent(client: Client, study: str, series: str) -> Iterator[tuple[str, bytes]]:

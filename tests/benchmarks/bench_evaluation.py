@@ -1,8 +1,9 @@
 """``python tests/benchmarks/bench_evaluation.py``: many scans by many tasks, from stored features.
 
 Whole scans with a class each, their features of every method as the stages write them; a task after the other in one
-process, where a graph gives each its own: memory that one task kept would be seen. Prints seconds and peak memory as
-scans and as tasks grow; linear in both is a ratio of 1.
+process, where a graph gives each its own: memory that one task kept would be seen. Prints processor seconds (what else
+the machine does lengthens the wall time, not these) and peak memory as scans and as tasks grow; linear in both is a
+ratio of 1.
 """
 
 from __future__ import annotations
@@ -69,12 +70,12 @@ def measure(scans: int, tasks: int) -> dict[str, Any]:
         write_text(folder / "encoder.safetensors", "")
         seconds, peaks = [], []
         for rows in tables:
-            start, name = time.perf_counter(), str(rows["task"].iloc[0])
+            start, name = time.process_time(), str(rows["task"].iloc[0])
             features = Features.read(places, folder)
             given: Any = {"encoders": {}, "volumes": None}
             outcome = kind_of(task).judge(Question("head", name, task, rows, asked, features, **given))
             write_outcome(Layout(folder).task(name), task, outcome, folder / "encoder.safetensors")
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     return {"scans": scans, "seconds": seconds, "peaks": peaks}
 
@@ -96,7 +97,7 @@ def main() -> None:
         found.append(of)
         fifth = max(1, tasks // 5)
         print(
-            f"{scans:,} scans, {tasks} tasks: {np.median(of['seconds']):.2f} s a task, "
+            f"{scans:,} scans, {tasks} tasks: {np.median(of['seconds']):.2f} processor s a task, "
             f"{sum(of['seconds']):.0f} s in all; peak {of['peaks'][fifth - 1]:.0f} MB after {fifth} tasks, "
             f"{of['peaks'][-1]:.0f} MB after {tasks} (ratio {of['peaks'][-1] / of['peaks'][fifth - 1]:.2f}); the last "
             f"fifth of the tasks took {np.median(of['seconds'][-fifth:]) / np.median(of['seconds'][:fifth]):.2f} times "
@@ -104,7 +105,7 @@ def main() -> None:
         )
     for before, after in pairwise(found):
         times = np.median(after["seconds"]) / np.median(before["seconds"])
-        print(f"{before['scans']:,} to {after['scans']:,} scans: {times:.2f} times the seconds, "
+        print(f"{before['scans']:,} to {after['scans']:,} scans: {times:.2f} times the processor seconds, "
               f"{times / (after['scans'] / before['scans']):.2f} of linear")  # fmt: skip
 
 

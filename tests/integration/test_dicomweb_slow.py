@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import shutil
-import signal
-import subprocess
 import threading
 import time
 import tracemalloc
@@ -17,7 +13,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pydicom
 import pytest
@@ -25,7 +20,7 @@ import pytest
 from components.acquire.stage import acquire_series
 from components.cohort.config import CohortConfig
 from components.errors import UserError
-from components.files import StopStageError, write_json
+from components.files import StopStageError
 from components.settings import load_stage
 from components.sources import raw
 from components.sources.config import AcquireConfig, TransferConfig
@@ -33,66 +28,22 @@ from components.sources.dicomweb import DicomwebSource
 from components.sources.interface import Listing
 from components.sources.phantom.scanner import scan
 from components.sources.series import SeriesJob
-from tests.released import ROOT, free_port
+from tests.orthanc import PASSWORD, USER, Orthanc, require_orthanc
+from tests.released import ROOT
 from tests.unit.phantom_plans import small
 from tests.unit.small_pacs import as_file, make_series
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("secret")]
 
-PLUGINS = Path("/usr/share/orthanc/plugins")
-USER, PASSWORD = "reader", "opensesame"
 TRANSFER = TransferConfig(attempts=6, backoff_s=0.5, stall_s=10.0, slowest_mb_s=0.5, connections=1)
 ACQUIRE = AcquireConfig(
     workers=None, max_memory_gib=4.0, raw="evict", mixed_series="whole", max_unexpected=0, transfer=TRANSFER
 )
 
 
-class Orthanc:
-    """A PACS on 127.0.0.1 that can be killed and started again with the same port and storage."""
-
-    def __init__(self, folder: Path) -> None:
-        port = free_port()
-        self.root = f"http://127.0.0.1:{port}"
-        self._config, self._log = folder / "orthanc.json", folder / "log"
-        write_json(self._config, {
-            "StorageDirectory": str(folder), "IndexDirectory": str(folder), "Plugins": [str(PLUGINS)],
-            "HttpPort": port, "RemoteAccessAllowed": False, "AuthenticationEnabled": True,
-            "RegisteredUsers": {USER: PASSWORD}, "DicomServerEnabled": False, "OrthancExplorerEnabled": False,
-            "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-        })  # fmt: skip
-        self.start()
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(["Orthanc", str(self._config)], stdout=log, stderr=log)
-        for _ in range(600):
-            try:
-                if httpx.get(f"{self.root}/system", auth=(USER, PASSWORD), timeout=2).status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.05)
-        raise AssertionError(self._log.read_text()[-4000:])
-
-    def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def store(self, files: Sequence[bytes]) -> None:
-        with httpx.Client(base_url=self.root, auth=(USER, PASSWORD), timeout=30) as client:
-            for content in files:
-                client.post("/instances", content=content).raise_for_status()
-
-    def delete(self, patient_id: str = "*") -> None:
-        with httpx.Client(base_url=self.root, auth=(USER, PASSWORD), timeout=60) as client:
-            query = {"Level": "Patient", "Query": {"PatientID": patient_id}}
-            for patient in client.post("/tools/find", json=query).json():
-                client.delete(f"/patients/{patient}").raise_for_status()
-
-
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    if shutil.which("Orthanc") is None or not (PLUGINS / "libOrthancDicomWeb.so").exists():
-        pytest.skip("Orthanc not found: apt-get install orthanc orthanc-dicomweb")
+    require_orthanc()
     server = Orthanc(tmp_path_factory.mktemp("orthanc"))
     yield server
     server.kill()
