@@ -118,8 +118,10 @@ class EmbedApp:
         Raises:
             UserError: the release does not load.
         """
-        self.serve(forks, forks.start(), limits, tokens)
-        self.metrics = Metrics(self.model["name"], self.model["digest"])
+        model = forks.start()
+        bins = model.pop("profile", {})
+        self.serve(forks, model, limits, tokens)
+        self.metrics = Metrics(self.model["name"], self.model["digest"], bins)
 
     def serve(self, forks: Forks, model: dict[str, Any], limits: Limits, tokens: Tokens | None = None) -> None:
         """As :meth:`start`, where ``forks`` have started and said that they have this ``model``."""
@@ -206,6 +208,7 @@ class EmbedApp:
             reply, file = await self._reply(request, forks, metrics, asked, of_pacs)
             if reply.result is not None:
                 account.outcome, account.series = BY_NAME[route].done, _series(reply.result.content)
+                metrics.saw(reply.result.content.get("found", {}).get("profile", {}))
                 if file is None:
                     return JSONResponse(reply.result.content)
                 media_type, ending = FORMS[asked[FORM]]

@@ -27,6 +27,7 @@ from components.quality.rules import Suite
 from components.screen.config import ScreenConfig
 from components.screen.suite import headers_suite
 from components.settings import parse
+from serving.drifting import Profile, bins_of, far_from, profile_of
 from serving.judging import warnings_of
 from serving.limits import Limits
 from serving.reading import Reading, axes_of, check_size, read_upload
@@ -39,7 +40,8 @@ DEFAULT_LIMITS = Limits()
 @dataclass(frozen=True)
 class ServedBundle:
     """A verified release folder in memory; ``heads`` by part, as :func:`components.models.heads.load_heads`, and
-    ``figures`` of its evaluation, task to figure to ``value``, ``low``, ``high`` and what stands beside it."""
+    ``figures`` of its evaluation, task to figure to ``value``, ``low``, ``high`` and what stands beside it; the
+    ``profile`` of its training data, empty where it has none."""
 
     manifest: Manifest
     embedder: Embedder
@@ -50,6 +52,7 @@ class ServedBundle:
     heads: dict[str, Head]
     segmenters: dict[str, SegmentHead] = field(default_factory=dict)
     figures: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    profile: Profile = field(default_factory=dict)
 
     @property
     def model(self) -> dict[str, str]:
@@ -77,7 +80,9 @@ class Found:
         ignored: reason to number of files not used.
         as_sent, standardised: grids before and after preprocessing.
         body_fraction: share of the standardised volume that is body.
-        warnings: what training would have rejected, one line each; the vector is given all the same.
+        warnings: what training would have rejected, and in what the scan is unlike every training series, one line
+            each; the vector is given all the same.
+        profile: feature of the training set's data profile to the bin that the scan falls into.
     """
 
     kind: str
@@ -88,6 +93,7 @@ class Found:
     standardised: Grid
     body_fraction: float
     warnings: tuple[str, ...]
+    profile: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
     """
     manifest = verify_release(folder).manifest
     grid_file, bounds_file = folder / "preprocess.json", folder / "acceptance.json"
-    metrics = folder / "metrics.json"
+    metrics, profile = folder / "metrics.json", folder / "profile.json"
     preprocess = parse(GridConfig, read_json(grid_file), "", str(grid_file))
     bounds = read_json(bounds_file)
     return ServedBundle(
@@ -125,6 +131,7 @@ def open_release(folder: Path, device: str = "cpu") -> ServedBundle:
         heads=load_heads(folder),
         segmenters=load_segment_heads(folder),
         figures=read_json(metrics)["tasks"] if metrics.is_file() else {},
+        profile=profile_of(read_json(profile)) if profile.is_file() else {},
     )
 
 
@@ -168,8 +175,10 @@ def read_scan(path: Path, bundle: ServedBundle, limits: Limits, with_images: boo
     body = find_body(resampled, grid.foreground_hu)
     volume = crop_to_body(resampled, body, grid.foreground_margin_mm)
     measured = measure_volume(sent, resampled, body)
-    warnings = (*warnings_of(reading.measurements, bundle.headers), *warnings_of(measured, bundle.volumes))
-    found = _found(reading, volume, measured["body_fraction"], warnings)
+    both = {**reading.measurements, **measured}
+    warnings = (*warnings_of(reading.measurements, bundle.headers), *warnings_of(measured, bundle.volumes),
+                *far_from(both, bundle.profile))  # fmt: skip
+    found = _found(reading, volume, measured["body_fraction"], warnings, bins_of(both, bundle.profile))
     return Scan(sent, volume, found, reading.images, reading.patient)
 
 
@@ -181,7 +190,9 @@ def volume_vector(scan: Scan, bundle: ServedBundle) -> npt.NDArray[np.float32]:
     return vector
 
 
-def _found(reading: Reading, volume: Volume, body_fraction: float, warnings: tuple[str, ...]) -> Found:
+def _found(
+    reading: Reading, volume: Volume, body_fraction: float, warnings: tuple[str, ...], profile: dict[str, str]
+) -> Found:
     return Found(
         kind=reading.kind,
         series=reading.series,
@@ -191,6 +202,7 @@ def _found(reading: Reading, volume: Volume, body_fraction: float, warnings: tup
         standardised=_grid(volume),
         body_fraction=body_fraction,
         warnings=warnings,
+        profile=profile,
     )
 
 

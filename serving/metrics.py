@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serving.load import Load
@@ -25,7 +27,8 @@ _NAMES = (*(route.name for route in ROUTES), UNKNOWN)
 class Metrics:
     """Counts requests by route and outcome, and measures the seconds of each step."""
 
-    def __init__(self, model: str, digest: str) -> None:
+    def __init__(self, model: str, digest: str, bins: Mapping[str, Mapping[str, int]] | None = None) -> None:
+        """``bins``: of the training set's data profile, feature to bin to training series."""
         # One process serves, so its own registry holds all, and nobody's figures are gathered over files.
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -47,6 +50,14 @@ class Metrics:
         self._now = {name: Gauge(f"ctfoundry_{name}", says, registry=self._registry) for name, says in told.items()}
         loaded = Gauge("ctfoundry_model", "The model served", ["name", "digest"], registry=self._registry)
         loaded.labels(model, digest).set(1)
+        says, labels = "by feature and bin of the training set's data profile", ["feature", "bin"]
+        training = Gauge("ctfoundry_training_series", f"Training series {says}", labels, registry=self._registry)
+        self._scans = Counter("ctfoundry_scans", f"Scans answered {says}", labels, registry=self._registry)
+        self._bins = {(feature, label) for feature, counts in (bins or {}).items() for label in counts}
+        for feature, counts in (bins or {}).items():
+            for label, count in counts.items():
+                training.labels(feature, label).set(count)
+                self._scans.labels(feature, label)
 
     def count(self, route: str, outcome: str) -> None:
         """One request to a route ended so."""
@@ -58,6 +69,13 @@ class Metrics:
         if step not in STEPS:
             raise ValueError(f"step {step!r} is not allowed: one of {', '.join(STEPS)}")
         self._seconds.labels(step).observe(seconds)
+
+    def saw(self, profile: Mapping[str, str]) -> None:
+        """A scan was answered that falls into these bins; those that the training set's profile has not do not
+        count."""
+        for found in profile.items():
+            if found in self._bins:
+                self._scans.labels(*found).inc()
 
     def text(self, load: Load, ready: bool) -> bytes:
         """All figures, as Prometheus reads them."""

@@ -61,7 +61,12 @@ FOUND = record(
     as_sent=ref("Grid"),
     standardised=ref("Grid"),
     body_fraction={**SHARE, "description": "share of the standardised volume that is body"},
-    warnings={"type": "array", "items": TEXT, "description": "what training would have rejected, one line each"},
+    warnings={
+        "type": "array",
+        "items": TEXT,
+        "description": "what training would have rejected, and what is unlike every training series; a line each",
+    },
+    profile=mapping("Feature of the training set's data profile; the bin that the scan falls into", TEXT),
 )
 OPERATING_POINT = record(
     "The threshold of the positive class's probability, and what it did on test patients",
@@ -200,7 +205,7 @@ _FOUND = {
     "kind": "dicom", "series": "s626ee499cccb3e00", "instances": 275, "ignored": {"not_dicom": 1},
     "as_sent": {"shape": [275, 512, 512], "spacing_mm": [1.0, 0.7812, 0.7812], "orientation": "SPL"},
     "standardised": {"shape": [92, 314, 400], "spacing_mm": [3.0, 1.0, 1.0], "orientation": "SPL"},
-    "body_fraction": 0.3161, "warnings": [],
+    "body_fraction": 0.3161, "warnings": [], "profile": {"slice_spacing": "0.9 to 1.1", "vendor": "SIEMENS"},
 }  # fmt: skip
 EXAMPLES: dict[str, Any] = {
     "Error": {"error": "zip: damaged or cut short: it has no directory at its end; send it again"},

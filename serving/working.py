@@ -12,6 +12,7 @@ from components.confined import Result
 from serving.asking import ANSWER, FORM, HEAD, NEAREST, OTHER, POINT, SCAN
 from serving.batch_scan import answer_all
 from serving.classifying import classify_file, report_file
+from serving.drifting import training_bins
 from serving.embedding import ServedBundle, embed_file
 from serving.explaining import Wanted, saliency_file
 from serving.limits import Limits
@@ -22,6 +23,7 @@ from serving.previewing import preview_file
 from serving.segmenting import segment_file
 
 Request = dict[str, Any]
+PROFILE = "profile"  # of what a worker says when it is ready: for the figures, and in no answer
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def told_of(bundle: ServedBundle, index: Index | None, doors: Doors) -> dict[str
         "classes": {part: list(head.classes) for part, head in heads.items()},
         "segments": {part: list(head.description.structures) for part, head in bundle.segmenters.items()},
         "index": None if index is None else account_of(index),
-        "pacs": asdict(doors),
+        "pacs": asdict(doors), PROFILE: training_bins(bundle.profile),
     }  # fmt: skip
 
 

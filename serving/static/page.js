@@ -2,13 +2,13 @@
 
 // The page: a scan is chosen, drawn, and every route that the service has is asked about it, one after another.
 
-import { downloadButton, showFindings, showNearest, showStructures, showWarnings } from "./answers.js";
+import { downloadButton, element, showFindings, showNearest, showStructures, showWarnings } from "./answers.js";
 import { Refused, Service, droppedFiles, scanOf } from "./sending.js";
 import { Viewer, WINDOWS } from "./viewer.js";
 
 const at = (id) => document.getElementById(id);
 const service = new Service();
-const state = { model: null, routes: {}, scan: null, other: null, mm: null, window: WINDOWS[1], turn: 0 };
+const state = { model: null, routes: {}, scan: null, named: "", other: null, mm: null, window: WINDOWS[1], turn: 0 };
 const viewers = { first: null, second: null };
 
 function say(text) {
@@ -47,10 +47,11 @@ function begin(what) {
   say(`${what}: sending.`);
 }
 
-/** Ask a route about the scan: a Blob. */
+/** Ask a route about the scan: a Blob. One in the PACS is named, and the body of its request is empty. */
 async function ask(what, path, body = state.scan) {
   begin(what);
-  return service.ask(path, body, sent);
+  const named = body === state.other ? "" : state.named;
+  return service.ask(named ? `${path}${path.includes("?") ? "&" : "?"}${named}` : path, body, sent);
 }
 
 async function askJson(what, path, body) {
@@ -63,6 +64,7 @@ async function learn() {
   at("name").textContent = state.model.name;
   document.title = state.model.name;
   at("access").hidden = !service.token;
+  at("from-pacs").hidden = !state.model.pacs.reads;
 }
 
 const has = (path) => path in state.routes;
@@ -78,14 +80,25 @@ async function viewerOn(id, place, moved) {
   return viewer;
 }
 
-async function open(files) {
+const openFiles = (files) => open(() => scanOf(files, (done, of) => say(`Packing file ${done} of ${of}.`)), opened(files));
+
+function openNamed() {
+  const [study, series] = ["study", "series"].map((id) => at(id).value.trim());
+  open(async () => {
+    state.named = new URLSearchParams({ study, series }).toString();
+    return new Blob([]);
+  }, () => "Open: a series of the PACS.");
+}
+
+/** `scan` gives what is sent for it; `told`, in words, what is open. */
+async function open(scan, told) {
   const turn = (state.turn += 1);
   service.cancel();
   await trying(async () => {
     if (state.model === null) await learn();
     close();
     say("Reading the files.");
-    state.scan = await scanOf(files, (done, of) => say(`Packing file ${done} of ${of}.`));
+    state.scan = await scan();
     const preview = await ask("Images", "preview");
     if (turn !== state.turn) return;
     at("seen").hidden = false;
@@ -95,14 +108,15 @@ async function open(files) {
     await askAll(turn);
   });
   if (turn !== state.turn) return;
-  say(state.scan && !at("seen").hidden ? opened(files) : "No scan is open.");
+  say(state.scan && !at("seen").hidden ? told() : "No scan is open.");
 }
 
 // Not by name: names of files hold patients and UIDs.
-const opened = (files) => `Open: ${files.length} ${files.length === 1 ? "file" : "files"}, ${(state.scan.size / 1e6).toFixed(1)} MB.`;
+const opened = (files) => () => `Open: ${files.length} ${files.length === 1 ? "file" : "files"}, ${(state.scan.size / 1e6).toFixed(1)} MB.`;
 
 function close() {
   state.scan = state.other = state.mm = null;
+  state.named = "";
   for (const id of ["seen", "answers", "beside", "ask-point", "saliency", "locate", "opacity-of-labels"]) at(id).hidden = true;
   for (const id of ["warnings", "findings", "points", "structures", "nearest", "downloads"]) at(id).replaceChildren();
   at("find-point").disabled = true;
@@ -158,7 +172,9 @@ async function segment(turn) {
     showStructures(at("structures"), answer, (hidden) => viewers.first.showLabels(highest, hidden));
     at("opacity-of-labels").hidden = false;
     at("downloads").append(downloadButton("Save structures as NIfTI", "labels.nii.gz", async () => labels));
-    if (answer.found.kind === "dicom") at("downloads").append(segButton(query));
+    if (answer.found.kind !== "dicom") continue;
+    at("downloads").append(segButton(query));
+    if (state.model.pacs.stores) at("downloads").append(storeButton(query));
   }
 }
 
@@ -169,6 +185,15 @@ function segButton(query) {
     say("");
     return blob;
   });
+}
+
+function storeButton(query) {
+  const made = element("button", { type: "button" }, "Store structures in the PACS");
+  made.addEventListener("click", async () => {
+    const done = await trying(() => ask("DICOM SEG", `${query}&form=dicom&store=true`));
+    say(done ? "The structures are stored in the scan's study." : "Not stored.");
+  });
+  return made;
 }
 
 async function retrieve(turn) {
@@ -222,7 +247,7 @@ async function openOther(files) {
 
 async function findPoint() {
   const form = new FormData();
-  form.append("scan", state.scan, "scan");
+  if (!state.named) form.append("scan", state.scan, "scan");
   form.append("other", state.other, "other");
   const done = await trying(async () => {
     const { places, limits } = await askJson("Place in the second scan", `locate?point_mm=${point()}`, form);
@@ -254,7 +279,7 @@ function makeWindows() {
 function listen() {
   document.addEventListener("keydown", (event) => {
     const window = WINDOWS.find(([key]) => key === event.key);
-    const typing = event.target instanceof HTMLInputElement && event.target.type === "password";
+    const typing = event.target instanceof HTMLInputElement && ["password", "text"].includes(event.target.type);
     if (window && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) choose(window);
   });
   for (const kind of ["dragover", "drop", "dragleave"]) {
@@ -264,9 +289,9 @@ function listen() {
     });
   }
   document.addEventListener("drop", async (event) => {
-    await trying(async () => open(await droppedFiles(event.dataTransfer)));
+    await trying(async () => openFiles(await droppedFiles(event.dataTransfer)));
   });
-  for (const [id, work] of [["files", open], ["folder", open], ["other", openOther]]) {
+  for (const [id, work] of [["files", openFiles], ["folder", openFiles], ["other", openOther]]) {
     at(id).addEventListener("change", (event) => {
       const files = [...event.target.files];
       event.target.value = ""; // so that the same one can be chosen again
@@ -278,6 +303,8 @@ function listen() {
     trying(learn);
   });
   at("token").addEventListener("keydown", (event) => event.key === "Enter" && at("enter").click());
+  at("fetch").addEventListener("click", openNamed);
+  for (const id of ["study", "series"]) at(id).addEventListener("keydown", (event) => event.key === "Enter" && openNamed());
   at("cancel").addEventListener("click", () => service.cancel());
   at("opacity").addEventListener("input", (event) => viewers.first.setOpacity("labels", Number(event.target.value)));
   at("ask-point").addEventListener("click", askPoint);

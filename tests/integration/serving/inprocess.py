@@ -31,6 +31,9 @@ class Counts:
     def count(self, route: str, outcome: str) -> None:
         self.outcomes.append(outcome)
 
+    def saw(self, profile: dict[str, str]) -> None:
+        pass
+
     def took(self, step: str, seconds: float) -> None:
         self.steps.append(step)
 

@@ -14,6 +14,7 @@ import pytest
 from client import PATIENT, ct_slice, nifti, refused, zipped
 from conftest import running
 from hospital import GATEWAY, Gateway, echo, results_in, send, to_pacs, until, written
+from playwright.sync_api import expect, sync_playwright
 from released import write_segmenter
 
 from components.bundle.manifest import write_manifest
@@ -21,6 +22,7 @@ from tests.orthanc import TITLE, Orthanc, require_orthanc
 from tests.unit.test_serving_classifying import head
 
 pytestmark = pytest.mark.skipif(shutil.which("storescu") is None, reason="storescu not found: apt-get install dcmtk")
+CHROMIUM = shutil.which("chromium")
 COUNT = 26
 
 
@@ -205,3 +207,24 @@ def test_a_study_that_the_pacs_has_is_found_and_answered(tmp_path: Path, service
     assert results_in(pacs)["1.2.25"] == ["SEG", "SR"]
     assert [told["who"] for told in gateway.audited()] == ["dicomweb", "STORESCU"]
     assert gateway.end() == 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on the PATH: apt-get install chromium")
+def test_the_page_opens_a_series_of_the_pacs_and_stores_its_structures(service: str, pacs: Orthanc) -> None:
+    pacs.store(scan("1.2.40"))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False)
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.goto(service)
+        page.get_by_label("Study UID").fill("1.2.40")
+        page.get_by_label("Series UID").fill("1.2.40.9")
+        page.get_by_role("button", name="Open from the PACS").click()
+        expect(page.locator("#error")).to_have_text("PACS: it has no such series in this study", timeout=60_000)
+        page.get_by_label("Series UID").fill("1.2.40.1")
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_have_text("Open: a series of the PACS.", timeout=120_000)
+        assert "liver" in page.locator("#answers").inner_text()
+        page.get_by_role("button", name="Store structures in the PACS").click()
+        expect(page.locator("#status")).to_have_text("The structures are stored in the scan's study.", timeout=60_000)
+        browser.close()
+    assert results_in(pacs) == {"1.2.40": ["SEG"]}
