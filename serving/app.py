@@ -214,7 +214,9 @@ class EmbedApp:
                 media_type, ending = FORMS[asked[FORM]]
                 return Attachment(file, os.fstat(file.fileno()).st_size, media_type, FILES[route] + ending)
             account.outcome, status = _refused(reply)
-            return self._later(reply.message) if status == 503 else Refusal(reply.message, status)
+            if status == 503 or reply.outcome in KILLED:  # with more memory to spare, it may go well
+                return Refusal(reply.message, status, retry_after=str(self._come_again()))
+            return Refusal(reply.message, status)
         except ClientDisconnect:
             account.outcome = "disconnected"
             return Response(status_code=400)  # nobody is left to read it

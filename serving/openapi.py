@@ -227,6 +227,9 @@ def _refusal(status: int) -> dict[str, Any]:
     }
     if status in (429, 503):
         answer["headers"] = {"Retry-After": SECONDS}
+    if status == 422:
+        where = "Where the reader was ended, for its memory, its time or by a crash: when another try is sensible"
+        answer["headers"] = {"Retry-After": SECONDS | {"required": False, "description": where}}
     if status == 401:
         answer["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}}
     return answer

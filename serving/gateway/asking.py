@@ -108,7 +108,7 @@ class Service:
             raise LaterError(f"the connection to the service broke off ({type(error).__name__})") from None
         if answer.status_code == 200:
             return answer.content
-        if answer.status_code in NO_ANSWER:
+        if answer.status_code in NO_ANSWER and "Retry-After" not in answer.headers:
             raise NothingError(_said(answer))
         if answer.status_code in LATER or answer.status_code == 401:
             raise LaterError(f"the service: {_said(answer)}", _wait(answer))

@@ -69,6 +69,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patience", default="300", metavar="SECONDS", help=patience)
     keep = "for which the images of an answered study stay, for images that come late (default: 3600)"
     parser.add_argument("--keep", default="3600", metavar="SECONDS", help=keep)
+    confirm = "after a delivery, when the answer is looked for where it went (default: 30; 0: never)"
+    parser.add_argument("--confirm", default="30", metavar="SECONDS", help=confirm)
     parser.add_argument("--metrics", metavar="HOST:PORT", help="figures for Prometheus, such as 127.0.0.1:9102")
 
 
@@ -87,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from serving.gateway.running import Options
     from serving.gateway.running import run as run_gateway
+    from serving.gateway.working import Times
 
     if arguments.results is None:
         raise UserError("--results is missing: dicomweb, or TITLE@HOST:PORT of a DICOM node")
@@ -101,7 +104,7 @@ def _run(arguments: argparse.Namespace) -> int:
         poll_days=int(_number("--poll-days", arguments.poll_days, 1, 366)),
         quiet_seconds=_number("--quiet", arguments.quiet, 1),
         patience_seconds=_number("--patience", arguments.patience, 1),
-        keep_seconds=_number("--keep", arguments.keep, 0),
+        times=Times(_number("--keep", arguments.keep, 0), _number("--confirm", arguments.confirm, 0)),
         metrics=None if arguments.metrics is None else _place("--metrics", arguments.metrics),
     )
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import pydicom
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
+from pynetdicom.association import Association
 
+import components  # noqa: F401  # which silences what pydicom quotes of a header
 from components.errors import UserError
+from components.sources.pacs import asking
 from serving.gateway.asking import BrokenError, LaterError
 from serving.pacs import store_object
 
 NODE = re.compile(r"(?P<title>[^@\\\s]{1,16})@(?P<host>[^@\s]+):(?P<port>\d{1,5})")
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 SECONDS = 30
 
 
@@ -29,6 +35,10 @@ class Delivery(Protocol):
             BrokenError: it refuses this file.
         """
 
+    def holds(self, file: Path) -> bool | None:
+        """Whether it has a file that it took: one that dies may lose what it had acknowledged. None where it does not
+        say. Raises LaterError where it cannot be reached."""
+
 
 class Dicomweb:
     """The PACS that ``CTFOUNDRY_DICOMWEB_*`` names."""
@@ -41,6 +51,15 @@ class Dicomweb:
             refused = "did not take" in str(error) or "refused" in str(error)
             raise (BrokenError if refused else LaterError)(str(error)) from None
 
+    def holds(self, file: Path) -> bool | None:
+        """See :meth:`Delivery.holds`."""
+        study, series, instance = _identifiers(file)
+        try:
+            with asking(SECONDS) as client:
+                return bool(client.search_for_instances(study, series, search_filters={"SOPInstanceUID": instance}))
+        except UserError as error:
+            raise LaterError(str(error)) from None
+
 
 class Node:
     """A DICOM node."""
@@ -51,33 +70,58 @@ class Node:
     def deliver(self, file: Path) -> None:
         """See :meth:`Delivery.deliver`."""
         made = pydicom.dcmread(file)
-        entity = AE(self._own)
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = SECONDS
-        entity.connection_timeout = SECONDS
-        entity.add_requested_context(made.SOPClassUID, ExplicitVRLittleEndian)
-        association = entity.associate(self._host, self._port, ae_title=self._title)
-        if not association.is_established:
-            what = "rejects the association" if association.is_rejected else "does not answer"
-            raise LaterError(f"DICOM node {self._title}: {what}")
-        try:
+        with self._associated(made.SOPClassUID) as association:
             if not association.accepted_contexts:
                 raise BrokenError(f"DICOM node {self._title}: takes no {made.SOPClassUID.name}")
             status = association.send_c_store(made).get("Status")
-        except (RuntimeError, ValueError) as error:
-            raise LaterError(f"DICOM node {self._title}: the association broke off ({type(error).__name__})") from None
-        finally:
-            association.release()
         if status is None or status >> 8 == 0xA7:  # no answer, or out of resources
             raise LaterError(f"DICOM node {self._title}: cannot take it now")
         if status and status >> 12 != 0xB:  # warnings tell of what was taken
             raise BrokenError(f"DICOM node {self._title}: refuses it (status {status:04X}H)")
 
+    def holds(self, file: Path) -> bool | None:
+        """See :meth:`Delivery.holds`; by C-FIND, where the node knows it."""
+        asked = pydicom.Dataset()
+        asked.QueryRetrieveLevel = "IMAGE"
+        asked.StudyInstanceUID, asked.SeriesInstanceUID, asked.SOPInstanceUID = _identifiers(file)
+        with self._associated(STUDY_ROOT_FIND) as association:
+            if not association.accepted_contexts:
+                return None
+            said = [status.get("Status") for status, _ in association.send_c_find(asked, STUDY_ROOT_FIND)]
+        if not said or said[-1] != 0:
+            return None  # it cannot say, or does not want to
+        return any(status in (0xFF00, 0xFF01) for status in said)
+
+    @contextmanager
+    def _associated(self, sop_class: str) -> Iterator[Association]:
+        """An association for one SOP class. Raises LaterError where there is none, or it breaks off."""
+        entity = AE(self._own)
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = SECONDS
+        entity.connection_timeout = SECONDS
+        entity.add_requested_context(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+        association = entity.associate(self._host, self._port, ae_title=self._title)
+        if not association.is_established and not association.is_rejected and association.rejected_contexts:
+            yield association  # pynetdicom has ended it: no context was accepted
+            return
+        if not association.is_established:
+            what = "rejects the association" if association.is_rejected else "does not answer"
+            raise LaterError(f"DICOM node {self._title}: {what}")
+        try:
+            yield association
+        except (RuntimeError, ValueError) as error:
+            raise LaterError(f"DICOM node {self._title}: the association broke off ({type(error).__name__})") from None
+        finally:
+            association.release()
+
+
+def _identifiers(file: Path) -> tuple[str, str, str]:
+    made = pydicom.dcmread(file, stop_before_pixels=True)
+    return str(made.StudyInstanceUID), str(made.SeriesInstanceUID), str(made.SOPInstanceUID)
+
 
 def delivery_to(text: str, own_title: str) -> Delivery:
     """The delivery that an option names: ``dicomweb``, or ``TITLE@host:port``. Raises UserError for any other."""
     if text == "dicomweb":
-        from components.sources.pacs import asking
-
         with asking(SECONDS):  # looks at what is configured
             return Dicomweb()
     node = NODE.fullmatch(text)

@@ -20,7 +20,7 @@ from components.errors import UserError
 
 RECEIVING, COMPLETE = "receiving", "complete"  # a study's states before its end
 ANSWERED, NOTHING, FAILED = "answered", "nothing", "failed"
-DUE = "due"  # an answer's state before its end, which is one of the three above
+DUE, DELIVERED = "due", "delivered"  # an answer's states before its end, which is one of the three above
 ENDS = (ANSWERED, NOTHING, FAILED)
 
 _metadata = sa.MetaData()
@@ -68,8 +68,8 @@ class Answer:
         study, series: pseudonyms.
         ask: the question, such as ``classify``.
         fingerprint, images: of the series when it was asked.
-        state: ``due``, ``answered`` (and delivered), ``nothing`` (there is no answer, ``reason`` says why) or
-            ``failed``.
+        state: ``due``; ``delivered``, and to be looked for where it went; ``answered``; ``nothing``, since there is no
+            answer, and ``reason`` says why; or ``failed``.
         tries: that went wrong.
         due_at: not before, in seconds since 1970.
         reason: in a line, of the last try.

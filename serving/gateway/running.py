@@ -16,7 +16,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -30,7 +30,7 @@ from serving.gateway.listener import Door, Listener
 from serving.gateway.polling import Poll
 from serving.gateway.queue import ANSWERED, COMPLETE, FAILED, NOTHING, RECEIVING, Queue, sqlite_address
 from serving.gateway.spool import Spool
-from serving.gateway.working import Worker
+from serving.gateway.working import Times, Worker
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Options:
         poll_days: of study dates, today's and those before.
         quiet_seconds: without an image, after which a study is complete.
         patience_seconds: the same, where its sender did not end in order.
-        keep_seconds: for which the images of an answered study stay.
+        times: of the worker.
         metrics: host and port of figures for Prometheus; None for none.
     """
 
@@ -66,7 +66,7 @@ class Options:
     poll_days: int = 2
     quiet_seconds: float = 30.0
     patience_seconds: float = 300.0
-    keep_seconds: float = 3600.0
+    times: Times = field(default_factory=Times)
     metrics: tuple[str, int] | None = None
 
 
@@ -92,7 +92,7 @@ def run(options: Options, ready: Callable[[int], None] = lambda port: None) -> i
     with alone(options.state):
         queue, spool, lock = open_queue(options.state), Spool(options.state), threading.Lock()
         queue.began_again(spool.studies())
-        worker = Worker(spool, queue, service, delivery, options.keep_seconds, lock)
+        worker = Worker(spool, queue, service, delivery, options.times, lock)
         poll = Poll(spool, queue, lock, options.poll_days, options.quiet_seconds) if options.poll_seconds else None
         listener = Listener(options.door, spool, queue, lock) if options.door else None
         if options.metrics:

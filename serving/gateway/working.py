@@ -1,7 +1,8 @@
 """What the gateway does with a study that is complete: every series is asked about, every answer delivered, once.
 
 An answer is on the disk before it is delivered, and its delivery is in the queue when it has been taken. Where the
-gateway is killed between the two, the same object goes out again, with the same UIDs: it is stored once.
+gateway is killed between the two, the same object goes out again, with the same UIDs: it is stored once. A while later
+it is looked for where it went: an archive that dies may lose what it has acknowledged.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from serving.account import audit_log
@@ -20,6 +21,7 @@ from serving.gateway.delivery import Delivery
 from serving.gateway.queue import (
     ANSWERED,
     COMPLETE,
+    DELIVERED,
     DUE,
     FAILED,
     NOTHING,
@@ -31,9 +33,23 @@ from serving.gateway.spool import Images, Spool
 
 log = logging.getLogger(__name__)
 
+BEFORE_THE_END = (DUE, DELIVERED)
 MOST_TRIES = 6
 FIRST_WAIT, LONGEST_WAIT = 2.0, 300.0
 REASON_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class Times:
+    """In seconds.
+
+    Attributes:
+        keep: for which images of an answered study stay, for the case that some come late.
+        confirm: after a delivery, when the answer is looked for where it went; 0 trusts what was acknowledged.
+    """
+
+    keep: float = 3600.0
+    confirm: float = 30.0
 
 
 class Worker:
@@ -45,18 +61,11 @@ class Worker:
     """
 
     def __init__(
-        self,
-        spool: Spool,
-        queue: Queue,
-        service: Service,
-        delivery: Delivery,
-        keep_seconds: float,
-        lock: threading.Lock,
+        self, spool: Spool, queue: Queue, service: Service, delivery: Delivery, times: Times, lock: threading.Lock
     ) -> None:
-        """``keep_seconds``: for which images of an answered study stay, for the case that some come late;
-        ``lock``: see :class:`serving.gateway.listener.Listener`."""
+        """``lock``: see :class:`serving.gateway.listener.Listener`."""
         self._spool, self._queue, self._service, self._delivery = spool, queue, service, delivery
-        self._keep_seconds, self._lock = keep_seconds, lock
+        self._times, self._lock = times, lock
         self.waits, self.delivered = "", 0
 
     def step(self, going_on: Callable[[], bool] = lambda: True) -> float:
@@ -82,11 +91,12 @@ class Worker:
         for images in self._spool.series_of(study.study):
             for ask in model.asks:
                 answer = _begun(answers.get((images.series, ask)), images, ask)
-                if answer.state == DUE and answer.due_at <= time.time():
-                    answer = self._tried(answer, images, model)
+                if answer.state in BEFORE_THE_END and answer.due_at <= time.time():
+                    tried = self._tried if answer.state == DUE else self._confirmed
+                    answer = tried(answer, images, model)
                 self._queue.put(answer)
                 asked.append(answer)
-        due = [answer.due_at for answer in asked if answer.state == DUE]
+        due = [answer.due_at for answer in asked if answer.state in BEFORE_THE_END]
         if due:
             return max(0.0, min(due) - time.time())
         states = {answer.state for answer in asked}
@@ -114,7 +124,17 @@ class Worker:
             due = time.time() + min(LONGEST_WAIT, FIRST_WAIT * 2**tries)
             return replace(answer, tries=tries, due_at=due, reason=_line(error))
         self.delivered += 1
-        self._queue.put(done := replace(answer, state=ANSWERED, reason="", digest=model.digest))
+        due = time.time() + self._times.confirm
+        done = replace(answer, state=DELIVERED, reason="", due_at=due, digest=model.digest)
+        return done if self._times.confirm else self._confirmed(done, images, model)
+
+    def _confirmed(self, answer: Answer, images: Images, model: Model) -> Answer:
+        """What becomes of an answer that was delivered. Raises LaterError."""
+        kept = self._spool.result(images, answer.ask)
+        if self._times.confirm and kept.is_file() and self._delivery.holds(kept) is False:
+            log.warning("study %s, %s: was taken, and is not there: it is delivered again", images.study, answer.ask)
+            return replace(answer, state=DUE, due_at=0.0)
+        self._queue.put(done := replace(answer, state=ANSWERED))
         kept.unlink(missing_ok=True)
         return done
 
@@ -125,7 +145,7 @@ class Worker:
                 study = self._queue.study(name)
                 if study is None or study.ended_at is None:
                     continue
-                if time.time() - study.ended_at >= self._keep_seconds:
+                if time.time() - study.ended_at >= self._times.keep:
                     self._spool.remove(name)
 
     def _told(self, waits: str) -> None:

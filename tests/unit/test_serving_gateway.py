@@ -16,7 +16,7 @@ from components.errors import UserError
 from serving.gateway.asking import BrokenError, LaterError, Model, NothingError
 from serving.gateway.queue import ANSWERED, COMPLETE, DUE, FAILED, NOTHING, RECEIVING, Queue, sqlite_address
 from serving.gateway.spool import Images, Spool
-from serving.gateway.working import MOST_TRIES, Worker
+from serving.gateway.working import MOST_TRIES, Times, Worker
 
 STUDY = "1.2.3"
 NAME = study_key(STUDY)
@@ -51,6 +51,7 @@ class Hospital:
         self.stored: list[bytes] = []
         self.troubles: list[Exception] = []
         self.refusals: list[Exception] = []
+        self.mute = False
 
     def model(self) -> Model:
         return Model("d" * 64, {"classify": ("/classify", {"form": "dicom"})})
@@ -60,6 +61,9 @@ class Hospital:
             raise self.troubles.pop(0)
         self.asked.append((route, len(images.files)))
         return b"".join(images.as_tar())[:10] + str(len(images.files)).encode()
+
+    def holds(self, file: Path) -> bool | None:
+        return None if self.mute else file.read_bytes() in self.stored
 
     def deliver(self, file: Path) -> None:
         if self.refusals:
@@ -74,7 +78,7 @@ def hospital() -> Hospital:
 
 @pytest.fixture
 def worker(spool: Spool, queue: Queue, hospital: Hospital) -> Worker:
-    return Worker(spool, queue, hospital, hospital, 3600.0, threading.Lock())  # type: ignore[arg-type]
+    return Worker(spool, queue, hospital, hospital, Times(3600.0, 0.0), threading.Lock())  # type: ignore[arg-type]
 
 
 def complete(queue: Queue) -> list[str]:
@@ -198,6 +202,36 @@ def test_an_answer_that_was_not_delivered_is_not_asked_for_again(
     assert (worker.waits, state(queue)) == ("", ANSWERED)
     assert len(hospital.asked) == len(hospital.stored) == 1
     assert list((spool.folder / "results").iterdir()) == []
+
+
+def test_an_answer_that_the_pacs_lost_is_delivered_again(
+    spool: Spool, queue: Queue, hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("serving.gateway.working.time.time", lambda: now)
+    worker = Worker(spool, queue, hospital, hospital, Times(3600.0, 30.0), threading.Lock())  # type: ignore[arg-type]
+    receive(spool, queue, "1")
+    complete(queue)
+    assert worker.step() == 30.0
+    assert state(queue) == COMPLETE
+    first = hospital.stored.pop()  # it died, and has lost it
+    now = 30.0
+    worker.step()
+    worker.step()
+    assert hospital.stored == [first]
+    assert len(hospital.asked) == 1
+    now = 60.0
+    worker.step()
+    assert state(queue) == ANSWERED
+    assert list((spool.folder / "results").iterdir()) == []
+    receive(spool, queue, "1", "2")  # where it cannot say, it is believed
+    hospital.mute = True
+    complete(queue)
+    worker.step()
+    now = 90.0
+    worker.step()
+    assert state(queue) == ANSWERED
+    assert len(hospital.stored) == 2
 
 
 def test_a_service_that_is_away_costs_no_try(spool: Spool, queue: Queue, worker: Worker, hospital: Hospital) -> None:

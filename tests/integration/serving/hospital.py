@@ -38,6 +38,7 @@ class Gateway:
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
         where = ["--state", str(self.state)]
         listen = ["--listen", f"127.0.0.1:{self.port}", "--title", GATEWAY]
+        options = options if "--confirm" in options else (*options, "--confirm", "1")
         self._command = [*where, "--service", service, "--results", results, *listen, *options]
         self.start()
 

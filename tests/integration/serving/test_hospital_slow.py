@@ -66,7 +66,7 @@ def test_every_study_is_answered_once_whatever_is_killed(bundle: Path, tmp_path:
     pacs = Orthanc(tmp_path / "orthanc", {GATEWAY: ("127.0.0.1", 1)})
     service = Service(release, tmp_path / "bentoml", {})
     first_answer(service.process, f"{service.address}/readyz", tmp_path / "bentoml" / "log")
-    options = ("--quiet", "3", "--patience", "10")
+    options = ("--quiet", "3", "--patience", "10", "--confirm", "20")
     gateway = Gateway(tmp_path / "gateway", service.address, "dicomweb", to_pacs(pacs), *options)
     killed = dict.fromkeys(("gateway", "service", "pacs"), 0)
     sent, chance = threading.Event(), random.Random(21)
