@@ -96,7 +96,7 @@ def run(options: Options, ready: Callable[[int], None] = lambda port: None) -> i
         poll = Poll(spool, queue, lock, options.poll_days, options.quiet_seconds) if options.poll_seconds else None
         listener = Listener(options.door, spool, queue, lock) if options.door else None
         if options.metrics:
-            _show_figures(options.metrics, _Figures(queue, worker, listener))
+            _show_figures(options.metrics, Figures(queue, worker, listener))
         running = _Running(ended)
         woken = threading.Event()
 
@@ -192,10 +192,10 @@ def open_queue(state: Path) -> Queue:
     return Queue(os.environ.get(QUEUE_VARIABLE) or sqlite_address(state / DATABASE), place.read_text())
 
 
-class _Figures:
+class Figures:
     """For Prometheus. Their number is bounded: no label comes from what anybody sent."""
 
-    def __init__(self, queue: Queue, worker: Worker, listener: Listener | None) -> None:
+    def __init__(self, queue: Queue, worker: Worker | None, listener: Listener | None) -> None:
         self._queue, self._worker, self._listener = queue, worker, listener
 
     def collect(self) -> Iterator[Metric]:
@@ -207,13 +207,15 @@ class _Figures:
         yield studies
         received = self._listener.received if self._listener else 0
         yield CounterMetricFamily("ctfoundry_gateway_images", "Images received since it began", received)
-        delivered = self._worker.delivered
+        delivered = self._worker.delivered if self._worker else 0
         yield CounterMetricFamily("ctfoundry_gateway_answers", "Answers delivered since it began", delivered)
         waits = "1 while the service or the PACS does not answer"
-        yield GaugeMetricFamily("ctfoundry_gateway_waiting", waits, int(bool(self._worker.waits)))
+        yield GaugeMetricFamily(
+            "ctfoundry_gateway_waiting", waits, int(self._worker is not None and bool(self._worker.waits))
+        )
 
 
-def _show_figures(where: tuple[str, int], figures: _Figures) -> None:
+def _show_figures(where: tuple[str, int], figures: Figures) -> None:
     registry = CollectorRegistry()
     registry.register(figures)
     try:
