@@ -256,7 +256,7 @@ class EmbedApp:
                     await anyio.lowlevel.checkpoint()  # whoever has left by now gets no child
                     metrics.took("wait", time.perf_counter() - begin)
                     with _taking(metrics, "work"):
-                        return await forks.run(work | {"paths": paths, "scratch": str(folder)})
+                        return await _run_again_once(forks, work | {"paths": paths, "scratch": str(folder)})
 
             with self.load.queueing():
                 reply = await _while_connected(request, turn)
@@ -278,6 +278,16 @@ class EmbedApp:
         if self._forks is None or self.metrics is None:
             raise HTTPException(503, "the model is not loaded yet", {"Retry-After": str(START_SECONDS)})
         return self._forks, self.metrics
+
+
+async def _run_again_once(forks: Forks, request: dict[str, Any]) -> Reply:
+    """Where something from outside has ended the program that reads, its clients need not know: their files are here.
+    Once, since what a file does to its reader could end the program, too. Raises ReaderGoneError."""
+    try:
+        return await forks.run(request)
+    except ReaderGoneError:
+        log.warning("a file is given to a reader again: the program that had it was ended")
+        return await forks.run(request)
 
 
 async def _while_connected(request: Request, work: Callable[[], Awaitable[Reply]]) -> Reply:

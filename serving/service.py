@@ -22,8 +22,9 @@ from serving import worker
 from serving.account import write_audit_lines
 from serving.app import EmbedApp
 from serving.connections import watch_connections
+from serving.draining import end_with_supervisor
 from serving.forks import Forks
-from serving.guard import Guard
+from serving.guard import HEADERS, Guard
 from serving.limits import BUNDLE_VARIABLE, Limits
 from serving.tokens import Tokens
 
@@ -65,8 +66,9 @@ class CTEmbed:
             os._exit(1)  # an exception, SystemExit too, would be logged with its traceback
         write_audit_lines()
         # uvicorn, in whose process this is, has put its own handler there a moment ago.
-        watch_connections(getattr(signal.getsignal(signal.SIGTERM), "__self__", None))
+        watch_connections(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), HEADERS)
         application.drain.watch(limits)
+        end_with_supervisor()
 
 
 CTEmbed.add_asgi_middleware(Guard, application=application)  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from client import ct_slice, zipped
 from conftest import started
@@ -87,3 +88,26 @@ def test_an_idle_service_ends_by_itself_though_clients_keep_their_connections(bu
             assert server.wait(timeout=15) == 0
     finally:
         server.kill()
+
+
+def test_a_service_whose_supervisor_is_killed_ends_too(bundle: Path, tmp_path: Path, good: bytes) -> None:
+    """Else it would serve on, with nobody to start it again or to end it, and hold the port from the next one."""
+    port = free_port()
+    server, url = started(bundle, tmp_path, port), f"http://127.0.0.1:{port}"
+    first_answer(server, f"{url}/readyz", tmp_path / "log")
+    family = psutil.Process(server.pid).children(recursive=True)
+    assert len(family) >= 2
+    many, answers = zipped({f"{i:04d}": ct_slice(i, "5.5") for i in range(150)}), list[httpx.Response]()
+    sender = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/embed", content=many, timeout=60)))
+    sender.start()
+    while figure(url, "working") < 1:
+        assert server.poll() is None
+    server.kill()
+    server.wait()
+    sender.join()
+    assert [answer.status_code for answer in answers] == [200], "what was in work is answered all the same"
+    _, left = psutil.wait_procs(family, timeout=30)
+    for process in left:
+        process.kill()
+    assert left == []
+    assert gone(url)

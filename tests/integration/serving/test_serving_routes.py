@@ -155,7 +155,7 @@ def test_what_cannot_be_answered_is_one_line(served: str, url: str, good: bytes)
     one, two = ("a.zip", good), ("b.zip", b"no scan")
     ask(f"locate?{AT}", 400, "form field 'other' holds no file", files={"scan": one})
     ask(f"locate?{AT}", 400, "form field 'more' is not allowed", files={"scan": one, "other": one, "more": one})
-    ask(f"locate?{AT}", 415, "neither a zip", files={"scan": one, "other": two})
+    ask(f"locate?{AT}", 415, "other: neither a zip", files={"scan": one, "other": two})
     ask("retrieve?nearest=101", 400, "nearest '101' is not allowed: a whole number from 1 to 100")
     ask("retrieve", 404, "no index is served: make one with `ctfoundry index`", url)
     several = [("file", (f"{n}.dcm", ct_slice(n, f"1.2.{n % 2}"))) for n in range(8)]
