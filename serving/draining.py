@@ -8,11 +8,9 @@ nor answered, and no probe can see why. So uvicorn gets the signal from here, wh
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -20,7 +18,6 @@ from serving.limits import Limits
 
 log = logging.getLogger("bentoml.service.ctfoundry")
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ENDING = (signal.SIGTERM, signal.SIGINT)
 TICK_SECONDS = 0.1
 # For answers to what was cut short, and for uvicorn's own end, which waits for clients that do not read.
@@ -79,17 +76,6 @@ class Drain:
             while not self._idle() and loop.time() < last:
                 await asyncio.sleep(TICK_SECONDS)
         hand_on()
-
-
-def end_with_supervisor() -> None:
-    """Have this process end as at SIGTERM when its parent ends, however that is (Linux): else it would serve on, with
-    nobody to start it again or to end it."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != parent:  # it has ended meanwhile
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _hand_on(before: object, number: int) -> None:

@@ -22,8 +22,7 @@ from serving import worker
 from serving.account import write_audit_lines
 from serving.app import EmbedApp
 from serving.connections import watch_connections
-from serving.draining import end_with_supervisor
-from serving.forks import Forks
+from serving.forks import Forks, die_with_parent
 from serving.guard import HEADERS, Guard
 from serving.limits import BUNDLE_VARIABLE, Limits
 from serving.tokens import Tokens
@@ -68,7 +67,7 @@ class CTEmbed:
         # uvicorn, in whose process this is, has put its own handler there a moment ago.
         watch_connections(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), HEADERS)
         application.drain.watch(limits)
-        end_with_supervisor()
+        die_with_parent(signal.SIGTERM)  # or it would serve on, with nobody to start it again or to end it
 
 
 CTEmbed.add_asgi_middleware(Guard, application=application)  # type: ignore[attr-defined]

@@ -30,14 +30,7 @@ class Served:
 
     def family(self) -> dict[int, int]:
         """Resident bytes of each of its processes, by id."""
-        found = {}
-        parent = psutil.Process(self.process.pid)
-        for one in (parent, *parent.children(recursive=True)):
-            try:
-                found[one.pid] = one.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
-        return found
+        return family(self.process.pid)
 
     def readers(self) -> list[psutil.Process]:
         """The program that has the release, without the children that it forks."""
@@ -59,6 +52,18 @@ class Served:
     def left(self) -> list[str]:
         """Names of temporary files of requests."""
         return sorted(path.name for path in self.scratch.iterdir() if path.name.startswith("ctfoundry-"))
+
+
+def family(process: int) -> dict[int, int]:
+    """Resident bytes of a process and all that descend from it, by id."""
+    found = {}
+    parent = psutil.Process(process)
+    for one in (parent, *parent.children(recursive=True)):
+        try:
+            found[one.pid] = one.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 def start(

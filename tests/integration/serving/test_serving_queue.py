@@ -183,8 +183,8 @@ def test_what_is_not_done_within_the_grace_is_told_so(service: Callable[..., Ser
 def test_a_reader_that_is_ended_from_outside_costs_its_clients_nothing_but_once(
     service: Callable[..., Service], times: int
 ) -> None:
-    """The program dies under a child that then answers; its end, which tells whether all was said, never comes. The
-    file is read once more, and no third time: it could be what ends the program."""
+    """The program dies under a child, which goes with it: nobody would see its end. The file is read once more, and no
+    third time: it could be what ends the program."""
     one = service(1)
 
     async def work() -> None:
@@ -204,7 +204,6 @@ def test_a_reader_that_is_ended_from_outside_costs_its_clients_nothing_but_once(
                 assert program is not None
                 program.kill()
                 program.wait()
-                os.kill(int(child.name), signal.SIGKILL)
                 await until(lambda child=child: not child.exists())  # type: ignore[misc]
             one.go_on.touch()
 
