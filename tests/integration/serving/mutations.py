@@ -41,8 +41,8 @@ class Upload:
 @cache
 def volume(kind: str) -> bytes:
     """A small NIfTI volume."""
-    hu = np.full((40, 40, 20), -1000, dtype=np.int16)
-    hu[4:36, 4:36] = 40
+    hu = np.full((28, 28, 16), -1000, dtype=np.int16)
+    hu[1:27, 1:27] = 40
     made = nib.Nifti2Image if kind == "nii2" else nib.Nifti1Image
     return bytes(made(hu, np.diag([3.0, 3.0, 3.0, 1.0])).to_bytes())  # type: ignore[no-untyped-call]
 

@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import pytest
 from answering import offline, write_answering, write_index
-from client import ct_series, zipped
+from client import ct_slice, zipped
 from conftest import running
 from released import ROOT
 
@@ -44,10 +44,15 @@ def folder(request: pytest.FixtureRequest, bundle: Path, tmp_path: Path) -> Path
     return FOLDER / str(request.param)
 
 
+def slice_of(number: int, series: str) -> bytes:
+    """One of a series that DICOM objects can refer to."""
+    return ct_slice(number, series, FrameOfReferenceUID="1.2.5")
+
+
 def scans(line: str, folder: Path) -> tuple[bytes, bytes]:
     """Two scans of what the line is for."""
     if line == OURS:
-        return zipped(ct_series()), zipped(ct_series("1.2.9", 30))
+        return tuple(zipped({str(n): slice_of(n, series) for n in range(26)}) for series in ("1.2.3", "1.2.9"))  # type: ignore[return-value]
     anatomy = "head" if line == "head" else "trunk"
     command = [sys.executable, "-m", "components.sources.phantom", "--out", str(folder), "--patients", "2"]
     subprocess.run([*command, "--anatomy", anatomy], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -71,9 +76,11 @@ def queries(release: ServedBundle, scan: Path) -> list[str]:
     for part in release.segmenters or ["none"]:
         asked += [f"segment?head={part}&form={form}" for form in ("json", "nifti", "dicom")]
     for part in list(release.heads)[:3]:
-        point = f"&{at}" if release.heads[part].description.sees == "point" else ""
+        sees = release.heads[part].description.sees
+        point = f"&{at}" if sees == "point" else ""
         asked += [f"saliency?head={part}&blocks=2{point}&form={form}" for form in ("json", "nifti")]
-        asked += [f"saliency?head={part}{point}&way=gradients"]
+        if (sees, release.embedder.config.input.sees) != ("scan", "crop"):
+            asked.append(f"saliency?head={part}{point}&way=gradients")
     return asked
 
 

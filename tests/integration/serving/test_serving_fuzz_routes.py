@@ -36,7 +36,7 @@ GENERATED = 5 * COUNT
 def service(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = write_answering(bundle, tmp_path_factory.mktemp("answering") / "wholebody")
     index = write_index(open_release(folder), tmp_path_factory.mktemp("index") / "cases.safetensors")
-    bounds = {"CTFOUNDRY_MAX_SECONDS": str(SECONDS), "CTFOUNDRY_MAX_MEMORY_BYTES": str(2**30)}
+    bounds = {"CTFOUNDRY_MAX_SECONDS": str(SECONDS), "CTFOUNDRY_MAX_MEMORY_BYTES": str(2**31)}
     limits = {"CTFOUNDRY_MAX_UNPACKED_BYTES": str(2**28), "CTFOUNDRY_MAX_BODY_BYTES": str(2**26)}
     with served(folder, **bounds, **limits, **{INDEX_VARIABLE: str(index)}) as one:
         yield one
@@ -47,7 +47,8 @@ def service(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def unharmed(service: Served) -> Iterator[Served]:
     """The service, which afterwards is as it was before: its processes, its memory, its disk, its places."""
     for content in sound().values():
-        assert httpx.post(f"{service.url}/embed", content=content, timeout=60).status_code == 200
+        answer = httpx.post(f"{service.url}/embed", content=content, timeout=60)
+        assert answer.status_code == 200, answer.text
     before = service.family()
     yield service
     wait_for("files or children of requests", lambda: not service.left() and set(service.family()) == set(before))
