@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -55,6 +51,7 @@ from serving.openapi import document
 from serving.pace import Pace
 from serving.page import page
 from serving.routes import BY_NAME
+from serving.scratch import scratch_folder
 from serving.sniff import InputError
 from serving.static_files import static_routes
 from serving.tokens import Tokens
@@ -244,7 +241,7 @@ class EmbedApp:
         """
         if self.drain.begun:
             raise BusyError("the service is ending and takes no more files", "draining", self._come_again(), 503)
-        async with _temporary_folder() as folder:
+        async with scratch_folder() as folder:
             (upload := folder / "upload").mkdir()
             with self.load.uploading(), _taking(metrics, "upload"):
                 sent = await receive_files(request, upload, self.limits, Pace.of(self.limits))
@@ -320,17 +317,6 @@ def _taking(metrics: Metrics, step: str) -> Iterator[None]:
     begin = time.perf_counter()
     yield
     metrics.took(step, time.perf_counter() - begin)
-
-
-@asynccontextmanager
-async def _temporary_folder() -> AsyncIterator[Path]:
-    """A folder that is gone afterwards, however the request ends; removing thousands of files blocks nobody."""
-    folder = Path(tempfile.mkdtemp(prefix="ctfoundry-"))
-    try:
-        yield folder
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def _refused(reply: Reply) -> tuple[str, int]:

@@ -15,6 +15,8 @@ from client import ct_slice, zipped
 from conftest import started
 from released import first_answer, free_port
 
+from tests.served import served
+
 DRAIN = 3
 
 
@@ -111,3 +113,30 @@ def test_a_service_whose_supervisor_is_killed_ends_too(bundle: Path, tmp_path: P
         process.kill()
     assert left == []
     assert gone(url)
+
+
+def test_a_server_that_is_killed_is_started_again_and_what_it_left_is_removed(bundle: Path, tmp_path: Path) -> None:
+    """Its folders hold patients' scans."""
+    with served(bundle) as service:
+        many = zipped({f"{i:04d}": ct_slice(i, "5.5") for i in range(150)})
+        sender = threading.Thread(target=lambda: _broken(service.url, many))
+        sender.start()
+        while figure(service.url, "working") < 1:
+            assert service.process.poll() is None
+        (reader,) = service.readers()
+        server = reader.parent()
+        assert server is not None
+        server.kill()
+        sender.join()
+        assert len(service.left()) == 1
+        first_answer(service.process, f"{service.url}/readyz", service.log)
+        assert service.left() == []
+        assert httpx.post(f"{service.url}/embed", content=many, timeout=60).status_code == 200
+        assert [one.pid for one in service.readers()] != [reader.pid]
+        psutil.wait_procs([reader], timeout=10)
+        assert not reader.is_running()
+
+
+def _broken(url: str, content: bytes) -> None:
+    with pytest.raises(httpx.TransportError):
+        httpx.post(f"{url}/embed", content=content, timeout=60)
