@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any, BinaryIO
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -58,6 +55,7 @@ from serving.pace import Pace
 from serving.pacs import FETCH, STORE, referred, to_store
 from serving.page import page
 from serving.routes import BY_NAME
+from serving.scratch import scratch_folder
 from serving.sniff import InputError
 from serving.static_files import static_routes
 from serving.tokens import Tokens
@@ -254,7 +252,7 @@ class EmbedApp:
         """
         if self.drain.begun:
             raise BusyError("the service is ending and takes no more files", "draining", self._come_again(), 503)
-        async with _temporary_folder() as folder:
+        async with scratch_folder() as folder:
 
             async def apart(**what: Any) -> Reply:
                 return await forks.run(what | {"scratch": str(folder)})
@@ -273,7 +271,7 @@ class EmbedApp:
                     await anyio.lowlevel.checkpoint()  # whoever has left by now gets no child
                     metrics.took("wait", time.perf_counter() - begin)
                     with _taking(metrics, "work"):
-                        return await apart(**work, paths=paths)
+                        return await _run_again_once(partial(apart, **work, paths=paths))
 
             with self.load.queueing():
                 reply = await _while_connected(request, turn)
@@ -316,6 +314,16 @@ class EmbedApp:
         return self._forks, self.metrics
 
 
+async def _run_again_once(work: Callable[[], Awaitable[Reply]]) -> Reply:
+    """Where something from outside has ended the program that reads, its clients need not know: their files are here.
+    Once, since what a file does to its reader could end the program, too. Raises ReaderGoneError."""
+    try:
+        return await work()
+    except ReaderGoneError:
+        log.warning("a file is given to a reader again: the program that had it was ended")
+        return await work()
+
+
 async def _while_connected(request: Request, work: Callable[[], Awaitable[Reply]]) -> Reply:
     """What ``work`` gives. Raises ClientDisconnect, and the work has ended, where the client leaves before."""
     reply: Reply | None = None
@@ -346,17 +354,6 @@ def _taking(metrics: Metrics, step: str) -> Iterator[None]:
     begin = time.perf_counter()
     yield
     metrics.took(step, time.perf_counter() - begin)
-
-
-@asynccontextmanager
-async def _temporary_folder() -> AsyncIterator[Path]:
-    """A folder that is gone afterwards, however the request ends; removing thousands of files blocks nobody."""
-    folder = Path(tempfile.mkdtemp(prefix="ctfoundry-"))
-    try:
-        yield folder
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def _refused(reply: Reply) -> tuple[str, int]:

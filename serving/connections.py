@@ -1,5 +1,5 @@
-"""What uvicorn, which BentoML starts, does not do for a connection: end one whose header never comes, and say whose
-certificate its client has.
+"""What uvicorn, which BentoML starts, does not do for a connection: end one whose header never comes, say whose
+certificate its client has, and refuse what is no HTTP as all else is refused.
 
 uvicorn makes an object of its protocol class for each connection. Here that class gets a child, with the parts of it
 that uvicorn's own protocols share: ``app``, ``cycle``, ``loop`` and ``transport``.
@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = logging.getLogger("bentoml.service.ctfoundry")
 
+Headers = Mapping[bytes, bytes]
 HEADER_SECONDS = 10.0
-SHARED = ("connection_made", "connection_lost", "data_received")
+SHARED = ("connection_made", "connection_lost", "data_received", "send_400_response")
 SHORT = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C",
          "localityName": "L", "stateOrProvinceName": "ST"}  # fmt: skip
 
 
-def watch_connections(server: Any, header_seconds: float = HEADER_SECONDS) -> bool:
+def watch_connections(server: Any, headers: Headers, header_seconds: float = HEADER_SECONDS) -> bool:
     """Have connections that ``server``, a uvicorn.Server, takes from now on watched.
+
+    Args:
+        server: in whose process this is.
+        headers: of a refusal of what is no HTTP, beside those of its content.
+        header_seconds: in which a header must be complete.
 
     Returns:
         Whether it could be done: it is no promise of uvicorn's that its parts are called so.
@@ -32,12 +40,12 @@ def watch_connections(server: Any, header_seconds: float = HEADER_SECONDS) -> bo
     if not (isinstance(protocol, type) and all(hasattr(protocol, name) for name in SHARED)):
         log.warning("this server's connections cannot be watched: clients that never finish a header stay")
         return False
-    config.http_protocol_class = watched(protocol, header_seconds)  # type: ignore[union-attr]
+    config.http_protocol_class = watched(protocol, headers, header_seconds)  # type: ignore[union-attr]
     return True
 
 
-def watched(protocol: type[Any], header_seconds: float) -> type[Any]:
-    """A child of a protocol class of uvicorn's whose connections end where no header is complete in time.
+def watched(protocol: type[Any], headers: Headers, header_seconds: float) -> type[Any]:
+    """A child of a protocol class of uvicorn's, see :func:`watch_connections`.
 
     Its requests have ``scope["extensions"]["tls"]["client_cert_name"]``, as the ASGI extension for TLS calls the
     certificate's subject.
@@ -62,6 +70,12 @@ def watched(protocol: type[Any], header_seconds: float) -> type[Any]:
             super().connection_lost(error)
             self._forget()
 
+        def send_400_response(self, message: str) -> None:
+            """To what is no HTTP. Within an answer nothing can be said: the connection ends."""
+            if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+                self.transport.write(refusal(headers))
+            self.transport.close()
+
         def _expect(self) -> None:
             """Between requests, the next one's header must be complete in time."""
             if self.cycle is not None and not self.cycle.response_complete:
@@ -80,6 +94,14 @@ def watched(protocol: type[Any], header_seconds: float) -> type[Any]:
                 self.transport.close()
 
     return Watched
+
+
+def refusal(headers: Headers) -> bytes:
+    """The answer to what is no HTTP, as it goes over the wire, with ``headers``."""
+    answer = JSONResponse({"error": "the request is not valid HTTP/1.1; see RFC 9112"})
+    lines = [f"{name}: {value}" for name, value in (*answer.headers.items(), ("connection", "close"))]
+    lines += [f"{name.decode()}: {value.decode()}" for name, value in headers.items()]
+    return "\r\n".join(("HTTP/1.1 400 Bad Request", *lines, "", "")).encode("latin-1") + bytes(answer.body)
 
 
 def subject(certificate: dict[str, Any] | None) -> str | None:

@@ -8,6 +8,7 @@ that down, the child is killed; when its own end of the first socket closes, all
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ REQUEST_BYTES = 64 * 1024
 START_SECONDS = 300.0  # to import and to load; a large model from a slow disk
 STATUS = struct.Struct("<i")  # as os.waitpid gives it, behind what the child sent
 MARK = b"\0"  # before it; what a child sends is ASCII without control characters
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ENDING = (signal.SIGTERM, signal.SIGINT)  # end the service, which lets its work finish
 
 
@@ -96,7 +98,8 @@ class Forks:
         """One request in a child of its own. Where this is cancelled, the child has ended before it returns.
 
         Raises:
-            ReaderGoneError: nobody knows how the child ended, since the program was ended from outside.
+            ReaderGoneError: nobody knows how the child ended, since the program was ended from outside; or it cannot
+                be started anew.
         """
         ours, theirs = socket.socketpair()
         with ours:
@@ -127,8 +130,16 @@ class Forks:
             async with self._starting:
                 if self._process is None or self._process.poll() is not None:
                     log.error("the process that reads scans has ended; it is started anew")
-                    await anyio.to_thread.run_sync(self.start)
+                    await self._start_anew()
             socket.send_fds(self._living(), [content], [end.fileno()])
+
+    async def _start_anew(self) -> None:
+        """As :meth:`start`; where it cannot, that is no fault of the file. Raises ReaderGoneError."""
+        try:
+            await anyio.to_thread.run_sync(self.start)
+        except UserError as error:
+            log.error("the process that reads scans cannot be started anew: %s", error)
+            raise ReaderGoneError("the process that reads scans cannot be started anew; see the log") from None
 
     def _living(self) -> socket.socket:
         if self._control is None:
@@ -174,6 +185,15 @@ def serve_forks(control: socket.socket, work: Callable[[dict[str, Any]], Result]
                 children.ended(key.fd)
 
 
+def die_with_parent(number: signal.Signals) -> None:
+    """Have this process get a signal when its parent ends, however that is (Linux)."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+        if os.getppid() != parent:  # it has ended meanwhile
+            os.kill(os.getpid(), number)
+
+
 class _Children:
     """Those that run now: by the descriptor that tells their end, and by the socket on which the service waits."""
 
@@ -186,6 +206,7 @@ class _Children:
     def begin(self, content: bytes, end: socket.socket, control: socket.socket) -> None:
         child = os.fork()
         if child == 0:
+            die_with_parent(signal.SIGKILL)  # whose end the service learns of when nobody holds the socket any more
             for other in (control, *self._watches):  # a copy here would keep the service waiting on another's end
                 other.close()
             request = json.loads(content)

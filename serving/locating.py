@@ -3,6 +3,8 @@ arXiv 2501.09001): the search that the kind ``locate`` of evaluation judges."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from components.ct.store import voxel_of
+from components.errors import UserError
 from components.models.embed import Embedder
 from components.tasks.lattice import Describer, Lattice, Scan, best_place, likeness, offsets, sought
 from components.tasks.locate import FIGURES
-from serving.asking import require_places
+from serving.asking import OTHER, SCAN, require_places
 from serving.classifying import require_seen
 from serving.embedding import DEFAULT_LIMITS, ServedBundle, read_scan
 from serving.limits import Limits
@@ -53,9 +56,12 @@ def locate_files(
             patient; or the encoder sees whole scans.
     """
     require_places(bundle.embedder.config.input.sees)
-    first, second = read_scan(path, bundle, limits), read_scan(other, bundle, limits)
+    with _of(SCAN):
+        first = read_scan(path, bundle, limits)
     require_seen(first, bundle, point)
-    bundle.embedder.show(second.volume)  # raises where no place of it holds enough body
+    with _of(OTHER):
+        second = read_scan(other, bundle, limits)
+        bundle.embedder.show(second.volume)  # raises where no place of it holds enough body
     embedder, scan, target = bundle.embedder, Scan.of(first.volume), Scan.of(second.volume)
     step = _step(embedder)
     voxel = np.floor(voxel_of(first.volume.affine, [point]) + 0.5).astype(np.int64)
@@ -71,6 +77,17 @@ def locate_files(
         "places": _places(alike, lattice, target), "stride_mm": stride, "limits": _limits(bundle, known),
         "model": bundle.model, "found": first.to_json(), "found_other": second.to_json(),
     }  # fmt: skip
+
+
+@contextmanager
+def _of(field: str) -> Iterator[None]:
+    """What is refused within is told with the scan that it is of."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{field}: {error}", error.status) from None
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
 
 
 def _step(embedder: Embedder) -> npt.NDArray[np.int64]:

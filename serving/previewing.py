@@ -34,4 +34,5 @@ class Preview:
 def preview_file(path: Path, bundle: ServedBundle, limits: Limits = DEFAULT_LIMITS) -> Preview:
     """A scan as the model sees it. Arguments and errors as :func:`serving.embedding.embed_file`."""
     scan = read_scan(path, bundle, limits)
+    bundle.embedder.show(scan.volume)  # raises where no place of it holds enough body: nothing would be answered
     return Preview(scan.volume.hu, scan.volume.affine, {"model": bundle.model, "found": scan.to_json()})

@@ -33,7 +33,7 @@ from components.ct.tar import unpack_tar
 from components.errors import UserError
 from components.files import NO_ROOM
 from serving.limits import Limits
-from serving.sniff import ZIP_MAGIC, InputError, Kind, check_nifti
+from serving.sniff import ZIP_MAGIC, InputError, Kind, check_nifti, kind_of
 
 ARCHIVE_RATIO = 200.0  # slices of air deflate a few dozen to one, a bomb a thousand to one
 DIRECTORY_BYTES_PER_FILE = 512
@@ -91,7 +91,8 @@ def read_upload(
         except zlib.error as error:
             raise InputError(f"NIfTI: the compressed data are damaged: {error}; send the file again") from None
         except UserError as error:
-            raise InputError(str(error).replace(str(named), named.name)) from None
+            said = str(error).replace(str(named), named.name)  # a name that was given here, and nobody sent
+            raise InputError(f"NIfTI: {said.removeprefix(f'{named.name}: ')}") from None
         return Reading(volume, "nifti", "", 1, {}, {**measure_series([]), **measure_nifti(named)})
 
 
@@ -115,8 +116,21 @@ def _members(path: Path, kind: Kind, folder: Path, limits: Limits) -> Iterator[t
     """The files of an archive, unpacked into ``folder``, or of a folder, and what their sender calls them."""
     bounds = ArchiveLimits(members=limits.files, unpacked_bytes=limits.unpacked_bytes, ratio=ARCHIVE_RATIO)
     if kind == "files":
+        _require_parts(path)
         return ((file, MEMBER_NUMBER.sub("", file.name)) for file in sorted(path.iterdir()))
     return (unpack if kind == "zip" else unpack_tar)(path, folder, bounds)
+
+
+def _require_parts(folder: Path) -> None:
+    """Refuse files that are each a scan of its own: which of them is meant?"""
+    kinds = []
+    for file in sorted(folder.iterdir()):
+        try:
+            kinds.append(kind_of(file))
+        except InputError:  # such as a DICOM file, or what lies beside
+            return
+    what = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).items())
+    raise InputError(f"files: {what}, each a scan of its own: send one of them, or the DICOM files of one series")
 
 
 def _read_members(
@@ -242,7 +256,8 @@ def _only_series(
                          "send the CT images alone")  # fmt: skip
     if not found:
         seen = ", ".join(f"{count} {reason}" for reason, count in sorted(ignored.items()))
-        raise InputError(f"{kind}: no CT series in it ({seen or 'no file'}); send one CT series")
+        told = "archives within it are not opened; " if ignored["archive_within_archive"] else ""
+        raise InputError(f"{kind}: no CT series in it ({seen or 'no file'}); {told}send one CT series")
     if len(found) > 1:
         sizes = ", ".join(str(n) for n in sorted((len(group) for group in found), reverse=True)[:8])
         raise InputError(f"{kind}: {len(found)} CT series in it (of {sizes} images); send one at a time")

@@ -11,10 +11,12 @@ import logging
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"  # before BentoML is imported: it decides once
 
 import bentoml
+from starlette.types import Receive, Scope, Send
 
 from components.confined import Bounds
 from components.errors import UserError
@@ -22,13 +24,13 @@ from serving import worker
 from serving.account import write_audit_lines
 from serving.app import EmbedApp
 from serving.connections import watch_connections
-from serving.forks import Forks
-from serving.guard import Guard
+from serving.forks import Forks, die_with_parent
+from serving.guard import HEADERS, Guard
 from serving.limits import BUNDLE_VARIABLE, Limits
+from serving.scratch import sweep
 from serving.tokens import Tokens
 
-# BentoML must be given a time limit, and keeps a timer of that length for each request: this is beyond ours, which
-# answers in one line, and no longer than that needs.
+# BentoML must be given a time limit: this is beyond ours, which answers in one line.
 BEYOND_SECONDS = 60
 
 application = EmbedApp()
@@ -49,6 +51,29 @@ def longest_seconds() -> int:
         return Limits().request_seconds + BEYOND_SECONDS
 
 
+def without_timers() -> bool:
+    """Have BentoML start no timer for a request, for ours end what takes too long: it keeps each until its time is
+    over, long after the answer, and with it some 5 kB; whoever asks often enough for nothing would fill the memory.
+
+    Returns:
+        Whether it could be done: it is no promise of BentoML's that its parts are called so.
+    """
+    try:
+        from bentoml._internal.server.http.traffic import TimeoutMiddleware
+    except ImportError:
+        log.warning("this BentoML's timers cannot be left out: each request keeps some memory for minutes")
+        return False
+
+    async def straight(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+    TimeoutMiddleware.__call__ = straight  # type: ignore[method-assign]
+    return True
+
+
+without_timers()
+
+
 @bentoml.asgi_app(application.starlette)
 @bentoml.service(name="CTEmbed", workers=1, traffic={"timeout": longest_seconds()}, metrics={"enabled": False})
 class CTEmbed:
@@ -63,10 +88,12 @@ class CTEmbed:
             log.critical("not served: %s", error)
             os.kill(os.getppid(), signal.SIGTERM)  # BentoML would start this process again, for ever
             os._exit(1)  # an exception, SystemExit too, would be logged with its traceback
+        sweep()
         write_audit_lines()
         # uvicorn, in whose process this is, has put its own handler there a moment ago.
-        watch_connections(getattr(signal.getsignal(signal.SIGTERM), "__self__", None))
+        watch_connections(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), HEADERS)
         application.drain.watch(limits)
+        die_with_parent(signal.SIGTERM)  # or it would serve on, with nobody to start it again or to end it
 
 
 CTEmbed.add_asgi_middleware(Guard, application=application)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,14 @@ from typing import Any
 import pytest
 import uvicorn
 
-from serving.connections import subject, watch_connections
+from serving.connections import refusal, subject, watch_connections
+
+HEADERS = {b"x-frame-options": b"DENY"}
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
+    while (await receive()).get("more_body"):
+        pass
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -23,7 +28,7 @@ async def closed_after(parts: list[tuple[float, bytes]], header_seconds: float =
     config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, timeout_keep_alive=1)
     server = uvicorn.Server(config)
     config.load()
-    assert watch_connections(server, header_seconds)
+    assert watch_connections(server, HEADERS, header_seconds)
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
@@ -68,8 +73,37 @@ def test_requests_that_come_are_answered_and_a_connection_is_kept() -> None:
 
 def test_another_server_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     for other in (None, SimpleNamespace(), SimpleNamespace(config=SimpleNamespace(http_protocol_class=object))):
-        assert not watch_connections(other)
+        assert not watch_connections(other, HEADERS)
     assert caplog.text.count("cannot be watched") == 3
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+WRONG = {
+    "a hello of TLS": b"\x16\x03\x01\x02\0",
+    "no version": b"GET /\x00 HTTP/9.9\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "a chunk without its size": CHUNKED + b"no number\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", WRONG.values(), ids=WRONG)
+def test_what_is_no_http_is_refused_as_all_else_is(sent: bytes) -> None:
+    got, _ = asyncio.run(closed_after([(0.0, sent)]))
+    assert got == refusal(HEADERS)
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    for line in (b"content-type: application/json", b"connection: close", b"x-frame-options: DENY"):
+        assert line in head.split(b"\r\n")
+    assert json.loads(body) == {"error": "the request is not valid HTTP/1.1; see RFC 9112"}
+
+
+def test_what_is_no_http_behind_a_request_takes_nothing_from_its_answer() -> None:
+    whole = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    got, _ = asyncio.run(closed_after([(0.0, whole), (0.2, b"\0\0\r\n\r\n")]))
+    assert got.startswith(b"HTTP/1.1 200")
+    assert got.endswith(refusal(HEADERS))
 
 
 def test_a_subject_is_one_text() -> None:

@@ -79,8 +79,13 @@ def test_a_point_in_the_air_or_elsewhere_is_refused(bundle: ServedBundle, tmp_pa
         locate_files(scan, scan, bundle, (-900.0, 0.0, 0.0))
     empty = tmp_path / "empty.nii"
     nib.save(nib.Nifti1Image(np.full((60, 60, 40), -1000, np.int16), np.diag([3.0, 3.0, 3.0, 1.0])), empty)
-    with pytest.raises(UserError, match=r"holds enough body"):
+    with pytest.raises(UserError, match=r"^other: .*holds enough body"):
         locate_files(scan, empty, bundle, (165.0, 135.0, 135.0))
+    (tmp_path / "text").write_text("no scan")
+    for files, field in (((tmp_path / "text", scan), "scan"), ((scan, tmp_path / "text"), "other")):
+        with pytest.raises(InputError, match=rf"^{field}: neither a zip") as refused:
+            locate_files(*files, bundle, (165.0, 135.0, 135.0))
+        assert refused.value.status == 415
     whole = bundle.embedder.config.input.model_copy(update={"sees": "scan"})
     config = bundle.embedder.config.model_copy(update={"input": whole})
     seeing = replace(bundle, embedder=type(bundle.embedder)(bundle.embedder.encoder, config, "cpu"))

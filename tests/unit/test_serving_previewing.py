@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gzip
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
-from serving.previewing import Preview
+from components.errors import UserError
+from serving.previewing import Preview, preview_file
+from tests.unit.test_serving_classifying import release
 
 
 def test_a_preview_lies_where_the_volume_lies() -> None:
@@ -21,3 +25,10 @@ def test_a_preview_lies_where_the_volume_lies() -> None:
     for index in ((0, 0, 0), (1, 2, 3), (1, 0, 2)):
         at = np.linalg.solve(image.affine, affine @ [*index, 1])[:3].round().astype(int)
         assert values[tuple(at)] == hu[index]
+
+
+def test_a_scan_of_which_no_route_could_answer_is_not_shown(tmp_path: Path) -> None:
+    bundle, path = release(tmp_path / "wholebody"), tmp_path / "one.nii"
+    nib.save(nib.Nifti1Image(np.full((1, 1, 1), 40, np.int16), np.diag([3.0, 3.0, 3.0, 1.0])), path)
+    with pytest.raises(UserError, match="holds enough body"):
+        preview_file(path, bundle)

@@ -62,7 +62,7 @@ def test_a_nifti_of_too_many_bytes_is_refused_by_its_header(name: str, dtype: ty
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii"])
 def test_a_nifti_that_does_not_say_where_it_lies_is_refused(name: str, tmp_path: Path) -> None:
     path = nifti(tmp_path / name, codes=(0, 0))
-    with pytest.raises(InputError, match=r"^volume\.nii(\.gz)?: .*states no orientation") as refused:
+    with pytest.raises(InputError, match=r"^NIfTI: .*states no orientation") as refused:
         read_upload(path, kind_of(path), Limits())
     assert refused.value.status == 422
     assert str(tmp_path) not in str(refused.value)
@@ -153,3 +153,29 @@ def test_a_zip_packed_by_windows_is_named_and_not_called_damaged(slices: list[Pa
     assert refused.value.status == 422
     assert "damaged" not in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_voxels_that_are_no_numbers_are_told_of_what_was_sent(tmp_path: Path) -> None:
+    """Not of a file's name: the sender's is not known here, and ours means nothing to them."""
+    hu = np.zeros(SHAPE, np.float32)
+    hu[3, 4, 5] = np.nan
+    path = tmp_path / "000000-mine.bin"
+    path.write_bytes(gzip.compress(nib.Nifti1Image(hu, np.diag([3.0, 3.0, 3.0, 1.0])).to_bytes()))
+    with pytest.raises(InputError, match=r"^NIfTI: voxels that are NaN or infinite are not allowed"):
+        read_upload(path, kind_of(path), Limits())
+
+
+def test_several_scans_in_one_field_are_told_as_such(slices: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "several"
+    folder.mkdir()
+    for number in range(2):
+        with zipfile.ZipFile(folder / f"{number:06d}-series.zip", "w") as archive:
+            for path in slices:
+                archive.write(path, path.name)
+    nifti(folder / "000002-volume.nii")
+    with pytest.raises(InputError, match=r"^files: 2 zip, 1 nii, each a scan of its own: send one of them, or the"):
+        read_upload(folder, kind_of(folder), Limits())
+    for path in slices:
+        (folder / f"1-{path.name}").write_bytes(path.read_bytes())
+    reading = read_upload(folder, kind_of(folder), Limits())
+    assert (reading.instances, reading.ignored["archive_within_archive"]) == (len(slices), 2)

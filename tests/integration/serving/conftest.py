@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +14,10 @@ import pytest
 from client import MAX_BODY, PATIENT, ct_series, zipped
 from documented import require_documented
 from inprocess import Service
-from released import ROOT, first_answer, free_port, write_release
+from released import first_answer, free_port, write_release
 
 from components.bundle.manifest import write_manifest
+from tests.served import start
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,21 +49,8 @@ def started(
     bundle: Path, home: Path, port: int, options: tuple[str, ...] = (), **variables: str
 ) -> subprocess.Popen[bytes]:
     """The service's process; what it says goes to ``home / "log"``."""
-    environment = {
-        **os.environ,
-        "BENTOML_HOME": str(home),
-        "BENTOML_DO_NOT_TRACK": "True",
-        "CTFOUNDRY_BUNDLE": str(bundle),
-        "CTFOUNDRY_MAX_BODY_BYTES": str(MAX_BODY),
-        "CTFOUNDRY_DRAIN_SECONDS": "1",
-        **variables,
-    }
-    where = ["--host", "127.0.0.1", "--port", str(port)]
-    command = [sys.executable, "-m", "bentoml", "serve", "serving.service:CTEmbed", *where, *options]
-    with (home / "log").open("wb") as log:
-        return subprocess.Popen(
-            [*command, "--port", str(port), *options], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
+    bounds = {"CTFOUNDRY_MAX_BODY_BYTES": str(MAX_BODY), "CTFOUNDRY_DRAIN_SECONDS": "1"}
+    return start(bundle, home, port, options, **{**bounds, **variables})
 
 
 @contextmanager

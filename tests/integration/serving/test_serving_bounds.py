@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,30 @@ def test_the_program_that_reads_is_started_anew_where_it_was_killed(service: Cal
             assert (await client.post("/embed", content="ok")).status_code == 200
 
     run(work)
+
+
+def test_a_program_that_cannot_be_started_anew_is_503(
+    service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no fault of the file: its client is to come again, and does not hear that the file is unreadable."""
+    one = service(1)
+    assert one.forks._process is not None
+    one.forks._process.kill()
+    one.forks._process.wait()
+
+    async def work() -> None:
+        async with one.client() as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(one.forks, "_command", [sys.executable, "-c", "raise SystemExit(1)"])
+                answer = await client.post("/embed", content="ok")
+                assert answer.status_code == 503
+                says = {"error": "the process that reads scans cannot be started anew; see the log"}
+                assert answer.json() == says
+                assert int(answer.headers["retry-after"]) >= 1
+            assert (await client.post("/embed", content="ok")).status_code == 200
+
+    run(work)
+    assert one.counts.outcomes == ["reader_gone", "embedded"]
 
 
 def test_a_program_that_does_not_start_is_one_line(tmp_path: Path) -> None:

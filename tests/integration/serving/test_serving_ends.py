@@ -9,10 +9,13 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from client import ct_slice, zipped
 from conftest import started
 from released import first_answer, free_port
+
+from tests.served import served
 
 DRAIN = 3
 
@@ -87,3 +90,53 @@ def test_an_idle_service_ends_by_itself_though_clients_keep_their_connections(bu
             assert server.wait(timeout=15) == 0
     finally:
         server.kill()
+
+
+def test_a_service_whose_supervisor_is_killed_ends_too(bundle: Path, tmp_path: Path, good: bytes) -> None:
+    """Else it would serve on, with nobody to start it again or to end it, and hold the port from the next one."""
+    port = free_port()
+    server, url = started(bundle, tmp_path, port), f"http://127.0.0.1:{port}"
+    first_answer(server, f"{url}/readyz", tmp_path / "log")
+    family = psutil.Process(server.pid).children(recursive=True)
+    assert len(family) >= 2
+    many, answers = zipped({f"{i:04d}": ct_slice(i, "5.5") for i in range(150)}), list[httpx.Response]()
+    sender = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/embed", content=many, timeout=60)))
+    sender.start()
+    while figure(url, "working") < 1:
+        assert server.poll() is None
+    server.kill()
+    server.wait()
+    sender.join()
+    assert [answer.status_code for answer in answers] == [200], "what was in work is answered all the same"
+    _, left = psutil.wait_procs(family, timeout=30)
+    for process in left:
+        process.kill()
+    assert left == []
+    assert gone(url)
+
+
+def test_a_server_that_is_killed_is_started_again_and_what_it_left_is_removed(bundle: Path, tmp_path: Path) -> None:
+    """Its folders hold patients' scans."""
+    with served(bundle) as service:
+        many = zipped({f"{i:04d}": ct_slice(i, "5.5") for i in range(150)})
+        sender = threading.Thread(target=lambda: _broken(service.url, many))
+        sender.start()
+        while figure(service.url, "working") < 1:
+            assert service.process.poll() is None
+        (reader,) = service.readers()
+        server = reader.parent()
+        assert server is not None
+        server.kill()
+        sender.join()
+        assert len(service.left()) == 1
+        first_answer(service.process, f"{service.url}/readyz", service.log)
+        assert service.left() == []
+        assert httpx.post(f"{service.url}/embed", content=many, timeout=60).status_code == 200
+        assert [one.pid for one in service.readers()] != [reader.pid]
+        psutil.wait_procs([reader], timeout=10)
+        assert not reader.is_running()
+
+
+def _broken(url: str, content: bytes) -> None:
+    with pytest.raises(httpx.TransportError):
+        httpx.post(f"{url}/embed", content=content, timeout=60)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -22,6 +21,8 @@ from client import PATIENT, ct_slice, post, refused, zipped
 from conftest import running
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 
+from tests.served import family
+
 COUNT, FIRST = int(os.environ.get("CTFOUNDRY_FUZZ", "40")), int(os.environ.get("CTFOUNDRY_FUZZ_FIRST", "0"))
 SECONDS = 20
 GROWTH = 256 * 2**20  # resident bytes of all its processes together, between the first request and the last
@@ -35,16 +36,6 @@ def service(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     limits = {"CTFOUNDRY_MAX_UNPACKED_BYTES": str(2**28), "TMPDIR": str(scratch)}
     with running(bundle, tmp_path_factory.mktemp("bentoml"), **bounds, **limits) as (url, server):
         yield url, server.pid, scratch
-
-
-def family(process: int) -> dict[int, int]:
-    """Resident bytes of a process and all that descend from it, by id."""
-    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,rss="], capture_output=True, text=True, check=True).stdout
-    rows = [tuple(map(int, line.split())) for line in listed.splitlines()]
-    found = {process: 0}
-    for _ in range(6):
-        found |= {pid: rss * 1024 for pid, parent, rss in rows if parent in found or pid == process}
-    return found
 
 
 def test_whatever_is_sent_is_answered_with_4xx_or_a_vector(service: tuple[str, int, Path]) -> None:

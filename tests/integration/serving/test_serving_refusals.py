@@ -127,7 +127,10 @@ def test_a_damaged_nifti_is_422(url: str) -> None:
     ("members", "says"),
     [
         ({}, "no CT series in it (no file)"),
-        ({"a.txt": b"text", "b.zip": zipped({"x": ct_slice(0, "1.2")})}, "1 archive_within_archive, 1 not_dicom"),
+        (
+            {"a.txt": b"text", "b.zip": zipped({"x": ct_slice(0, "1.2")})},
+            "1 archive_within_archive, 1 not_dicom); archives within",
+        ),
         ({"a": ct_slice(0, "1.2", Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")}, "1 not_ct"),
         ({"a": ct_slice(0, "1.2", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])}, "1 localizer"),
     ],

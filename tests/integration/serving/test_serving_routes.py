@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +13,15 @@ import httpx
 import nibabel as nib
 import numpy as np
 import pytest
+from answering import write_answering, write_index
 from client import PATIENT, ct_series, ct_slice, nifti, refused, zipped
 from conftest import running
 
-from components.bundle.manifest import write_manifest
-from components.ct.keys import patient_key
 from serving.asking import INDEX_VARIABLE
 from serving.embedding import ServedBundle, open_release
 from serving.explaining import Wanted, saliency_file
 from serving.locating import locate_files
-from serving.nearest import Index, Indexed, retrieve_file
-from tests.unit.test_serving_classifying import head
+from serving.nearest import Index, retrieve_file
 
 POINT = (0.0, 0.0, 40.0)
 AT = "point_mm=0,0,40"
@@ -32,11 +29,7 @@ AT = "point_mm=0,0,40"
 
 @pytest.fixture(scope="module")
 def folder(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("heads") / "wholebody"))
-    head(made, "findings/ich", "scan")
-    head(made, "organs", "point")
-    write_manifest(made, "wholebody", "ctfoundry-wholebody", {"code": "0" * 64})
-    return made
+    return write_answering(bundle, tmp_path_factory.mktemp("heads") / "wholebody")
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +39,7 @@ def offline(folder: Path) -> ServedBundle:
 
 @pytest.fixture(scope="module")
 def index(offline: ServedBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("index") / "cases.safetensors"
-    patients = ["p1", patient_key(PATIENT), "p2"]
-    cases = tuple(Indexed(f"s{n}", patient, "site", {"organ": ["liver"]}) for n, patient in enumerate(patients))
-    vectors = np.random.default_rng(5).normal(size=(3, offline.embedder.dim)).astype(np.float32)
-    Index(offline.manifest.digest, cases, vectors).write(path)
-    return path
+    return write_index(offline, tmp_path_factory.mktemp("index") / "cases.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +143,7 @@ def test_what_cannot_be_answered_is_one_line(served: str, url: str, good: bytes)
     one, two = ("a.zip", good), ("b.zip", b"no scan")
     ask(f"locate?{AT}", 400, "form field 'other' holds no file", files={"scan": one})
     ask(f"locate?{AT}", 400, "form field 'more' is not allowed", files={"scan": one, "other": one, "more": one})
-    ask(f"locate?{AT}", 415, "neither a zip", files={"scan": one, "other": two})
+    ask(f"locate?{AT}", 415, "other: neither a zip", files={"scan": one, "other": two})
     ask("retrieve?nearest=101", 400, "nearest '101' is not allowed: a whole number from 1 to 100")
     ask("retrieve", 404, "no index is served: make one with `ctfoundry index`", url)
     several = [("file", (f"{n}.dcm", ct_slice(n, f"1.2.{n % 2}"))) for n in range(8)]
