@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import sqlite3
 import tarfile
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from serving.gateway.working import MOST_TRIES, Times, Worker
 
 STUDY = "1.2.3"
 NAME = study_key(STUDY)
+in_a_file = pytest.mark.skipif("CTFOUNDRY_TEST_QUEUE" in os.environ, reason="the queue is in no file")
 
 
 @pytest.fixture
@@ -28,8 +31,14 @@ def spool(tmp_path: Path) -> Spool:
 
 
 @pytest.fixture
-def queue(tmp_path: Path) -> Iterator[Queue]:
-    made = Queue(sqlite_address(tmp_path / "queue.sqlite"), "here")
+def address(tmp_path: Path) -> str:
+    """Of the queue's database; tests/integration/serving/test_gateway_postgres.py sets another."""
+    return os.environ.get("CTFOUNDRY_TEST_QUEUE") or sqlite_address(tmp_path / "queue.sqlite")
+
+
+@pytest.fixture
+def queue(address: str) -> Iterator[Queue]:
+    made = Queue(address, uuid.uuid4().hex)
     yield made
     made.close()
 
@@ -107,6 +116,7 @@ def test_an_image_that_comes_twice_is_one(spool: Spool, queue: Queue) -> None:
     assert len(images.files) == 2
 
 
+@in_a_file
 def test_neither_spool_nor_queue_holds_a_uid(spool: Spool, queue: Queue, tmp_path: Path) -> None:
     receive(spool, queue, "1.2.840.7")
     assert all("1.2" not in path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
@@ -146,8 +156,8 @@ def test_a_gateway_that_starts_gives_senders_time_and_finds_what_the_queue_misse
     assert queue.complete(10, 60, set(), now=1060.0) == ["e0000000000000000", NAME]
 
 
-def test_places_in_one_database_do_not_see_each_other(queue: Queue, tmp_path: Path) -> None:
-    other = Queue(sqlite_address(tmp_path / "queue.sqlite"), "elsewhere")
+def test_places_in_one_database_do_not_see_each_other(queue: Queue, address: str) -> None:
+    other = Queue(address, uuid.uuid4().hex)
     queue.arrived(NAME, "A")
     assert other.studies() == []
     assert not other.request(NAME)
@@ -315,6 +325,7 @@ def test_a_queue_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
         Queue(sqlite_address(tmp_path / "other.sqlite"), "here")
 
 
+@in_a_file
 def test_the_queue_is_on_the_disk_at_each_step(queue: Queue, tmp_path: Path) -> None:
     queue.arrived(NAME, "A")
     with sqlite3.connect(tmp_path / "queue.sqlite") as other:  # as whoever comes after a kill sees it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from tests.orthanc import PASSWORD, USER, Orthanc
 
 SECRET = "of this hospital alone"
 GATEWAY = "GATEWAY"
+# DCMTK's: pynetdicom brings programs of the same names, of which storescu ends with 0 when it was cut off.
+STORESCU, ECHOSCU = (shutil.which(name, path="/usr/bin:/usr/local/bin") or "" for name in ("storescu", "echoscu"))
 
 
 def to_pacs(orthanc: Orthanc) -> dict[str, str]:
@@ -75,12 +78,12 @@ class Gateway:
 
 def echo(port: int, called: str = GATEWAY) -> subprocess.CompletedProcess[bytes]:
     """C-ECHO by DCMTK."""
-    return subprocess.run(["echoscu", "-aec", called, "127.0.0.1", str(port)], capture_output=True, timeout=30)
+    return subprocess.run([ECHOSCU, "-aec", called, "127.0.0.1", str(port)], capture_output=True, timeout=30)
 
 
 def send(port: int, folder: Path, called: str = GATEWAY) -> subprocess.CompletedProcess[bytes]:
     """C-STORE of a folder's files by DCMTK, in one association."""
-    command = ["storescu", "-aec", called, "127.0.0.1", str(port), "+sd", str(folder)]
+    command = [STORESCU, "-aec", called, "127.0.0.1", str(port), "+sd", str(folder)]
     return subprocess.run(command, capture_output=True, timeout=120)
 
 

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from client import PATIENT, ct_slice, nifti, refused, zipped
 from conftest import running
-from hospital import GATEWAY, Gateway, echo, results_in, send, to_pacs, until, written
+from hospital import GATEWAY, STORESCU, Gateway, echo, results_in, send, to_pacs, until, written
 from playwright.sync_api import expect, sync_playwright
 from released import write_segmenter
 
@@ -21,7 +21,7 @@ from components.bundle.manifest import write_manifest
 from tests.orthanc import TITLE, Orthanc, require_orthanc
 from tests.unit.test_serving_classifying import head
 
-pytestmark = pytest.mark.skipif(shutil.which("storescu") is None, reason="storescu not found: apt-get install dcmtk")
+pytestmark = pytest.mark.skipif(not STORESCU, reason="storescu not found: apt-get install dcmtk")
 CHROMIUM = shutil.which("chromium")
 COUNT = 26
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from client import PATIENT, ct_slice
 from conftest import started
-from hospital import GATEWAY, Gateway, results_in, send, to_pacs, until, written
+from hospital import GATEWAY, STORESCU, Gateway, results_in, send, to_pacs, until, written
 from released import first_answer, free_port, write_segmenter
 
 from components.bundle.manifest import write_manifest
@@ -23,7 +23,7 @@ from tests.unit.test_serving_classifying import head
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("storescu") is None, reason="storescu not found: apt-get install dcmtk"),
+    pytest.mark.skipif(not STORESCU, reason="storescu not found: apt-get install dcmtk"),
 ]
 KILLS, STUDIES, IMAGES = 20, 30, 26
 LONGEST_MINUTES = 30
