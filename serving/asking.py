@@ -20,7 +20,10 @@ FORMS = {
     "json": ("application/json", ""),
     "nifti": ("application/gzip", ".nii.gz"),
     "dicom": ("application/dicom", ".dcm"),
+    "capture": ("application/dicom", ".dcm"),
 }
+FORMS_OF_LABELS, FORMS_OF_A_MAP = ("json", "nifti", "dicom"), ("json", "nifti", "dicom", "capture")
+IN_A_PACS = ("dicom", "capture")
 FILES = {
     "classify": "answers",
     "segment": "labels",
@@ -82,8 +85,8 @@ def one_of(name: str, text: str | None, allowed: Collection[str]) -> str:
 
 
 def form_of(text: str | None) -> str:
-    """One of :data:`FORMS`; json for None. Raises InputError with 400 for any other."""
-    return one_of(FORM, text, FORMS)
+    """One of :data:`FORMS_OF_LABELS`; json for None. Raises InputError with 400 for any other."""
+    return one_of(FORM, text, FORMS_OF_LABELS)
 
 
 def count_of(name: str, text: str | None, default: int, most: int) -> int:
@@ -155,7 +158,7 @@ def explained(query: Mapping[str, str], model: Mapping[str, Any]) -> dict[str, A
     }  # fmt: skip
     if wanted["way"] == "gradients":
         require_gradients(sees, model["sees"])
-    return {FORM: one_of(FORM, query.get(FORM), ["json", "nifti"]), "wanted": wanted}
+    return {FORM: one_of(FORM, query.get(FORM), FORMS_OF_A_MAP), "wanted": wanted}
 
 
 def require_gradients(sees: str, encoder_sees: str) -> None:

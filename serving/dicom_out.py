@@ -74,7 +74,7 @@ def date_as(made: pydicom.Dataset, image: pydicom.Dataset) -> None:
     for kind, unknown in (("Date", "19700101"), ("Time", "000000")):
         of_the_scan = (str(image.get(f"{what}{kind}") or "") for what in ("Acquisition", "Series", "Study"))
         taken = next(filter(None, of_the_scan), unknown)
-        for name in (f"Content{kind}", f"InstanceCreation{kind}", f"Series{kind}"):
+        for name in (f"Content{kind}", f"InstanceCreation{kind}", f"Series{kind}", f"{kind}OfSecondaryCapture"):
             if name in made:
                 setattr(made, name, taken)
     for equipment in made.get("ContributingEquipmentSequence", []):

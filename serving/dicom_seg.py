@@ -6,7 +6,7 @@ One binary segment a structure, as viewers and archives read it; frames refer to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import highdicom as hd
 import numpy as np
@@ -23,6 +23,7 @@ from serving.sniff import InputError
 SERIES_NUMBER = 9100
 OFF_GRID = 0.1  # of a voxel: beyond it an image lies between the planes of the volume
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+Value = TypeVar("Value", np.uint8, np.int16, np.float32)
 SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
 
 
@@ -51,13 +52,13 @@ def dicom_seg(
         InputError: an image lies between the planes of the volume or lacks an identifier, or nothing was found.
     """
     images = [complete(image, (*REFERRED_TO, FRAME), "NIfTI") for image in images]
-    _share_a_frame(images)
+    share_a_frame(images)
     values = sorted(structures)
     if not labels.any():
         raise InputError("none of the release's structures was found in this scan: there is nothing to store as SEG")
     numbers = np.zeros(256, dtype=np.uint8)
     numbers[values] = range(1, 1 + len(values))  # segments are numbered from 1, without a gap
-    images, frames = _on_images(images, numbers[labels], affine)
+    images, frames = on_images(images, numbers[labels], affine)
     seen = hd.AlgorithmIdentificationSequence(
         name=model["name"][:LONG], version=model["digest"][:SHORT], family=codes.DCM.ArtificialIntelligence
     )
@@ -94,7 +95,7 @@ def concept_of(name: str) -> tuple[Code, Code | None]:
     return Code(name[:SHORT], SCHEME, name[:LONG]), None
 
 
-def _share_a_frame(images: Sequence[pydicom.Dataset]) -> None:
+def share_a_frame(images: Sequence[pydicom.Dataset]) -> None:
     """Give images of several frames of reference one of theirs. They have been found to be one volume, and some
     de-identification (that of LIDC-IDRI) gives each image a frame of its own, in which nothing could lie on two."""
     frames = sorted({str(image.FrameOfReferenceUID) for image in images})
@@ -122,15 +123,16 @@ def _description(
     return described
 
 
-def _on_images(
-    images: Sequence[pydicom.Dataset], labels: npt.NDArray[np.uint8], affine: FloatArray
-) -> tuple[list[pydicom.Dataset], npt.NDArray[np.uint8]]:
-    """The images that lie in the volume, in its order, and the labels on each: (frames, rows, columns). Of an enhanced
-    CT the one image, and the labels on each of its frames."""
+def on_images(
+    images: Sequence[pydicom.Dataset], labels: npt.NDArray[Value], affine: FloatArray
+) -> tuple[list[pydicom.Dataset], npt.NDArray[Value]]:
+    """The images that lie in the volume, in its order, and the labels or other values on each: (frames, rows, columns).
+    Of an enhanced CT the one image, and the values on each of its frames. Raises InputError where an image lies between
+    the planes of the volume."""
     to_voxel = np.linalg.inv(affine) @ LPS_OF_RAS
     rows, columns = int(images[0].Rows), int(images[0].Columns)
     planes = _planes(images)
-    frames: list[npt.NDArray[np.uint8] | None] = []
+    frames: list[npt.NDArray[Value] | None] = []
     places: list[npt.NDArray[np.int_]] = []
     for number, to_lps in enumerate(planes, start=1):
         step = to_voxel @ to_lps  # (row, column, 0, 1) to voxel
@@ -152,7 +154,7 @@ def _on_images(
         inside = all(of.min() >= 0 and of.max() < size for of, size in zip(index, labels.shape, strict=True))
         frames.append(labels[index[0], index[1], index[2]] if inside else None)
     if len(images) < len(planes):  # frames of one file cannot be left out
-        return list(images), np.stack([np.zeros((rows, columns), np.uint8) if of is None else of for of in frames])
+        return list(images), np.stack([np.zeros((rows, columns), labels.dtype) if of is None else of for of in frames])
     order = sorted((number for number, of in enumerate(frames) if of is not None), key=lambda n: tuple(places[n]))
     return [images[n] for n in order], np.stack([of for of in (frames[n] for n in order) if of is not None])
 

@@ -29,6 +29,7 @@ from serving.classifying import require_seen
 from serving.embedding import DEFAULT_LIMITS, Scan, ServedBundle, read_scan
 from serving.limits import Limits
 from serving.overlays import nifti_bytes, onto
+from serving.reading import header_values
 from serving.sniff import InputError
 
 DIGITS = 6
@@ -74,17 +75,47 @@ class Explained:
         content: JSON-like: ``part``, ``of_class``, ``way``, ``blocks``; ``log_odds`` and ``probability`` of the
             class; ``highest`` and ``lowest``, the ``value`` and the ``point_mm`` of its middle; ``limits``, in words;
             ``model`` and ``found``.
+        hu: of the scan as it was sent.
+        asked: the point, where one was asked for; with the content, it says what the map is of.
         images: headers of the scan's images, where they were asked for.
     """
 
     values: Float32Array
     affine: FloatArray
     content: dict[str, Any]
+    hu: npt.NDArray[np.int16]
+    asked: tuple[float, float, float] | None = None
     images: tuple[pydicom.Dataset, ...] = ()
 
     def as_nifti(self) -> bytes:
         """The map as .nii.gz; equal maps give equal bytes."""
         return nifti_bytes(self.values, self.affine)
+
+    def as_dicom(self) -> bytes:
+        """The map as a DICOM Parametric Map in the scan's study. Raises InputError where the scan was sent as NIfTI, or
+        as :func:`serving.dicom_map.dicom_map`."""
+        from serving.dicom_map import dicom_map  # highdicom takes half a second
+
+        self._require_images()
+        with header_values():
+            return dicom_map(self.images, self.values, self.affine, self._told(), self.content["model"])
+
+    def as_capture(self) -> bytes:
+        """The slice with the highest value as a DICOM Secondary Capture. Raises as :meth:`as_dicom`."""
+        from serving.dicom_map import dicom_capture
+
+        self._require_images()
+        with header_values():
+            return dicom_capture(
+                self.images, self.values, self.hu, self.affine, self._told(), self.content["model"]
+            )  # fmt: skip
+
+    def _told(self) -> dict[str, Any]:
+        return {**self.content, "point_mm": self.asked}
+
+    def _require_images(self) -> None:
+        if not self.images:
+            raise InputError("a DICOM map refers to DICOM images, and the scan was sent as NIfTI; ask for NIfTI")
 
 
 @dataclass(frozen=True)
@@ -151,7 +182,7 @@ def saliency_file(
         "limits": [*LIMITS, *_unmoved(found), *head.description.limits], "model": bundle.model, "found": scan.to_json(),
     }  # fmt: skip
     values = onto(found.values.astype(np.float32), found.affine, scan.sent)
-    return Explained(values, scan.sent.affine, content, scan.images)
+    return Explained(values, scan.sent.affine, content, scan.sent.hu, wanted.point, scan.images)
 
 
 def log_odds_of(head: Head, name: str) -> LogOdds:

@@ -12,6 +12,8 @@ from serving.asking import (
     FIELDS,
     FORM,
     FORMS,
+    FORMS_OF_A_MAP,
+    FORMS_OF_LABELS,
     HEAD,
     HOW,
     MOST_BLOCKS,
@@ -103,7 +105,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
             FORM,
             "json: the structures and their volumes; nifti: a label map on the scan's grid; dicom: a SEG in the scan's "
             "study, for a scan that was sent as DICOM",
-            {"enum": list(FORMS), "default": "json"},
+            {"enum": list(FORMS_OF_LABELS), "default": "json"},
         ),
         _parameter(HEAD, "Which of the heads that segment, where the release has several", {"type": "string"}),
     ],
@@ -124,8 +126,10 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         _parameter(BLOCKS, "Along each axis, for occlusion", _whole(MOST_BLOCKS, BLOCKS_AN_AXIS)),
         _parameter(
             FORM,
-            "json: the highest and the lowest block; nifti: the map, float32, on the scan's grid",
-            {"enum": ["json", "nifti"], "default": "json"},
+            "json: the highest and the lowest block; nifti: the map, float32, on the scan's grid; dicom: the same as a "
+            "Parametric Map in the scan's study; capture: a picture of the slice with the highest value, as a "
+            "Secondary Capture there",
+            {"enum": list(FORMS_OF_A_MAP), "default": "json"},
         ),
     ],
     "locate": [_parameter(POINT, f"Of the scan in the field {SCAN!r}: {HOW}", _POINT, required=True, example=_AT)],

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from serving.asking import FORM, SCAN, one_of
+from serving.asking import FORM, IN_A_PACS, SCAN, one_of
 from serving.limits import Limits
 from serving.sniff import InputError
 
@@ -96,7 +96,7 @@ def to_store(query: Mapping[str, str], model: Mapping[str, Any], form: str) -> b
         InputError: 400 where it is no DICOM, 404 where nothing may be stored.
     """
     wanted = one_of(STORE, query.get(STORE), [NO, YES]) == YES
-    if wanted and form != "dicom":
+    if wanted and form not in IN_A_PACS:
         raise InputError(f"{STORE}={YES} is not allowed with {FORM}={form}: a PACS takes {FORM}=dicom", 400)
     if wanted and not model["pacs"]["stores"]:
         raise InputError(f"this service stores nothing in a PACS: serve with {STORES}=1", 404)

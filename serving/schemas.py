@@ -129,6 +129,8 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Saliency": record(
         "What an answer rests on",
+        ("stored",),
+        stored=ref("Stored"),
         of_class={"type": "string", "description": "whose log odds are explained"},
         part={"type": "string", "description": "the head"},
         way={"enum": list(WAYS)},

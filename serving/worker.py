@@ -45,7 +45,7 @@ def main() -> None:
     except UserError as error:
         control.send(json.dumps({"error": str(error)}).encode())
         sys.exit(1)
-    import serving.dicom_seg  # once here, and not in each child
+    import serving.dicom_map  # once here, and not in each child
     import serving.dicom_sr  # noqa: F401
 
     if doors.reads or doors.stores:

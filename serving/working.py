@@ -69,8 +69,10 @@ class Work:
 
     def _explain(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
         wanted = Wanted(**asked["wanted"] | {"point": _point(asked["wanted"], "point")})
-        found = saliency_file(paths[SCAN], self.bundle, wanted, self.limits)
-        return _written(asked, found.content, {"nifti": found.as_nifti})
+        as_dicom = asked[FORM] in ("dicom", "capture")
+        found = saliency_file(paths[SCAN], self.bundle, wanted, self.limits, with_images=as_dicom)
+        forms = {"nifti": found.as_nifti, "dicom": found.as_dicom, "capture": found.as_capture}
+        return _written(asked, found.content, forms)
 
     def _locate(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
         point = _point(asked)

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from answering import write_answering, write_index
 from client import PATIENT, ct_series, ct_slice, nifti, refused, zipped
@@ -151,3 +152,16 @@ def test_what_cannot_be_answered_is_one_line(served: str, url: str, good: bytes)
     ask("embed", 422, "tar: no CT series in it (1 not_dicom)", content=tarred({"a": b"b"}, "w:gz"))
     cut = tarred(ct_series(), "w:gz")
     ask("embed", 422, "tar: damaged or cut short", content=cut[: len(cut) // 2])
+
+
+def test_a_map_is_stored_as_other_dicom_answers_are(served: str) -> None:
+    series = zipped({f"{n}.dcm": ct_slice(n, "1.2.77", FrameOfReferenceUID="1.2.5") for n in range(26)})
+    for form in ("dicom", "capture"):
+        query = f"saliency?head=findings%2Fich&form={form}"
+        first, second = (httpx.post(f"{served}/{query}", content=series, timeout=60) for _ in range(2))
+        assert first.status_code == 200, first.text
+        assert first.content == second.content
+        assert first.headers["content-type"] == "application/dicom"
+        assert pydicom.dcmread(io.BytesIO(first.content)).PatientID == PATIENT
+    refused(httpx.post(f"{served}/saliency?form=dicom&head=findings%2Fich", content=nifti(), timeout=60), 422,
+            "the scan was sent as NIfTI", served)  # fmt: skip
