@@ -67,7 +67,8 @@ def dicom_map(
     shown = hd.VOILUTTransformation(window_center=0.0, window_width=2 * max(float(np.abs(frames).max()), 1e-6))
     made = hd.pm.ParametricMap(
         source_images=list(images), pixel_array=frames, series_number=MAP_NUMBER,
-        contains_recognizable_visual_features=False, real_world_value_mappings=[mapping], voi_lut_transformations=[shown],
+        contains_recognizable_visual_features=False, real_world_value_mappings=[mapping],
+        voi_lut_transformations=[shown],
         transfer_syntax_uid=ExplicitVRLittleEndian, content_label="SALIENCY",
         content_description=said[:LONG], **made_by(model, about, said),
     )  # fmt: skip
