@@ -38,6 +38,7 @@ MODULES = {
     "segment": ("flows.segment", "The structures of one scan by the release's decoder, as NIfTI, without a server."),
     "index": ("flows.index", "The vectors of a line's scans as one file, for a service to find the most similar in."),
     "run": ("flows.batch", "Answer for every scan of a folder: a table, segmentations, receipts and a report."),
+    "export": ("flows.export", "A release as others load it: a Hugging Face folder, a MONAI bundle, ONNX."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),
     "sign": (
