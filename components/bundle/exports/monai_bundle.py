@@ -76,9 +76,8 @@ def _inference(release: Release, network: dict[str, Any]) -> dict[str, Any]:
         # Of a volume on the release's grid it changes nothing; it is not ctfoundry's resampling.
         {"_target_": "Spacingd", "keys": "image", "pixdim": list(seen.spacing_mm), "mode": "bilinear"},
     ]
-    vector = "$scripts.vectors.volume_vector(@network, item['image'][0].as_tensor().to(@device), @windows, @size)"
     return {
-        "imports": ["$import json", "$import pathlib", "$import torch", "$import scripts.vectors",
+        "imports": ["$import json", "$from pathlib import Path", "$from scripts.vectors import vectors_of_files",
                     "$from safetensors.torch import load_file"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/input'",
@@ -86,14 +85,12 @@ def _inference(release: Release, network: dict[str, Any]) -> dict[str, Any]:
         "device": "cpu",
         "windows": [list(window) for window in seen.windows],
         "size": list(seen.size_vox),
-        "files": "$sorted(p for p in pathlib.Path(@dataset_dir).iterdir() if p.name.endswith(('.nii', '.nii.gz')))",
         "network_def": network,
         "weights": "$load_file(@bundle_root + '/models/model.safetensors')",
         "network": "$@network_def.to(@device).eval()",
         "load": "$@network.encoder.load_state_dict(@weights)",
         "preprocessing": {"_target_": "Compose", "transforms": steps},
-        "found": "${path.name: " + vector.removeprefix("$").replace("item", "@preprocessing({'image': str(path)})")
-                 + " for path in @files}",
+        "found": "$vectors_of_files(@network, @preprocessing, @dataset_dir, @windows, @size, @device)",
         "initialize": ["$@load"],
-        "run": ["$pathlib.Path(@output_file).write_text(json.dumps(@found, indent=1) + '\\n')"],
+        "run": ["$Path(@output_file).write_text(json.dumps(@found, indent=1) + '\\n')"],
     }  # fmt: skip

@@ -46,7 +46,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def outside(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A program run in a folder, by a Python that finds none of our modules."""
-    environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "HOME": str(folder)}
+    environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "2", "HOME": str(folder.parent)}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=300,

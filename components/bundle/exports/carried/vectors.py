@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,3 +67,23 @@ def volume_vector(
     """The vector of a whole volume in HU on the release's grid: the mean over :func:`covering`."""
     parts = [network(windowed(batch, windows)) for batch in covering(hu_DHW.float(), size).split(BATCH)]
     return [float(value) for value in torch.cat(parts).double().mean(dim=0)]
+
+
+def vectors_of_files(
+    network: nn.Module,
+    load: Callable[[dict[str, str]], dict[str, Tensor]],
+    folder: str,
+    windows: Sequence[Sequence[float]],
+    size: Sequence[int],
+    device: str,
+) -> dict[str, list[float]]:
+    """File name to vector of every NIfTI volume (.nii, .nii.gz) of a folder; ``load`` brings it to the release's
+    grid, (1, D, H, W) under ``image``."""
+    files = sorted(path for path in Path(folder).iterdir() if path.name.endswith((".nii", ".nii.gz")))
+    if not files:
+        raise ValueError(f"{folder}: holds no NIfTI volume; allowed: a folder with .nii or .nii.gz files")
+    found = {}
+    for path in files:
+        hu_DHW = torch.as_tensor(load({"image": str(path)})["image"])[0]
+        found[path.name] = volume_vector(network.to(device), hu_DHW.to(device), windows, size)
+    return found
