@@ -14,7 +14,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``ctfoundry export``."""
     parser.set_defaults(run=run)
     add_line(parser)
-    parser.add_argument("--to", choices=KINDS, required=True, help="what loads it: lighter_zoo, MONAI, or an ONNX runtime")
+    parser.add_argument(
+        "--to", choices=KINDS, required=True, help="what loads it: lighter_zoo, MONAI, or an ONNX runtime"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write, new or empty")
 
 

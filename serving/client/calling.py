@@ -117,9 +117,7 @@ class Client:
         """The structures of a scan and their volumes; ``head`` where the release has several that segment."""
         return _content(Segmentation, self._sent("/segment", scan, head=head))
 
-    def segment_file(
-        self, scan: AnyPath, form: Literal["nifti", "dicom"] = "nifti", head: str | None = None
-    ) -> bytes:
+    def segment_file(self, scan: AnyPath, form: Literal["nifti", "dicom"] = "nifti", head: str | None = None) -> bytes:
         """The label map as .nii.gz on the scan's grid, or as DICOM SEG."""
         return self._sent("/segment", scan, head=head, form=form).content
 
@@ -202,7 +200,9 @@ def _trust(ca: AnyPath | None, certificate: tuple[AnyPath, AnyPath] | None) -> s
         if certificate is not None:
             context.load_cert_chain(*certificate)
     except (OSError, ssl.SSLError) as error:
-        raise ServiceError(f"certificates {ca or ''} {certificate or ''}: not readable as PEM: {_line(error)}") from None
+        raise ServiceError(
+            f"certificates {ca or ''} {certificate or ''}: not readable as PEM: {_line(error)}"
+        ) from None
     return context
 
 

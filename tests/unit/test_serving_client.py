@@ -92,7 +92,7 @@ def test_the_examples_are_read_whole(name: str) -> None:
     assert back(found) == EXAMPLES[name]
     assert read(CLASSES[name], {**EXAMPLES[name], "told since": 1}) == found
     with pytest.raises(ValueError, match=rf"^{name}: lacks "):
-        read(CLASSES[name], {key: each for key, each in list(EXAMPLES[name].items())[1:]})
+        read(CLASSES[name], dict(list(EXAMPLES[name].items())[1:]))
 
 
 @pytest.mark.parametrize(

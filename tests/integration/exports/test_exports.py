@@ -46,7 +46,13 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def outside(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A program run in a folder, by a Python that finds none of our modules."""
-    environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "2", "HOME": str(folder.parent)}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "2",
+        "HOME": str(folder.parent),
+    }
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
@@ -84,9 +90,8 @@ def test_lighter_zoo_loads_the_folder_and_its_page_gives_our_vectors(
 
 
 def test_a_release_with_its_encoders_own_vector_is_told_of_on_its_page(tmp_path: Path) -> None:
-    from tests.released import write_release  # its encoder is pooled by itself
-
     from components.bundle.manifest import write_manifest
+    from tests.released import write_release  # its encoder is pooled by itself
 
     folder = tmp_path / "release"
     write_release(folder)
@@ -114,8 +119,8 @@ def test_the_monai_bundle_is_one(out: Path, tmp_path: Path) -> None:
         "import sys, shutil\nfrom monai.bundle import verify_metadata, verify_net_in_out\n"
         "shutil.copy(sys.argv[1], sys.argv[2])\n"
         "verify_metadata(meta_file='configs/metadata.json', filepath=sys.argv[2])\n"
-        "verify_net_in_out(net_id='network_def', meta_file='configs/metadata.json', config_file='configs/inference.json',"
-        " device='cpu')\n" + NO_CODE_OF_OURS
+        "verify_net_in_out(net_id='network_def', meta_file='configs/metadata.json',"
+        " config_file='configs/inference.json', device='cpu')\n" + NO_CODE_OF_OURS
     )
     outside(folder, program, str(SCHEMA), str(tmp_path / "schema.json"))
     dim = Embedder.load(WHOLEBODY).dim
@@ -151,10 +156,14 @@ def test_onnxruntime_gives_our_vectors_of_any_number_of_crops(
 ) -> None:
     told = json.loads((out / "onnx" / "config.json").read_text())
     np.save(tmp_path / "crops.npy", crops)
-    program = "import sys\n" + readme(out / "onnx" / "README.md") + (
-        "\ncrops = np.load(sys.argv[1])"
-        "\nnp.save(sys.argv[2], np.concatenate([vectors(crops[:1]), vectors(crops[1:])]))"
-        "\nassert 'torch' not in sys.modules" + NO_CODE_OF_OURS
+    program = (
+        "import sys\n"
+        + readme(out / "onnx" / "README.md")
+        + (
+            "\ncrops = np.load(sys.argv[1])"
+            "\nnp.save(sys.argv[2], np.concatenate([vectors(crops[:1]), vectors(crops[1:])]))"
+            "\nassert 'torch' not in sys.modules" + NO_CODE_OF_OURS
+        )
     )
     outside(out / "onnx", program, str(tmp_path / "crops.npy"), str(tmp_path / "vectors.npy"))
     near(np.load(tmp_path / "vectors.npy"), Embedder.load(WHOLEBODY).embed_crops(crops))
@@ -172,9 +181,9 @@ def test_a_transformer_goes_as_onnx_and_is_refused_elsewhere(tmp_path: Path) -> 
     export(HEAD, "onnx", tmp_path / "out")
     release = open_release(HEAD)
     scan = np.random.default_rng(5).integers(-1024, 200, (1, 32, 32, 32)).astype(np.int16)
-    from components.models.intensity import apply_windows
-
     import torch
+
+    from components.models.intensity import apply_windows
 
     x = apply_windows(torch.from_numpy(scan), release.embedder.config.input.windows)
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
@@ -209,7 +218,18 @@ def test_the_command_exports_the_present_release(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     (tmp_path / "releases").mkdir()
     (tmp_path / "releases" / "wholebody").symlink_to(WHOLEBODY)
-    command = [sys.executable, "-m", "flows.cli", "export", "--line", "wholebody", "--to", "huggingface", "--output", "hf"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "export",
+        "--line",
+        "wholebody",
+        "--to",
+        "huggingface",
+        "--output",
+        "hf",
+    ]
     for code, says in ((0, "hf: release 027bf1489fec for huggingface"), (1, "ctfoundry: hf: is there;")):
         done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
                               capture_output=True, text=True, timeout=120)  # fmt: skip

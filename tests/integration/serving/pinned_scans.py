@@ -1,4 +1,4 @@
-"""Scans that are the same bytes for ever, on any machine and with any library: what released bundles were asked about."""
+"""Scans that are the same for ever, on any machine and with any library: what released bundles were asked about."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def digest(name: str) -> str:
 
 
 def _axes(shape: tuple[int, int, int]) -> list[npt.NDArray[np.float64]]:
-    return [
-        (axis - (n - 1) / 2) * mm for axis, n, mm in zip(np.indices(shape), shape, SPACING_MM, strict=True)
-    ]
+    return [(axis - (n - 1) / 2) * mm for axis, n, mm in zip(np.indices(shape), shape, SPACING_MM, strict=True)]
 
 
 def _inside(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], a: float, b: float) -> npt.NDArray[np.bool_]:

@@ -137,8 +137,5 @@ def file_differences(recorded: bytes, found: bytes, path: str) -> list[str]:
     wanted, values = np.asarray(one.dataobj), np.asarray(other.dataobj)
     if wanted.dtype != values.dtype:
         return [f"{path}: {values.dtype}, recorded {wanted.dtype}"]
-    if wanted.dtype.kind == "f":
-        far = ~np.isclose(values, wanted, rtol=TOLERANCE, atol=TOLERANCE)
-    else:
-        far = values != wanted
+    far = ~np.isclose(values, wanted, rtol=TOLERANCE, atol=TOLERANCE) if wanted.dtype.kind == "f" else values != wanted
     return [f"{path}: {int(far.sum())} of {far.size} voxels differ"] if far.any() else []

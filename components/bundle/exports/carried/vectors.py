@@ -65,7 +65,8 @@ def volume_vector(
     network: nn.Module, hu_DHW: Tensor, windows: Sequence[Sequence[float]], size: Sequence[int]
 ) -> list[float]:
     """The vector of a whole volume in HU on the release's grid: the mean over :func:`covering`."""
-    parts = [network(windowed(batch, windows)) for batch in covering(hu_DHW.float(), size).split(BATCH)]
+    crops = covering(hu_DHW.float(), size)
+    parts = [network(windowed(crops[first : first + BATCH], windows)) for first in range(0, len(crops), BATCH)]
     return [float(value) for value in torch.cat(parts).double().mean(dim=0)]
 
 
