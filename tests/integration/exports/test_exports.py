@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +198,15 @@ def test_the_same_release_gives_the_same_bytes_and_no_path_of_this_machine(out: 
     assert sha256_tree(tmp_path / "again") == sha256_tree(out / to)
     for path in (tmp_path / "again").rglob("*"):
         assert not path.is_file() or str(ROOT).encode() not in path.read_bytes(), path.name
+
+
+def test_a_release_that_does_not_verify_is_not_exported(tmp_path: Path) -> None:
+    release = Path(shutil.copytree(WHOLEBODY, tmp_path / "release"))
+    with (release / "licences.csv").open("a") as stream:
+        stream.write("more\n")
+    with pytest.raises(UserError, match=r"^bundle release: licences\.csv: differs from the manifest"):
+        export(release, "huggingface", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["release"], "nothing is half-written"
 
 
 def test_what_is_there_is_not_replaced(out: Path, tmp_path: Path) -> None:
