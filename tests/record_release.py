@@ -64,14 +64,18 @@ def small_release(line: str, folder: Path) -> Path:
         params["tasks"] = {name: of for name, of in params["tasks"].items() if of["line"] == line}
 
     checkout = Checkout(folder, smaller)
-    evaluated = folder / "data" / line / "evaluate"
-    for command in (f"dvc repro champion@{line} drift@{line}", f"python -m components.bundle --line {line}"):
-        done = checkout.run(*command.split(), timeout=3600)
-        if done.returncode != 0:
-            raise RuntimeError(f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-        (evaluated / "report.html").unlink()
-        (evaluated / "report.html").write_text(PAGE)
+    report = folder / "data" / line / "evaluate" / "report.html"
+    _run(checkout, f"dvc repro champion@{line} drift@{line}")
+    report.unlink()  # which may be a link into DVC's cache
+    report.write_text(PAGE)
+    _run(checkout, f"python -m components.bundle --line {line}")
     return folder / "releases" / line
+
+
+def _run(checkout: Checkout, command: str) -> None:
+    done = checkout.run(*command.split(), timeout=3600)
+    if done.returncode != 0:
+        raise RuntimeError(f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
 
 
 def _wholebody(params: dict[str, Any]) -> None:

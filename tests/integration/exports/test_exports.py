@@ -16,10 +16,11 @@ import numpy.typing as npt
 import pytest
 from jsonschema import Draft202012Validator
 
-from components.bundle.exports.write import export
+from components.bundle.exports.write import WRITERS, export
 from components.errors import UserError
 from components.files import sha256_tree
 from components.models.embed import Embedder
+from flows.export import KINDS
 from serving.embedding import embed_file, open_release
 from serving.previewing import preview_file
 
@@ -220,6 +221,10 @@ def test_what_is_there_is_not_replaced(out: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     export(WHOLEBODY, "huggingface", tmp_path / "empty")
     assert (tmp_path / "empty" / "config.json").is_file()
+
+
+def test_the_command_knows_every_format() -> None:
+    assert tuple(WRITERS) == KINDS
 
 
 def test_the_command_exports_the_present_release(tmp_path: Path) -> None:
