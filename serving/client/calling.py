@@ -178,9 +178,8 @@ class Client:
             except (OSError, ValueError) as error:
                 raise ServiceError(_line(error)) from None
             for left in reversed(range(self._tries)):
-                for _, stream in files.values():
-                    stream.seek(0)
                 try:
+                    # httpx begins a file again by itself
                     response = self._http.request(method, path, params=params, files=files or None)
                 except (httpx.HTTPError, httpx.InvalidURL) as error:
                     raise ServiceError(f"{self._http.base_url}: no answer: {_line(error)}") from None
