@@ -1,0 +1,46 @@
+"""A client of the service, for programs that have neither torch nor BentoML: httpx is all that it needs."""
+
+from serving.client.answers import (
+    Answer,
+    Case,
+    Classification,
+    Embedding,
+    Extreme,
+    Found,
+    Grid,
+    Index,
+    Interval,
+    Location,
+    Model,
+    ModelName,
+    OperatingPoint,
+    Place,
+    Retrieval,
+    Saliency,
+    Segmentation,
+    Structure,
+)
+from serving.client.calling import Client, ServiceError
+
+__all__ = [
+    "Answer",
+    "Case",
+    "Classification",
+    "Client",
+    "Embedding",
+    "Extreme",
+    "Found",
+    "Grid",
+    "Index",
+    "Interval",
+    "Location",
+    "Model",
+    "ModelName",
+    "OperatingPoint",
+    "Place",
+    "Retrieval",
+    "Saliency",
+    "Segmentation",
+    "ServiceError",
+    "Structure",
+]
