@@ -14,9 +14,8 @@ from components.errors import UserError
 # What serving/ and the parts of components/ under it import; the tests compare this list with what gets imported.
 ROOTS = (
     "anyio", "bentoml", "blosc2", "cryptography", "dicomsdl", "highdicom", "monai", "nibabel", "numpy",
-    "opencv-python-headless", "pandas", "prometheus-client", "pyarrow", "pydantic", "pydicom", "pylibjpeg",
-    "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-multipart", "pyyaml", "safetensors", "scipy", "starlette",
-    "torch",
+    "opencv-python-headless", "pandas", "prometheus-client", "pydantic", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg", "python-multipart", "pyyaml", "safetensors", "scipy", "starlette", "torch",
 )  # fmt: skip
 
 
