@@ -7,7 +7,6 @@ import http.client
 import signal
 import sys
 import tempfile
-from pathlib import Path
 
 from components.errors import UserError
 from serving import batch_command, tls

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from components.bundle.inputs import SOURCE_PACKAGES
+from components.bundle.signature import IN_BENTO
 from components.files import read_json
 from flows.image.parts import EPOCH, Packages, compile_all, run, settle, tool
 from serving.build import BUNDLE
-from components.bundle.signature import IN_BENTO
 
 CONTAINERFILE = Path("infra/image/Containerfile")
 SOURCES = "opt/ctfoundry/src"
 COMMAND = '#!/bin/sh\nexec /usr/bin/python3 -m serving "$@"\n'  # /usr/local/bin/ctfoundry
 REF = "org.opencontainers.image.ref.name"
 SECOND = 10**9  # Docker counts in nanoseconds
-# Reserved in OCI's configuration, honoured by Docker and Podman; buildah leaves it out. Others probe /livez and /readyz.
+# OCI reserves it, Docker honours it, buildah leaves it out; orchestrators probe /livez and /readyz.
 HEALTHCHECK = {
     "Test": ["CMD", "ctfoundry", "healthy"],
     "Interval": 30 * SECOND,
@@ -60,7 +60,8 @@ class Builder:
     def __init__(self, place: Path) -> None:
         self._place = place.resolve()
         store = self._place / "store"
-        self._command = [tool("buildah"), "--root", store, "--runroot", store / "run", "--storage-driver", "overlay"]
+        self._command: list[str | Path] = [tool("buildah"), "--root", store, "--runroot", store / "run"]
+        self._command += ["--storage-driver", "overlay"]
 
     def build(self, base: Path, packages: Packages, bento: Path, name: str, labels: Mapping[str, str]) -> str:
         """Put the layers together. ``base`` and ``packages`` lie in the builder's place.

@@ -30,7 +30,6 @@ echo '{USER}:x:{UID}:{UID}::/tmp:/usr/sbin/nologin' >> "$1/etc/passwd"
 echo '{USER}:x:{UID}:' >> "$1/etc/group"
 find "$1/usr" "$1/var" -xdev -type f -perm /6000 -exec chmod a-s '{{}}' +
 find "$1/usr/share/doc" -type f ! -name copyright -delete
-find "$1/usr/share/doc" -type l ! -name copyright -delete
 find "$1/usr/share/doc" -type d -empty -delete
 cd "$1"
 rm -rf usr/share/bash-completion usr/share/info usr/share/lintian usr/share/locale usr/share/man
@@ -40,9 +39,9 @@ PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)), "ma
 SITE = "opt/ctfoundry/lib"
 # Headers, libraries to link against, tests: nothing that runs. Torch's share is for CMake.
 PRUNED = (
-    "bin", "torch/bin", "torch/include", "torch/share", "torch/test", "**/tests", "**/*.a", "**/*.cmake", "**/*.h",
-    "**/*.hpp", "**/*.lib", "**/*.pxd", "**/*.pyi", "**/*.pyx", "cv2/data/*.xml", "*.dist-info/RECORD",
-    "*.dist-info/REQUESTED", "*.dist-info/direct_url.json",
+    "bin", "torch/bin", "torch/include", "torch/lib/*test*.so", "torch/share", "torch/test", "torch/testing/_internal",
+    "pydicom/data/test_files", "cv2/data/*.xml", "**/tests", "**/*.a", "**/*.cmake", "**/*.h", "**/*.hpp", "**/*.lib",
+    "**/*.pxd", "**/*.pyi", "**/*.pyx", "*.dist-info/RECORD", "*.dist-info/REQUESTED", "*.dist-info/direct_url.json",
 )  # fmt: skip
 KEPT = ("torch/bin/torch_shm_manager",)  # torch looks for it on import
 VARIANTS = ("cpu", "cuda")
@@ -174,7 +173,7 @@ def prune(site: Path, patterns: Sequence[str], kept: Sequence[str] = ()) -> None
 
 
 def compile_all(root: Path, below: str) -> None:
-    """Compile to bytecode that is valid whatever the time of its source: the root is read-only, and no run keeps any."""
+    """Compile to bytecode that is valid whatever the time of its source: a read-only root keeps none of a run."""
     ours = sys.version_info[:2] == PYTHON
     python = sys.executable if ours else tool(f"python{PYTHON[0]}.{PYTHON[1]}")
     command = [python, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/"]
