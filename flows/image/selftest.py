@@ -198,5 +198,6 @@ def _require_same(path: str, expected: Mapping[str, Any], found: Mapping[str, An
 
 
 def _last(ended: Ended) -> str:
-    lines = [line.strip() for line in ended.said.splitlines() if line.strip()] or ["no output"]
-    return lines[-1][:300]
+    lines = [line.strip() for line in ended.said.splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith("ctfoundry: ")]
+    return (ours or lines or ["no output"])[-1].removeprefix("ctfoundry: ")[:300]
