@@ -39,7 +39,7 @@ PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)), "ma
 SITE = "opt/ctfoundry/lib"
 # Headers, libraries to link against, tests: nothing that runs. Torch's share is for CMake.
 PRUNED = (
-    "bin", "torch/bin", "torch/include", "torch/lib/*test*.so", "torch/share", "torch/test", "torch/testing/_internal",
+    "bin", "torch/bin", "torch/include", "torch/lib/*test*.so", "torch/share", "torch/test",
     "pydicom/data/test_files", "cv2/data/*.xml", "**/tests", "**/*.a", "**/*.cmake", "**/*.h", "**/*.hpp", "**/*.lib",
     "**/*.pxd", "**/*.pyi", "**/*.pyx", "*.dist-info/RECORD", "*.dist-info/REQUESTED", "*.dist-info/direct_url.json",
 )  # fmt: skip
