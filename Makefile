@@ -7,7 +7,7 @@ READY := .venv/.ready
 export OMP_WAIT_POLICY := passive
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help release test test-slow check serve bench clean
+.PHONY: help release test test-slow check serve image bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this text
@@ -47,9 +47,12 @@ check: $(READY) ## style (ruff), types (mypy), layers (import-linter), parameter
 serve: $(READY) ## serve the Bento of LINE's present release on 127.0.0.1:3000
 	@$(BIN)/ctfoundry serve --line $(LINE)
 
+image: $(READY) ## build the OCI image of LINE's present release as images/<line>, and test it (root; apt: buildah mmdebstrap runc)
+	@$(BIN)/ctfoundry image --line $(LINE)
+
 bench: $(READY) ## benchmarks against the peers, ratios printed
 	@for file in tests/benchmarks/bench_*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 clean: ## remove outputs, reports, state and the environment; DVC's cache and dvc.lock stay
-	rm -rf .venv .ctfoundry data releases reports .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf .venv .ctfoundry data releases reports images .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find components flows serving tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,6 +20,8 @@ from flows.lines import add_line, chosen_line
 from flows.lock import checkout_lock
 from flows.processes import Stopped, ending_with_us, leave
 from flows.together import add_jobs
+from serving.tls import add_options as add_tls_options
+from serving.tls import tls_of
 
 if TYPE_CHECKING:
     from components.confined import Result
@@ -42,6 +44,7 @@ MODULES = {
     "export": ("flows.export", "A release as others load it: a Hugging Face folder, a MONAI bundle, ONNX."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),
+    "image": ("flows.image.command", "An OCI image of a line's present release, tested as it will run, with SBOMs."),
     "sign": (
         "flows.sign",
         "Sign the present release, and its Bento, with the key that the environment names.",
@@ -148,11 +151,7 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     sub = command("serve", _serve, "Serve the Bento of a line's present release.")
     sub.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
     sub.add_argument("--port", type=int, default=3000, help="port (default: 3000)")
-    sub.add_argument(
-        "--ssl-certfile", type=Path, help="serve over TLS with this certificate (PEM, its chain behind it)"
-    )
-    sub.add_argument("--ssl-keyfile", type=Path, help="its key (PEM; default: in the file of the certificate)")
-    sub.add_argument("--ssl-ca-certs", type=Path, help="let in only clients with a certificate of these CAs (PEM)")
+    add_tls_options(sub)
     sub = command("embed", _embed, "Embed a DICOM series (zip) or NIfTI file with the release, without a server.")
     sub.add_argument("file", type=Path)
     return parser
@@ -263,11 +262,9 @@ def _promote(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from serving.run import serve
-    from serving.tls import Tls
 
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    tls = Tls(arguments.ssl_certfile, arguments.ssl_keyfile, arguments.ssl_ca_certs)
-    return serve(arguments.line, arguments.host, arguments.port, tls)
+    return serve(arguments.line, arguments.host, arguments.port, tls_of(arguments))
 
 
 def _embed(arguments: argparse.Namespace) -> int:

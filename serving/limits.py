@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from components.confined import number_from
 from components.errors import UserError
 from components.isolation import GIB
 
 BUNDLE_VARIABLE = "CTFOUNDRY_BUNDLE"  # the release folder to serve in development
+
+
+def bundle_folder() -> Path:
+    """The release to serve: ``CTFOUNDRY_BUNDLE`` in development, else ``bundle/`` beside the code, as in a Bento."""
+    chosen = os.environ.get(BUNDLE_VARIABLE)
+    return Path(chosen) if chosen else Path(__file__).resolve().parent.parent / "bundle"
 
 
 @dataclass(frozen=True)

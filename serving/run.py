@@ -1,4 +1,4 @@
-"""Serve a Bento, or a release folder, on this machine."""
+"""Serve a Bento on this machine, or the release that lies beside this code in an image."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from components.bundle.trust import KEYS_VARIABLE
 from components.confined import Bounds
 from components.errors import UserError
 from serving.asking import INDEX_VARIABLE
-from serving.build import BUNDLE, bento_environment, bento_path, bento_tag
-from serving.limits import BUNDLE_VARIABLE, Limits
+from serving.build import BUNDLE, SERVICE, bento_environment, bento_path, bento_tag
+from serving.limits import BUNDLE_VARIABLE, Limits, bundle_folder
 from serving.tls import PLAIN, Tls
 from serving.tokens import VARIABLE as TOKENS_VARIABLE
 from serving.tokens import Tokens
@@ -38,24 +38,34 @@ def serve_command(target: str, host: str = LOCALHOST, port: int = PORT, tls: Tls
         UserError: there is no such release or Bento, it is damaged, or not signed as it must be; or host, port, a
             certificate, a limit or the file of tokens is not allowed.
     """
+    where = _where(host, port, tls)
+    tag = target if ":" in target else bento_tag(read_manifest(Path("releases") / target))
+    bento = bento_path(tag)
+    if bento is None:
+        raise UserError(f"bento {tag}: not in the local store; run `make release` first")
+    _check_release(bento / "src" / BUNDLE)
+    return [sys.executable, "-m", "bentoml", "serve", tag, *where]
+
+
+def _where(host: str, port: int, tls: Tls) -> list[str]:
+    """Options of ``bentoml serve``. Raises UserError where one is not allowed."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
         raise UserError(f"host {host!r} is not allowed: an IP address, such as {LOCALHOST}") from None
     if not 0 < port < 65536:
         raise UserError(f"port {port} is not allowed: 1 to 65535")
-    certificates = tls.arguments()
-    tag = target if ":" in target else bento_tag(read_manifest(Path("releases") / target))
-    bento = bento_path(tag)
-    if bento is None:
-        raise UserError(f"bento {tag}: not in the local store; run `make release` first")
-    digest = verify_release(bento / "src" / BUNDLE).manifest.digest
+    return ["--host", host, "--port", str(port), *tls.arguments()]
+
+
+def _check_release(bundle: Path) -> None:
+    """Raise UserError where the service would not start: what it says itself comes late, among other lines."""
+    digest = verify_release(bundle).manifest.digest
     if os.environ.get(INDEX_VARIABLE, "").strip():
         from serving.nearest import Index  # which imports torch
 
         Index.from_environment(digest)
     Limits.from_environment(), Bounds.from_environment(), Tokens.from_environment()
-    return [sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port), *certificates]
 
 
 def _require_free(host: str, port: int) -> None:
@@ -82,3 +92,12 @@ def serve(target: str, host: str = LOCALHOST, port: int = PORT, tls: Tls = PLAIN
     os.chdir(environment["BENTOML_HOME"])
     environment.pop(BUNDLE_VARIABLE, None)
     os.execve(command[0], command, environment)
+
+
+def serve_beside(host: str, port: int, tls: Tls = PLAIN) -> NoReturn:
+    """Become the server of the release beside this code, as in an image. Raises as :func:`serve_command`."""
+    where = _where(host, port, tls)
+    _check_release(bundle_folder())
+    _require_free(host, port)
+    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, *where]
+    os.execve(command[0], command, bento_environment())

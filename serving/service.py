@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"  # before BentoML is imported: it decides once
@@ -26,7 +25,7 @@ from serving.app import EmbedApp
 from serving.connections import watch_connections
 from serving.forks import Forks, die_with_parent
 from serving.guard import HEADERS, Guard
-from serving.limits import BUNDLE_VARIABLE, Limits
+from serving.limits import Limits, bundle_folder
 from serving.scratch import sweep
 from serving.tokens import Tokens
 
@@ -35,12 +34,6 @@ BEYOND_SECONDS = 60
 
 application = EmbedApp()
 log = logging.getLogger("bentoml.service.ctfoundry")
-
-
-def bundle_folder() -> Path:
-    """The release to serve: ``CTFOUNDRY_BUNDLE`` in development, else ``bundle/`` beside the code in the Bento."""
-    chosen = os.environ.get(BUNDLE_VARIABLE)
-    return Path(chosen) if chosen else Path(__file__).resolve().parent.parent / "bundle"
 
 
 def longest_seconds() -> int:

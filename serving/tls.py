@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,3 +91,17 @@ def _require(option: str, path: Path, mark: str, what: str) -> None:
         raise UserError(f"{option} {path}: {(error.strerror or str(error)).lower()}") from None
     if mark not in text:
         raise UserError(f"{option} {path}: no {what} in it (PEM)")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`tls_of` reads."""
+    parser.add_argument(
+        "--ssl-certfile", type=Path, help="serve over TLS with this certificate (PEM, its chain behind it)"
+    )
+    parser.add_argument("--ssl-keyfile", type=Path, help="its key (PEM; default: in the file of the certificate)")
+    parser.add_argument("--ssl-ca-certs", type=Path, help="let in only clients with a certificate of these CAs (PEM)")
+
+
+def tls_of(arguments: argparse.Namespace) -> Tls:
+    """The certificates that the options name."""
+    return Tls(arguments.ssl_certfile, arguments.ssl_keyfile, arguments.ssl_ca_certs)

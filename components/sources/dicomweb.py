@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 from pydicom.errors import InvalidDicomError
 
 from components.ct.dataset import INFLATED_BYTES, InflateError, open_dataset
@@ -34,7 +33,6 @@ from components.errors import UserError
 from components.sources.config import DicomwebConfig, SourceConfig, TransferConfig
 from components.sources.interface import Listed, Listing
 from components.sources.pacs import NO_JSON, SERIES_BYTES, Client, asking
-from components.tables import write_table
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +151,8 @@ def count_of(row: Row) -> int:
 
 
 def _remember(rows: dict[str, Row], path: Path) -> None:
+    from components.tables import write_table
+
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     known = sorted((key, r["StudyInstanceUID"], r["SeriesInstanceUID"]) for key, r in rows.items() if _fetchable(r))
     write_table(path, pd.DataFrame(known, columns=["series", "study_uid", "series_uid"], dtype=str))
@@ -161,6 +161,8 @@ def _remember(rows: dict[str, Row], path: Path) -> None:
 def _look_up(path: Path, key: str) -> tuple[str, str] | None:
     if not path.is_file():
         return None
+    import pyarrow.parquet as pq  # the service, which asks a PACS too, keeps no map and does without
+
     found = pq.read_table(path, filters=[("series", "=", key)]).to_pylist()
     return (found[0]["study_uid"], found[0]["series_uid"]) if found else None
 

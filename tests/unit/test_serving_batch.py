@@ -20,9 +20,9 @@ from components.ct.dicom import read_series
 from components.ct.keys import series_key
 from components.ct.store import Volume
 from components.errors import UserError
-from flows.batch import _jobs
 from flows.cli import main
 from serving.batch import _asked, _line
+from serving.batch_command import _jobs
 from serving.batch_files import alone, check_places, check_release, clean, remove_others
 from serving.batch_inputs import ScanFiles, as_upload, find_scans, input_of
 from serving.batch_report import write_report
