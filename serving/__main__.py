@@ -1,4 +1,4 @@
-"""``ctfoundry`` of an image: ``python -m serving serve|run|gateway|healthy`` with the release that lies beside this code."""
+"""``ctfoundry`` of an image, as ``python -m serving``: serves the release that lies beside this code, or runs it."""
 
 from __future__ import annotations
 
