@@ -156,10 +156,11 @@ def test_every_file_that_the_service_needs_is_packed_with_it() -> None:
     """Into the Bento by its suffix, into a wheel by the project's own list."""
     root = Path(__file__).resolve().parents[2]
     files = [path for path in (root / "serving").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    kept = {path.suffix for path in files if path.suffix != ".md"}
+    kept = {path.suffix for path in files if path.suffix not in (".md", ".typed")}  # of people, type checkers
     assert {".css", ".html", ".js", ".txt"} <= kept <= set(SOURCE_SUFFIXES)
     packed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
     assert {f"*{suffix}" for suffix in SOURCE_SUFFIXES} - {"*.py"} <= set(packed)
+    assert "py.typed" in packed
 
 
 def test_parameters_are_hashed_by_content_not_by_order() -> None:
