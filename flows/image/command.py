@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"image {made.tag}: {made.digest}")
     print(f"layers: {', '.join(f'{size / 1e6:.1f}' for size in made.layers)} MB compressed, {made.megabytes:.1f} MB")
     print(f"self-test: {', '.join(made.tested.asked)}: as the release answers here")
+    print(f"ready {made.tested.ready_seconds:.0f} s after its start")
     print("seconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in made.seconds.items()))
     print(f"{IMAGES / arguments.line}: {'signed' if made.signed else 'not signed: no key is at hand'}")
     return 0

@@ -199,5 +199,6 @@ def _require_same(path: str, expected: Mapping[str, Any], found: Mapping[str, An
 
 def _last(ended: Ended) -> str:
     lines = [line.strip() for line in ended.said.splitlines() if line.strip()]
-    ours = [line for line in lines if line.startswith("ctfoundry: ")]
-    return (ours or lines or ["no output"])[-1].removeprefix("ctfoundry: ")[:300]
+    # The command's own line, or the service's; what comes after either says less.
+    ours = [line.partition(word)[2] for line in lines for word in ("ctfoundry: ", "not served: ") if word in line]
+    return (ours or lines or ["no output"])[-1][:300]

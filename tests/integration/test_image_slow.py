@@ -123,15 +123,18 @@ def test_what_is_signed_is_verified_by_openssl(
 def test_a_byte_of_the_weights_that_is_not_the_releases_is_found(
     made: Made, project: Path, tmp_path: Path, key: ec.EllipticCurvePrivateKey, hidden: bool
 ) -> None:
-    """``hidden``: with a manifest and a signature that fit the changed weights."""
+    """``hidden``: with heads, a manifest and a signature that fit the changed weights."""
     (tmp_path / "team.pub").write_bytes(public_pem(key))
     tmp_path.chmod(0o755)  # for the container's user
     image, bento = read_image(project / IMAGES / "wholebody" / "oci"), _bento(made)
     with Builder(PLACE).mounted(f"localhost/{made.tag}") as root:
         sources = root / "opt" / "ctfoundry" / "src"
         weights = sources / "bundle" / "encoder.safetensors"
+        before = sha256_file(weights)
         weights.write_bytes(_changed(weights.read_bytes()))
         if hidden:
+            for head in sources.glob("bundle/heads/*/head.json"):  # they name the encoder that they are of
+                head.write_text(head.read_text().replace(before, sha256_file(weights)))
             manifest = json.loads((sources / "bundle" / "manifest.json").read_text())
             write_manifest(sources / "bundle", manifest["line"], manifest["name"], manifest["inputs"])
             shutil.move(sign_release(sources / "bundle", key), sources / "signature" / "bundle.sig")
