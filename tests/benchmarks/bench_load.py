@@ -258,7 +258,7 @@ def beside_others(report: Report, service: Served, content: bytes, seconds: floa
 
 
 def require_nothing_left(report: Report, service: Served, processes: int) -> None:
-    """Phase 5: no file, no child, nobody in the queue."""
+    """In the end: no file, no child, nobody in the queue."""
     deadline = time.monotonic() + 30
     while (service.left() or len(service.family()) > processes) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -304,6 +304,7 @@ def measure(release: Path, scan: Path, arguments: argparse.Namespace) -> list[st
         capacity = levels(report, service, content, floor, arguments)
         overload(report, service, content, capacity, arguments)
         beside_others(report, service, content, arguments.nuisance_seconds)
+        Taken().ask(httpx.Client(timeout=600), service.url, content)  # the reader that was killed last is started anew
         require_nothing_left(report, service, processes)
     return report.broken
 
