@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -280,8 +282,6 @@ def made_release(folder: Path) -> Path:
 
 def made_scan(folder: Path) -> Path:
     """A phantom's series as a zip."""
-    import shutil
-
     command = [sys.executable, "-m", "components.sources.phantom", "--out", str(folder / "phantoms"), "--patients", "1"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     (series,) = (folder / "phantoms").iterdir()
@@ -323,6 +323,7 @@ def main() -> None:
     if arguments.floor:
         be_floor(arguments.release, arguments.scan)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or the service that was started would go on
     with tempfile.TemporaryDirectory() as temporary:
         scan = arguments.scan or made_scan(Path(temporary))
         release = arguments.release or made_release(Path(temporary) / "wholebody")
