@@ -96,6 +96,11 @@ SCHEMAS: dict[str, Schema] = {
         auc=_interval("Area under the ROC curve on test patients"),
         limits=LIMITS,
     ),
+    "Pacs": record(
+        "What the service does with its PACS",
+        reads={"type": "boolean", "description": "scans may be named by their UIDs"},
+        stores={"type": "boolean", "description": "results may be stored"},
+    ),
     "Stored": record("Where a result is stored in the PACS", study=TEXT, series=TEXT, instance=TEXT),
     "Classification": record(
         "What every head answers",
@@ -190,11 +195,7 @@ SCHEMAS: dict[str, Schema] = {
         segments=mapping("A head that segments; its structures", {"type": "array", "items": TEXT}),
         sees={"enum": ["crop", "scan"], "description": "what the encoder is shown"},
         index={"oneOf": [{"type": "null"}, ref("Index")]},
-        pacs=record(
-            "What the service does with its PACS",
-            reads={"type": "boolean", "description": "scans may be named by their UIDs"},
-            stores={"type": "boolean", "description": "results may be stored"},
-        ),
+        pacs=ref("Pacs"),
         inputs=mapping("SHA-256 of what the model was made from: code, parameters, pinned versions, data", TEXT),
     ),
 }

@@ -14,13 +14,15 @@ from serving.client.answers import (
     Model,
     ModelName,
     OperatingPoint,
+    Pacs,
     Place,
     Retrieval,
     Saliency,
     Segmentation,
+    Stored,
     Structure,
 )
-from serving.client.calling import Client, ServiceError
+from serving.client.calling import Client, InPacs, ServiceError
 
 __all__ = [
     "Answer",
@@ -31,16 +33,19 @@ __all__ = [
     "Extreme",
     "Found",
     "Grid",
+    "InPacs",
     "Index",
     "Interval",
     "Location",
     "Model",
     "ModelName",
     "OperatingPoint",
+    "Pacs",
     "Place",
     "Retrieval",
     "Saliency",
     "Segmentation",
     "ServiceError",
+    "Stored",
     "Structure",
 ]

@@ -50,6 +50,7 @@ class Found:
     standardised: Grid
     body_fraction: float
     warnings: tuple[str, ...]
+    profile: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,15 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Where a result is stored in the PACS: UIDs."""
+
+    study: str
+    series: str
+    instance: str
+
+
+@dataclass(frozen=True)
 class Classification:
     """What every head answers; ``not_answered`` says why one did not."""
 
@@ -91,6 +101,7 @@ class Classification:
     not_answered: dict[str, str]
     model: ModelName
     found: Found
+    stored: Stored | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,7 @@ class Segmentation:
     limits: tuple[str, ...]
     model: ModelName
     found: Found
+    stored: Stored | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +148,7 @@ class Saliency:
     limits: tuple[str, ...]
     model: ModelName
     found: Found
+    stored: Stored | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +204,14 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
+class Pacs:
+    """What the service does with its PACS: whether scans may be named by their UIDs, and results stored."""
+
+    reads: bool
+    stores: bool
+
+
+@dataclass(frozen=True)
 class Model:
     """What is served: heads, and what each sees; ``inputs`` are hashes of what it was made from."""
 
@@ -202,6 +223,7 @@ class Model:
     segments: dict[str, tuple[str, ...]]
     sees: str
     index: Index | None
+    pacs: Pacs
     inputs: dict[str, str]
 
 
@@ -237,7 +259,7 @@ def _read(hint: Any, content: Any, at: str) -> Any:
             raise _wrong(at, content, "an object")
         return {key: _read(parts[1], each, f"{at}.{key}") for key, each in content.items()}
     allowed = (int, float) if hint is float else (hint,)
-    if not isinstance(content, allowed) or isinstance(content, bool):
+    if not isinstance(content, allowed) or (isinstance(content, bool) and hint is not bool):
         raise _wrong(at, content, hint.__name__)
     return hint(content)
 

@@ -6,6 +6,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -27,6 +28,17 @@ from serving.client.packing import packed
 AnyPath = str | Path
 Point = tuple[float, float, float]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class InPacs:
+    """A scan in the service's PACS, named in place of being sent: UIDs of its study and series."""
+
+    study: str
+    series: str
+
+
+AnyScan = AnyPath | InPacs
 LATER = (429, 503)  # with Retry-After: another try is sensible
 
 
@@ -47,7 +59,8 @@ class Client:
     """A service at an address.
 
     Scans are paths: of a zip, a tar or a NIfTI volume, which is sent as it is, or of a folder with the DICOM files of
-    one series. Points are RAS mm. Every method raises :class:`ServiceError` where there is no answer.
+    one series; or :class:`InPacs`, where the service reads a PACS. ``store=True`` has the result stored there, in the
+    scan's study, as DICOM. Points are RAS mm. Every method raises :class:`ServiceError` where there is no answer.
     """
 
     def __init__(
@@ -101,80 +114,87 @@ class Client:
         """What is served."""
         return _content(Model, self._asked("GET", "/model"))
 
-    def embed(self, scan: AnyPath) -> Embedding:
+    def embed(self, scan: AnyScan) -> Embedding:
         """The vector of a scan."""
         return _content(Embedding, self._sent("/embed", scan))
 
-    def classify(self, scan: AnyPath, point_mm: Point | None = None) -> Classification:
+    def classify(self, scan: AnyScan, point_mm: Point | None = None, store: bool = False) -> Classification:
         """What every head answers; those that see a point, at ``point_mm``."""
-        return _content(Classification, self._sent("/classify", scan, point_mm=_at(point_mm)))
+        return _content(Classification, self._sent("/classify", scan, point_mm=_at(point_mm), **_storing(store)))
 
-    def classify_report(self, scan: AnyPath, point_mm: Point | None = None) -> bytes:
+    def classify_report(self, scan: AnyScan, point_mm: Point | None = None) -> bytes:
         """The same as a DICOM structured report, of a scan that is DICOM."""
         return self._sent("/classify", scan, point_mm=_at(point_mm), form="dicom").content
 
-    def segment(self, scan: AnyPath, head: str | None = None) -> Segmentation:
+    def segment(self, scan: AnyScan, head: str | None = None, store: bool = False) -> Segmentation:
         """The structures of a scan and their volumes; ``head`` where the release has several that segment."""
-        return _content(Segmentation, self._sent("/segment", scan, head=head))
+        return _content(Segmentation, self._sent("/segment", scan, head=head, **_storing(store)))
 
-    def segment_file(self, scan: AnyPath, form: Literal["nifti", "dicom"] = "nifti", head: str | None = None) -> bytes:
+    def segment_file(self, scan: AnyScan, form: Literal["nifti", "dicom"] = "nifti", head: str | None = None) -> bytes:
         """The label map as .nii.gz on the scan's grid, or as DICOM SEG."""
         return self._sent("/segment", scan, head=head, form=form).content
 
     def saliency(
         self,
-        scan: AnyPath,
+        scan: AnyScan,
         head: str | None = None,
         point_mm: Point | None = None,
         of_class: str | None = None,
         way: Literal["occlusion", "gradients"] = "occlusion",
         blocks: int | None = None,
+        store: bool = False,
     ) -> Saliency:
         """What a head's answer rests on."""
         query = {"head": head, "point_mm": _at(point_mm), "of_class": of_class, "way": way, "blocks": blocks}
-        return _content(Saliency, self._sent("/saliency", scan, **query))
+        return _content(Saliency, self._sent("/saliency", scan, **query, **_storing(store)))
 
     def saliency_map(
         self,
-        scan: AnyPath,
+        scan: AnyScan,
         head: str | None = None,
         point_mm: Point | None = None,
         of_class: str | None = None,
         way: Literal["occlusion", "gradients"] = "occlusion",
         blocks: int | None = None,
+        form: Literal["nifti", "dicom", "capture"] = "nifti",
     ) -> bytes:
-        """The same as a map, .nii.gz on the scan's grid."""
+        """The same as a map: .nii.gz on the scan's grid, a Parametric Map, or one slice of it as a Secondary Capture."""
         query = {"head": head, "point_mm": _at(point_mm), "of_class": of_class, "way": way, "blocks": blocks}
-        return self._sent("/saliency", scan, **query, form="nifti").content
+        return self._sent("/saliency", scan, **query, form=form).content
 
-    def locate(self, scan: AnyPath, other: AnyPath, point_mm: Point) -> Location:
+    def locate(self, scan: AnyScan, other: AnyScan, point_mm: Point) -> Location:
         """Where in ``other`` a point of ``scan`` is."""
-        scans = {"scan": Path(scan), "other": Path(other)}
+        scans = {"scan": scan, "other": other}
         return _content(Location, self._asked("POST", "/locate", scans, {"point_mm": _at(point_mm)}))
 
-    def retrieve(self, scan: AnyPath, nearest: int | None = None) -> Retrieval:
+    def retrieve(self, scan: AnyScan, nearest: int | None = None) -> Retrieval:
         """The cases of the index that are most like a scan."""
         return _content(Retrieval, self._sent("/retrieve", scan, nearest=nearest))
 
-    def preview(self, scan: AnyPath) -> bytes:
+    def preview(self, scan: AnyScan) -> bytes:
         """The scan on the model's grid, .nii.gz in HU."""
         return self._sent("/preview", scan).content
 
-    def _sent(self, path: str, scan: AnyPath, **query: str | int | None) -> httpx.Response:
-        return self._asked("POST", path, {"file": Path(scan)}, query)
+    def _sent(self, path: str, scan: AnyScan, **query: str | int | None) -> httpx.Response:
+        return self._asked("POST", path, {"scan": scan}, query)
 
     def _asked(
         self,
         method: str,
         path: str,
-        scans: Mapping[str, Path] | None = None,
+        scans: Mapping[str, AnyScan] | None = None,
         query: Mapping[str, str | int | None] | None = None,
     ) -> httpx.Response:
         """The answer with status 200; where the service is busy, after as many tries as are allowed."""
         params = {name: value for name, value in (query or {}).items() if value is not None}
+        sent = {field: Path(of) for field, of in (scans or {}).items() if not isinstance(of, InPacs)}
+        for field, of in (scans or {}).items():
+            if isinstance(of, InPacs):
+                prefix = "" if field == "scan" else f"{field}_"
+                params |= {f"{prefix}study": of.study, f"{prefix}series": of.series}
         with ExitStack() as stack:
             try:
-                files = {field: ("scan", stack.enter_context(packed(of))) for field, of in (scans or {}).items()}
+                files = {field: ("scan", stack.enter_context(packed(of))) for field, of in sent.items()}
             except (OSError, ValueError) as error:
                 raise ServiceError(_line(error)) from None
             for left in reversed(range(self._tries)):
@@ -191,6 +211,10 @@ class Client:
                     raise refused
                 self._sleep(wait)
         raise AssertionError("the last try returns or raises")
+
+
+def _storing(store: bool) -> dict[str, str]:
+    return {"form": "dicom", "store": "true"} if store else {}
 
 
 def _trust(ca: AnyPath | None, certificate: tuple[AnyPath, AnyPath] | None) -> ssl.SSLContext:

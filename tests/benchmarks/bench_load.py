@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -258,7 +260,7 @@ def beside_others(report: Report, service: Served, content: bytes, seconds: floa
 
 
 def require_nothing_left(report: Report, service: Served, processes: int) -> None:
-    """Phase 5: no file, no child, nobody in the queue."""
+    """In the end: no file, no child, nobody in the queue."""
     deadline = time.monotonic() + 30
     while (service.left() or len(service.family()) > processes) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -280,8 +282,6 @@ def made_release(folder: Path) -> Path:
 
 def made_scan(folder: Path) -> Path:
     """A phantom's series as a zip."""
-    import shutil
-
     command = [sys.executable, "-m", "components.sources.phantom", "--out", str(folder / "phantoms"), "--patients", "1"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     (series,) = (folder / "phantoms").iterdir()
@@ -304,6 +304,7 @@ def measure(release: Path, scan: Path, arguments: argparse.Namespace) -> list[st
         capacity = levels(report, service, content, floor, arguments)
         overload(report, service, content, capacity, arguments)
         beside_others(report, service, content, arguments.nuisance_seconds)
+        Taken().ask(httpx.Client(timeout=600), service.url, content)  # the reader that was killed last is started anew
         require_nothing_left(report, service, processes)
     return report.broken
 
@@ -322,6 +323,7 @@ def main() -> None:
     if arguments.floor:
         be_floor(arguments.release, arguments.scan)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or the service that was started would go on
     with tempfile.TemporaryDirectory() as temporary:
         scan = arguments.scan or made_scan(Path(temporary))
         release = arguments.release or made_release(Path(temporary) / "wholebody")

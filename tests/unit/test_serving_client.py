@@ -23,7 +23,7 @@ from serving.routes import ROUTES
 from serving.schemas import EXAMPLES, SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = {"string": "str", "integer": "int", "number": "float"}
+KINDS = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
 CLASSES = {name: kind for name, kind in vars(answers).items() if is_dataclass(kind)}
 
 
@@ -39,8 +39,9 @@ def of_schema(schema: dict[str, Any]) -> str:
     if schema["type"] == "array":
         return f"several {of_schema(schema['items'])}"
     if schema["type"] == "object" and "properties" in schema:
-        assert set(schema["required"]) == set(schema["properties"]), "the client would have to say so"
-        return str({name: of_schema(of) for name, of in sorted(schema["properties"].items())})
+        optional = schema["properties"].keys() - set(schema["required"])
+        told = {name: of_schema(of) + " or none" * (name in optional) for name, of in schema["properties"].items()}
+        return str(dict(sorted(told.items())))
     if schema["type"] == "object":
         return f"str to {of_schema(schema['additionalProperties'])}"
     return KINDS[schema["type"]]
@@ -84,7 +85,9 @@ def test_the_examples_are_read_whole(name: str) -> None:
 
     def back(value: Any) -> Any:
         if is_dataclass(value):
-            return {field.name: back(getattr(value, field.name)) for field in fields(value)}
+            told = {field.name: getattr(value, field.name) for field in fields(value)}
+            left_out = {field.name for field in fields(value) if field.default is None and told[field.name] is None}
+            return {name: back(each) for name, each in told.items() if name not in left_out}
         if isinstance(value, dict):
             return {key: back(each) for key, each in value.items()}
         return [back(each) for each in value] if isinstance(value, tuple) else value

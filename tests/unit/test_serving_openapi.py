@@ -42,7 +42,13 @@ def test_routes_that_take_scans_name_every_status_and_their_body(told: dict[str,
         assert "multipart/form-data" in operation["requestBody"]["content"]
         for status in ("429", "503"):
             assert operation["responses"][status]["headers"]["Retry-After"]["required"]
-    assert [p["name"] for p in told["paths"]["/classify"]["post"]["parameters"]] == [POINT, FORM]
+    assert [p["name"] for p in told["paths"]["/classify"]["post"]["parameters"]] == [
+        POINT,
+        FORM,
+        "study",
+        "series",
+        "store",
+    ]
     assert set(REFUSED) <= {*OF_A_SCAN, 401, 404, 405, 409}
 
 

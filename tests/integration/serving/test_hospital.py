@@ -18,6 +18,7 @@ from playwright.sync_api import expect, sync_playwright
 from released import write_segmenter
 
 from components.bundle.manifest import write_manifest
+from serving.client import Client, InPacs, Pacs
 from tests.orthanc import TITLE, Orthanc, require_orthanc
 from tests.unit.test_serving_classifying import head
 
@@ -228,3 +229,16 @@ def test_the_page_opens_a_series_of_the_pacs_and_stores_its_structures(service: 
         expect(page.locator("#status")).to_have_text("The structures are stored in the scan's study.", timeout=60_000)
         browser.close()
     assert results_in(pacs) == {"1.2.40": ["SEG"]}
+
+
+def test_the_client_names_scans_and_has_results_stored(service: str, pacs: Orthanc) -> None:
+    pacs.store(scan("1.2.50"))
+    one = InPacs("1.2.50", "1.2.50.1")
+    with Client(service) as client:
+        assert client.model().pacs == Pacs(reads=True, stores=True)
+        assert client.embed(one).found.instances == COUNT
+        assert client.locate(one, one, (0.0, 0.0, 40.0)).places
+        kept = [client.segment(one, store=True).stored, client.classify(one, store=True).stored]
+        kept.append(client.saliency(one, head="findings/ich", store=True).stored)
+    assert {each.study for each in kept if each} == {"1.2.50"}
+    assert results_in(pacs) == {"1.2.50": ["OT", "SEG", "SR"]}
