@@ -14,7 +14,7 @@ from components.errors import UserError
 # What serving/ and the parts of components/ under it import; the tests compare this list with what gets imported.
 ROOTS = (
     "anyio", "bentoml", "blosc2", "cryptography", "dicomsdl", "dicomweb-client", "highdicom", "httpx", "monai",
-    "nibabel", "numpy", "opencv-python-headless", "pandas", "prometheus-client", "psycopg", "psycopg-binary",
+    "nibabel", "numpy", "opencv-python-headless", "pandas", "prometheus-client", "pg8000",
     "pydantic", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pynetdicom", "python-multipart",
     "pyyaml", "requests", "retrying", "safetensors", "scipy", "sqlalchemy", "starlette", "torch", "urllib3",
 )  # fmt: skip

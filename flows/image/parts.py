@@ -37,9 +37,11 @@ rm -rf etc/*- etc/hostname etc/resolv.conf var/cache/debconf/*-old var/log/*
 """
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)), "manylinux2014_x86_64")
 SITE = "opt/ctfoundry/lib"
-# Headers, libraries to link against, tests: nothing that runs. Torch's share is for CMake.
+# Headers, libraries to link against, tests, compilers of models, databases that nobody chooses: nothing that runs here.
+# Torch's share is for CMake.
 PRUNED = (
-    "bin", "torch/bin", "torch/include", "torch/lib/*test*.so", "torch/share", "torch/test",
+    "torch/_inductor", "sqlalchemy/dialects/m*", "sqlalchemy/dialects/oracle", "pynetdicom/apps",
+    "pynetdicom/benchmarks", "bin", "torch/bin", "torch/include", "torch/lib/*test*.so", "torch/share", "torch/test",
     "pydicom/data/test_files", "cv2/data/*.xml", "**/tests", "**/*.a", "**/*.cmake", "**/*.h", "**/*.hpp", "**/*.lib",
     "**/*.pxd", "**/*.pyi", "**/*.pyx", "*.dist-info/RECORD", "*.dist-info/REQUESTED", "*.dist-info/direct_url.json",
 )  # fmt: skip

@@ -158,7 +158,7 @@ class Client:
         blocks: int | None = None,
         form: Literal["nifti", "dicom", "capture"] = "nifti",
     ) -> bytes:
-        """The same as a map: .nii.gz on the scan's grid, a Parametric Map, or one slice of it as a Secondary Capture."""
+        """The same as a map: .nii.gz on the scan's grid, a Parametric Map, or a slice of it as a Secondary Capture."""
         query = {"head": head, "point_mm": _at(point_mm), "of_class": of_class, "way": way, "blocks": blocks}
         return self._sent("/saliency", scan, **query, form=form).content
 

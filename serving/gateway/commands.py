@@ -33,7 +33,7 @@ what to do (default: run):
 STUDY is a StudyInstanceUID, or a pseudonym as `list` shows it.
 
 in the environment:
-  CTFOUNDRY_GATEWAY_QUEUE         database in place of a file in the folder: postgresql+psycopg://user@host/database
+  CTFOUNDRY_GATEWAY_QUEUE         database in place of a file in the folder: postgresql+pg8000://user@host/database
   CTFOUNDRY_SERVICE_TOKEN_FILE    file with the token that the service wants
   CTFOUNDRY_SERVICE_CA            PEM file of the authorities of the service's certificate
   CTFOUNDRY_DICOMWEB_URL, ...     the PACS, for --poll and --results dicomweb; see components/sources/pacs.py

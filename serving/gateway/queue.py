@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from components.errors import UserError
 
@@ -119,7 +119,7 @@ class Queue:
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise UserError(
                 f"the queue's database: {' '.join(str(error).split())[:120]}; "
-                "allowed: sqlite:///<file> or postgresql+psycopg://<user>@<host>/<database>"
+                "allowed: sqlite:///<file> or postgresql+pg8000://<user>@<host>/<database>"
             ) from None
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _durable)
@@ -259,7 +259,7 @@ class Queue:
     def _speaking(self) -> Iterator[None]:
         try:
             yield
-        except DatabaseError as error:
+        except DBAPIError as error:
             said = " ".join(str(error.orig).split())[:160]
             raise UserError(f"the queue's database: {said}") from None
 
