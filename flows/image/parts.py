@@ -28,6 +28,7 @@ set -eu
 printf '127.0.0.1 localhost\\n::1 localhost\\n' > "$1/etc/hosts"
 echo '{USER}:x:{UID}:{UID}::/tmp:/usr/sbin/nologin' >> "$1/etc/passwd"
 echo '{USER}:x:{UID}:' >> "$1/etc/group"
+install -d -m 700 -o {UID} -g {UID} "$1/state"  # of a gateway; a named volume on it is then that user's
 find "$1/usr" "$1/var" -xdev -type f -perm /6000 -exec chmod a-s '{{}}' +
 find "$1/usr/share/doc" -type f ! -name copyright -delete
 find "$1/usr/share/doc" -type d -empty -delete

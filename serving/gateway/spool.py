@@ -11,6 +11,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from components.ct.keys import file_key, study_key, uid_key
 SPOOL, INCOMING, RESULTS = "spool", "incoming", "results"
 BLOCK = tarfile.BLOCKSIZE
 CHUNK = 2**20
+STALE_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,13 @@ class Spool:
         """Forget answers to a study that were not delivered: of images of which there are more now."""
         for path in (self.folder / RESULTS).glob(f"{study}-*"):
             path.unlink(missing_ok=True)
+
+    def sweep(self, now: float) -> None:
+        """Remove what began to come in long ago: the association that brought it has ended midway."""
+        for path in self.incoming.iterdir():
+            with suppress(OSError):
+                if path.is_file() and now - path.stat().st_mtime > STALE_SECONDS:
+                    path.unlink()
 
     def free_bytes(self) -> int:
         """Room on the disk."""

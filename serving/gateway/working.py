@@ -139,7 +139,8 @@ class Worker:
         return done
 
     def _sweep(self) -> None:
-        """Remove the images of studies whose time is over."""
+        """Remove the images of studies whose time is over, and what never came whole."""
+        self._spool.sweep(time.time())
         for name in self._spool.studies():
             with self._lock:
                 study = self._queue.study(name)

@@ -132,6 +132,15 @@ def test_what_was_coming_in_when_the_gateway_ended_is_gone_and_the_rest_is_not(s
     assert again.studies() == [NAME]
 
 
+def test_what_never_came_whole_goes_after_a_while(spool: Spool) -> None:
+    (spool.incoming / "half").write_bytes(b"x")
+    now = (spool.incoming / "half").stat().st_mtime
+    spool.sweep(now + 3600)
+    assert [path.name for path in spool.incoming.iterdir()] == ["half"]
+    spool.sweep(now + 3601)
+    assert list(spool.incoming.iterdir()) == []
+
+
 def test_a_study_is_complete_after_quiet_or_patience_and_never_while_it_is_sent(queue: Queue) -> None:
     queue.arrived(NAME, "A", now=100.0)
     assert queue.complete(10, 60, set(), now=159.0) == []  # the association broke off
