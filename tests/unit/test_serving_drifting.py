@@ -55,6 +55,8 @@ def test_a_scan_beyond_all_of_training_is_told(training: pd.DataFrame, told: dic
         "unlike_training: Vendor: another; training series have GE, SIEMENS",
         "unlike_training: Tube voltage: another; training series have 120 kVp",
     ]
+    (above,) = (line for line in far_from({**row, "gap_median_mm": 9.0}, told) if "spacing" in line)
+    assert "9 mm" in above
     assert bins_of(row, told)["vendor"] == OTHER
     assert far_from({**row, "gap_median_mm": 0.95, "manufacturer": "GE", "kvp": "120"}, told) == []
 
