@@ -8,6 +8,7 @@ import os
 import re
 import ssl
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,16 +145,19 @@ def _tls() -> ssl.SSLContext | None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    from serving.gateway.spool import SPOOL
+
     queue = _queue(arguments.state)
     rows: list[tuple[str, ...]] = [
         ("study", "state", "sender", "series", "images", "answered", "nothing", "failed", "reason")
     ]
     for study in queue.studies():
         answers = queue.answers(study.study)
-        images = {answer.series: answer.images for answer in answers}
+        here = [path.parent.name for path in (arguments.state / SPOOL / study.study).glob("*/*.dcm")]
+        images = {answer.series: answer.images for answer in answers} | Counter(here)
         states = [answer.state for answer in answers]
         counts = [str(states.count(state)) for state in ("answered", "nothing", "failed")]
-        reason = next((answer.reason for answer in answers if answer.state in ("failed", "due") and answer.reason), "")
+        reason = next((answer.reason for answer in answers if answer.reason), "")
         sizes = (str(len(images)), str(sum(images.values())))
         rows.append((study.study, study.state, study.sender or "-", *sizes, *counts, reason))
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]

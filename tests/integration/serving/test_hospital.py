@@ -169,7 +169,8 @@ def test_what_cannot_be_answered_ends_with_its_reason(gateway: Gateway, pacs: Or
 def test_a_study_is_complete_when_somebody_says_so(tmp_path: Path, service: str, pacs: Orthanc) -> None:
     gateway = Gateway(tmp_path, service, "dicomweb", to_pacs(pacs), "--quiet", "3600", "--patience", "3600")
     assert send(gateway.port, written(tmp_path / "sent", scan("1.2.23"))).returncode == 0
-    assert gateway.ask("list").stdout.splitlines()[1].split()[1] == "receiving"
+    listed = gateway.ask("list").stdout.splitlines()[1].split()
+    assert (listed[1], listed[4]) == ("receiving", str(COUNT))
     assert gateway.ask("complete", "1.2.23").returncode == 0
     until(lambda: len(gateway.audited()) == 1, 60, gateway.log.read_text)
     assert results_in(pacs) == {"1.2.23": ["SEG", "SR"]}
