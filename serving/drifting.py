@@ -48,7 +48,8 @@ def bins_of(measurements: Mapping[str, Any], profile: Profile) -> dict[str, str]
 
 
 def far_from(measurements: Mapping[str, Any], profile: Profile) -> list[str]:
-    """One line per feature in which a scan lies beyond every training series, or is of a kind that none of them is."""
+    """One line per feature in which a scan lies far beyond every training series, or is of a kind that none of them
+    is."""
     lines = []
     for name, label in bins_of(measurements, profile).items():
         counts, feature = _counts(profile[name]), FEATURES[name]
@@ -58,7 +59,7 @@ def far_from(measurements: Mapping[str, Any], profile: Profile) -> list[str]:
         labels = list(counts)
         place = labels.index(label)
         if feature.edges:
-            outside = not held[0] <= place <= held[-1]
+            outside = not held[0] - 1 <= place <= held[-1] + 1  # a bin beside those of training is not far
             range_ = labels[held[0]] if held[0] == held[-1] else f"{labels[held[0]]} ... {labels[held[-1]]}"
             value = f"{float(measurements[feature.column]):g}"
             told = f"{value} {feature.unit}".strip()

@@ -58,7 +58,8 @@ def test_a_scan_beyond_all_of_training_is_told(training: pd.DataFrame, told: dic
     (above,) = (line for line in far_from({**row, "gap_median_mm": 9.0}, told) if "spacing" in line)
     assert "9 mm" in above
     assert bins_of(row, told)["vendor"] == OTHER
-    assert far_from({**row, "gap_median_mm": 0.95, "manufacturer": "GE", "kvp": "120"}, told) == []
+    for near in (0.6, 0.95, 1.5):  # the bins beside, too
+        assert far_from({**row, "gap_median_mm": near, "manufacturer": "GE", "kvp": "120"}, told) == []
 
 
 def test_what_a_scan_does_not_tell_is_in_no_bin(told: dict[str, Any]) -> None:

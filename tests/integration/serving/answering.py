@@ -20,6 +20,7 @@ from serving.embedding import ServedBundle, embed_file
 from serving.explaining import Wanted, saliency_file
 from serving.locating import locate_files
 from serving.nearest import Index, Indexed, retrieve_file
+from serving.pacs import Doors
 from serving.previewing import preview_file
 from serving.segmenting import segment_file
 from serving.working import told_of
@@ -55,7 +56,7 @@ def offline(query: str, scan: Path, other: Path, release: ServedBundle, index: I
         UserError: as the service refuses it.
     """
     route, _, parameters = query.partition("?")
-    asked, told = dict(parse_qsl(parameters)), told_of(release, index)
+    asked, told = dict(parse_qsl(parameters)), told_of(release, index, Doors())
     answers: Mapping[str, Callable[[], dict[str, Any] | bytes]] = {
         "embed": lambda: embed_file(scan, release).to_json(),
         "classify": lambda: _classified(scan, release, classified(asked, told)),
