@@ -19,6 +19,7 @@ from released import write_segmenter
 
 from components.bundle.manifest import write_manifest
 from serving.client import Client, InPacs, Pacs
+from serving.gateway.delivery import delivery_to
 from tests.orthanc import TITLE, Orthanc, require_orthanc
 from tests.unit.test_serving_classifying import head
 
@@ -243,3 +244,19 @@ def test_the_client_names_scans_and_has_results_stored(service: str, pacs: Ortha
         kept.append(client.saliency(one, head="findings/ich", store=True).stored)
     assert {each.study for each in kept if each} == {"1.2.50"}
     assert results_in(pacs) == {"1.2.50": ["OT", "SEG", "SR"]}
+
+
+@pytest.mark.parametrize("way", ["dicomweb", "node"])
+def test_a_delivery_tells_what_is_there_from_what_was_lost(
+    way: str, pacs: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in to_pacs(pacs).items():
+        monkeypatch.setenv(name, value)
+    to = "dicomweb" if way == "dicomweb" else f"{TITLE}@127.0.0.1:{pacs.dicom_port}"
+    delivery, file = delivery_to(to, GATEWAY), written(tmp_path / "one", scan("1.2.60", count=1)) / "000.dcm"
+    pacs.store(scan("1.2.60", count=3)[1:])  # others of the same series do not count
+    assert delivery.holds(file) is False
+    delivery.deliver(file)
+    assert delivery.holds(file) is True
+    pacs.delete()
+    assert delivery.holds(file) is False

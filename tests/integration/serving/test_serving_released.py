@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import nibabel as nib
 import numpy as np
 import pytest
@@ -121,3 +122,17 @@ def test_another_label_map_is_noticed() -> None:
     log_odds = labels.astype(np.float32)
     assert file_differences(packed(log_odds), packed(log_odds + np.float32(1e-6)), "map") == []
     assert file_differences(packed(log_odds), packed(log_odds + np.float32(1e-3)), "map") != []
+
+
+def test_each_scan_that_is_answered_is_counted_in_its_bins(kept: Kept) -> None:
+    def counted() -> dict[str, float]:
+        text = httpx.get(f"{kept.url}/metrics", timeout=10).text
+        lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith("ctfoundry_scans_total{")]
+        return {name: float(value) for name, _, value in lines}
+
+    (asked, *_) = (each for each in kept.recorded["asked"] if each["path"] == "/embed")
+    before = counted()
+    profile = ask(kept.url, asked).json()["found"]["profile"]
+    risen = {name for name, value in counted().items() if value == before[name] + 1}
+    assert profile
+    assert risen == {f'ctfoundry_scans_total{{bin="{label}",feature="{name}"}}' for name, label in profile.items()}
