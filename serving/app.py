@@ -46,7 +46,7 @@ from serving.asking import (
 )
 from serving.body import receive_files, receive_nothing, scans_of
 from serving.draining import Drain
-from serving.forks import Forks, ReaderGoneError
+from serving.forks import READ_AGAIN, Forks, ReaderGoneError
 from serving.limits import VARIABLES, Limits
 from serving.load import BusyError, Load
 from serving.metrics import MEDIA_TYPE, REFUSED, Metrics
@@ -271,7 +271,7 @@ class EmbedApp:
                     await anyio.lowlevel.checkpoint()  # whoever has left by now gets no child
                     metrics.took("wait", time.perf_counter() - begin)
                     with _taking(metrics, "work"):
-                        return await _run_again_once(partial(apart, **work, paths=paths))
+                        return await _run_again(partial(apart, **work, paths=paths))
 
             with self.load.queueing():
                 reply = await _while_connected(request, turn)
@@ -314,14 +314,16 @@ class EmbedApp:
         return self._forks, self.metrics
 
 
-async def _run_again_once(work: Callable[[], Awaitable[Reply]]) -> Reply:
+async def _run_again(work: Callable[[], Awaitable[Reply]]) -> Reply:
     """Where something from outside has ended the program that reads, its clients need not know: their files are here.
-    Once, since what a file does to its reader could end the program, too. Raises ReaderGoneError."""
-    try:
-        return await work()
-    except ReaderGoneError:
-        log.warning("a file is given to a reader again: the program that had it was ended")
-        return await work()
+    ``READ_AGAIN`` times at most, since what a file does to its reader could end the program, too. Raises
+    ReaderGoneError."""
+    for _ in range(READ_AGAIN):
+        try:
+            return await work()
+        except ReaderGoneError:
+            log.warning("a file is given to a reader again: the program that had it was ended")
+    return await work()
 
 
 async def _while_connected(request: Request, work: Callable[[], Awaitable[Reply]]) -> Reply:

@@ -42,7 +42,7 @@ from serving.batch_files import (
 from serving.batch_inputs import ScanFiles, as_upload, find_scans, input_of
 from serving.batch_report import write_report
 from serving.batch_tables import write_tables
-from serving.forks import Forks, ReaderGoneError
+from serving.forks import READ_AGAIN, Forks, ReaderGoneError
 from serving.limits import Limits
 
 ASKS = ("embed", "classify", "segment")
@@ -183,14 +183,14 @@ class _Batch:
 
     def _reply(self, portal: BlockingPortal, path: Path, scratch: Path) -> Reply:
         request = {"ask": "batch", "paths": {SCAN: str(path)}, "scratch": str(scratch), **self._run["options"]}
-        for last in (False, True):
+        for again in range(READ_AGAIN + 1):
             if self._stopped.is_set():
                 break
             try:
                 reply: Reply = portal.call(self._forks.run, request)
-            except ReaderGoneError:  # something from outside has ended it: once more, as a client would
-                if last:
-                    what = "the process that reads scans was ended twice; is this machine out of memory?"
+            except ReaderGoneError:  # something from outside has ended it: again, as the service does
+                if again == READ_AGAIN:
+                    what = f"the process that reads scans was ended {again + 1} times; is this machine out of memory?"
                     raise StopStageError(f"{what} {GOES_ON}") from None
                 continue
             if reply.outcome == "no_room":

@@ -30,6 +30,7 @@ from components.errors import UserError
 log = logging.getLogger("bentoml.service.ctfoundry")
 
 REQUEST_BYTES = 64 * 1024
+READ_AGAIN = 2  # times at most, after a program that was ended under its work: the file could be what ends it
 START_SECONDS = 300.0  # to import and to load; a large model from a slow disk
 STATUS = struct.Struct("<i")  # as os.waitpid gives it, behind what the child sent
 MARK = b"\0"  # before it; what a child sends is ASCII without control characters

@@ -10,6 +10,9 @@ The service is started as in production (``bentoml serve``). Four phases:
 3. Requests that come at twice the rate of the answers at capacity, whatever becomes of those before.
 4. Four clients beside others that do harm: slow uploads, unfinished headers, hang-ups, a reader that is killed.
 
+``--batched`` asks instead what there would be to gain: scans of several requests in one step of the encoder, and
+bfloat16, each beside what the service does now, by turns, as ratios of medians.
+
 Without a release a small one is made, with an untrained encoder; without a scan a phantom. It ends with 1 where a bound
 is broken that is no matter of speed: a status other than 200 and 429, what is left of requests.
 """
@@ -113,6 +116,45 @@ def be_floor(release: Path, scan: Path) -> None:
         begin = time.perf_counter()
         embed_file(scan, bundle).to_json()
         print(time.perf_counter() - begin, flush=True)
+
+
+def batched(release: Path, scan: Path, rounds: int) -> None:
+    """How long the encoder takes for scans of several requests at once, and in bfloat16."""
+    import torch
+
+    torch.set_num_threads(1)
+    from components.models.embed import fixed_threads
+    from serving.embedding import DEFAULT_LIMITS, open_release, read_scan
+
+    bundle = open_release(release)
+    embedder = bundle.embedder
+    begin = time.perf_counter()
+    shown = torch.as_tensor(embedder.show(read_scan(scan, bundle, DEFAULT_LIMITS).volume))
+    print(f"reading and standardising: {time.perf_counter() - begin:.3f} s; shown to the encoder: {tuple(shown.shape)}")
+    crops = embedder.config.input.sees == "crop"
+
+    def seconds(copies: int, at_once: int, lower: bool = False) -> float:
+        """Of so many scans, so many at once."""
+        begin = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            for _ in range(copies // at_once):
+                several = torch.cat([shown] * at_once)
+                if crops:  # which are batched already, those of one scan
+                    embedder.embed_crops(several.numpy())
+                else:
+                    with torch.inference_mode(), fixed_threads():
+                        embedder.vectors(several)
+        return time.perf_counter() - begin
+
+    ways = {"one at a time": (4, 1, False), "two at once": (4, 2, False), "four at once": (4, 4, False),
+            "one at a time, bfloat16": (4, 1, True)}  # fmt: skip
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            taken[name].append(seconds(*way))
+    first = float(np.median(taken["one at a time"]))
+    for name, of in taken.items():
+        print(f"encoder, 4 scans, {name:25}{np.median(of):8.3f} s  {first / np.median(of):.2f} times as fast")
 
 
 def by_turns(service: Served, release: Path, scan: Path, rounds: int) -> tuple[Taken, Taken]:
@@ -318,6 +360,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="at twice the capacity, at least")
     parser.add_argument("--requests", type=int, default=0, help="at twice the capacity, at least, such as 1000")
     parser.add_argument("--nuisance-seconds", type=float, default=40.0, help="beside each that does harm")
+    parser.add_argument("--batched", action="store_true", help="the encoder alone, several scans at once")
     parser.add_argument("--floor", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.floor:
@@ -327,6 +370,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         scan = arguments.scan or made_scan(Path(temporary))
         release = arguments.release or made_release(Path(temporary) / "wholebody")
+        if arguments.batched:
+            batched(release, scan, arguments.rounds)
+            return
         broken = measure(release.absolute(), scan.absolute(), arguments)
     for line in broken:
         print(f"BROKEN: {line}")
