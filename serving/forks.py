@@ -64,22 +64,24 @@ class Forks:
             UserError: it cannot start; as it says itself.
         """
         self.close()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [*self._command, str(theirs.fileno())]
             # A session of its own: a signal to the service's group must not end work that the service lets finish.
             self._process = subprocess.Popen(
                 command, env=self._environment, pass_fds=[theirs.fileno()], start_new_session=True
             )
-        self._control.settimeout(START_SECONDS)
+        control.settimeout(START_SECONDS)
         try:
-            said: dict[str, Any] = json.loads(self._control.recv(MAX_HEAD) or b"{}")
-        except TimeoutError:
+            said: dict[str, Any] = json.loads(control.recv(MAX_HEAD) or b"{}")
+        except OSError:  # it took too long, or was ended
             said = {}
-        self._control.settimeout(None)
+        control.settimeout(None)
         if "ready" not in said:
+            control.close()
             self.close()
             raise UserError(said.get("error", "the process that reads scans did not start; see the log"))
+        self._control = control  # no sooner: nobody sends to a program that does not read yet
         ready: dict[str, Any] = said["ready"]
         return ready
 
@@ -123,16 +125,19 @@ class Forks:
         return reply_of(said, memoryview(b""), status, self._bounds)
 
     async def _send(self, request: dict[str, Any], end: socket.socket) -> None:
-        content = json.dumps(request).encode()
+        content, control = json.dumps(request).encode(), self._control
         try:
-            socket.send_fds(self._living(), [content], [end.fileno()])
-        except OSError:  # something from outside has ended it
+            _send_to(control, content, end)
+        except OSError:  # something from outside has ended the program: its socket says so before its state does
             self._starting = self._starting or anyio.Lock()
             async with self._starting:
-                if self._process is None or self._process.poll() is not None:
+                if self._control is control:  # nobody else has started it since
                     log.error("the process that reads scans has ended; it is started anew")
                     await self._start_anew()
-            socket.send_fds(self._living(), [content], [end.fileno()])
+            try:
+                _send_to(self._control, content, end)
+            except OSError:  # and the new one as well
+                raise ReaderGoneError("the process that reads scans has ended; send the file again") from None
 
     async def _start_anew(self) -> None:
         """As :meth:`start`; where it cannot, that is no fault of the file. Raises ReaderGoneError."""
@@ -142,10 +147,12 @@ class Forks:
             log.error("the process that reads scans cannot be started anew: %s", error)
             raise ReaderGoneError("the process that reads scans cannot be started anew; see the log") from None
 
-    def _living(self) -> socket.socket:
-        if self._control is None:
-            raise OSError("not started")
-        return self._control
+
+def _send_to(control: socket.socket | None, content: bytes, end: socket.socket) -> None:
+    """Hand a request over, with the socket for its answer. Raises OSError where no program is there."""
+    if control is None:
+        raise OSError("not started")
+    socket.send_fds(control, [content], [end.fileno()])
 
 
 async def _receive(stream: socket.socket) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -210,6 +211,57 @@ def test_a_reader_that_is_ended_from_outside_costs_its_clients_nothing_but_not_f
 
     run(work)
     assert one.counts.outcomes == ["embedded" if times <= READ_AGAIN else "reader_gone"]
+
+
+def test_a_reader_whose_end_the_system_tells_late_is_started_anew(
+    service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket is closed a moment before its state can be asked for; a file that came just then was answered 500."""
+    one = service(1)
+    ended = one.forks._process
+    assert ended is not None
+    ended.kill()
+    ended.wait()
+    monkeypatch.setattr(ended, "poll", lambda: None)
+
+    async def work() -> None:
+        async with one.client() as client:
+            assert (await client.post("/embed", content="ok")).status_code == 200
+
+    run(work)
+    assert one.forks._process is not ended
+    assert one.counts.outcomes == ["embedded"]
+
+
+def test_a_reader_that_is_ended_while_it_starts_costs_nobody_anything(
+    service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files want the new program while it loads, and it is ended too."""
+    one = service(2)
+    first = one.forks._process
+    assert first is not None
+    first.kill()
+    first.wait()
+    slow = "import os, sys, time; time.sleep(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    monkeypatch.setattr(one.forks, "_command", [sys.executable, "-c", slow, *one.forks._command[1:]])
+    statuses: list[int] = []
+
+    async def work() -> None:
+        async with one.client() as client, anyio.create_task_group() as group:
+
+            async def send() -> None:
+                statuses.append((await client.post("/embed", content="ok")).status_code)
+
+            group.start_soon(send)
+            await until(lambda: one.forks._process not in (None, first))
+            group.start_soon(send)
+            await anyio.sleep(0.3)
+            assert one.forks._process is not None
+            one.forks._process.kill()
+
+    run(work)
+    assert statuses == [200, 200]
+    assert one.counts.outcomes == ["embedded", "embedded"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
