@@ -198,7 +198,7 @@ def judged(
         UserError: a critical expectation failed.
     """
     suite = cohort_suite(config, shards, listed, bool((cohort["source"] == "idc").any()))
-    judgement = judge.judge(cohort.assign(kept_out=cohort["patient"].isin(held_out)), suite)
+    judgement = judge.judge(cohort.assign(kept_out=cohort["patient"].isin(held_out), shards=shards), suite)
     out = cohort.assign(reason=[";".join(judgement.reasons.get(series, [])) for series in cohort["series"]])
     out["shard"] = out["shard"].where(out["reason"] == "", NO_SHARD)
     write_json(
