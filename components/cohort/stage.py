@@ -16,7 +16,7 @@ from components.cohort.config import CohortConfig
 from components.cohort.masks import OfScans, masks_of, write_masks
 from components.cohort.readable import check_readable
 from components.cohort.suite import cohort_suite
-from components.command import cohort_slice
+from components.command import cohort_slice, shard_of
 from components.ct.keys import patient_key
 from components.files import write_json
 from components.quality import judge
@@ -160,11 +160,6 @@ def _listings(
     if config.source != "phantom":
         listings.append(listed("phantom", line, config, held_out))
     return listings, held_out.union(*named.values()), there
-
-
-def shard_of(series: str, shards: int) -> int:
-    """The shard of a series, by its key."""
-    return int(series[1:], 16) % shards
 
 
 def write_slices(cohort: pd.DataFrame, files: pd.DataFrame, shards: int, folder: Path) -> None:

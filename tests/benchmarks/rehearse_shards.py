@@ -1,6 +1,6 @@
-"""What DVC's own bookkeeping costs a release, by the number of shards: the real dvc and dvc.yaml, stages that do nothing.
+"""What DVC's own bookkeeping costs a release, by the number of shards: the real dvc and dvc.yaml, and idle stages.
 
-    python -m tests.benchmarks.rehearse_shards [2 16 32 64 156] [--volumes 0]
+    python -m tests.benchmarks.rehearse_shards [2 16 32 64 156] [--volumes 0] [--times 3]
 
 Per number of shards: a checkout whose stages only leave what others read, with every stage of both lines in dvc.lock.
 Then processor seconds of ``dvc repro --single-item``, as the release flow runs it, for a stage that has not changed and
@@ -30,7 +30,6 @@ from tests.released import ROOT
 
 LINE = "wholebody"
 SHARDED = ("acquire", "screen", "preprocess")
-TIMES = 3  # of each kind of stage
 # Stands for Python in the stages' commands: what a command leaves is a script of that name.
 SHIM = """#!/bin/sh
 name=$(printf '%s' "$*" | tr -c 'A-Za-z0-9' _)
@@ -69,7 +68,7 @@ class Checkout:
                 (self._stubs / name).write_text("\n".join(_commands(stage, wanted, store)) + "\n")
 
     def enter_all(self) -> float:
-        """Run every stage and enter it into dvc.lock, in one write, which is what else would take hours; its seconds."""
+        """Run every stage, and enter all into dvc.lock in one write, for one each would take hours; its seconds."""
         os.environ |= self.environment()
         with Repo() as repo, repo.lock:
             import networkx as nx
@@ -85,7 +84,12 @@ class Checkout:
 
     def environment(self) -> dict[str, str]:
         path = f"{self._stubs / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        return {"STUBS": str(self._stubs), "PATH": path, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(self._stubs)}
+        return {
+            "STUBS": str(self._stubs),
+            "PATH": path,
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(self._stubs),
+        }
 
     def repro(self, stage: str, *options: str) -> tuple[float, float]:
         """Processor seconds of a stage's ``dvc repro``, and seconds by the clock."""
@@ -115,8 +119,8 @@ def _commands(stage: Stage, wanted: Sequence[str], store: int) -> Iterable[str]:
                   f"for n in $(seq {store}); do echo {stage.addressing} $n > s$n.b2nd; done"  # fmt: skip
 
 
-def measure(shards: int, volumes: int) -> dict[str, float | int]:
-    """One number of shards, in a folder that goes."""
+def measure(shards: int, volumes: int, times: int) -> dict[str, float | int]:
+    """One number of shards, in a folder that goes; ``times`` stages of each kind."""
     with tempfile.TemporaryDirectory() as temporary:
         checkout = Checkout(Path(temporary), shards)
         checkout.write_stubs(volumes)
@@ -131,7 +135,7 @@ def measure(shards: int, volumes: int) -> dict[str, float | int]:
         found |= {"lines": lock.count(b"\n"), "mb": len(lock) / 1e6, "one write": one_write}
         found |= {"of shards": len(sharded), "others": len(others)}
         for kind, of in (("shard", sharded), ("other", others)):
-            some = of[:: max(1, len(of) // TIMES)][:TIMES]
+            some = of[:: max(1, len(of) // times)][:times]
             for what, options in (("unchanged", ()), ("ran", ("--force",))):
                 spent = [checkout.repro(name, *options) for name in some]
                 found[f"{kind} {what}"] = median(cpu for cpu, _ in spent)
@@ -144,9 +148,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", nargs="*", type=int, default=[2, 16, 32, 64, 156])
     parser.add_argument("--volumes", type=int, default=0, help="files of the line's store")
+    parser.add_argument("--times", type=int, default=3, help="stages of each kind that are timed")
     arguments = parser.parse_args()
     for shards in arguments.shards:
-        found = measure(shards, arguments.volumes)
+        found = measure(shards, arguments.volumes, arguments.times)
         print(json.dumps({name: round(value, 2) for name, value in found.items()}), flush=True)
         data, rest = found["of shards"], found["others"]
         all_ran = data * found["shard ran"] + rest * found["other ran"]

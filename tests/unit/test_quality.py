@@ -12,7 +12,7 @@ import pytest
 from pydicom.uid import AllTransferSyntaxes
 
 from components.cohort.config import CohortConfig
-from components.cohort.stage import shard_of
+from components.command import shard_of
 from components.ct.headers import measure_series
 from components.errors import UserError
 from components.quality.derived import _shard_load, prepare
