@@ -14,7 +14,7 @@ from checkout import Checkout, small
 from components.tables import read_table
 from tests.unit.small_pacs import PASSWORD, Pacs, make_series, serve
 
-LINE, SHARDS = "wholebody", 3
+LINE, SHARDS = "wholebody", 2
 RETRIEVED = re.compile(r"/series/1\.2\.826\.6\.(\d+)$")
 
 pytestmark = pytest.mark.usefixtures("secret")
