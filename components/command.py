@@ -27,6 +27,16 @@ def data_dir(line: str, stage: str, shard: int | None = None) -> Path:
     return folder if shard is None else folder / str(shard)
 
 
+def shard_of(series: str, shards: int) -> int:
+    """The shard of a series, by its key alone: a series more moves no other."""
+    return int(series[1:], 16) % shards
+
+
+def stored_volume(store: Path, series: str, shards: int) -> Path:
+    """Where the volume of a series lies. ``store``: the line's folder of stage *preprocess*."""
+    return store / str(shard_of(series, shards)) / "volumes" / f"{series}.b2nd"
+
+
 def cohort_slice(cohort_folder: Path, shard: int) -> Path:
     """Where the cohort's rows and files of one shard lie: all that the shard's stages depend on."""
     return cohort_folder / "shards" / str(shard)

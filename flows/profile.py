@@ -19,7 +19,7 @@ from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import Trainer
 from components.pretrain.process import set_up_process
 from components.pretrain.workers import World, on_gpus
-from components.settings import load_stage, parse
+from components.settings import load_stage, parse, shards
 
 TRACED_STEPS = 3
 ENDLESS = 10**9 - 1  # the most that is allowed
@@ -118,7 +118,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{training}: not found; make the line's data first, `dvc repro curate@{arguments.line}`")
     set_up_process()
     device = torch.device("cuda" if on_gpus(config.device, 1, torch.cuda.device_count()) else "cpu")
-    trainer = Trainer(config, training_volumes(read_table(training)), World(0, 1, device))
+    store = data_dir(arguments.line, "preprocess")
+    volumes = training_volumes(read_table(training), store, len(shards()))
+    trainer = Trainer(config, volumes, World(0, 1, device))
     if arguments.trace:
         _step(trainer)
         trace(trainer, arguments.trace)

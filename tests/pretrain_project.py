@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 import yaml
 
+from components.command import stored_volume
 from components.ct.store import Volume, write_volume
 from components.files import sha256_file
 from components.pretrain.checkpoints import State, write_candidate, write_state
@@ -159,9 +160,9 @@ def write_project(root: Path, line: str, volumes: int = 4, **changes: Any) -> Pa
     (root / "params.yaml").write_text(yaml.safe_dump(content))
     rows = []
     for index in range(volumes):
-        path = Path("data") / line / "preprocess" / "0" / "volumes" / f"s{index:016x}.b2nd"
-        write_volume(root / path, volume(line, index), {"series": path.stem})
-        rows.append({"series": path.stem, "volume": path.as_posix(), "sha256": sha256_file(root / path)})
+        path = stored_volume(root / "data" / line / "preprocess", f"s{index:016x}", 1)
+        write_volume(path, volume(line, index), {"series": path.stem})
+        rows.append({"series": path.stem, "sha256": sha256_file(path)})
     write_table(root / "data" / line / "curate" / "training.parquet", pd.DataFrame(rows))
     return root
 

@@ -111,6 +111,7 @@ def acquire_shard(
         _without_files(job, "lost", result.detail) if isinstance(result, Lost) else result
         for job, result in zip(todo, results, strict=True)
     ]
+    receipts.forget_others([job.receipt for job in jobs if job.receipt.is_file()])
     new = {result.row["series"]: result for result in fetched}
     received = [
         new[job.row["series"]] if job.row["series"] in new else _received(job, known[job.row["series"]]) for job in jobs

@@ -18,7 +18,8 @@ class CohortQuality(StageConfig):
         file_kb: allowed mean size of a series' DICOM files.
         max_series_mb: larger series are no single scan.
         min_pretrain_series: fewer, and the run stops.
-        max_shard_load: series or bytes of a shard over its even share (warning).
+        max_shard_load: series or bytes of a shard over its even share, less what dealing by key leaves to chance, which
+            in a small cohort is much (warning).
         max_collection_share, max_patient_share: of the series to pretrain on, where there are several (warning).
         min_accepted_rate: below this share of accepted series the suite warns.
         max_unreadable_share: of a tree's DICOM or NIfTI files; with more that cannot be read, and more than ten, the

@@ -16,7 +16,7 @@ from components.cohort.config import CohortConfig
 from components.cohort.masks import OfScans, masks_of, write_masks
 from components.cohort.readable import check_readable
 from components.cohort.suite import cohort_suite
-from components.command import cohort_slice
+from components.command import cohort_slice, shard_of
 from components.ct.keys import patient_key
 from components.files import write_json
 from components.quality import judge
@@ -162,11 +162,6 @@ def _listings(
     return listings, held_out.union(*named.values()), there
 
 
-def shard_of(series: str, shards: int) -> int:
-    """The shard of a series, by its key."""
-    return int(series[1:], 16) % shards
-
-
 def write_slices(cohort: pd.DataFrame, files: pd.DataFrame, shards: int, folder: Path) -> None:
     """Each shard's rows of the cohort and of the table of files, in a folder of its own (see ``cohort_slice``)."""
     home = dict(zip(cohort["series"], cohort["shard"], strict=True))
@@ -198,7 +193,7 @@ def judged(
         UserError: a critical expectation failed.
     """
     suite = cohort_suite(config, shards, listed, bool((cohort["source"] == "idc").any()))
-    judgement = judge.judge(cohort.assign(kept_out=cohort["patient"].isin(held_out)), suite)
+    judgement = judge.judge(cohort.assign(kept_out=cohort["patient"].isin(held_out), shards=shards), suite)
     out = cohort.assign(reason=[";".join(judgement.reasons.get(series, [])) for series in cohort["series"]])
     out["shard"] = out["shard"].where(out["reason"] == "", NO_SHARD)
     write_json(

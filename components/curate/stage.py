@@ -73,10 +73,10 @@ def curate(data: Path, shards: tuple[int, ...], config: CurateConfig, folder: Pa
 
 
 def training_set(curated: pd.DataFrame) -> pd.DataFrame:
-    """What is pretrained on, by key: series, volume, and the volume's digest. A training depends on nothing else, so
-    that scans to evaluate with come and go without another training."""
+    """What is pretrained on, by key: series, and its volume's digest. A training depends on nothing else, so that scans
+    to evaluate with come and go, and shards are dealt anew, without another training."""
     rows = curated[(curated["status"] == "accepted") & (curated["role"] == "pretrain")]
-    return rows[["series", "volume", "sha256"]].sort_values("series", ignore_index=True)
+    return rows[["series", "sha256"]].sort_values("series", ignore_index=True)
 
 
 def write_funnel(curated: pd.DataFrame, path: Path) -> None:

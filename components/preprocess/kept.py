@@ -118,11 +118,3 @@ def _place(kept: Path, target: Path) -> None:
         os.link(kept, target)
     except OSError:
         shutil.copyfile(kept, target)
-
-
-def forget_others(folder: Path) -> None:
-    """Remove what earlier parameters, code or bytes made of the same series, and what killed runs left of it."""
-    series = folder.name.rpartition("-")[0]
-    for old in [*folder.parent.glob(f"{series}-*"), *folder.parent.glob(f".{series}-*")]:
-        if old != folder:
-            shutil.rmtree(old, ignore_errors=True)

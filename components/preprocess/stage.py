@@ -26,7 +26,7 @@ from components.isolation import GIB, Lost, check_unexpected
 from components.preprocess import kept
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.masks import SeriesMasks, found_in
-from components.sources import raw
+from components.sources import raw, receipts
 from components.sources.kinds import KINDS
 from components.sources.series import SeriesJob, ready
 from components.tables import read_table, write_table
@@ -201,8 +201,7 @@ def preprocess_shard(
         results = map_on_ray(preprocess_series, todo, "preprocess", memory=_memory, max_memory=limit)
         known.update(_new_rows(todo, results))
         catalogue = _write(all_jobs, known, folder)
-        for job in all_jobs:
-            kept.forget_others(job.entry)
+        receipts.forget_others([job.entry for job in all_jobs])
         for series in jobs:  # rejected series too: their bytes can be fetched again
             raw.let_go(series.folder, series.config.raw)
     log.info("%d volumes, %d of them from an earlier run, %d not decoded", int(catalogue["decoded"].sum()),

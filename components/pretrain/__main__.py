@@ -15,7 +15,7 @@ import torch
 
 from components import arithmetic
 from components.code import ROOT, closure
-from components.command import data_dir, run_stage
+from components.command import data_dir, run_stage, stored_volume
 from components.ct.store import StoredVolume
 from components.errors import UserError
 from components.files import replacing, sha256_file, write_json, write_text
@@ -30,7 +30,7 @@ from components.pretrain.objectives.build import build_objective, fresh_heads
 from components.pretrain.plots import plot_history, plot_views
 from components.pretrain.start import placed, placed_at
 from components.pretrain.views import build_views
-from components.settings import load_stage
+from components.settings import load_stage, shards
 from components.tables import read_table
 
 TRAINING = "training.parquet"
@@ -54,13 +54,18 @@ UNFELT = {"loaders", "checkpoint_every", "activation_checkpointing"}  # settings
 log = logging.getLogger(__name__)
 
 
-def training_volumes(training: pd.DataFrame) -> tuple[Path, ...]:
-    """Paths of the training set (columns series, volume, sha256), in order of their keys.
+def training_volumes(training: pd.DataFrame, store: Path, shards: int) -> tuple[Path, ...]:
+    """Paths of the training set (columns series, sha256), in order of their keys.
+
+    Args:
+        training: the series.
+        store: the line's folder of stage *preprocess*.
+        shards: how many it has.
 
     Raises:
         UserError: there are none, or a file is missing.
     """
-    paths = tuple(Path(path) for path in training.sort_values("series")["volume"])
+    paths = tuple(stored_volume(store, series, shards) for series in sorted(training["series"]))
     if not paths:
         raise UserError("training.parquet: no series; nothing to train on")
     missing = [path for path in paths if not path.is_file()]
@@ -158,7 +163,8 @@ def pretrain(line: str) -> None:
     """The stage: train (or go on), write the outputs in one piece, then drop the resume state."""
     config = load_stage(PretrainConfig, line, "pretrain")
     training = read_table(data_dir(line, "curate") / TRAINING)
-    volumes, run = training_volumes(training), RUNS / run_name(line, config, training)
+    volumes = training_volumes(training, data_dir(line, "preprocess"), len(shards()))
+    run = RUNS / run_name(line, config, training)
     _check_first(volumes[0], config)
     _begun_with(line, config, run)
     log.info("%d volumes, %d steps, %s workers, run %s", len(volumes), config.steps, config.workers, run.name)

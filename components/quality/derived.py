@@ -28,6 +28,7 @@ REGIONS = frozenset(re.findall(r"[A-Z]+", """
 """))  # fmt: skip
 SIZED = [name for name, kind in KINDS.items() if kind.sized]
 PER_FILE = [name for name, kind in KINDS.items() if kind.a_slice]
+BY_CHANCE = 10.0  # by Bernstein's inequality, chance makes at most one shard in exp(10) larger: one in 22,000
 
 
 def region(text: str) -> str:
@@ -128,10 +129,8 @@ def _shares(table: pd.DataFrame, pretrain: pd.Series[bool]) -> None:
     reason = table["reason"] if "reason" in table else pd.Series("", index=table.index)
     dealt = reason.fillna("") == ""  # a rejected series is in no shard
     table["shard_dealt"] = table["shard"].astype(float).where(dealt)
-    shards = max(int(table["shard"].max()) + 1, 1)
-    loads = pd.DataFrame({"series": 1.0, "bytes": table["bytes"].astype(float)})[dealt].groupby(table["shard"]).sum()
-    shares = loads / loads.sum().replace(0, np.nan) * shards  # 1: the shard holds its even share
-    table["shard_load"] = table["shard"].map(shares.max(axis=1)).astype(float)
+    shards = int(table["shards"].iloc[0]) if "shards" in table else max(int(table["shard"].max()) + 1, 1)
+    table["shard_load"] = table["shard"].map(_shard_load(table[dealt], shards)).astype(float)
     for name in ("collection", "patient"):
         counts = table.loc[pretrain, name].value_counts()
         # Where there is but one collection, such as the phantom's, its share says nothing.
@@ -139,6 +138,17 @@ def _shares(table: pd.DataFrame, pretrain: pd.Series[bool]) -> None:
         table[f"{name}_share"] = table[name].where(pretrain).map(share).astype(float)
     if "accepted" in table:
         table["pretrain_left"] = pretrain.astype(float) * table["accepted"].astype(float)
+
+
+def _shard_load(table: pd.DataFrame, shards: int) -> pd.Series[float]:
+    """Of each shard, series or bytes over its even share, whichever is more, less what dealing by key leaves to chance:
+    ten series over four shards are never even, and a large series makes its shard large."""
+    sizes = pd.DataFrame({"series": 1.0, "bytes": table["bytes"].astype(float)})
+    even = sizes.sum().replace(0, np.nan) / shards
+    variance = (sizes**2).sum() / shards * (1 - 1 / shards)
+    largest = sizes.max() * BY_CHANCE / 3
+    chance = largest + np.sqrt(largest**2 + 2 * BY_CHANCE * variance)
+    return ((sizes.groupby(table["shard"]).sum() - chance) / even).max(axis=1)
 
 
 def _has(table: pd.DataFrame, *columns: str) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,34 @@ def entry(line: str, row: dict[str, Any], members: list[str], mixed_series: str)
 
 
 def keep(path: Path, receipt: dict[str, Any]) -> None:
-    """Write an entry, and remove those of other bytes, code or parameters. ``receipt``: plain values."""
+    """Write an entry. ``receipt``: plain values."""
     text = json.dumps(receipt)
     write_text(path, f"{_digest(text)}\n{text}\n")
-    for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
-        if old != path:
-            old.unlink(missing_ok=True)
+
+
+def forget_others(entries: Collection[Path]) -> None:
+    """Remove what other bytes, code or parameters made of the same series, and what killed runs left of it.
+
+    Of a shard at once: a look at a folder of 150,000 entries takes a tenth of a second, and for each series hours.
+
+    Args:
+        entries: ``<series>-<digest>`` each, a file or a folder: of receipts, or of volumes.
+    """
+    names = {entry.name for entry in entries}
+    series = {_series(name) for name in names}
+    for folder in {entry.parent for entry in entries if entry.parent.is_dir()}:
+        with os.scandir(folder) as found:
+            old = [entry for entry in found if entry.name not in names and _series(entry.name) in series]
+        for entry in old:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                Path(entry).unlink(missing_ok=True)
+
+
+def _series(name: str) -> str:
+    """Of an entry, or of one that is half-written."""
+    return name.removeprefix(".").partition("-")[0]
 
 
 def read(path: Path) -> dict[str, Any] | None:

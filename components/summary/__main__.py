@@ -47,7 +47,7 @@ def main(line: str) -> None:
     screen, curate = load_stage(ScreenConfig, line, "screen"), load_stage(CurateConfig, line, "curate")
     folder = Path("reports") / line
     cohort = read_table(data_dir(line, "cohort") / "cohort.parquet")
-    cohort["accepted"] = (cohort["reason"] == "").astype(float)
+    cohort = cohort.assign(accepted=(cohort["reason"] == "").astype(float), shards=len(shards()))
     selected = cohort_suite(
         load_stage(CohortConfig, line, "cohort"), len(shards()), len(cohort), bool((cohort["source"] == "idc").any())
     )

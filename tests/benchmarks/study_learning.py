@@ -37,6 +37,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from components.command import data_dir
 from components.curate.stage import training_set
 from components.evaluate.cases import build_cases
 from components.evaluate.layout import inputs_of
@@ -54,7 +55,7 @@ from components.pretrain.loading import load_batch
 from components.pretrain.local_driver import train_here
 from components.pretrain.objectives.build import build_objective
 from components.pretrain.views import build_views
-from components.settings import _tuples, parse, read_yaml
+from components.settings import _tuples, parse, read_yaml, shards
 from components.sources.lidc import ROOT
 from components.sources.sets import sets_of
 from components.tables import read_table, write_table
@@ -167,9 +168,8 @@ def line_study(line: str) -> Study:
     pretrain = read_yaml()[line]["pretrain"]
     volumes = Volumes(evaluate, preprocess, tuple(pretrain["input"]["size_vox"]))
     runs = {pretrain["objective"]["kind"]: pretrain | {"workers": 0}}
-    return Study(
-        line, {named: "retrieval_map"}, table, training_volumes(training_set(inputs.curated)), volumes, evaluate, runs
-    )
+    training = training_volumes(training_set(inputs.curated), data_dir(line, "preprocess"), len(shards()))
+    return Study(line, {named: "retrieval_map"}, table, training, volumes, evaluate, runs)
 
 
 def config_of(study: Study, objective: str, seed: int) -> PretrainConfig:

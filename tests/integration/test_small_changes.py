@@ -19,7 +19,9 @@ import pytest
 from components.acquire import stage as acquire_stage
 from components.acquire.stage import acquire_shard
 from components.cohort.config import CohortConfig
-from components.cohort.stage import FORGET_AFTER_DAYS, forget, shard_of, write_slices
+from components.cohort.stage import FORGET_AFTER_DAYS, forget, write_slices
+from components.command import shard_of
+from components.curate.stage import training_set
 from components.errors import UserError
 from components.files import StopStageError
 from components.isolation import guarded
@@ -27,6 +29,7 @@ from components.preprocess import kept
 from components.preprocess import stage as preprocess_stage
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.stage import preprocess_shard
+from components.pretrain.__main__ import training_volumes
 from components.settings import load_stage, parse, read_yaml
 from components.sources import raw, receipts
 from components.sources.config import AcquireConfig, PhantomConfig
@@ -102,6 +105,10 @@ def acquired(rows: list[dict[str, Any]], config: AcquireConfig = CONFIG) -> pd.D
     return read_table(Path("acquire/0/receipt.parquet"))
 
 
+def tables() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path("acquire/0").iterdir())}
+
+
 def preprocessed(config: AcquireConfig, **changes: Any) -> pd.DataFrame:
     grid = load_stage(PreprocessConfig, LINE, "preprocess", PARAMS).model_copy(update=changes)
     screened = read_table(Path("acquire/0/receipt.parquet")).assign(accepted=True)
@@ -123,7 +130,9 @@ def test_twenty_series_and_one_more(s3: Bucket, scans: list[dict[str, bytes]]) -
         raw.let_go(job.folder, "evict")
     transfer = CONFIG.transfer.model_copy(update={"stall_s": 7.0, "attempts": 5})
     other = CONFIG.model_copy(update={"transfer": transfer, "workers": 2, "raw": "keep", "max_unexpected": 1})
+    fetched = tables()
     pd.testing.assert_frame_equal(acquired(rows, other), first)
+    assert tables() == fetched, "to the byte"
     assert s3.given() == 0, "a bound or a time-out transfers nothing"
 
     held_out = [{**row, "role": "held_out", "split": "held_out"} for row in rows]
@@ -193,6 +202,24 @@ def test_one_series_more_moves_no_other() -> None:
     assert shard_of("s000000000000000a", 7) == 3, "the key alone decides"
 
 
+def test_shards_dealt_anew_train_nothing_again(tmp_path: Path) -> None:
+    """A training depends on this table, and finds its volumes by their keys."""
+    keys = [f"s{number * 0x9E3779B97F4A7C15 % 2**64:016x}" for number in range(1, 21)]
+    curated = pd.DataFrame({"series": keys, "role": "pretrain", "status": "accepted", "sha256": "0" * 64})
+    told = []
+    for shards in (2, 16):
+        volumes = [tmp_path / str(shards) / str(shard_of(key, shards)) / "volumes" / f"{key}.b2nd" for key in keys]
+        for path in volumes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        dealt = curated.assign(shard=[shard_of(key, shards) for key in keys], volume=[str(path) for path in volumes])
+        training = training_set(dealt.sort_values("shard"))
+        found = training_volumes(training, tmp_path / str(shards), shards)
+        told.append((training.to_csv(), [path.name for path in found]))
+    assert told[0] == told[1]
+    assert told[0][1] == [f"{key}.b2nd" for key in sorted(keys)]
+
+
 def test_slices_hold_their_shard_and_an_empty_one_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     row = {
@@ -217,6 +244,24 @@ def test_slices_hold_their_shard_and_an_empty_one_is_a_table(tmp_path: Path, mon
     assert len(read_table(Path("acquire/0/receipt.parquet"))) == 0
     write_slices(table[table["shard"] == 2], files, 1, Path("cohort"))
     assert len(preprocessed(CONFIG)) == 0
+
+
+def test_what_others_made_of_a_series_goes_and_the_folder_is_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """150,000 entries are listed in a tenth of a second: for each series, that would be hours."""
+    entries = [tmp_path / f"s{number:016x}-new" for number in range(50)]
+    for entry in (*entries, tmp_path / "s00-new", tmp_path / f"s{0:016x}-old", tmp_path / f".s{1:016x}-new.9.partial"):
+        entry.mkdir()
+        (entry / "row.json").touch()
+    (tmp_path / f"s{2:016x}-old.json").touch()
+    looked: list[str] = []
+    scandir = os.scandir
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", lambda path=".": looked.append(str(path)) or scandir(path))
+        receipts.forget_others([*entries, tmp_path / "none" / f"s{0:016x}-new"])
+    assert looked.count(str(tmp_path)) == 1
+    assert sorted(tmp_path.iterdir()) == sorted([*entries, tmp_path / "s00-new"])
 
 
 # An odd series.

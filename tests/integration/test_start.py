@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from checkout import Checkout, one_shard
 from components.bundle.__main__ import main as make_bundle
 from components.bundle.manifest import verify_bundle
 from components.cohort.labelled import joined
+from components.command import stored_volume
 from components.ct.store import StoredVolume
 from components.evaluate import cases, features, rival, task, untrained
 from components.evaluate import stage as evaluate
@@ -78,7 +80,11 @@ def _data(project: Path) -> None:
     curated.loc[curated["patient"] == "p11", "role"] = "pretrain"
     training = curated[curated["role"] == "pretrain"]
     training = training.assign(sha256=[sha256_file(Path(path)) for path in training["volume"]])
-    write_table(data / "curate" / "training.parquet", training[["series", "volume", "sha256"]])
+    write_table(data / "curate" / "training.parquet", training[["series", "sha256"]])
+    for series, path in zip(training["series"], training["volume"], strict=True):
+        stored = stored_volume(data / "preprocess", series, 1)
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, stored)
     write_table(data / "curate" / "curated.parquet", curated)
     write_table(data / "curate" / "annotations.parquet", inputs.annotations)
     accepted = curated["role"].value_counts().to_dict()

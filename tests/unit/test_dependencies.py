@@ -203,6 +203,8 @@ def test_every_block_that_a_stage_reads_is_one_of_its_parameters(graph: Graph) -
 def test_a_shard_is_stale_by_its_own_part_of_the_cohort_alone(graph: Graph) -> None:
     part = f"data/{LINE}/cohort/shards/0/cohort.parquet"
     assert graph.stale(part) == {f"{stage}@{LINE}-0" for stage in ("acquire", "screen", "preprocess")}
+    masks = f"data/{LINE}/cohort/masks/0/masks.parquet"
+    assert graph.stale(masks) == {f"preprocess@{LINE}-0", "curate"}, "a corrected mask makes its scan's labels again"
     assert graph.stale(f"data/{LINE}/cohort/quality.json") == set(), "its sentences are nobody's input"
     assert graph.stale(f"data/{LINE}/cohort/cohort.parquet") == {"curate", "bundle"}
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 from pydicom.uid import AllTransferSyntaxes
 
+from components.cohort.config import CohortConfig
+from components.command import shard_of
 from components.ct.headers import measure_series
 from components.errors import UserError
-from components.quality.derived import prepare
+from components.quality.derived import _shard_load, prepare
 from components.quality.geometry import even_stack, orthonormal
 from components.quality.judge import judge, write_data_docs
 from components.screen.config import ScreenConfig
@@ -157,6 +161,35 @@ def test_a_line_says_what_it_is_for(
 def test_a_body_part_that_no_header_says_is_refused(config: ScreenConfig) -> None:
     with pytest.raises(ParamsError, match=r"'HEADS' is no body part.*allowed: ABDOMEN"):
         parse(ScreenConfig, {**config.model_dump(), "body_parts": ["HEADS"]}, "head.screen")
+
+
+def shard_loads(shard: npt.ArrayLike, megabytes: npt.ArrayLike, shards: int) -> pd.Series[float]:
+    """The column that the suite *cohort* bounds: a series each."""
+    dealt = np.asarray(shard)
+    columns = ("patient", "collection", "licence", "doi", "retest_of", "study", "location", "plan")
+    rows = {"series": [f"s{n:016x}" for n in range(len(dealt))], "shard": dealt, "shards": shards, "files": 1}
+    table = pd.DataFrame({**rows, "bytes": megabytes, "role": "pretrain", "split": "", "source": "idc"})
+    return prepare(table.assign(**dict.fromkeys(columns, "")))["shard_load"]
+
+
+def test_no_cohort_dealt_by_key_is_unbalanced_however_small() -> None:
+    bound = load_stage(CohortConfig, "wholebody", "cohort", ROOT / "params.yaml").quality.max_shard_load
+    rng = np.random.default_rng(1)
+    for series, shards in [(n, s) for n in (1, 10, 124, 2000) for s in (1, 2, 32, 156)] * 10:
+        dealt = [shard_of(f"s{key:016x}", shards) for key in rng.integers(2**63, size=series)]
+        table = pd.DataFrame({"shard": dealt, "bytes": rng.lognormal(4, 1, series)})  # as the IDC's are spread
+        assert _shard_load(table, shards).max() <= bound, f"{series} series, {shards} shards"
+
+
+def test_a_cohort_in_one_of_its_shards_is_unbalanced_also_where_it_is_the_first_of_two() -> None:
+    bound = load_stage(CohortConfig, "wholebody", "cohort", ROOT / "params.yaml").quality.max_shard_load
+    sizes = np.full(124, 90.0)
+    for shards, full in ((2, 0), (2, 1), (4, 0), (32, 31)):
+        assert (shard_loads(np.full(124, full), sizes, shards) > bound).all()
+    sizes[::4] = 900.0  # as many series in each, and nearly all bytes in one
+    loads = shard_loads(np.arange(124) % 4, sizes, 4)
+    assert (loads[::4] > bound).all()
+    assert (loads.drop(loads.index[::4]) < bound).all()
 
 
 def test_data_docs_are_built(config: ScreenConfig, tmp_path: Path) -> None:
