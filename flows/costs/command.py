@@ -30,7 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     rows = table_rows(told)
     table = Table(title=f"What line {arguments.line} took", title_justify="left")
     for place, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="left" if place in (0, len(rows[0]) - 1) else "right", overflow="fold")
+        text = place in (0, len(rows[0]) - 1)
+        table.add_column(heading, justify="left" if text else "right", overflow="fold", no_wrap=text)
     for row in rows:
         table.add_row(*row.values(), end_section=row is rows[-2])
     wide_console().print(table)

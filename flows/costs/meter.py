@@ -46,6 +46,10 @@ class Meter:
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"meter {stage}", daemon=True)
 
+    @property
+    def counted_by(self) -> str:
+        return self._record.counted_by
+
     def __enter__(self) -> Meter:
         self._record = records.keep(self._path, self._record)
         self._look()

@@ -28,7 +28,7 @@ def number(value: float | None) -> str:
     if value == 0 or abs(value) >= 100:
         return f"{value:.0f}"
     text = f"{value:.3g}"
-    return f"{value:.6f}".rstrip("0") if "e" in text else text
+    return text if "e" not in text else f"{value:.6f}".rstrip("0") if value >= 5e-7 else "<0.000001"
 
 
 def kinds(told: dict[str, Any]) -> list[dict[str, Any]]:
@@ -81,8 +81,8 @@ def summary(told: dict[str, Any]) -> str:
     if prices is not None:
         currency = prices["currency"]
         text = (
-            f"{number(total['cost'])} {currency}, {number(total['kwh'])} kWh, {number(total['co2_g'])} g CO2e ({text}); "
-            f"to keep it: {number(total['stored_per_month'])} {currency} a month"
+            f"{number(total['cost'])} {currency}, {number(total['kwh'])} kWh, {number(total['co2_g'])} g CO2e "
+            f"({text}); to keep it: {number(total['stored_per_month'])} {currency} a month"
         )
     missing = sum(row["made"] is None for row in told["stages"])
     return text + (f"; without {missing} of {len(told['stages'])} stages, made elsewhere" if missing else "")

@@ -160,8 +160,8 @@ def method(stages: list[StageCost], costs: CostsConfig | None) -> list[str]:
     if missing:
         named = ", ".join(missing[:3]) + (", ..." if missing[3:] else "")
         told.append(
-            f"{len(missing)} of {len(stages)} stages have no record here, so the total is without them: made in another "
-            f"checkout or by `dvc repro` ({named})."
+            f"{len(missing)} of {len(stages)} stages have no record here, so the total is without them: made in "
+            f"another checkout or by `dvc repro` ({named})."
         )
     if costs is None:
         return [*told, "No money and no energy: params.yaml has no block `costs`."]
