@@ -8,9 +8,11 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 import psutil
 
+from components.errors import UserError
 from flows.costs import usage as records
 from flows.costs.energy import Gpus, Rapl
 from flows.costs.ledger import NOTHING, Amounts, Ledger, Seen
@@ -51,7 +53,7 @@ class Meter:
         return self._record.counted_by
 
     def __enter__(self) -> Meter:
-        self._record = records.keep(self._path, self._record)
+        self._keep()
         self._look()
         self._thread.start()
         return self
@@ -76,7 +78,12 @@ class Meter:
         stage = self._record.stage
         entry = records.lock_entries([stage]).get(stage) if outcome == records.MADE else None
         lock = "" if entry is None else records.entry_hash(entry)
-        records.keep(self._path, self._record, usage=self.usage, outcome=outcome, lock=lock)
+        self._keep(outcome=outcome, lock=lock)
+
+    def _keep(self, **changed: Any) -> None:
+        # A disk that is full, or a folder that may not be written, is the stage's to tell: a record stops no release.
+        with suppress(OSError, UserError):
+            self._record = records.keep(self._path, self._record, usage=self.usage, **changed)
 
     def _watch(self) -> None:
         wait = FIRST_WAIT
@@ -87,7 +94,7 @@ class Meter:
             wait = max(took * SHARE, min(LONGEST_WAIT, FIRST_WAIT + (before - self._began) / SHARE))
             if before - self._kept >= KEPT_EVERY:
                 self._kept = before
-                self._record = records.keep(self._path, self._record, usage=self.usage)
+                self._keep()
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -50,6 +50,7 @@ if os.environ.get("BURNS") == name:
             burn(DAEMON_SECONDS)
             held = DAEMON_MIB / 1024 * (time.monotonic() - begin)
             write_json(Path("used.json"), {"cpu_s": OWN_SECONDS + time.process_time(), "gib_s": held})
+            del block
             os.write(writes, b"done")
             for number in (0, 1, 2):
                 os.close(number)
