@@ -92,7 +92,7 @@ class Meter:
             self._look()
             took = time.monotonic() - before
             wait = max(took * SHARE, min(LONGEST_WAIT, FIRST_WAIT + (before - self._began) / SHARE))
-            if before - self._kept >= KEPT_EVERY:
+            if before - self._kept >= min(KEPT_EVERY, (before - self._began) / 2):
                 self._kept = before
                 self._keep()
 

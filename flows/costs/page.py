@@ -93,7 +93,7 @@ def remarks(told: dict[str, Any]) -> list[str]:
     said = []
     if told["lost"]["runs"]:
         said.append(
-            f"In it: {told['lost']['runs']} runs of stages that were killed, failed or cut short, "
+            f"In it: runs of stages that were killed, failed or cut short: {told['lost']['runs']}, "
             f"{number(told['lost']['cpu_h'])} CPU h."
         )
     if (ours := told.get("this_run")) is not None:

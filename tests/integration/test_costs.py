@@ -120,6 +120,7 @@ def test_a_release_tells_what_it_took_and_what_was_lost(checkout: Checkout) -> N
     assert curate["made"]["this_run"]
     assert [run["outcome"] for run in rows["acquire"]["lost_runs"]] == ["cut short"]
     assert account["lost"]["runs"] == 1
+    assert account["lost"]["cpu_h"] > 0
     assert account["total"]["cpu_h"] == pytest.approx(sum(row["cpu_h"] for row in rows.values()))
     assert account["total"]["cost"] > 0
     assert account["total"]["kwh"] > 0
