@@ -169,8 +169,8 @@ def method(stages: list[StageCost], costs: CostsConfig | None) -> list[str]:
     told.append(
         f"Energy of the processors is metered (RAPL, by share of busy time) in {metered} of {len(made)} stages. In the "
         f"others it is an estimate, as codecarbon makes it: {energy.watts_per_core:g} W a busy hardware thread. Memory "
-        f"is one, too: {energy.watts_per_gib:g} W a GiB in use. All times {energy.overhead:g} for the building; "
-        f"{energy.grams_per_kwh:g} g of CO2 equivalent a kWh."
+        f"is an estimate, too: {energy.watts_per_gib:g} W a GiB in use. All times {energy.overhead:g} for the "
+        f"building; {energy.grams_per_kwh:g} g of CO2 equivalent a kWh."
     )
     if any(record.usage.gpu_s and record.usage.gpu_j is None for record in made):
         told.append("A GPU was held that has no meter: its energy is missing.")
