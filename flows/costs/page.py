@@ -138,6 +138,7 @@ def _plot(told: dict[str, Any]) -> str:
     ):  # fmt: skip
         axes.barh(names, [row[figure] for row in rows], color=colour)
         axes.set_xlabel(told_as)
+        axes.locator_params(axis="x", nbins=4)
         axes.spines[["top", "right"]].set_visible(False)
     left.invert_yaxis()
     image = io.BytesIO()
