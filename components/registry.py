@@ -8,6 +8,7 @@ from typing import Any
 
 from components.bundle.config import BundleConfig
 from components.cohort.config import CohortConfig
+from components.costs import COSTS, load_costs
 from components.ct.grid import GridConfig
 from components.curate.config import CurateConfig
 from components.evaluate.peers import PeersConfig
@@ -72,12 +73,18 @@ def check_file(path: Path = PARAMS_FILE, nodules_to_come: bool = False) -> None:
         named = lines(path)
     except ParamsError as error:
         mistakes.append(str(error))
-    known = [*KEYS, *named]
+    known = [*KEYS, COSTS, *named]
+    if COSTS in named:
+        mistakes.append(f"params.yaml: lines: {COSTS!r} is not allowed: the file's own key of prices has this name")
     for key in content if named else ():
         if key not in known:
             hint = "add it to `lines`, or " if isinstance(content[key], dict) and "cohort" in content[key] else ""
             told = f"{hint}allowed here: {', '.join(known)}{did_you_mean(key, known)}"
             mistakes.append(f"params.yaml: {key}: unknown key; {told}")
+    try:
+        load_costs(path)
+    except ParamsError as error:
+        mistakes.append(str(error))
     try:
         shards(path)
     except ParamsError as error:

@@ -16,7 +16,8 @@ from components.bundle.signature import SUFFIX, is_of
 from components.files import read_json
 from components.progress import wide_console
 from components.settings import shards
-from flows.run import Run
+from flows.costs.page import remarks, summary, table_rows
+from flows.run import COST, Run
 
 MAX_ROWS = 1000  # of a table on Prefect's page
 MAX_ROWS_PRINTED = 100
@@ -43,6 +44,10 @@ def publish_model(run: Run) -> None:
     if run.made("evaluate") and (falls := fall_rows(line)):
         told = f"Figures of line {line} on external sets, and by how much they fall from the internal test patients"
         create_table_artifact(key=f"{line}-external-sets", table=falls, description=told)
+    if run.outcomes.get(COST):
+        cost = read_json(Path("reports") / line / "cost.json")
+        told = " ".join([f"What line {line} took: {summary(cost)}.", *remarks(cost)])
+        create_table_artifact(key=f"{line}-cost", table=table_rows(cost), description=told)
     made = [stage for stage in ("pretrain", "evaluate") if run.made(stage)]
     plots = [path for stage in made for path in sorted((Path("data") / line / stage).rglob("*.png"))]
     inline = [_inline(path) for path in plots if path.stat().st_size <= MAX_INLINE_BYTES]
@@ -159,8 +164,17 @@ def print_summary(run: Run) -> None:
         {"what": "evaluation report", "where": f"data/{line}/evaluate/report.html" if run.made("evaluate") else "none"},
         {"what": "data quality", "where": f"reports/{line}/quality.html" if run.data_docs else "none"},
         {"what": "Data Docs", "where": run.data_docs or "none"},
+        *_cost_rows(run),
     ]
     console.print(_table(f"Release of line {line}", rows))
+
+
+def _cost_rows(run: Run) -> list[dict[str, Any]]:
+    page = run.outcomes.get(COST)
+    if not page:  # a run that failed; `ctfoundry cost` tells what there is
+        return []
+    told = summary(read_json(Path("reports") / run.line / "cost.json"))
+    return [{"what": "took", "where": told}, {"what": "cost and energy", "where": page}]
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:

@@ -41,6 +41,7 @@ MODULES = {
     "index": ("flows.index", "The vectors of a line's scans as one file, for a service to find the most similar in."),
     "run": ("flows.batch", "Answer for every scan of a folder: a table, segmentations, receipts and a report."),
     "gateway": ("serving.gateway.commands", "At a hospital's door: studies in by DICOM, the service's answers back."),
+    "cost": ("flows.costs.command", "What a release took: hours, bytes, money, energy, by the prices of now."),
     "export": ("flows.export", "A release as others load it: a Hugging Face folder, a MONAI bundle, ONNX."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),

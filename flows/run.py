@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +19,11 @@ from components.files import read_json
 from components.gate.champion import COMPARISON
 from components.settings import reproducible
 from flows.champion import attest
+from flows.costs import usage as costs
+from flows.costs.members import MARK
+from flows.costs.meter import Meter
+from flows.costs.moved import moved_bytes, receipts_of
+from flows.costs.usage import Usage
 from flows.graph import Node, require_free, stages_for
 from flows.processes import started
 from flows.together import default_jobs, longest_first, task_blocks
@@ -31,7 +37,7 @@ DVC_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc c
              "Updating lock file")  # fmt: skip
 DVC_BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
 DECISIONS = {"gate": "decision.json", "champion": COMPARISON}
-DOCS, BENTO = "data docs", "bento"
+DOCS, BENTO, COST = "data docs", "bento", "cost"
 Tell = Callable[[str], None]
 
 
@@ -74,6 +80,7 @@ class Run:
         page_is_lost: Prefect's server does not answer any more.
         stopped: a signal has asked us to end; nothing is begun or tried again.
         arithmetic: the environment of the line's mode, so that no stage need begin a second time in it.
+        spent: what each stage took in this run, also where it had nothing to do.
     """
 
     line: str
@@ -83,6 +90,7 @@ class Run:
     stopped: bool = False
     steps: list[Step] = field(default_factory=list)
     arithmetic: dict[str, str] = field(default_factory=dict)
+    spent: dict[str, Usage] = field(default_factory=dict)
     _decided: set[str] = field(default_factory=set)
     _failures: dict[str, Exception] = field(default_factory=dict)  # by step, the first one first
 
@@ -173,7 +181,9 @@ class Run:
         steps.insert(len(before), Step(DOCS, "Great Expectations Data Docs", (judged,), 0, docs, report=True))
         attested = Step("attestation", "Beside the champion", (last,), 0, lambda tell: attest(self.line))
         bento = Step(BENTO, "The Bento of the release", (last,), 0, lambda tell: build_bento(self.line))
-        return [*steps, attested, bento]
+        told = "What it took: hours, bytes, money, energy"
+        cost = Step(COST, told, (BENTO, "attestation"), 0, lambda tell: write_cost(self), report=True)
+        return [*steps, attested, bento, cost]
 
     def _of_stage(self, node: Node) -> Step:
         retries = RETRIES.get(node.name.partition("@")[0], 0)
@@ -185,10 +195,14 @@ class Run:
         before = _identity(self._decision(stage)) if stage in DECISIONS else None
         tail: list[str] = []
         outcome, broken, restored = "ran", False, False
-        environment = {**os.environ, **self.arithmetic}
+        mark, received = uuid.uuid4().hex, receipts_of(self.line)
+        environment = {**os.environ, **self.arithmetic, MARK: mark}
         # Another stage may be entering its results. A stage's work of hours is not lost to that.
         command = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
-        with started(command, environment=environment) as (process, lines):
+        with (
+            started(command, environment=environment) as (process, lines),
+            Meter(name, process.pid, mark) as meter,
+        ):
             for text in lines:
                 if text.strip().startswith(DVC_HINTS):
                     continue
@@ -197,6 +211,9 @@ class Run:
                 restored = restored or "is cached - skipping run" in text
                 broken = broken or text.startswith("Traceback (most recent call last)")
                 tell(text)
+        self.spent[name] = self.spent.get(name, Usage()) + meter.usage
+        ending = _ending(process.returncode, tail, made=outcome == "ran" and not restored)
+        meter.close(ending, moved_bytes(name, self.line, received))
         if process.returncode == 0:
             if stage == "pretrain" and outcome == "ran" and not restored:
                 note_machine(self.line)
@@ -221,11 +238,33 @@ def failure(name: str, code: int, tail: list[str], broken: bool) -> StageFailed:
     busy = [text for text in tail if any(word in text for word in DVC_BUSY)]
     if busy:
         return StageFailed(f"stage {name}: another DVC command works in this checkout: {busy[0]}; wait for it to end")
-    told = re.findall(r"exited with (-?\d+)", " ".join(tail))
-    exited = int(told[-1]) if told else code
-    killed = exited < 0 or exited > 128
-    passing = killed or broken or exited == EXIT_PASSING
+    exited = _exited(code, tail)
+    passing = _killed(exited) or broken or exited == EXIT_PASSING
     return StageFailed(f"stage {name} failed (dvc exit {code}): " + " | ".join(tail[-4:]), passing)
+
+
+def _exited(code: int, tail: list[str]) -> int:
+    """How the stage's own command ended, of which dvc tells in words."""
+    told = re.findall(r"exited with (-?\d+)", " ".join(tail))
+    return int(told[-1]) if told else code
+
+
+def _killed(exited: int) -> bool:
+    return exited < 0 or exited > 128
+
+
+def _ending(code: int, tail: list[str], made: bool) -> str:
+    """What the record of a stage says of its end; empty where there was nothing to do."""
+    if code == 0:
+        return costs.MADE if made else ""
+    return costs.KILLED if _killed(_exited(code, tail)) else costs.FAILED
+
+
+def write_cost(run: Run) -> str:
+    """What the release took, beside it; returns the page."""
+    from flows.costs.release import account, own_cpu_seconds, write_account
+
+    return write_account(run.line, account(run.line, run.spent, own_cpu_seconds())).as_posix()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -1,7 +1,8 @@
 """The real flow over a graph of tiny stages: what is tested is the flow, so a stage takes no longer than it is told to.
 
 ``SLOW=<stage>`` in the environment makes that stage start a worker in a session of its own, as Ray does, and wait for
-SIGUSR1; ``FAILS=<stage>`` makes it end with a mistake of the user.
+SIGUSR1; ``FAILS=<stage>`` makes it end with a mistake of the user; ``BURNS=<stage>`` makes it use known amounts of
+processor time and memory, most of them in a daemon that nobody waits for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import yaml
 from checkout import Checkout
 
 ORDER = ("cohort", "acquire", "curate", "drift", "pretrain", "gate", "champion", "bundle")
+OWN_SECONDS, DAEMON_SECONDS, DAEMON_MIB = 3.0, 6.0, 400
 PAGE = {"in": 3, "accepted": 2, "not_ct": 0, "rejected": {"gantry_tilt": 1}, "accepted_by_role": {"pretrain": 2},
         "series": []}  # fmt: skip
 
@@ -34,6 +36,29 @@ if os.environ.get("SLOW") == name:
     while not go_on:
         time.sleep(0.1)
     worker.kill()
+if os.environ.get("BURNS") == name:
+    def burn(seconds):
+        while time.process_time() < seconds:
+            pass
+    reads, writes = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            block = bytearray(DAEMON_MIB << 20)
+            block[::4096] = b"x" * len(block[::4096])
+            begin = time.monotonic()
+            burn(DAEMON_SECONDS)
+            held = DAEMON_MIB / 1024 * (time.monotonic() - begin)
+            write_json(Path("used.json"), {"cpu_s": OWN_SECONDS + time.process_time(), "gib_s": held})
+            del block
+            os.write(writes, b"done")
+            for number in (0, 1, 2):
+                os.close(number)
+            time.sleep(1000)
+        os._exit(0)
+    os.wait()
+    burn(OWN_SECONDS)
+    os.read(reads, 4)
 if os.environ.get("FAILS") == name:
     sys.exit(f"{name}: data/none: not found; this stage fails")
 data = Path("data/wholebody")
@@ -69,7 +94,10 @@ def tiny(folder: Path) -> Checkout:
     """A checkout of this project whose graph is one of tiny stages, one after the other."""
     checkout = Checkout(folder)
     script = folder / "tiny_stage.py"
-    script.write_text(textwrap.dedent(STAGE).replace("FUNNEL", repr(PAGE)))
+    text = textwrap.dedent(STAGE).replace("FUNNEL", repr(PAGE))
+    for name in ("OWN_SECONDS", "DAEMON_SECONDS", "DAEMON_MIB"):
+        text = text.replace(name, str(globals()[name]))
+    script.write_text(text)
     stages = {}
     for before, name in zip((None, *ORDER), ORDER, strict=False):
         out = "releases/${item}" if name == "bundle" else f"data/${{item}}/{name}"

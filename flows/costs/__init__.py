@@ -1,0 +1,1 @@
+"""What a release takes: time, processor, memory, bytes, money and energy, kept beside it and never in it."""
