@@ -61,14 +61,15 @@ export class Viewer {
   /** Draw a scan, a .nii.gz Blob in HU, alone. */
   async open(blob, window) {
     this.#layers.clear();
-    const [, , low, high] = window;
+    const [low, high] = window;
     await this.#loaded(blob, async (url) => this.#nv.loadVolumes(
       [{ url, name: "scan.nii.gz", colormap: "gray", cal_min: low, cal_max: high, trustCalMinMax: false }]));
     this.setWindow(window);
     this.#nv.createOnLocationChange();
   }
 
-  setWindow([, , low, high]) {
+  /** HU from black to white. */
+  setWindow([low, high]) {
     const scan = this.#nv.volumes[0];
     if (!scan) return;
     [scan.cal_min, scan.cal_max] = [low, high];
@@ -76,14 +77,14 @@ export class Viewer {
     this.#canvas.dataset.window = `${low},${high}`;
   }
 
-  /** Draw a label map over the scan. */
-  async addLabels(blob, highest, opacity) {
-    await this.#add("labels", blob, { opacity });
-    this.showLabels(highest, new Set());
+  /** Draw a label map over the scan, as a layer of this name. */
+  async addLabels(layer, blob, highest, opacity) {
+    await this.#add(layer, blob, { opacity });
+    this.showLabels(layer, highest, new Set());
   }
 
-  showLabels(highest, hidden) {
-    this.#layers.get("labels").setColormapLabel(lookup(highest, hidden));
+  showLabels(layer, highest, hidden) {
+    this.#layers.get(layer).setColormapLabel(lookup(highest, hidden));
     this.#nv.updateGLVolume();
   }
 
