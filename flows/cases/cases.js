@@ -9,6 +9,7 @@ const at = (id) => document.getElementById(id);
 const cases = JSON.parse(at("cases").textContent);
 const OVERLAYS = [["p", "Prediction", "prediction"], ["r", "Reference", "reference"], ["b", "Both", "prediction", "reference"], ["n", "None"]];
 const OPACITY = 0.5;
+const opacityOf = (layer) => (state.overlays.includes(layer) ? OPACITY : 0);
 const state = { viewer: null, window: null, overlays: [], turn: 0, drawn: Promise.resolve() };
 const awaited = new Map();
 
@@ -30,7 +31,7 @@ const scoreOf = ({ kind, score }) => (kind === "segment" ? `mean Dice ${score.to
 
 function overlay(...layers) {
   state.overlays = layers;
-  for (const layer of ["reference", "prediction"]) state.viewer?.setOpacity(layer, layers.includes(layer) ? OPACITY : 0);
+  for (const layer of ["reference", "prediction"]) state.viewer?.setOpacity(layer, opacityOf(layer));
 }
 
 async function draw(one, turn) {
@@ -41,9 +42,9 @@ async function draw(one, turn) {
   state.viewer ??= await viewerOn(at("canvas"), at("place"));
   await state.viewer.open(scan, state.window);
   const highest = Math.max(0, ...Object.keys(one.segmented?.structures ?? {}).map(Number));
-  for (const [index, name] of names.entries()) await state.viewer.addLabels(name, masks[index], highest, 0);
+  for (const [index, name] of names.entries()) await state.viewer.addLabels(name, masks[index], highest, opacityOf(name));
   at("overlays").hidden = names.length === 0;
-  overlay(...state.overlays);
+  overlay(...state.overlays); // another may have been chosen meanwhile
   if (one.point_mm) state.viewer.moveTo(one.point_mm);
   tell(one, (hidden) => names.forEach((name) => state.viewer.showLabels(name, highest, hidden)));
 }

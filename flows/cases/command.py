@@ -48,7 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     line, output = arguments.line, arguments.out
     require_new(output)
-    bundle = open_release(Path("releases") / line)
+    release = Path("releases") / line
+    if not release.is_dir():
+        raise UserError(f"line {line}: no release in {release}; run `make release LINE={line}` first")
+    bundle = open_release(release)
     _require_evaluated(line)
     chosen = choose(Tables.read(line), tasks_of(line, sets_of(line)), arguments.task, arguments.each)
     volumes = _volumes(line)

@@ -97,9 +97,11 @@ def _require_same(one: Chosen, what: str, said: float, known: float) -> None:
         )
 
 
-def _worst_place(one: Chosen, structures: list[str], scan: Scan) -> tuple[float, float, float]:
-    """In the middle of the structure that is found worst; RAS mm, a voxel of its reference mask."""
+def _worst_place(one: Chosen, structures: list[str], scan: Scan) -> tuple[float, float, float] | None:
+    """In the middle of the structure that is found worst; RAS mm, a voxel of its reference mask. None without one."""
     there = [name for name in structures if (scan.classes == structures.index(name) + 1).any()]
+    if not there:
+        return None
     worst = min(there, key=lambda name: (one.scores[name], name))
     voxels = np.argwhere(scan.classes == structures.index(worst) + 1)
     return _mm(scan.volume.affine, voxels[np.abs(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()])

@@ -46,7 +46,7 @@ export class Viewer {
     const { Niivue, SHOW_RENDER } = window.niivue;
     this.#nv = new Niivue({
       isRadiologicalConvention: true, isResizeCanvas: true, dragAndDropEnabled: false, logLevel: "error",
-      multiplanarShowRender: SHOW_RENDER.NEVER, crosshairColor: [0.94, 0.89, 0.26, 0.8], crosshairWidth: 0.5,
+      multiplanarShowRender: SHOW_RENDER.NEVER, crosshairColor: [0.94, 0.89, 0.26, 0.8], crosshairWidth: 0.4, crosshairWidthUnit: "percent",
       backColor: [0, 0, 0, 1], loadingText: "", isColorbar: false, tileMargin: 2, showLegend: false,
       viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "",
     });
@@ -71,10 +71,9 @@ export class Viewer {
   /** HU from black to white. */
   setWindow([low, high]) {
     const scan = this.#nv.volumes[0];
-    if (!scan) return;
+    if (!scan || (scan.cal_min === low && scan.cal_max === high)) return; // each update draws anew, which may take seconds
     [scan.cal_min, scan.cal_max] = [low, high];
     this.#nv.updateGLVolume();
-    this.#canvas.dataset.window = `${low},${high}`;
   }
 
   /** Draw a label map over the scan, as a layer of this name. */
@@ -98,8 +97,8 @@ export class Viewer {
   }
 
   setOpacity(layer, opacity) {
-    const index = this.#nv.volumes.indexOf(this.#layers.get(layer));
-    if (index > 0) this.#nv.setOpacity(index, opacity);
+    const volume = this.#layers.get(layer);
+    if (volume && volume.opacity !== opacity) this.#nv.setOpacity(this.#nv.volumes.indexOf(volume), opacity);
   }
 
   remove(layer) {
