@@ -39,6 +39,7 @@ MODULES = {
     "classify": ("flows.classify", "What the heads of a release answer for one scan, without a server."),
     "segment": ("flows.segment", "The structures of one scan by the release's decoder, as NIfTI, without a server."),
     "index": ("flows.index", "The vectors of a line's scans as one file, for a service to find the most similar in."),
+    "cases": ("flows.cases.command", "The worst and best cases of a line's evaluation, to look at in a browser."),
     "run": ("flows.batch", "Answer for every scan of a folder: a table, segmentations, receipts and a report."),
     "gateway": ("serving.gateway.commands", "At a hospital's door: studies in by DICOM, the service's answers back."),
     "cost": ("flows.costs.command", "What a release took: hours, bytes, money, energy, by the prices of now."),

@@ -57,6 +57,7 @@ ROUTES = (
     Told("sending", "/sending.js", READ, "its part that packs and sends scans", public=True),
     Told("viewer", "/viewer.js", READ, "its part that draws scans", public=True),
     Told("answers", "/answers.js", READ, "its part that shows answers", public=True),
+    Told("controls", "/controls.js", READ, "its part with what stands round the images", public=True),
     Told("niivue", "/niivue.umd.js", READ, "NiiVue, which draws volumes", public=True),
     Told("licences", "/LICENSES.txt", READ, "the licences of NiiVue and what it brings", public=True),
     Told("healthz", "/healthz", READ, "200 while the service lives", probe=True),

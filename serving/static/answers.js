@@ -54,10 +54,23 @@ function limits(lines) {
   return element("ul", { className: "hint" }, ...lines.map((line) => element("li", {}, line)));
 }
 
-/** Structures, as `/segment` gives them: a legend with volumes. `changed` is told the values that are hidden. */
-export function showStructures(place, segmented, changed) {
+const inMl = (volume) => volume.toFixed(1);
+const inDice = (dice) => (dice === null ? "" : dice.toFixed(3));
+const COLUMNS = [["ml", ({ volume_ml }) => inMl(volume_ml)], ["Dice on test scans", ({ dice }) => inDice(dice)]];
+
+/** Of a case whose reference is known: columns of its structures. */
+export const CASE_COLUMNS = [
+  ["Reference ml", ({ reference_ml }) => inMl(reference_ml)], ["Prediction ml", ({ volume_ml }) => inMl(volume_ml)],
+  ["Dice", ({ dice }) => inDice(dice)],
+];
+
+const isThere = ({ volume_ml, reference_ml = 0 }) => volume_ml > 0 || reference_ml > 0;
+
+/** Structures, as `/segment` gives them: a legend with volumes. `changed` is told the values that are hidden;
+ * `columns`: title, and the text of a structure. */
+export function showStructures(place, segmented, changed, columns = COLUMNS) {
   const hidden = new Set(), boxes = [];
-  const row = ([value, { name, volume_ml, dice }]) => {
+  const row = ([value, structure]) => {
     const box = element("input", { type: "checkbox", checked: true });
     box.addEventListener("change", () => {
       if (box.checked) hidden.delete(Number(value));
@@ -67,16 +80,15 @@ export function showStructures(place, segmented, changed) {
     boxes.push(box);
     const swatch = element("span", { className: "swatch" });
     swatch.style.backgroundColor = `rgb(${colourOf(Number(value)).join(" ")})`;
-    return element("tr", {}, element("td", {}, element("label", {}, box, swatch, name)),
-      element("td", { className: "number" }, volume_ml.toFixed(1)),
-      element("td", { className: "number" }, dice === null ? "" : dice.toFixed(2)));
+    return element("tr", {}, element("td", {}, element("label", {}, box, swatch, structure.name)),
+      ...columns.map(([, text]) => element("td", { className: "number" }, text(structure))));
   };
-  const found = Object.entries(segmented.structures).filter(([, { volume_ml }]) => volume_ml > 0);
-  const head = element("tr", {}, ...["Structure", "ml", "Dice on test scans"].map((name) => element("th", { scope: "col" }, name)));
-  const rows = found.map(row);
-  const absent = Object.values(segmented.structures).filter(({ volume_ml }) => volume_ml === 0).map(({ name }) => name);
+  const rows = Object.entries(segmented.structures).filter(([, structure]) => isThere(structure)).map(row);
+  const titles = ["Structure", ...columns.map(([title]) => title)].map((title) => element("th", { scope: "col" }, title));
+  const absent = Object.values(segmented.structures).filter((structure) => !isThere(structure)).map(({ name }) => name);
   place.replaceChildren(element("h3", {}, `Structures: ${segmented.part}`), ...switches(boxes),
-    element("div", { className: "scroll" }, element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows))),
+    element("div", { className: "scroll" },
+      element("table", {}, element("thead", {}, element("tr", {}, ...titles)), element("tbody", {}, ...rows))),
     ...(absent.length ? [element("p", { className: "hint" }, `Not found: ${absent.join(", ")}.`)] : []), limits(segmented.limits));
 }
 

@@ -95,16 +95,17 @@ export class Service {
   #requests = new Set();
   token = "";
 
-  /** The answer as a Blob. `sent` is told the share of the upload. Throws Refused, with `status`, in the service's words. */
+  /** The answer as a Blob. `sent` is told the share of the upload. Throws Refused, in the service's words with `status`,
+   * or `cancelled`. */
   ask(path, body, sent = () => {}) {
     return new Promise((done, failed) => {
       const request = new XMLHttpRequest();
-      this.#requests.add(request);
+      if (body) this.#requests.add(request);
       request.open(body ? "POST" : "GET", path);
       request.responseType = "blob";
       if (this.token) request.setRequestHeader("Authorization", `Bearer ${this.token}`);
       request.upload.onprogress = (event) => event.lengthComputable && sent(event.loaded / event.total);
-      request.onabort = () => failed(new Refused("cancelled"));
+      request.onabort = () => failed(Object.assign(new Refused("cancelled"), { cancelled: true }));
       request.onerror = () => failed(new Refused("the service does not answer, or ended the connection; is it running?"));
       request.onload = () => answered(request).then(done, failed);
       request.onloadend = () => this.#requests.delete(request);
@@ -116,6 +117,7 @@ export class Service {
     return JSON.parse(await (await this.ask(path, body, sent)).text());
   }
 
+  /** End what is asked about scans; what the page asks about the service goes on. */
   cancel() {
     for (const request of this.#requests) request.abort();
   }

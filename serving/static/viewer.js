@@ -46,7 +46,7 @@ export class Viewer {
     const { Niivue, SHOW_RENDER } = window.niivue;
     this.#nv = new Niivue({
       isRadiologicalConvention: true, isResizeCanvas: true, dragAndDropEnabled: false, logLevel: "error",
-      multiplanarShowRender: SHOW_RENDER.NEVER, crosshairColor: [0.94, 0.89, 0.26, 0.8], crosshairWidth: 0.5,
+      multiplanarShowRender: SHOW_RENDER.NEVER, crosshairColor: [0.94, 0.89, 0.26, 0.8], crosshairWidth: 0.4, crosshairWidthUnit: "percent",
       backColor: [0, 0, 0, 1], loadingText: "", isColorbar: false, tileMargin: 2, showLegend: false,
       viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "",
     });
@@ -61,29 +61,29 @@ export class Viewer {
   /** Draw a scan, a .nii.gz Blob in HU, alone. */
   async open(blob, window) {
     this.#layers.clear();
-    const [, , low, high] = window;
+    const [low, high] = window;
     await this.#loaded(blob, async (url) => this.#nv.loadVolumes(
       [{ url, name: "scan.nii.gz", colormap: "gray", cal_min: low, cal_max: high, trustCalMinMax: false }]));
     this.setWindow(window);
     this.#nv.createOnLocationChange();
   }
 
-  setWindow([, , low, high]) {
+  /** HU from black to white. */
+  setWindow([low, high]) {
     const scan = this.#nv.volumes[0];
-    if (!scan) return;
+    if (!scan || (scan.cal_min === low && scan.cal_max === high)) return; // each update draws anew, which may take seconds
     [scan.cal_min, scan.cal_max] = [low, high];
     this.#nv.updateGLVolume();
-    this.#canvas.dataset.window = `${low},${high}`;
   }
 
-  /** Draw a label map over the scan. */
-  async addLabels(blob, highest, opacity) {
-    await this.#add("labels", blob, { opacity });
-    this.showLabels(highest, new Set());
+  /** Draw a label map over the scan, as a layer of this name. */
+  async addLabels(layer, blob, highest, opacity) {
+    await this.#add(layer, blob, { opacity });
+    this.showLabels(layer, highest, new Set());
   }
 
-  showLabels(highest, hidden) {
-    this.#layers.get("labels").setColormapLabel(lookup(highest, hidden));
+  showLabels(layer, highest, hidden) {
+    this.#layers.get(layer).setColormapLabel(lookup(highest, hidden));
     this.#nv.updateGLVolume();
   }
 
@@ -97,8 +97,8 @@ export class Viewer {
   }
 
   setOpacity(layer, opacity) {
-    const index = this.#nv.volumes.indexOf(this.#layers.get(layer));
-    if (index > 0) this.#nv.setOpacity(index, opacity);
+    const volume = this.#layers.get(layer);
+    if (volume && volume.opacity !== opacity) this.#nv.setOpacity(this.#nv.volumes.indexOf(volume), opacity);
   }
 
   remove(layer) {

@@ -93,6 +93,24 @@ def test_a_scan_is_segmented_on_its_own_grid(released: tuple[Checkout, str, str]
     assert "| organs_segmented |" in (checkout.folder / "releases" / line / "MODEL_CARD.md").read_text()
 
 
+def test_its_cases_are_shown_with_the_figures_of_its_evaluation(
+    released: tuple[Checkout, str, str], tmp_path: Path
+) -> None:
+    checkout, line, _ = released
+    done = checkout.run("ctfoundry", "cases", "--line", line, "--out", str(tmp_path / "cases"))
+    assert done.returncode == 0, done.stderr  # the heads give what the tables have, or it ends
+    page = (tmp_path / "cases" / "index.html").read_text()
+    cases = json.loads(page.split('id="cases">')[1].split("</script>")[0])
+    table = pd.read_parquet(checkout.folder / "data" / line / "evaluate" / "cases.parquet")
+    own = table[(table["method"] == "encoder") & table["probe"].isin(["dice", "calibrated"])]
+    assert {one["part"].split("/")[0] for one in cases} == {part.split("/")[0] for part in own["task"]}
+    for one in cases:
+        if one["kind"] == "segment":
+            known = own[(own["task"] == one["part"]) & own["case"].str.startswith(f"{one['case']}/")]
+            assert one["score"] == pytest.approx(known["score"].mean(), abs=1e-6)
+            assert set(one["masks"]) == {"reference", "prediction"}
+
+
 def test_every_planted_fault_is_caught_and_no_clean_series(released: tuple[Checkout, str, str]) -> None:
     checkout, line, _ = released
     data = checkout.folder / "data" / line

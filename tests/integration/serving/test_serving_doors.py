@@ -88,7 +88,17 @@ def test_a_client_without_a_certificate_is_not_even_heard(doors: Doors, tmp_path
 
 
 # All of the page, which has a field for the token: its own list, so that no answer becomes public unnoticed.
-PAGE = ("/", "/style.css", "/page.js", "/sending.js", "/viewer.js", "/answers.js", "/niivue.umd.js", "/LICENSES.txt")
+PAGE = (
+    "/",
+    "/style.css",
+    "/page.js",
+    "/sending.js",
+    "/viewer.js",
+    "/answers.js",
+    "/controls.js",
+    "/niivue.umd.js",
+    "/LICENSES.txt",
+)
 
 
 @pytest.mark.parametrize("told", ROUTES, ids=lambda told: told.name)
