@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from components.errors import UserError
-from flows.environment import STATE
 
-LOCK = STATE / "lock"
+LOCK = Path(".ctfoundry/lock")  # the checkout's own, wherever its state lies
 _held = False  # by this process
 
 
