@@ -41,6 +41,7 @@ MODULES = {
     "index": ("flows.index", "The vectors of a line's scans as one file, for a service to find the most similar in."),
     "run": ("flows.batch", "Answer for every scan of a folder: a table, segmentations, receipts and a report."),
     "gateway": ("serving.gateway.commands", "At a hospital's door: studies in by DICOM, the service's answers back."),
+    "platform": ("flows.platform.up", "Scheduled releases on this machine: Prefect's server, deployments, workers."),
     "export": ("flows.export", "A release as others load it: a Hugging Face folder, a MONAI bundle, ONNX."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),
@@ -166,23 +167,10 @@ def _release(arguments: argparse.Namespace) -> int:
 
 
 def _release_alone(arguments: argparse.Namespace, run: Run) -> int:
-    from components.registry import check_file
-    from flows.parameters import list_tasks, pin
-    from flows.places import require_pins, require_repository, require_server
-    from flows.sources import pin_source
-    from flows.start import check_start
+    from flows.beginning import begin
+    from flows.places import require_server
 
-    list_tasks()
-    check_file(nodules_to_come=arguments.evaluation not in (None, "none") or bool(arguments.source))
-    require_repository()
-    require_pins()
-    require_server()
-    if arguments.source or arguments.evaluation:
-        pin_source(arguments.line, arguments.source, arguments.evaluation)
-    if arguments.privacy:
-        pin(arguments.line, "screen", {"privacy": arguments.privacy})
-    check_file()
-    check_start(arguments.line, fetch=True)
+    begin(arguments.line, arguments.source, arguments.evaluation, arguments.privacy, require_server)
     from flows.artifacts import print_summary
     from flows.release import make_release
     from flows.run import ReleaseFailed

@@ -31,7 +31,7 @@ from components.pretrain.config import PretrainConfig  # noqa: E402
 from components.settings import load_stage  # noqa: E402
 from flows import artifacts  # noqa: E402
 from flows import run as runs  # noqa: E402
-from flows.lock import checkout_lock  # noqa: E402
+from flows.lock import checkout_lock, line_slot  # noqa: E402
 from flows.processes import PREFECT_SERVER, end_children, waiting_is_vain  # noqa: E402
 from flows.run import ReleaseFailed, Run, StageFailed, Step  # noqa: E402
 from flows.together import side_by_side  # noqa: E402
@@ -142,7 +142,7 @@ def release(line: str, jobs: int | None = None) -> dict[str, Any]:
     run = runs.under_way = runs.under_way or Run(line, jobs)
     logging.raiseExceptions = False  # of handlers: Prefect's would write of every line that its server does not take
     try:
-        with checkout_lock(f"release --line {line}"):
+        with checkout_lock(f"release --line {line}"), line_slot(line, f"release --line {line}"):
             run.begin(_fixed_workers)
             _submit_all(run)
             _report(run, artifacts.publish_model)

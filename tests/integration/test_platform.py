@@ -1,0 +1,95 @@
+"""Deployed runs, by a real Prefect server and worker: each in a workspace of its own, published, and nothing left."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from platform_of import Platform
+from tiny_graph import tiny
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    folder = tmp_path_factory.mktemp("platform")
+    (folder / "checkout").mkdir()
+    of = Platform(folder, tiny(folder / "checkout"))
+    with of.up():
+        yield of
+
+
+def test_a_deployed_run_is_released_and_published_and_leaves_nothing(platform: Platform) -> None:
+    before = platform.checkout.git("status", "--porcelain"), platform.checkout.git("rev-parse", "HEAD")
+    state = platform.run("retrain/wholebody")
+    assert state["type"] == "COMPLETED", f"{state}\n{platform.logs()}"
+    assert state["message"].startswith("wholebody@v0.0.1: bundle ")
+    assert platform.git("cat-file", "-t", "wholebody@v0.0.1") == "tag"
+    branch = platform.git("rev-parse", "release/wholebody/v0.0.1")
+    assert platform.git("rev-parse", "wholebody@v0.0.1^{}") == branch
+    assert platform.git("rev-parse", f"{branch}~") == before[1].strip(), "the commit that the run worked at"
+    assert set(platform.git("diff", "--name-only", f"{branch}~", branch).splitlines()) <= {
+        "params.yaml", "dvc.lock", "infra/made_on.json",
+    }  # fmt: skip
+    assert not list(platform.tmp.glob("tmp*prefect")), "workspaces go"
+    assert before == (platform.checkout.git("status", "--porcelain"), platform.checkout.git("rev-parse", "HEAD"))
+    assert not (platform.checkout.folder / "releases").exists()
+    assert len(list((platform.state / "bentoml" / "bentos").glob("ctfoundry-wholebody/*/bento.yaml"))) == 1
+    assert (platform.state / "published" / "wholebody" / "v0.0.1").is_dir()
+
+
+def test_what_is_published_already_is_nothing_to_do(platform: Platform) -> None:
+    state = platform.run("retrain/wholebody")
+    assert (state["type"], state["name"]) == ("COMPLETED", "NothingToDo"), f"{state}\n{platform.logs()}"
+    assert "wholebody@v0.0.1" in state["message"]
+    assert platform.git("tag", "--list") == "wholebody@v0.0.1"
+
+
+def test_a_clone_elsewhere_pulls_it_and_has_nothing_to_do(platform: Platform) -> None:
+    clone = platform.clone("scientist")
+    environment = platform.environment() | {"PYTHONPATH": str(clone)}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("git", "checkout", "-q", "wholebody@v0.0.1")
+    run("dvc", "remote", "add", "--local", "--default", "store", str(platform.remote))
+    run("dvc", "pull")
+    assert (clone / "releases/wholebody/manifest.json").is_file()
+    said = run("dvc", "repro")
+    assert "up to date" in said
+    assert "Running stage" not in said
+
+
+def test_a_stage_that_fails_is_told_by_name(platform: Platform, tmp_path: Path) -> None:
+    clone = platform.clone("breaks")
+    script = (clone / "tiny_stage.py").read_text()
+    (clone / "tiny_stage.py").write_text(script + '\nif name == "curate":\n    sys.exit("curate: data/x: not found")\n')
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    subprocess.run(["git", *identity, "commit", "-qam", "breaks"], cwd=clone, check=True)
+    subprocess.run(["git", "push", "-q"], cwd=clone, check=True)
+    state = platform.run("retrain/wholebody")
+    assert (state["type"], state["name"]) == ("FAILED", "StageFailed"), f"{state}\n{platform.logs()}"
+    assert "stage curate@wholebody failed" in state["message"]
+    assert platform.git("tag", "--list") == "wholebody@v0.0.1"
+    assert not list(platform.tmp.glob("tmp*prefect"))
+
+
+def test_a_line_that_is_not_there_is_refused(platform: Platform) -> None:
+    state = platform.run("retrain/wholebody", line="none_such")
+    assert (state["type"], state["name"]) == ("FAILED", "Refused"), f"{state}\n{platform.logs()}"
+    assert "none_such" in state["message"]
+
+
+def test_stopped_it_leaves_no_process(tmp_path: Path) -> None:
+    (tmp_path / "checkout").mkdir()
+    of = Platform(tmp_path, tiny(tmp_path / "checkout"))
+    with of.up() as process:
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert any("worker" in child.cmdline() for child in below)
+    assert process.returncode == 0, of.said()
+    assert not [child for child in below if child.is_running()]
