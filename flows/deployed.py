@@ -24,7 +24,7 @@ from prefect.events import emit_event  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
 from components.errors import UserError  # noqa: E402
-from components.settings import block_of  # noqa: E402
+from components.settings import block_of, require_line  # noqa: E402
 from flows import run as runs  # noqa: E402
 from flows.beginning import begin  # noqa: E402
 from flows.lock import checkout_lock, line_slot  # noqa: E402
@@ -90,7 +90,7 @@ def retrain(
         jobs: stages at a time; as many as the machine bears where empty.
         bump: which part of the version grows.
     """
-    log = get_run_logger()
+    log, line = get_run_logger(), require_line(line)
     with checkout_lock(f"retrain {line}"):
         log.info("workspace %s at commit %s", Path.cwd(), git("rev-parse", "HEAD"))
         _own_code()
@@ -120,7 +120,7 @@ def watch(line: str, minimum: int = 1) -> State[Any]:
         line: the model line.
         minimum: studies that must have come to a PACS.
     """
-    found = changes(line, minimum)
+    found = changes(require_line(line), minimum)
     if found is None:
         return nothing_to_do(f"line {line}: its source is what its last release was made from")
     emit_event(found.event, resource=resource(line), payload=found.payload)
@@ -137,7 +137,7 @@ def verify_release(line: str, tag: str | None = None, jobs: int | None = None) -
         tag: such as wholebody@v0.1.0; its newest version where empty.
         jobs: stages at a time; as many as the machine bears where empty.
     """
-    with checkout_lock(f"verify {line}"):
+    with checkout_lock(f"verify {require_line(line)}"):
         git("fetch", "--quiet", "--tags", "--force", "origin")
         tag = tag or newest(line)
         if tag is None:

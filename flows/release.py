@@ -22,7 +22,7 @@ from prefect import flow, get_run_logger, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.events.clients import NullEventsClient  # noqa: E402
 from prefect.events.worker import EventsWorker  # noqa: E402
-from prefect.exceptions import PrefectException  # noqa: E402
+from prefect.exceptions import FailedRun, PrefectException  # noqa: E402
 from prefect.logging.handlers import set_api_log_sink  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
@@ -43,7 +43,7 @@ class _WithoutTraceback(logging.Filter):
     """A stage's or a gate's failure is told in its message; our own call stack adds nothing to it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], ReleaseFailed | UserError):
+        if record.exc_info and isinstance(record.exc_info[1], ReleaseFailed | UserError | FailedRun):
             record.exc_info = None
         return True
 

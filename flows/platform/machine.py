@@ -29,7 +29,7 @@ def variables() -> dict[str, str]:
         "CTFOUNDRY_STATE": str(state),
         "CTFOUNDRY_GIT": os.environ.get("CTFOUNDRY_GIT") or str(Path.cwd()),
         "CTFOUNDRY_BRANCH": branch,
-        "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(state / "platform"),
+        "PREFECT_HOME": _prefect_home(state),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         # In memory, slots would be lost with the server.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -38,6 +38,12 @@ def variables() -> dict[str, str]:
     if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         found["PREFECT_API_AUTH_STRING"] = os.environ.get("PREFECT_API_AUTH_STRING") or password
     return found
+
+
+def _prefect_home(state: Path) -> str:
+    """Not that of the servers which releases without a platform start for themselves: a database has one server."""
+    named = os.environ.get("PREFECT_HOME")
+    return str(state / "platform") if named in (None, "", str(state / "prefect")) else named
 
 
 def _dvc_config(state: Path) -> str:

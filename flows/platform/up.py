@@ -22,6 +22,7 @@ from flows.processes import ENDING, Stopped, end_children
 POOL = "ctfoundry"
 API = "PREFECT_API_URL"
 START_SECONDS, END_SECONDS, POLL_SECONDS = 180.0, 60.0, 0.5
+STEADY_SECONDS = 20.0  # a process that has lived for so long was well configured
 LOGS = STATE / "platform"
 
 
@@ -45,25 +46,24 @@ def up(arguments: argparse.Namespace) -> int:
         raise UserError(f"workers {arguments.workers} is not allowed: runs at a time, at least 1")
     os.environ.update(variables())
     os.environ.pop("PYTHONPATH", None)  # a run's code is its workspace's
-    processes: dict[str, subprocess.Popen[bytes]] = {}
+    processes: list[_Part] = []
     with _alone(), _stopping():
         try:
             if not os.environ.get(API):
-                processes["server"] = _server(arguments.host, arguments.port)
-                _wait_for(processes["server"])
+                processes.append(_server(arguments.host, arguments.port))
+                _wait_for(processes[0])
             _deploy()
             for number in range(1, arguments.workers + 1):
-                name = f"worker-{number}"
                 on = ["--pool", POOL, "--name", f"{socket.gethostname()}-{number}", "--limit", "1"]
-                processes[name] = _begin(name, ["worker", "start", *on])
+                processes.append(_Part(f"worker-{number}", ["worker", "start", *on]))
             print(f"platform: {os.environ[API].removesuffix('/api')}, workers: {arguments.workers}", flush=True)
             _watch(processes)
         except Stopped:
             print("platform: stopping", flush=True)
         finally:
             # Workers first: they tell the server how their runs ended.
-            for process in reversed(processes.values()):
-                _end(process)
+            for part in reversed(processes):
+                part.end()
             end_children()
     return 0
 
@@ -97,7 +97,7 @@ def _stopping() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _server(host: str, port: int) -> subprocess.Popen[bytes]:
+def _server(host: str, port: int) -> _Part:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -107,21 +107,21 @@ def _server(host: str, port: int) -> subprocess.Popen[bytes]:
     reached = "127.0.0.1" if host == "0.0.0.0" else host
     os.environ[API] = f"http://{reached}:{port}/api"
     os.environ.setdefault("PREFECT_UI_URL", f"http://{reached}:{port}")
-    return _begin("server", ["server", "start", "--host", host, "--port", str(port)])
+    return _Part("server", ["server", "start", "--host", host, "--port", str(port)])
 
 
-def _wait_for(server: subprocess.Popen[bytes]) -> None:
+def _wait_for(server: _Part) -> None:
     import httpx
 
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
-        if server.poll() is not None:
-            raise UserError(f"platform: Prefect's server ended: {_last_line('server')}")
+        if server.process.poll() is not None:
+            raise UserError(f"platform: Prefect's server ended: {server.last_line()}")
         with suppress(httpx.HTTPError):
             if httpx.get(f"{os.environ[API]}/health", timeout=5, trust_env=False).status_code == 200:
                 return
         time.sleep(POLL_SECONDS)
-    raise UserError(f"platform: Prefect's server did not answer within {START_SECONDS:.0f} s: {_last_line('server')}")
+    raise UserError(f"platform: Prefect's server did not answer within {START_SECONDS:.0f} s: {server.last_line()}")
 
 
 def _deploy() -> None:
@@ -134,37 +134,51 @@ def _deploy() -> None:
 
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-    if _begin("deploy", ["--no-prompt", "deploy", "--all"]).wait() != 0:
-        raise UserError(f"platform: prefect deploy failed: {_last_line('deploy')}")
+    deploy = _Part("deploy", ["--no-prompt", "deploy", "--all"])
+    try:
+        if deploy.process.wait() != 0:
+            raise UserError(f"platform: prefect deploy failed: {deploy.last_line()}")
+    finally:
+        deploy.end()
     for name in set_automations():
         print(f"automation {name}", flush=True)
 
 
-def _begin(name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
-    """One of Prefect's commands, in a group of its own: Ctrl-C is ours to hear."""
-    with (LOGS / f"{name}.log").open("ab") as log:
-        command = [sys.executable, "-m", "prefect", *arguments]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
-
-
-def _watch(processes: dict[str, subprocess.Popen[bytes]]) -> None:
+def _watch(parts: list[_Part]) -> None:
+    """Until a signal. What was killed begins again; what ends right after it began does not."""
     while True:
-        for name, process in processes.items():
-            if process.poll() is not None:
-                raise UserError(f"platform: {name} ended (exit {process.returncode}): {_last_line(name)}")
+        for part in parts:
+            if part.process.poll() is not None:
+                told = f"{part.name} ended (exit {part.process.returncode}): {part.last_line()}"
+                if time.monotonic() - part.begun < STEADY_SECONDS:
+                    raise UserError(f"platform: {told}")
+                print(f"platform: {told}; it begins again", file=sys.stderr, flush=True)
+                part.begin()
         time.sleep(POLL_SECONDS)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:
-        end_children(of=process.pid)
-        process.wait()
+class _Part:
+    """One of Prefect's commands, in a process group of its own, for Ctrl-C is ours to hear. ``begun``: monotonic."""
 
+    def __init__(self, name: str, arguments: list[str]) -> None:
+        self.name, self._arguments, self._log = name, arguments, LOGS / f"{name}.log"
+        self.begin()
 
-def _last_line(name: str) -> str:
-    path = LOGS / f"{name}.log"
-    lines = path.read_text(errors="replace").splitlines()
-    return f"{next((line.strip() for line in reversed(lines) if line.strip()), 'no output')[:300]}; see {path}"
+    def begin(self) -> None:
+        with self._log.open("ab") as log:
+            command = [sys.executable, "-m", "prefect", *self._arguments]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
+        self.begun = time.monotonic()
+
+    def end(self) -> None:
+        """Politely, for as long as a run needs to say how it ended."""
+        self.process.terminate()
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            end_children(of=self.process.pid)
+            self.process.wait()
+
+    def last_line(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()
+        return f"{next((line.strip() for line in reversed(lines) if line.strip()), 'no output')[:300]}; see {self._log}"
