@@ -133,6 +133,8 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     add_jobs(sub)
     sub = command("params", _params, "Check params.yaml: every mistake in one line.", line=False)
     sub.add_argument("--write", action="store_true", help="list the lines' tasks for dvc.yaml, where one came or went")
+    sub = command("publish", _publish, "Publish the present release: data, a commit on a branch, a version's tag.")
+    sub.add_argument("--bump", choices=("patch", "minor", "major"), default="patch", help="what grows (default: patch)")
     command("docs", _docs, "Build Great Expectations Data Docs of the judged tables.")
     for name, (module, text) in MODULES.items():
         sub = commands.add_parser(name, help=text, description=text)
@@ -224,6 +226,17 @@ def _params(arguments: argparse.Namespace) -> int:
     for told in filter(None, [check_start(line, fetch=False) for line in lines()]):
         print(told)
     print("params.yaml: every block is valid")
+    return 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from flows.lock import line_slot
+    from flows.publish import publish
+
+    what = f"publish --line {arguments.line}"
+    with checkout_lock(what), ending_with_us(), line_slot(arguments.line, what):
+        made = publish(arguments.line, arguments.bump)
+    print(f"{made.tag}: bundle {made.digest[:16]}, branch {made.branch}{'' if made.new else ', published before'}")
     return 0
 
 

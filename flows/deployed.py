@@ -29,7 +29,7 @@ from flows import run as runs  # noqa: E402
 from flows.beginning import begin  # noqa: E402
 from flows.lock import checkout_lock, line_slot  # noqa: E402
 from flows.parameters import pin  # noqa: E402
-from flows.publish import Bump, dvc, newest, publish  # noqa: E402
+from flows.publish import Bump, dvc, fetch_versions, newest, publish  # noqa: E402
 from flows.release import release  # noqa: E402
 from flows.repository import git  # noqa: E402
 from flows.run import GateFailed, StageFailed  # noqa: E402
@@ -138,7 +138,7 @@ def verify_release(line: str, tag: str | None = None, jobs: int | None = None) -
         jobs: stages at a time; as many as the machine bears where empty.
     """
     with checkout_lock(f"verify {require_line(line)}"):
-        git("fetch", "--quiet", "--tags", "--force", "origin")
+        fetch_versions(line)
         tag = tag or newest(line)
         if tag is None:
             return nothing_to_do(f"line {line}: no version has been published")

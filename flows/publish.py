@@ -24,7 +24,7 @@ from gto.versions import SemVer
 from components.bundle.manifest import verify_bundle
 from components.bundle.signature import signature_file
 from components.errors import UserError
-from components.files import STATE, replacing
+from components.files import STATE, read_json, replacing
 from flows.graph import stages_for
 from flows.processes import started
 from flows.repository import changed_files, git
@@ -73,7 +73,7 @@ def publish(line: str, bump: Bump = "patch", tell: Callable[[str], None] = print
     digest = verify_bundle(folder).digest
     if other := [name for name in changed_files() if name not in CARRIED]:
         raise UserError(f"publish: {other[0]} differs from the commit: a release is published of committed code")
-    git("fetch", "--quiet", "--tags", "--force", REMOTE)
+    fetch_versions(line)
     last = newest(line)
     if last is not None and _bundle_of(git("show", f"{last}:dvc.lock"), line) == _bundle_of(_lock(), line):
         return Published(line, last, _branch(last), git("rev-parse", f"{last}^{{}}"), digest, new=False)
@@ -81,9 +81,16 @@ def publish(line: str, bump: Bump = "patch", tell: Callable[[str], None] = print
     version = SemVer((last or "@v0.0.0").rpartition("@")[2]).bump(**{f"bump_{bump}": True}).version
     tag = f"{line}@{version}"
     commit = _commit(f"Release {tag}: bundle {digest[:16]}")
-    _tag_and_push(line, tag, commit, f"bundle {digest}")
+    decision = folder / "decision.json"
+    gates = f", gates {read_json(decision)['verdict']}" if decision.is_file() else ""
+    _tag_and_push(line, tag, commit, f"bundle {digest}{gates}")
     _keep_reports(line, version)
     return Published(line, tag, _branch(tag), commit, digest, new=True)
+
+
+def fetch_versions(line: str) -> None:
+    """Bring the versions that the remote knows. Raises UserError also where one was moved: a version never moves."""
+    git("fetch", "--quiet", "--no-tags", REMOTE, f"refs/tags/{line}@*:refs/tags/{line}@*")
 
 
 def newest(line: str) -> str | None:

@@ -20,7 +20,7 @@ from components.sources.dicomweb import DicomwebSource
 from components.sources.kinds import KINDS
 from components.sources.roots import root_of
 from components.sources.tree import tree_digest
-from flows.publish import newest
+from flows.publish import fetch_versions, newest
 from flows.repository import git
 
 INDEX = "idc-index-data"
@@ -48,7 +48,7 @@ def changes(line: str, minimum: int = 1) -> Change | None:
     Raises:
         UserError: the source or the package index does not answer.
     """
-    git("fetch", "--quiet", "--tags", "--force", "origin")
+    fetch_versions(line)
     tag = newest(line)
     config = load_stage(CohortConfig, line, "cohort")
     used = _cohort_block(line, tag) if tag else config.model_dump()
