@@ -7,7 +7,9 @@ Prefect's worker made in the folder for temporary files, of the repository that 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +24,10 @@ from flows.lock import LOCK, every_slot, is_held
 from flows.processes import GRACE_SECONDS, started
 from flows.repository import git
 
-# As Prefect 3.8 names a run's folder, and that of its notes; ours for an index, a Bento, a verification; Ray's.
-WORKSPACES = "tmp*prefect"
-NOTES = ("prefect-workspace-attempt-*", "ctfoundry-*", "ray-*")
+# Python's own names of temporary folders. Prefect's of a run and its notes; those of releases and verifications; Ray's.
+WORKSPACES = re.compile(r"tmp[a-z0-9_]{8}prefect")
+OTHERS = re.compile(r"(prefect-workspace-attempt-|ctfoundry-(bento|index|verify|sign)-|ray-)[a-z0-9_]{8}")
+PRIVATE = 0o700  # as Python makes them, and people hardly
 YOUNG_SECONDS = 3600.0  # a clone that is being made has no lock yet, and a file in use no other sign
 COMMITS = STATE / "commits"  # which commit a run works at: see prefect.yaml
 DAY_SECONDS = 86_400.0
@@ -49,7 +52,7 @@ def sweep_all(tell: Callable[[str], None], days: int = 0) -> str:
         shutil.rmtree(folder, ignore_errors=True)
     if dead:
         told.append(f"{len(dead)} workspaces of dead runs")
-    if old := [path for pattern in NOTES for path in _temporary(pattern) if _is_old(path) and not _used(path)]:
+    if old := [path for path in _temporary(OTHERS) if _is_old(path) and not _used(path)]:
         for path in old:
             shutil.rmtree(path, ignore_errors=True)
         told.append(f"{len(old)} temporary folders")
@@ -84,10 +87,12 @@ def _origin(clone: Path) -> str:
     return git("-C", str(clone), "config", "--default", "", "--get", "remote.origin.url")
 
 
-def _temporary(pattern: str) -> list[Path]:
+def _temporary(name: re.Pattern[str]) -> list[Path]:
     """Our own folders of that name among the temporary files."""
-    found = Path(tempfile.gettempdir()).glob(pattern)
-    return [path for path in found if path.is_dir() and not path.is_symlink() and path.stat().st_uid == os.getuid()]
+    found = [path for path in Path(tempfile.gettempdir()).iterdir() if name.fullmatch(path.name)]
+    return [
+        path for path in found if (path.lstat().st_mode, path.lstat().st_uid) == (stat.S_IFDIR | PRIVATE, os.getuid())
+    ]
 
 
 def _is_old(path: Path) -> bool:

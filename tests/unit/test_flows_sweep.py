@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,10 +25,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def workspace(temporary: Path, name: str, origin: str = ORIGIN, locked: bool = True, old: bool = False) -> Path:
-    folder = temporary / f"tmp{name}prefect"
+def workspace(origin: str = ORIGIN, locked: bool = True, old: bool = False) -> Path:
+    folder = Path(tempfile.mkdtemp(suffix="prefect"))  # as Prefect's worker
     clone = folder / "ctfoundry"
-    clone.mkdir(parents=True)
+    clone.mkdir()
     for arguments in (["init", "-q"], ["remote", "add", "origin", origin]):
         subprocess.run(["git", *arguments], cwd=clone, check=True)
     if locked:
@@ -41,11 +42,14 @@ def workspace(temporary: Path, name: str, origin: str = ORIGIN, locked: bool = T
 
 
 def test_a_workspace_whose_lock_nobody_holds_is_dead(temporary: Path) -> None:
-    dead = workspace(temporary, "dead")
-    living = workspace(temporary, "living")
-    workspace(temporary, "other", origin="/somewhere/else.git")
-    workspace(temporary, "begins", locked=False)
-    killed_early = workspace(temporary, "early", locked=False, old=True)
+    dead = workspace()
+    living = workspace()
+    workspace(origin="/somewhere/else.git")
+    workspace(locked=False)
+    somebodys = temporary / "tmp_of_us_prefect"
+    dead.rename(somebodys)  # no name that Python gives
+    dead = workspace()
+    killed_early = workspace(locked=False, old=True)
     with (living / "ctfoundry" / LOCK).open("a+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert set(dead_workspaces(ORIGIN)) == {dead, killed_early}
@@ -53,7 +57,7 @@ def test_a_workspace_whose_lock_nobody_holds_is_dead(temporary: Path) -> None:
 
 
 def test_what_still_runs_in_a_dead_workspace_is_ended_and_nothing_else(temporary: Path) -> None:
-    dead = workspace(temporary, "dead")
+    dead = workspace()
     wait = [sys.executable, "-c", "print(flush=True); input()"]
     left, ours = (
         subprocess.Popen(wait, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
