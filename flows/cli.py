@@ -17,7 +17,7 @@ from components.settings import lines, reproducible
 from components.sources.kinds import spelled
 from flows.environment import prepare
 from flows.lines import add_line, chosen_line
-from flows.lock import checkout_lock
+from flows.lock import checkout_lock, line_slot
 from flows.processes import Stopped, ending_with_us, leave
 from flows.together import add_jobs
 from serving.tls import add_options as add_tls_options
@@ -163,8 +163,8 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
 def _release(arguments: argparse.Namespace) -> int:
     from flows.run import Run
 
-    run = Run(arguments.line, arguments.jobs)
-    with checkout_lock(f"release --line {arguments.line}"), ending_with_us():
+    run, what = Run(arguments.line, arguments.jobs), f"release --line {arguments.line}"
+    with checkout_lock(what), ending_with_us(), line_slot(arguments.line, what):
         return _release_alone(arguments, run)
 
 
@@ -230,7 +230,6 @@ def _params(arguments: argparse.Namespace) -> int:
 
 
 def _publish(arguments: argparse.Namespace) -> int:
-    from flows.lock import line_slot
     from flows.publish import publish
 
     what = f"publish --line {arguments.line}"

@@ -27,14 +27,14 @@ from components.errors import UserError  # noqa: E402
 from components.settings import block_of, require_line  # noqa: E402
 from flows import run as runs  # noqa: E402
 from flows.beginning import begin  # noqa: E402
-from flows.lock import checkout_lock, line_slot  # noqa: E402
+from flows.lock import hold_checkout, line_slot  # noqa: E402
 from flows.parameters import pin  # noqa: E402
 from flows.publish import Bump, dvc, fetch_versions, newest, publish  # noqa: E402
 from flows.release import release  # noqa: E402
 from flows.repository import git  # noqa: E402
 from flows.run import GateFailed, StageFailed  # noqa: E402
 from flows.states import NOT_REPRODUCED, NOTHING_TO_DO, REFUSED  # noqa: E402
-from flows.sweep import sweep_all  # noqa: E402
+from flows.sweep import sweep_all, sweep_workspaces  # noqa: E402
 from flows.verify import verify  # noqa: E402
 from flows.watch import INDEX, changes, installed  # noqa: E402
 
@@ -49,11 +49,12 @@ def resource(line: str) -> dict[str, str]:
 
 
 def told(work: Callable[GivenT, State[Any]]) -> Callable[GivenT, State[Any]]:
-    """A failure that has a name becomes the state of that name."""
+    """A failure that has a name becomes the state of that name; the workspace is held meanwhile."""
 
     @functools.wraps(work)
     def named(*args: GivenT.args, **kwargs: GivenT.kwargs) -> State[Any]:
         try:
+            hold_checkout(work.__name__)
             return work(*args, **kwargs)
         except (GateFailed, StageFailed) as error:
             return Failed(name=type(error).__name__, message=str(error))
@@ -91,17 +92,19 @@ def retrain(
         bump: which part of the version grows.
     """
     log, line = get_run_logger(), require_line(line)
-    with checkout_lock(f"retrain {line}"):
-        log.info("workspace %s at commit %s", Path.cwd(), git("rev-parse", "HEAD"))
-        _own_code()
-        begin(line, source, evaluation, privacy)
-        if idc_version is not None:
-            _choose_from(line, idc_version)
-        if block_of(line, "cohort")["source"] == "dicomweb":  # what it holds is no file that DVC could watch
-            dvc(["repro", "--single-item", "--force", f"cohort@{line}"], log.info)
+    log.info("workspace %s at commit %s", Path.cwd(), git("rev-parse", "HEAD"))
+    _own_code()
+    # What a killed run has left may still be writing to the same state folder.
+    if left := sweep_workspaces():
+        log.warning("removed %d workspaces of dead runs", left)
+    begin(line, source, evaluation, privacy)
+    if idc_version is not None:
+        _choose_from(line, idc_version)
+    if block_of(line, "cohort")["source"] == "dicomweb":  # what it holds is no file that DVC could watch
+        dvc(["repro", "--single-item", "--force", f"cohort@{line}"], log.info)
+    with line_slot(line, f"retrain {line}"):  # until it is published no branch or tag needs what was made
         release(line, jobs)
-        with line_slot(line, f"publish {line}"):  # no sweep between
-            made = publish(line, bump, log.info)
+        made = publish(line, bump, log.info)
     if not made.new:
         return nothing_to_do(f"the release is what {made.tag} says: bundle {made.digest[:16]}")
     row = {"line": line, "tag": made.tag, "branch": made.branch, "commit": made.commit, "digest": made.digest}
@@ -137,13 +140,12 @@ def verify_release(line: str, tag: str | None = None, jobs: int | None = None) -
         tag: such as wholebody@v0.1.0; its newest version where empty.
         jobs: stages at a time; as many as the machine bears where empty.
     """
-    with checkout_lock(f"verify {require_line(line)}"):
-        fetch_versions(line)
-        tag = tag or newest(line)
-        if tag is None:
-            return nothing_to_do(f"line {line}: no version has been published")
-        git("checkout", "--quiet", "--detach", tag)
-        compared = verify(line, jobs=jobs)
+    fetch_versions(require_line(line))
+    tag = tag or newest(line)
+    if tag is None:
+        return nothing_to_do(f"line {line}: no version has been published")
+    git("checkout", "--quiet", "--detach", tag)
+    compared = verify(line, jobs=jobs)
     different = [row for row in compared if not row.identical]
     if not different:
         return Completed(message=f"{tag}: {len(compared)} of {len(compared)} outputs identical")
@@ -161,8 +163,7 @@ def sweep(days: int = 0) -> State[Any]:
         days: 0 keeps what the tip of every branch and every tag needs; more keeps also what commits of that many days
             needed.
     """
-    with checkout_lock("sweep"):
-        told = sweep_all(get_run_logger().info, days)
+    told = sweep_all(get_run_logger().info, days)
     return Completed(message=told) if told else nothing_to_do("no run left anything")
 
 

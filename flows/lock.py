@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +22,8 @@ SLOTS = STATE / "slots"
 SWEEP = "sweep"  # every line shares it, a sweep has it alone; no line has this name with a dot
 POLL_SECONDS = 1.0
 _held = False  # by this process
+_lines: set[str] = set()  # whose slots this process holds
+_until_the_end = ExitStack()
 
 
 @contextmanager
@@ -48,18 +50,28 @@ def checkout_lock(what: str) -> Iterator[None]:
             file.truncate(0)
 
 
+def hold_checkout(what: str) -> None:
+    """As :func:`checkout_lock`, until this process ends: a workspace that nobody holds is, to a sweep, a dead run's."""
+    _until_the_end.enter_context(checkout_lock(what))
+
+
 @contextmanager
 def line_slot(line: str, what: str) -> Iterator[None]:
     """The line's turn on the state folder, which several checkouts may share: of two runs of one line each would remove
-    the volumes that the other keeps. Waits for it, and says once for whom."""
+    the volumes that the other keeps. Waits for it, and says once for whom. Within this process it may be taken twice."""
+    if line in _lines:
+        yield
+        return
     SLOTS.mkdir(parents=True, exist_ok=True)
     with (SLOTS / f".{SWEEP}").open("a+") as sweep, (SLOTS / line).open("a+") as own:
         for file, kind in ((sweep, fcntl.LOCK_SH), (own, fcntl.LOCK_EX)):
             _wait(file, kind, what)
         _sign(own, what)
+        _lines.add(line)
         try:
             yield
         finally:
+            _lines.discard(line)
             own.truncate(0)
 
 

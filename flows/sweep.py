@@ -44,14 +44,9 @@ def sweep_all(tell: Callable[[str], None], days: int = 0) -> str:
     Raises:
         UserError: git or DVC failed.
     """
-    origin = git("remote", "get-url", "origin")
     told = []
-    dead = list(dead_workspaces(origin))
-    for folder in dead:
-        _end_within(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-    if dead:
-        told.append(f"{len(dead)} workspaces of dead runs")
+    if dead := sweep_workspaces():
+        told.append(f"{dead} workspaces of dead runs")
     if old := [path for path in _temporary(OTHERS) if _is_old(path) and not _used(path)]:
         for path in old:
             shutil.rmtree(path, ignore_errors=True)
@@ -65,6 +60,15 @@ def sweep_all(tell: Callable[[str], None], days: int = 0) -> str:
         elif removed := _collect(tell, days):
             told.append(removed)
     return ", ".join(told)
+
+
+def sweep_workspaces() -> int:
+    """End what dead runs have left running here, and remove their workspaces; returns how many."""
+    dead = list(dead_workspaces(git("remote", "get-url", "origin")))
+    for folder in dead:
+        _end_within(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(dead)
 
 
 def dead_workspaces(origin: str) -> Iterator[Path]:

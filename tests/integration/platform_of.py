@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -100,7 +99,3 @@ class Platform:
         target = self.folder / name
         subprocess.run(["git", "clone", "-q", str(self.bare), str(target)], check=True, env=os.environ)
         return target
-
-
-def payload(text: str) -> dict[str, Any]:
-    return dict(json.loads(text))

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
-from platform_of import Platform
-from tiny_graph import tiny
+from platform_of import RUN_S, Platform
+from tiny_graph import tiny, wait_until
+
+
+class People(BaseHTTPRequestHandler):
+    """Who is told of failures."""
+
+    heard: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        self.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing on the tests' output."""
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +35,15 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("platform")
     (folder / "checkout").mkdir()
     of = Platform(folder, tiny(folder / "checkout"))
-    with of.up():
-        yield of
+    with ThreadingHTTPServer(("127.0.0.1", 0), People) as people:
+        threading.Thread(target=people.serve_forever, daemon=True).start()
+        with of.up(CTFOUNDRY_WEBHOOK=f"http://127.0.0.1:{people.server_port}/") as process:
+            yield of
+            below = psutil.Process(process.pid).children(recursive=True)
+        people.shutdown()
+    # Stopped, it leaves no process.
+    assert (process.returncode, [child for child in below if child.is_running()]) == (0, []), of.said()
+    assert len(below) >= 2, "server and worker"
 
 
 def test_a_deployed_run_is_released_and_published_and_leaves_nothing(platform: Platform) -> None:
@@ -75,6 +100,8 @@ def test_a_stage_that_fails_is_told_by_name(platform: Platform, tmp_path: Path) 
     state = platform.run("retrain/wholebody")
     assert (state["type"], state["name"]) == ("FAILED", "StageFailed"), f"{state}\n{platform.logs()}"
     assert "stage curate@wholebody failed" in state["message"]
+    told = "retrain wholebody: StageFailed: stage curate@wholebody failed"
+    wait_until(lambda: any(text.startswith(told) for text in People.heard), RUN_S, f"people hear {told!r}")
     assert platform.git("tag", "--list") == "wholebody@v0.0.1"
     assert not list(platform.tmp.glob("tmp*prefect"))
 
@@ -83,13 +110,3 @@ def test_a_line_that_is_not_there_is_refused(platform: Platform) -> None:
     state = platform.run("retrain/wholebody", line="none_such")
     assert (state["type"], state["name"]) == ("FAILED", "Refused"), f"{state}\n{platform.logs()}"
     assert "none_such" in state["message"]
-
-
-def test_stopped_it_leaves_no_process(tmp_path: Path) -> None:
-    (tmp_path / "checkout").mkdir()
-    of = Platform(tmp_path, tiny(tmp_path / "checkout"))
-    with of.up() as process:
-        below = psutil.Process(process.pid).children(recursive=True)
-        assert any("worker" in child.cmdline() for child in below)
-    assert process.returncode == 0, of.said()
-    assert not [child for child in below if child.is_running()]

@@ -13,9 +13,10 @@ from flows.lock import every_slot
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys
-from flows.lock import every_slot, line_slot
-with (every_slot("sweep") if sys.argv[1] == "sweep" else line_slot(sys.argv[1], f"release {sys.argv[1]}")) as free:
-    print("has it", free, flush=True)
+from flows.lock import line_slot
+line = sys.argv[1]
+with line_slot(line, f"release {line}"), line_slot(line, "and within it"):
+    print("has it", flush=True)
     sys.stdin.readline()
 """
 
@@ -52,12 +53,12 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_two_lines_have_their_turn_at_once_and_two_runs_of_one_after_each_other(state: Path) -> None:
     one, two = Other(state / "a", "head"), Other(state / "b", "wholebody")
-    assert one.has_it() == two.has_it() == "has it None"
+    assert one.has_it() == two.has_it() == "has it"
     three = Other(state / "c", "head")
     assert "release head waits for its turn" in (told := three.waits())
     assert f"`release head`, process {one.process.pid} " in told
     one.end()
-    assert three.has_it() == "has it None"
+    assert three.has_it() == "has it"
     for other in (two, three):
         other.end()
 
@@ -72,5 +73,5 @@ def test_a_sweep_has_it_alone(state: Path) -> None:
         assert free
         waiting = Other(state / "b", "head")
         assert "`sweep`" in waiting.waits()
-    assert waiting.has_it() == "has it None"
+    assert waiting.has_it() == "has it"
     waiting.end()
