@@ -58,7 +58,7 @@ def hold_checkout(what: str) -> None:
 @contextmanager
 def line_slot(line: str, what: str) -> Iterator[None]:
     """The line's turn on the state folder, which several checkouts may share: of two runs of one line each would remove
-    the volumes that the other keeps. Waits for it, and says once for whom. Within this process it may be taken twice."""
+    the volumes that the other keeps. Waits for it, and says once for whom. This process may take it again."""
     if line in _lines:
         yield
         return
