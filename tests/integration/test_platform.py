@@ -7,7 +7,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import ClassVar
 
 import psutil
@@ -90,7 +89,27 @@ def test_a_clone_elsewhere_pulls_it_and_has_nothing_to_do(platform: Platform) ->
     assert "Running stage" not in said
 
 
-def test_a_stage_that_fails_is_told_by_name(platform: Platform, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_published_version_is_computed_again_with_the_same_bytes(platform: Platform) -> None:
+    state = platform.run("verify/release")
+    assert state["type"] == "COMPLETED", f"{state}\n{platform.logs()}"
+    assert state["message"] == "wholebody@v0.0.1: 6 of 6 outputs identical"
+
+
+@pytest.mark.slow
+def test_a_sweep_takes_nothing_that_a_version_needs(platform: Platform) -> None:
+    unused = platform.state / "cache" / "files" / "md5" / "00" / "0123456789abcdef0123456789abcd"
+    unused.parent.mkdir(exist_ok=True)
+    unused.write_text("of no commit")
+    before = {path for path in (platform.state / "cache" / "files").rglob("*") if path.is_file() and path != unused}
+    state = platform.run("sweep/machine")
+    assert state["type"] == "COMPLETED", f"{state}\n{platform.logs()}"
+    assert not unused.exists(), state
+    assert before == {path for path in (platform.state / "cache" / "files").rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_stage_that_fails_is_told_by_name(platform: Platform) -> None:
     clone = platform.clone("breaks")
     script = (clone / "tiny_stage.py").read_text()
     (clone / "tiny_stage.py").write_text(script + '\nif name == "curate":\n    sys.exit("curate: data/x: not found")\n')
@@ -106,6 +125,7 @@ def test_a_stage_that_fails_is_told_by_name(platform: Platform, tmp_path: Path) 
     assert not list(platform.tmp.glob("tmp*prefect"))
 
 
+@pytest.mark.slow
 def test_a_line_that_is_not_there_is_refused(platform: Platform) -> None:
     state = platform.run("retrain/wholebody", line="none_such")
     assert (state["type"], state["name"]) == ("FAILED", "Refused"), f"{state}\n{platform.logs()}"
