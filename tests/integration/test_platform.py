@@ -57,7 +57,7 @@ def test_a_deployed_run_is_released_and_published_and_leaves_nothing(platform: P
     assert set(platform.git("diff", "--name-only", f"{branch}~", branch).splitlines()) <= {
         "params.yaml", "dvc.lock", "infra/made_on.json",
     }  # fmt: skip
-    assert not list(platform.tmp.glob("tmp*prefect")), "workspaces go"
+    wait_until(lambda: not list(platform.tmp.glob("tmp*prefect")), RUN_S, "the workspace goes")
     assert before == (platform.checkout.git("status", "--porcelain"), platform.checkout.git("rev-parse", "HEAD"))
     assert not (platform.checkout.folder / "releases").exists()
     assert len(list((platform.state / "bentoml" / "bentos").glob("ctfoundry-wholebody/*/bento.yaml"))) == 1
@@ -122,7 +122,7 @@ def test_a_stage_that_fails_is_told_by_name(platform: Platform) -> None:
     told = "retrain wholebody: StageFailed: stage curate@wholebody failed"
     wait_until(lambda: any(text.startswith(told) for text in People.heard), RUN_S, f"people hear {told!r}")
     assert platform.git("tag", "--list") == "wholebody@v0.0.1"
-    assert not list(platform.tmp.glob("tmp*prefect"))
+    wait_until(lambda: not list(platform.tmp.glob("tmp*prefect")), RUN_S, "the workspace goes")
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_a_run_that_was_killed_is_found_and_tried_again(tmp_path: Path) -> None:
         assert state["type"] == "COMPLETED", f"{state}\n{of.logs()}"
         assert of.get(f"flow_runs/{run}")["run_count"] == 2
         assert of.git("rev-parse", "wholebody@v0.0.1~") == commit
-    assert not list(of.tmp.glob("tmp*prefect"))
+    wait_until(lambda: not list(of.tmp.glob("tmp*prefect")), RUN_S, "the workspace goes")
 
 
 def under_way(of: Platform) -> list[Path]:
