@@ -7,7 +7,7 @@ READY := .venv/.ready
 export OMP_WAIT_POLICY := passive
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help release test test-slow check serve image bench clean
+.PHONY: help release test test-slow check serve platform image bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this text
@@ -46,6 +46,9 @@ check: $(READY) ## style (ruff), types (mypy), layers (import-linter), parameter
 
 serve: $(READY) ## serve the Bento of LINE's present release on 127.0.0.1:3000
 	@$(BIN)/ctfoundry serve --line $(LINE)
+
+platform: $(READY) ## scheduled releases here, until Ctrl-C: Prefect's server on 127.0.0.1:4200, deployments, a worker
+	@$(BIN)/ctfoundry platform up
 
 image: $(READY) ## build the OCI image of LINE's present release as images/<line>, and test it (root; apt: buildah mmdebstrap runc)
 	@$(BIN)/ctfoundry image --line $(LINE)

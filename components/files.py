@@ -18,6 +18,8 @@ from typing import Any
 
 from components.errors import UserError
 
+# What this machine keeps between runs, beside the outputs: of this checkout, or of all that name the same folder.
+STATE = Path(os.environ.get("CTFOUNDRY_STATE") or ".ctfoundry")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota on it, a limit on a file
 

@@ -15,10 +15,9 @@ from components.bundle.manifest import read_manifest
 from components.bundle.signature import verify_release
 from components.command import data_dir
 from components.errors import UserError
-from components.files import read_json, replacing, sha256_file, write_json
+from components.files import STATE, read_json, replacing, sha256_file, write_json
 from components.gate.champion import CHAMPIONS, COMPARISON
 from components.settings import load_part, load_stage, parse, reproducible, shown
-from flows.environment import STATE
 from flows.lines import add_line
 from flows.lock import checkout_lock
 from flows.recipes import load_recipe, names, recipe_file

@@ -17,7 +17,7 @@ from components.settings import lines, reproducible
 from components.sources.kinds import spelled
 from flows.environment import prepare
 from flows.lines import add_line, chosen_line
-from flows.lock import checkout_lock
+from flows.lock import checkout_lock, line_slot
 from flows.processes import Stopped, ending_with_us, leave
 from flows.together import add_jobs
 from serving.tls import add_options as add_tls_options
@@ -43,6 +43,7 @@ MODULES = {
     "run": ("flows.batch", "Answer for every scan of a folder: a table, segmentations, receipts and a report."),
     "gateway": ("serving.gateway.commands", "At a hospital's door: studies in by DICOM, the service's answers back."),
     "cost": ("flows.costs.command", "What a release took: hours, bytes, money, energy, by the prices of now."),
+    "platform": ("flows.platform.up", "Scheduled releases on this machine: Prefect's server, deployments, workers."),
     "export": ("flows.export", "A release as others load it: a Hugging Face folder, a MONAI bundle, ONNX."),
     "recipe": ("flows.recipes", "Show a published recipe, or write it into params.yaml."),
     "start": ("flows.start", "Begin from published weights: adopt them as they are, or train them further."),
@@ -134,6 +135,8 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     add_jobs(sub)
     sub = command("params", _params, "Check params.yaml: every mistake in one line.", line=False)
     sub.add_argument("--write", action="store_true", help="list the lines' tasks for dvc.yaml, where one came or went")
+    sub = command("publish", _publish, "Publish the present release: data, a commit on a branch, a version's tag.")
+    sub.add_argument("--bump", choices=("patch", "minor", "major"), default="patch", help="what grows (default: patch)")
     command("docs", _docs, "Build Great Expectations Data Docs of the judged tables.")
     for name, (module, text) in MODULES.items():
         sub = commands.add_parser(name, help=text, description=text)
@@ -162,29 +165,16 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
 def _release(arguments: argparse.Namespace) -> int:
     from flows.run import Run
 
-    run = Run(arguments.line, arguments.jobs)
-    with checkout_lock(f"release --line {arguments.line}"), ending_with_us():
+    run, what = Run(arguments.line, arguments.jobs), f"release --line {arguments.line}"
+    with checkout_lock(what), ending_with_us(), line_slot(arguments.line, what):
         return _release_alone(arguments, run)
 
 
 def _release_alone(arguments: argparse.Namespace, run: Run) -> int:
-    from components.registry import check_file
-    from flows.parameters import list_tasks, pin
-    from flows.places import require_pins, require_repository, require_server
-    from flows.sources import pin_source
-    from flows.start import check_start
+    from flows.beginning import begin
+    from flows.places import require_server
 
-    list_tasks()
-    check_file(nodules_to_come=arguments.evaluation not in (None, "none") or bool(arguments.source))
-    require_repository()
-    require_pins()
-    require_server()
-    if arguments.source or arguments.evaluation:
-        pin_source(arguments.line, arguments.source, arguments.evaluation)
-    if arguments.privacy:
-        pin(arguments.line, "screen", {"privacy": arguments.privacy})
-    check_file()
-    check_start(arguments.line, fetch=True)
+    begin(arguments.line, arguments.source, arguments.evaluation, arguments.privacy, require_server)
     from flows.artifacts import print_summary
     from flows.release import make_release
     from flows.run import ReleaseFailed
@@ -238,6 +228,16 @@ def _params(arguments: argparse.Namespace) -> int:
     for told in filter(None, [check_start(line, fetch=False) for line in lines()]):
         print(told)
     print("params.yaml: every block is valid")
+    return 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from flows.publish import publish
+
+    what = f"publish --line {arguments.line}"
+    with checkout_lock(what), ending_with_us(), line_slot(arguments.line, what):
+        made = publish(arguments.line, arguments.bump)
+    print(f"{made.tag}: bundle {made.digest[:16]}, branch {made.branch}{'' if made.new else ', published before'}")
     return 0
 
 

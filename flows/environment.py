@@ -10,7 +10,7 @@ import pwd
 import sys
 from pathlib import Path
 
-STATE = Path(".ctfoundry")
+from components.files import STATE
 
 # No dependency phones home.
 QUIET = {

@@ -1,4 +1,5 @@
-"""One run at a time in a checkout: its parameters, its lock file and its outputs are one run's, whoever else comes."""
+"""Who works where: one run at a time in a checkout, one of a line at a time on a state folder, and nobody while a sweep
+removes what nobody uses. The kernel gives a lock back when its holder ends, however that was."""
 
 from __future__ import annotations
 
@@ -6,22 +7,28 @@ import fcntl
 import json
 import os
 import socket
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from components.errors import UserError
-from flows.environment import STATE
+from components.files import STATE
 
-LOCK = STATE / "lock"
+LOCK = Path(".ctfoundry/lock")  # the checkout's own, wherever its state lies
+SLOTS = STATE / "slots"
+SWEEP = "sweep"  # every line shares it, a sweep has it alone; no line has this name with a dot
+POLL_SECONDS = 1.0
 _held = False  # by this process
+_lines: set[str] = set()  # whose slots this process holds
+_until_the_end = ExitStack()
 
 
 @contextmanager
 def checkout_lock(what: str) -> Iterator[None]:
     """Hold the checkout for ``what``, such as ``release --line head``. Within this process it may be taken again.
-
-    The kernel gives the lock back when its holder ends, however that was.
 
     Raises:
         UserError: another process holds it, here or on another host of the same file system; says which.
@@ -32,19 +39,85 @@ def checkout_lock(what: str) -> Iterator[None]:
         return
     LOCK.parent.mkdir(parents=True, exist_ok=True)
     with LOCK.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"this checkout is in use: {_holder(LOCK)}; wait for it to end, or stop it") from None
-        file.truncate(0)
-        file.write(json.dumps({"what": what, "pid": os.getpid(), "host": socket.gethostname()}))
-        file.flush()
+        if not _taken(file, fcntl.LOCK_EX):
+            raise UserError(f"this checkout is in use: {_holder(LOCK)}; wait for it to end, or stop it")
+        _sign(file, what)
         _held = True
         try:
             yield
         finally:
             _held = False
             file.truncate(0)
+
+
+def hold_checkout(what: str) -> None:
+    """As :func:`checkout_lock`, until this process ends: a workspace that nobody holds is, to a sweep, a dead run's."""
+    _until_the_end.enter_context(checkout_lock(what))
+
+
+@contextmanager
+def line_slot(line: str, what: str) -> Iterator[None]:
+    """The line's turn on the state folder, which several checkouts may share: of two runs of one line each would remove
+    the volumes that the other keeps. Waits for it, and says once for whom. This process may take it again."""
+    if line in _lines:
+        yield
+        return
+    SLOTS.mkdir(parents=True, exist_ok=True)
+    with (SLOTS / f".{SWEEP}").open("a+") as sweep, (SLOTS / line).open("a+") as own:
+        for file, kind in ((sweep, fcntl.LOCK_SH), (own, fcntl.LOCK_EX)):
+            _wait(file, kind, what)
+        _sign(own, what)
+        _lines.add(line)
+        try:
+            yield
+        finally:
+            _lines.discard(line)
+            own.truncate(0)
+
+
+@contextmanager
+def every_slot(what: str) -> Iterator[bool]:
+    """The turn of every line at once; False, at once, where a line is being worked on."""
+    SLOTS.mkdir(parents=True, exist_ok=True)
+    with (SLOTS / f".{SWEEP}").open("a+") as sweep:
+        if not _taken(sweep, fcntl.LOCK_EX):
+            yield False
+            return
+        _sign(sweep, what)
+        try:
+            yield True
+        finally:
+            sweep.truncate(0)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds this lock file."""
+    with lock.open("a+") as other:
+        return not _taken(other, fcntl.LOCK_EX)
+
+
+def _taken(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait(file: IO[str], kind: int, what: str) -> None:
+    told = False
+    while not _taken(file, kind):
+        if not told:
+            holder = _holder(Path(file.name))
+            print(f"ctfoundry: {what} waits for its turn on {STATE}: {holder}", file=sys.stderr, flush=True)
+        told = True
+        time.sleep(POLL_SECONDS)  # and not in the kernel: a signal is to be heard
+
+
+def _sign(file: IO[str], what: str) -> None:
+    file.truncate(0)
+    file.write(json.dumps({"what": what, "pid": os.getpid(), "host": socket.gethostname()}))
+    file.flush()
 
 
 def _holder(path: Path) -> str:

@@ -22,7 +22,7 @@ from prefect import flow, get_run_logger, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.events.clients import NullEventsClient  # noqa: E402
 from prefect.events.worker import EventsWorker  # noqa: E402
-from prefect.exceptions import PrefectException  # noqa: E402
+from prefect.exceptions import FailedRun, PrefectException  # noqa: E402
 from prefect.logging.handlers import set_api_log_sink  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
@@ -31,7 +31,7 @@ from components.pretrain.config import PretrainConfig  # noqa: E402
 from components.settings import load_stage  # noqa: E402
 from flows import artifacts  # noqa: E402
 from flows import run as runs  # noqa: E402
-from flows.lock import checkout_lock  # noqa: E402
+from flows.lock import checkout_lock, line_slot  # noqa: E402
 from flows.processes import PREFECT_SERVER, end_children, waiting_is_vain  # noqa: E402
 from flows.run import ReleaseFailed, Run, StageFailed, Step  # noqa: E402
 from flows.together import side_by_side  # noqa: E402
@@ -43,7 +43,7 @@ class _WithoutTraceback(logging.Filter):
     """A stage's or a gate's failure is told in its message; our own call stack adds nothing to it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], ReleaseFailed | UserError):
+        if record.exc_info and isinstance(record.exc_info[1], ReleaseFailed | UserError | FailedRun):
             record.exc_info = None
         return True
 
@@ -142,7 +142,7 @@ def release(line: str, jobs: int | None = None) -> dict[str, Any]:
     run = runs.under_way = runs.under_way or Run(line, jobs)
     logging.raiseExceptions = False  # of handlers: Prefect's would write of every line that its server does not take
     try:
-        with checkout_lock(f"release --line {line}"):
+        with checkout_lock(f"release --line {line}"), line_slot(line, f"release --line {line}"):
             run.begin(_fixed_workers)
             _submit_all(run)
             _report(run, artifacts.publish_model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,16 +11,22 @@ from components.errors import UserError
 TRUSTED = ("-c", "safe.directory=*")
 
 
-def git(*arguments: str) -> str:
+def git(*arguments: str, **variables: str) -> str:
     """Run git in this checkout and return its output.
 
     Whoever runs its code trusts the checkout, whose ever files they are (a bind mount of a container): so may git.
+
+    Args:
+        arguments: of git.
+        variables: of its environment, beside ours.
 
     Raises:
         UserError: git's last line, or that there is no git.
     """
     try:
-        done = subprocess.run(["git", *TRUSTED, *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *TRUSTED, *arguments], env={**os.environ, **variables}, capture_output=True, text=True
+        )
     except FileNotFoundError:
         raise UserError("git: not found; install it") from None
     if done.returncode != 0:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.ct.keys import require_secret
 from components.errors import UserError
-from components.files import write_text
+from components.files import STATE, write_text
 from components.settings import PARAMS_FILE, require_line
-from flows.environment import STATE
 from flows.lock import checkout_lock
 from flows.parameters import yaml_editor
 

@@ -100,8 +100,9 @@ def verify(line: str, keep: Path | None = None, jobs: int | None = None) -> list
                 print(f"verify: {name} as in this checkout, not as committed", file=sys.stderr)
                 (copy / name).write_bytes(Path(name).read_bytes())
         if ROOTS_FILE.is_file():
-            (copy / ROOTS_FILE).parent.mkdir(parents=True, exist_ok=True)
-            (copy / ROOTS_FILE).write_bytes(ROOTS_FILE.read_bytes())
+            state = _state(copy)
+            state.mkdir(parents=True, exist_ok=True)
+            (state / ROOTS_FILE.name).write_bytes(ROOTS_FILE.read_bytes())
         _recompute_all(nodes, line, copy, jobs or default_jobs())
         recomputed = _locked(copy / "dvc.lock")
     return [
@@ -129,7 +130,8 @@ def _recompute_all(nodes: list[Node], line: str, clone: Path, jobs: int) -> None
 def _recompute(stage: str, line: str, clone: Path, position: str) -> None:
     start = time.monotonic()
     # The clone's own modules come first, whatever is installed; nothing of this checkout's state is reachable.
-    ours = {"PYTHONPATH": str(clone), "BENTOML_HOME": str(clone / ".ctfoundry/bentoml")}
+    state = _state(clone)
+    ours = {"PYTHONPATH": str(clone), "CTFOUNDRY_STATE": str(state), "BENTOML_HOME": str(state / "bentoml")}
     environment = {**os.environ, **arithmetic.variables(reproducible(line)), **ours}
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", "--force", "--no-run-cache", stage]
     with started(command, str(clone), environment) as (process, lines):
@@ -137,6 +139,11 @@ def _recompute(stage: str, line: str, clone: Path, position: str) -> None:
     print(f"verify: {position} {stage} recomputed in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     if process.returncode != 0:
         raise UserError(f"verify: {stage} failed in the clone: " + " | ".join(tail))
+
+
+def _state(clone: Path) -> Path:
+    """The clone's own, whatever this machine has set: what is kept between runs may not stand in for a stage."""
+    return clone.resolve() / ".ctfoundry"
 
 
 def _locked(path: Path) -> dict[str, dict[str, str]]:

@@ -16,13 +16,13 @@ from components.bundle.inputs import SOURCE_PACKAGES, SOURCE_SUFFIXES, code_hash
 from components.bundle.manifest import Manifest, verify_bundle
 from components.bundle.signature import IN_BENTO, SUFFIX, is_of, signature_file
 from components.errors import UserError
-from components.files import replacing, sha256_tree
+from components.files import STATE, replacing, sha256_tree
 
 log = logging.getLogger(__name__)
 
 SERVICE = "serving.service:CTEmbed"
 REQUIREMENTS = "infra/pins/serving.txt"
-DEFAULT_HOME = Path(".ctfoundry/bentoml")
+DEFAULT_HOME = STATE / "bentoml"
 VERSION_DIGITS = 16
 BUNDLE = "bundle"  # the release folder in a Bento's sources
 

@@ -18,7 +18,7 @@ from components.cohort.readable import check_readable
 from components.cohort.suite import cohort_suite
 from components.command import cohort_slice, shard_of
 from components.ct.keys import patient_key
-from components.files import write_json
+from components.files import STATE, write_json
 from components.quality import judge
 from components.sources.build import source_of
 from components.sources.config import SourceConfig
@@ -30,7 +30,6 @@ from components.tables import write_table
 
 log = logging.getLogger(__name__)
 
-STATE = Path(".ctfoundry")
 FORGET_AFTER_DAYS = 30
 NO_SHARD = -1  # of a rejected series: no stage brings it in
 ATTRIBUTION = ["collection", "licence", "doi"]

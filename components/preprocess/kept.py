@@ -19,12 +19,12 @@ from components import arithmetic
 from components.code import ROOT, code_digest, imports
 from components.ct.labels.stored import LabelMap, names_of, write_label_map
 from components.ct.store import Volume, write_volume
-from components.files import replacing, sha256_file
+from components.files import STATE, replacing, sha256_file
 from components.preprocess.config import PreprocessConfig
 from components.preprocess.masks import SeriesMasks
 from components.sources.series import SeriesJob
 
-KEPT = Path(".ctfoundry/volumes")
+KEPT = STATE / "volumes"
 # Their own order of steps counts; what else they import moves files and starts workers.
 STEPS = ("components/preprocess/stage.py", "components/preprocess/masks.py")
 KEEPS = "components/preprocess/kept.py"

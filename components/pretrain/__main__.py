@@ -18,7 +18,7 @@ from components.code import ROOT, closure
 from components.command import data_dir, run_stage, stored_volume
 from components.ct.store import StoredVolume
 from components.errors import UserError
-from components.files import replacing, sha256_file, write_json, write_text
+from components.files import STATE, replacing, sha256_file, write_json, write_text
 from components.models.build import parameter_count
 from components.models.embed import WEIGHTS, EmbedConfig, Embedder, candidate_file, check_grid, write_weights
 from components.models.weights import parted, read_weights
@@ -36,7 +36,7 @@ from components.tables import read_table
 TRAINING = "training.parquet"
 OBJECTIVE = "objective.safetensors"  # the encoder with heads and teacher: what a later run may go on from
 SHOWN = 4  # volumes whose views are in the picture
-RUNS = Path(".ctfoundry") / "runs"
+RUNS = STATE / "runs"
 ENTRY = "components/pretrain/__main__.py"
 OF_A_STEP = (
     "components/pretrain/",

@@ -30,13 +30,14 @@ from pydicom.errors import InvalidDicomError
 from components.ct.dataset import INFLATED_BYTES, InflateError, open_dataset
 from components.ct.keys import accession_key, patient_key, require_secret, series_key, study_key, uid_key
 from components.errors import UserError
+from components.files import STATE
 from components.sources.config import DicomwebConfig, SourceConfig, TransferConfig
 from components.sources.interface import Listed, Listing
 from components.sources.pacs import NO_JSON, SERIES_BYTES, Client, asking
 
 log = logging.getLogger(__name__)
 
-MAPS = Path(".ctfoundry/dicomweb")
+MAPS = STATE / "dicomweb"
 CHECK_SECONDS = 20.0
 QUERY_SECONDS = 60.0
 QUERY_ATTEMPTS = 3  # of one page: a listing of hundreds must not end with one hiccup

@@ -21,13 +21,13 @@ from typing import Any, Literal
 import pandas as pd
 
 from components.errors import PassingError, UserError
-from components.files import StopStageError, replacing, sha256_file
+from components.files import STATE, StopStageError, replacing, sha256_file
 from components.sources.config import TransferConfig
 from components.sources.interface import Source
 
 log = logging.getLogger(__name__)
 
-RAW = Path(".ctfoundry/raw")
+RAW = STATE / "raw"
 BUDGET_VARIABLE = "CTFOUNDRY_RAW_BUDGET_GB"
 RESERVE = 200 * 2**20  # the rest of the machine needs a little, too
 ANNOTATIONS = "annotations.json"  # beside the files, so that a resumed acquisition still has them

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from components.code import code_digest
-from components.files import write_text
+from components.files import STATE, write_text
 from components.sources.kinds import KINDS
 
-KEPT = Path(".ctfoundry/receipts")
+KEPT = STATE / "receipts"
 # What the measurements of headers depend on.
 DICOM_READER = ("components/ct/headers.py",)
 NIFTI_READER = (*DICOM_READER, "components/ct/nifti.py")  # its rows have all columns of the other

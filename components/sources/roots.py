@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.files import write_json
+from components.files import STATE, write_json
 
-ROOTS_FILE = Path(".ctfoundry/roots.json")
+ROOTS_FILE = STATE / "roots.json"
 
 
 def place_of(line: str, name: str = "") -> str:

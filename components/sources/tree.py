@@ -28,7 +28,7 @@ from typing import IO
 from components.ct.archive import LOCAL_LIMITS, OBSTACLES, ArchiveError, blocks, members, obstacle, open_zip
 from components.ct.keys import file_key, require_secret
 from components.errors import UserError
-from components.files import NO_ROOM, DiskFullError, StopStageError, replacing
+from components.files import NO_ROOM, STATE, DiskFullError, StopStageError, replacing
 from components.sources.interface import Listing
 from components.sources.roots import key_of, root_of
 
@@ -40,7 +40,7 @@ OPEN_ZIPS = 8
 READERS = 16  # threads: on a network share, a small read waits
 INSIDE = "!/"  # between a zip's path and its member's name
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
-MAPS = Path(".ctfoundry/paths")
+MAPS = STATE / "paths"
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def test_a_home_that_is_not_there_is_replaced_and_one_that_is_there_is_kept(plac
 
 BARE = """
 import getpass, os, sys
+import components.files  # while we may still read it
 source = sys.stdin.read()
 os.setgroups([])
 os.setgid(12345)
@@ -83,7 +84,8 @@ print(getpass.getuser(), os.environ["HOME"])
 def test_a_user_without_a_name_has_one() -> None:
     """uid 12345 is in no passwd file, as in containers started with ``--user``."""
     named = ("USER", "LOGNAME", "LNAME", "USERNAME")
-    variables = {name: value for name, value in os.environ.items() if name not in named} | {"HOME": "/"}
+    variables = {name: value for name, value in os.environ.items() if name not in named}
+    variables |= {"HOME": "/", "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as place:  # pytest's own are closed to others
         Path(place).chmod(0o777)
         done = subprocess.run(

@@ -1,0 +1,101 @@
+"""What Prefect does by itself: a run whose machine has gone is found and tried again, and failures are told to people.
+
+Set by name, each time the platform starts.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, cast
+from uuid import UUID
+
+from prefect.automations import Automation
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.types import SecretDict
+from pydantic import SecretStr
+
+from components.errors import UserError
+from flows.platform.machine import HEARTBEAT_SECONDS
+from flows.states import FAILURES, NOTHING_TO_DO
+
+WEBHOOK, BLOCK = "CTFOUNDRY_WEBHOOK", "ctfoundry-webhook"
+HEARTBEATS_LOST = 6 * HEARTBEAT_SECONDS
+TRIES = 3  # of a run whose machine has gone
+RUN = "prefect.flow-run"
+ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused", NOTHING_TO_DO, *FAILURES)
+TEXT = """{"text": {{ (flow_run.name ~ ": " ~ flow_run.state.name ~ ": " ~ flow_run.state.message) | tojson }}}"""
+
+
+def set_automations() -> list[str]:
+    """Create the automations, or bring them up to date; returns their names.
+
+    Raises:
+        UserError: ``CTFOUNDRY_WEBHOOK`` is no address.
+    """
+    wanted = [_lost(), _again()]
+    if url := os.environ.get(WEBHOOK):
+        wanted.append(_told(_block(url)))
+    with get_client(sync_client=True) as client:
+        for automation in wanted:
+            for old in client.read_automations_by_name(automation.name):
+                client.delete_automation(old.id)
+            automation.create()
+    return [automation.name for automation in wanted]
+
+
+def _trigger(events: set[str], match: dict[str, str | list[str]], **more: Any) -> EventTrigger:
+    return EventTrigger(
+        expect=events, match=ResourceSpecification(match), for_each={"prefect.resource.id"}, threshold=1, **more
+    )
+
+
+def _lost() -> Automation:
+    trigger = _trigger(
+        {f"{RUN}.{state}" for state in ENDS} | {f"{RUN}.heartbeat"},
+        {"prefect.resource.id": f"{RUN}.*"},
+        after={f"{RUN}.heartbeat"},
+        posture=Posture.Proactive,
+        within=HEARTBEATS_LOST,
+    )
+    told = f"no heartbeat for {HEARTBEATS_LOST} s: its machine or process has gone"
+    action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=told, force=False)
+    return _automation("a run has gone", trigger, action)
+
+
+def _again() -> Automation:
+    trigger = _trigger(
+        {f"{RUN}.Crashed"},
+        {"prefect.resource.id": f"{RUN}.*", "prefect.run-count": [str(count) for count in range(1, TRIES)]},
+        match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "retrain"}),
+        posture=Posture.Reactive,
+    )
+    message = f"tried again, {TRIES} times at most: what is finished is not made again"
+    action = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message, force=True)
+    return _automation("a release that was lost is tried again", trigger, action)
+
+
+def _told(block: UUID) -> Automation:
+    trigger = _trigger(
+        {f"{RUN}.{state}" for state in ("Failed", "Crashed", *FAILURES)},
+        {"prefect.resource.id": f"{RUN}.*"},
+        match_related=ResourceSpecification({"prefect.resource.role": "deployment"}),
+        posture=Posture.Reactive,
+    )
+    action = CallWebhook(block_document_id=block, payload=TEXT)
+    return _automation("a failure is told", trigger, action)
+
+
+def _automation(name: str, trigger: EventTrigger, action: ActionTypes) -> Automation:
+    return Automation(name=f"ctfoundry: {name}", trigger=trigger, actions=[action])
+
+
+def _block(url: str) -> UUID:
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{WEBHOOK} {url!r} is not allowed: an http:// or https:// address")
+    block = Webhook(url=SecretStr(url), headers=SecretDict({"Content-Type": "application/json"}))
+    return cast(UUID, block.save(BLOCK, overwrite=True))

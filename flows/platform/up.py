@@ -1,0 +1,184 @@
+"""``ctfoundry platform up``: server, deployments, automations and workers on this machine, until it is stopped."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from components.errors import UserError
+from components.files import STATE
+from flows.platform.machine import variables
+from flows.processes import ENDING, Stopped, end_children
+
+POOL = "ctfoundry"
+API = "PREFECT_API_URL"
+START_SECONDS, END_SECONDS, POLL_SECONDS = 180.0, 60.0, 0.5
+STEADY_SECONDS = 20.0  # a process that has lived for so long was well configured
+LOGS = STATE / "platform"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Of ``ctfoundry platform``."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    text = (
+        "Start a Prefect server, what prefect.yaml deploys, the automations and workers; stop them all at SIGINT or "
+        "SIGTERM. Where PREFECT_API_URL is set, that server is used and none is started."
+    )
+    sub = commands.add_parser("up", help=text, description=text)
+    sub.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
+    sub.add_argument("--port", type=int, default=4200, help="port (default: 4200)")
+    sub.add_argument("--workers", type=int, default=1, help="runs at a time on this machine (default: 1)")
+    sub.set_defaults(run=up)
+
+
+def up(arguments: argparse.Namespace) -> int:
+    """Returns 0 where it was stopped. Raises UserError where it cannot start, or one of its processes ended."""
+    if arguments.workers < 1:
+        raise UserError(f"workers {arguments.workers} is not allowed: runs at a time, at least 1")
+    os.environ.update(variables())
+    os.environ.pop("PYTHONPATH", None)  # a run's code is its workspace's
+    processes: list[_Part] = []
+    with _alone(), _stopping():
+        try:
+            if not os.environ.get(API):
+                processes.append(_server(arguments.host, arguments.port))
+                _wait_for(processes[0])
+            _deploy()
+            for number in range(1, arguments.workers + 1):
+                on = ["--pool", POOL, "--name", f"{socket.gethostname()}-{number}", "--limit", "1"]
+                processes.append(_Part(f"worker-{number}", ["worker", "start", *on]))
+            print(f"platform: {os.environ[API].removesuffix('/api')}, workers: {arguments.workers}", flush=True)
+            _watch(processes)
+        except Stopped:
+            print("platform: stopping", flush=True)
+        finally:
+            # Workers first: they tell the server how their runs ended.
+            for part in reversed(processes):
+                part.end()
+            end_children()
+    return 0
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One platform on a state folder."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    with (LOGS / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"platform: one runs already on the state folder {STATE}") from None
+        yield
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Within it the first signal to end raises :class:`Stopped`; after it all is waited for."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for ending in ENDING:
+            signal.signal(ending, signal.SIG_IGN)
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _server(host: str, port: int) -> _Part:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(f"port {port} of {host}: {str(error.strerror).lower()}; choose another, --port") from None
+    reached = "127.0.0.1" if host == "0.0.0.0" else host
+    os.environ[API] = f"http://{reached}:{port}/api"
+    os.environ.setdefault("PREFECT_UI_URL", f"http://{reached}:{port}")
+    return _Part("server", ["server", "start", "--host", host, "--port", str(port)])
+
+
+def _wait_for(server: _Part) -> None:
+    import httpx
+
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if server.process.poll() is not None:
+            raise UserError(f"platform: Prefect's server ended: {server.last_line()}")
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{os.environ[API]}/health", timeout=5, trust_env=False).status_code == 200:
+                return
+        time.sleep(POLL_SECONDS)
+    raise UserError(f"platform: Prefect's server did not answer within {START_SECONDS:.0f} s: {server.last_line()}")
+
+
+def _deploy() -> None:
+    """Pool, deployments and automations; what is there already is brought up to date."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    from flows.platform.automations import set_automations
+
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    deploy = _Part("deploy", ["--no-prompt", "deploy", "--all"])
+    try:
+        if deploy.process.wait() != 0:
+            raise UserError(f"platform: prefect deploy failed: {deploy.last_line()}")
+    finally:
+        deploy.end()
+    for name in set_automations():
+        print(f"automation {name}", flush=True)
+
+
+def _watch(parts: list[_Part]) -> None:
+    """Until a signal. What was killed begins again; what ends right after it began does not."""
+    while True:
+        for part in parts:
+            if part.process.poll() is not None:
+                told = f"{part.name} ended (exit {part.process.returncode}): {part.last_line()}"
+                if time.monotonic() - part.begun < STEADY_SECONDS:
+                    raise UserError(f"platform: {told}")
+                print(f"platform: {told}; it begins again", file=sys.stderr, flush=True)
+                part.begin()
+        time.sleep(POLL_SECONDS)
+
+
+class _Part:
+    """One of Prefect's commands, in a process group of its own, for Ctrl-C is ours to hear. ``begun``: monotonic."""
+
+    def __init__(self, name: str, arguments: list[str]) -> None:
+        self.name, self._arguments, self._log = name, arguments, LOGS / f"{name}.log"
+        self.begin()
+
+    def begin(self) -> None:
+        with self._log.open("ab") as log:
+            command = [sys.executable, "-m", "prefect", *self._arguments]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
+        self.begun = time.monotonic()
+
+    def end(self) -> None:
+        """Politely, for as long as a run needs to say how it ended."""
+        self.process.terminate()
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            end_children(of=self.process.pid)
+            self.process.wait()
+
+    def last_line(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()
+        return f"{next((line.strip() for line in reversed(lines) if line.strip()), 'no output')[:300]}; see {self._log}"

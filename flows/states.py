@@ -1,0 +1,7 @@
+"""Names of the states that a deployed run may end in, beside Prefect's own; Prefect names its events after them."""
+
+from __future__ import annotations
+
+NOTHING_TO_DO = "NothingToDo"
+REFUSED, NOT_REPRODUCED = "Refused", "NotReproduced"
+FAILURES = ("GateFailed", "StageFailed", REFUSED, NOT_REPRODUCED)

@@ -1,0 +1,77 @@
+"""Whose turn it is on a state folder that several checkouts share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.lock import every_slot
+
+ROOT = Path(__file__).resolve().parents[2]
+HOLD = """
+import sys
+from flows.lock import line_slot
+line = sys.argv[1]
+with line_slot(line, f"release {line}"), line_slot(line, "and within it"):
+    print("has it", flush=True)
+    sys.stdin.readline()
+"""
+
+
+class Other:
+    """Another checkout's process on the same state folder."""
+
+    def __init__(self, folder: Path, which: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, which], cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def has_it(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def waits(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.readline().strip()
+
+    def end(self) -> None:
+        self.process.communicate("\n", timeout=60)
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CTFOUNDRY_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("flows.lock.SLOTS", tmp_path / "state" / "slots")
+    return tmp_path
+
+
+def test_two_lines_have_their_turn_at_once_and_two_runs_of_one_after_each_other(state: Path) -> None:
+    one, two = Other(state / "a", "head"), Other(state / "b", "wholebody")
+    assert one.has_it() == two.has_it() == "has it"
+    three = Other(state / "c", "head")
+    assert "release head waits for its turn" in (told := three.waits())
+    assert f"`release head`, process {one.process.pid} " in told
+    one.end()
+    assert three.has_it() == "has it"
+    for other in (two, three):
+        other.end()
+
+
+def test_a_sweep_has_it_alone(state: Path) -> None:
+    line = Other(state / "a", "head")
+    line.has_it()
+    with every_slot("sweep") as free:
+        assert not free
+    line.end()
+    with every_slot("sweep") as free:
+        assert free
+        waiting = Other(state / "b", "head")
+        assert "`sweep`" in waiting.waits()
+    assert waiting.has_it() == "has it"
+    waiting.end()
