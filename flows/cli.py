@@ -49,6 +49,12 @@ MODULES = {
         "flows.sign",
         "Sign the present release, and its Bento, with the key that the environment names.",
     ),
+    "releases": ("flows.promotion.releases", "Published versions of a line: list them, show one, compare two."),
+    "promote": (
+        "flows.promotion.promote",
+        "Make a published version the champion, that is served and that later ones must not fall behind.",
+    ),
+    "rollback": ("flows.promotion.promote", "Make an earlier version the champion again."),
     "verify-bundle": ("flows.verify_bundle", "Whether a release may be loaded here: its files, and who signed them."),
     "import-weights": (
         "flows.champion",
@@ -146,8 +152,6 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     sub.add_argument("--trace", type=Path, help="write a timeline of a few steps, for ui.perfetto.dev")
     sub = command("locate", _locate, "Where the bytes of a pseudonym in a table lie on this machine.")
     sub.add_argument("key", help="a series' key, or a file's in the cohort's table of files")
-    sub = command("promote", _promote, "Make the present release the champion that later ones must not fall behind.")
-    sub.add_argument("--none", action="store_true", help="unset the champion")
     sub = command("serve", _serve, "Serve the Bento of a line's present release.")
     sub.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
     sub.add_argument("--port", type=int, default=3000, help="port (default: 3000)")
@@ -249,14 +253,6 @@ def _locate(arguments: argparse.Namespace) -> int:
     found = locate(arguments.line, arguments.key)
     print("\n".join(found.remarks), end="\n" if found.remarks else "", file=sys.stderr)  # paths alone can be piped
     print("\n".join(found.paths))
-    return 0
-
-
-def _promote(arguments: argparse.Namespace) -> int:
-    from flows import champion
-
-    with checkout_lock(f"promote --line {arguments.line}"):
-        print(champion.unset(arguments.line) if arguments.none else champion.promote(arguments.line))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from components.errors import UserError
 TRUSTED = ("-c", "safe.directory=*")
 
 
-def git(*arguments: str) -> str:
-    """Run git in this checkout and return its output.
+def git(*arguments: str, **variables: str) -> str:
+    """Run git in this checkout and return its output. ``variables`` are put into its environment.
 
     Whoever runs its code trusts the checkout, whose ever files they are (a bind mount of a container): so may git.
 
@@ -19,11 +20,13 @@ def git(*arguments: str) -> str:
         UserError: git's last line, or that there is no git.
     """
     try:
-        done = subprocess.run(["git", *TRUSTED, *arguments], capture_output=True, text=True, check=False)
+        command, environment = ["git", *TRUSTED, *arguments], {**os.environ, **variables}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise UserError("git: not found; install it") from None
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+        told = [row.strip() for row in done.stderr.splitlines() if row.strip() and not row.startswith("To ")]
+        said = told or [f"exit {done.returncode}"]
         cure = f"; run `git config --global --add safe.directory {Path.cwd()}`" if "dubious" in said[0] else ""
         raise UserError(f"git {arguments[0]}: {said[0].removeprefix('fatal: ')}{cure}")
     return done.stdout.strip()
