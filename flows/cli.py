@@ -55,6 +55,11 @@ MODULES = {
         "Make a published version the champion, that is served and that later ones must not fall behind.",
     ),
     "rollback": ("flows.promotion.promote", "Make an earlier version the champion again."),
+    "lineage": (
+        "flows.promotion.lineage",
+        "From an answer's digest back to commit, parameters and data; from a patient or series to every release.",
+    ),
+    "withdraw": ("flows.promotion.lineage", "The releases that a patient's withdrawal concerns, and what to run."),
     "verify-bundle": ("flows.verify_bundle", "Whether a release may be loaded here: its files, and who signed them."),
     "import-weights": (
         "flows.champion",
@@ -152,7 +157,9 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     sub.add_argument("--trace", type=Path, help="write a timeline of a few steps, for ui.perfetto.dev")
     sub = command("locate", _locate, "Where the bytes of a pseudonym in a table lie on this machine.")
     sub.add_argument("key", help="a series' key, or a file's in the cohort's table of files")
-    sub = command("serve", _serve, "Serve the Bento of a line's present release.")
+    sub = command("serve", _serve, "Serve the Bento of a line's present release, or of its champion.")
+    sub.add_argument("--champion", action="store_true", help="the version that the tags say, pulled where missing")
+    sub.add_argument("--offline", action="store_true", help="with --champion: by the tags that this clone knows")
     sub.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
     sub.add_argument("--port", type=int, default=3000, help="port (default: 3000)")
     add_tls_options(sub)
@@ -260,7 +267,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     from serving.run import serve
 
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    return serve(arguments.line, arguments.host, arguments.port, tls_of(arguments))
+    target = arguments.line
+    if arguments.champion:
+        from flows.promotion.served import champion_bento
+
+        target = champion_bento(arguments.line, arguments.offline)
+    return serve(target, arguments.host, arguments.port, tls_of(arguments))
 
 
 def _embed(arguments: argparse.Namespace) -> int:

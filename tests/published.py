@@ -59,7 +59,8 @@ def bundle(folder: Path, score: float, start: str | None = None, inputs: dict[st
     if start is not None:
         write_json(folder / "start.json", {"sha256": start, "steps": 10})
     (folder / "manifest.json").unlink(missing_ok=True)
-    return write_manifest(folder, LINE, f"ctfoundry-{LINE}", inputs or {"code": "0" * 64})
+    made_from = {**(inputs or {"code": "0" * 64}), **({"start": start} if start else {})}
+    return write_manifest(folder, LINE, f"ctfoundry-{LINE}", made_from)
 
 
 def tables(data: Path, patients: dict[str, str]) -> None:
@@ -80,7 +81,8 @@ def tables(data: Path, patients: dict[str, str]) -> None:
 class Team:
     """Everything of a team below one folder."""
 
-    def __init__(self, folder: Path, signed: bool = True) -> None:
+    def __init__(self, folder: Path, signed: bool = True, code: tuple[str, ...] = ()) -> None:
+        """``code``: folders of this project that are in its repository."""
         self.folder = folder
         self.origin, self.remote = folder / "origin.git", folder / "remote"
         git(folder, "init", "-q", "--bare", "-b", "main", str(self.origin))
@@ -95,7 +97,9 @@ class Team:
         (first / "infra" / "allowed_signers").write_text("# nobody yet\n")
         self.dvc(first, "init", "-q")
         self.dvc(first, "config", "core.autostage", "false")
-        self.dvc(first, "remote", "add", "-d", "store", str(self.remote))
+        self.dvc(first, "remote", "add", "-d", "store", "../remote")
+        for name in code:
+            shutil.copytree(ROOT / name, first / name, ignore=shutil.ignore_patterns("__pycache__"))
         git(first, "add", "-A")
         git(first, "commit", "-qm", "first")
         git(first, "push", "-q", "origin", "HEAD:main")

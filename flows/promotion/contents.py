@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from components.bundle.manifest import Manifest, read_manifest
 from components.bundle.signature import Verified, is_of, signature_file, verify_release
 from components.errors import UserError
 from components.files import read_json
+from flows.environment import STATE
 from flows.promotion.tags import Version
 from flows.repository import git
 from serving.build import BUNDLE, bento_path, bento_tag
@@ -59,6 +61,10 @@ class Contents:
             return bytes(self._files.read_bytes(path))
         except Exception as error:  # of DVC, of its storage, of the network: each has its own
             raise self._missing(path, error) from None
+
+    def json(self, path: str) -> Any:
+        """A JSON file within an output of DVC."""
+        return json.loads(self.bytes_of(path))
 
     def table(self, path: str) -> pd.DataFrame:
         """A Parquet file within an output of DVC."""
@@ -112,9 +118,11 @@ def _require_judged(version: Version, manifest: Manifest) -> None:
 
 
 def _carry_signature(folder: Path, manifest: Manifest) -> None:
-    """A bundle's signature is no output of DVC: it lies beside the present release, or in the Bento that was signed."""
+    """A bundle's signature is no output of DVC: it lies beside the present release, in the Bento that was signed, or
+    where this machine keeps what it published."""
     bento = bento_path(bento_tag(manifest))
     known = [Path("releases") / manifest.line, *([bento / "src" / BUNDLE] if bento else [])]
+    known += [folder / manifest.line for folder in (STATE / "published" / manifest.line).glob("*")]
     for signature in map(signature_file, known):
         if signature.is_file() and is_of(signature, folder):
             folder.with_name(f"{folder.name}.sig").write_bytes(signature.read_bytes())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from typing import Any
 
 import pandas as pd
@@ -25,9 +24,9 @@ def facts(version: Version) -> list[tuple[str, str]]:
 def gates_and_figures(version: Version) -> tuple[list[Row], list[Row]]:
     """Rows of the gates' table and of the encoder's figures, from the version's bundle."""
     contents, folder = contents_of(version), f"releases/{version.line}"
-    decision = json.loads(contents.bytes_of(f"{folder}/decision.json"))
+    decision = contents.json(f"{folder}/decision.json")
     gates: list[Row] = [(g["gate"], _number(g["figure"]), _number(g["bound"]), g["verdict"]) for g in decision["gates"]]
-    primary = json.loads(contents.bytes_of(f"{folder}/metrics.json")).get("primary") or {}
+    primary = contents.json(f"{folder}/metrics.json").get("primary") or {}
     figures = _figures(version)
     wanted = [key for key in figures if primary.get(key[0], key[1]) == key[1]]
     rows: list[Row] = []
@@ -62,7 +61,7 @@ def beside(first: dict[str, Any], second: dict[str, Any]) -> list[Row]:
 
 def funnel(version: Version) -> dict[str, Any]:
     """What became of the series, as counts."""
-    funnel = json.loads(contents_of(version).bytes_of(f"releases/{version.line}/funnel.json"))
+    funnel = contents_of(version).json(f"releases/{version.line}/funnel.json")
     counts = {"in": funnel["in"], "no CT": funnel["not_ct"], "accepted": funnel["accepted"]}
     counts |= {f"rejected: {reason}": count for reason, count in funnel["rejected"].items()}
     return counts | {f"accepted for: {role}": count for role, count in funnel["accepted_by_role"].items()}
