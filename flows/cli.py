@@ -55,6 +55,8 @@ MODULES = {
         "Make a published version the champion, that is served and that later ones must not fall behind.",
     ),
     "rollback": ("flows.promotion.promote", "Make an earlier version the champion again."),
+    "approve": ("flows.promotion.approve", "Say yes to a promotion that waits for a person."),
+    "reject": ("flows.promotion.approve", "Say no to a promotion that waits for a person."),
     "lineage": (
         "flows.promotion.lineage",
         "From an answer's digest back to commit, parameters and data; from a patient or series to every release.",

@@ -107,3 +107,34 @@ def _number(value: Any) -> str:
     if value is None or value != value:  # NaN: no interval was drawn
         return "-"
     return f"{value:.4f}" if isinstance(value, float) and value != int(value) else f"{value:g}"
+
+
+def page(version: Version, now: Version | None) -> str:
+    """What a person judges by, as Markdown: digest, gates, figures beside the champion's, what differs, the card."""
+    gates, figures = gates_and_figures(version)
+    parts = [
+        f"## {version.name}",
+        _markdown(("", ""), [(name, f"`{value}`") for name, value in facts(version)]),
+        "### Gates",
+        _markdown(("gate", "figure", "bound", "verdict"), gates),
+    ]
+    if now is None:
+        parts += ["### Figures", _markdown(("task", "figure", "value", "95 % interval", "patients"), figures)]
+        parts += ["There is no champion to stand beside."]
+    else:
+        wanted = {row[:2] for row in figures}
+        rows = [row for row in figures_beside(now, version) if row[:2] in wanted]
+        parts += [f"### Figures beside the champion's, {now.name}"]
+        parts += [_markdown(("task", "figure", "champion", "this", "difference"), rows)]
+        parts += ["### Parameters that differ"]
+        parts += [_markdown(("parameter", "champion", "this"), parameters_that_differ(now, version))]
+    card = contents_of(version).bytes_of(f"releases/{version.line}/MODEL_CARD.md").decode()
+    return "\n\n".join([*parts, "---", card])
+
+
+def _markdown(columns: Row, rows: list[Row]) -> str:
+    """A table; ``none`` where it has no rows."""
+    if not rows:
+        return "none"
+    lines = [columns, ("---",) * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
