@@ -17,7 +17,10 @@ import pytest
 from published import LINE, Team, git
 from released import ROOT, free_port
 
-pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen not found")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen not found"),
+]
 SERVE = """
 from prefect.deployments.runner import EntrypointType
 from flows.promotion.approval import promote_release, timed_out

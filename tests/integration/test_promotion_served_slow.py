@@ -46,6 +46,7 @@ def served(clone: Path) -> str:
         server.wait(30)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen not found")
 def test_the_service_answers_with_the_version_that_the_tags_say(tmp_path: Path) -> None:
     team = Team(tmp_path, code=CODE)
