@@ -54,7 +54,8 @@ def promote_release(line: str, version: str, hours: float = 72.0) -> State[Any]:
         hours: for an answer; none in time means no.
     """
     try:
-        judged = read_flow_run_input(JUDGED) or _judge(line, version)
+        kept: Any = read_flow_run_input(JUDGED)
+        judged = kept or _judge(line, version)
         if judged["champion"]:
             return Completed(name=NOTHING_TO_DO, message=f"{judged['name']} is the champion already")
         asked = Approval.with_initial_data(description=judged["page"])
@@ -69,7 +70,12 @@ def _judge(line: str, version: str) -> dict[str, Any]:
     fetch(line)
     found, now = find_version(line, version), champion(line)
     replaced = now.version if now else None
-    judged = {"name": found.name, "digest": found.digest, "commit": found.commit, "champion": replaced == found}
+    judged: dict[str, Any] = {
+        "name": found.name,
+        "digest": found.digest,
+        "commit": found.commit,
+        "champion": replaced == found,
+    }
     judged["page"] = page(found, replaced)
     create_flow_run_input(JUDGED, judged)
     create_markdown_artifact(

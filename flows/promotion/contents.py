@@ -35,7 +35,7 @@ class Contents:
     def _files(self) -> Any:
         from dvc.api import DVCFileSystem  # seconds
 
-        return DVCFileSystem(".", rev=self.commit)
+        return DVCFileSystem(str(Path.cwd()), rev=self.commit)  # instances are kept, by their arguments
 
     @cached_property
     def hashes(self) -> dict[str, str]:

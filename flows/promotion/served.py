@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
+from components.bundle.inputs import SOURCE_PACKAGES
 from components.bundle.manifest import read_manifest
 from components.errors import UserError
 from flows.processes import scratch_folder
@@ -13,7 +14,7 @@ from flows.promotion.contents import pulled
 from flows.promotion.signers import team_policy
 from flows.promotion.tags import Version, fetch
 from flows.repository import git
-from serving.build import BUNDLE, REQUIREMENTS, SOURCE_PACKAGES, bento_path, bento_tag, build_bento
+from serving.build import BUNDLE, REQUIREMENTS, bento_path, bento_tag, build_bento
 
 
 def champion_bento(line: str, offline: bool = False) -> str:

@@ -146,8 +146,8 @@ def assignments(line: str) -> list[Assignment]:
         here = by_commit.get(tag.commit, [])
         first = tag.message.partition("\n")[0].replace(":", " ").split()
         chosen = [version for version in here if version.name in first] or here  # GTO's own tags name none
-        version = None if told["cancelled"] or not chosen else chosen[-1]
-        found.append(Assignment(int(told["number"]), version, tag))
+        assigned = None if told["cancelled"] or not chosen else chosen[-1]
+        found.append(Assignment(int(told["number"]), assigned, tag))
     return sorted(found, key=lambda assignment: assignment.number)
 
 
