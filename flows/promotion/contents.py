@@ -27,15 +27,15 @@ class Contents:
     Raises (all methods): UserError naming the file that neither the cache nor the remote has.
     """
 
-    def __init__(self, commit: str, name: str) -> None:
-        """``name``: what the commit is called in messages, such as ``head@v1.2.0``."""
-        self.commit, self.name = commit, name
+    def __init__(self, commit: str, name: str, root: Path) -> None:
+        """``name``: what the commit is called in messages, such as ``head@v1.2.0``; ``root``: of the repository."""
+        self.commit, self.name, self.root = commit, name, root
 
     @cached_property
     def _files(self) -> Any:
         from dvc.api import DVCFileSystem  # seconds
 
-        return DVCFileSystem(str(Path.cwd()), rev=self.commit)  # instances are kept, by their arguments
+        return DVCFileSystem(str(self.root), rev=self.commit)
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -85,10 +85,14 @@ class Contents:
         )
 
 
-@lru_cache(maxsize=4)  # opening DVC's view of a commit takes seconds
 def contents_of(version: Version) -> Contents:
-    """The files of a version's commit."""
-    return Contents(version.commit, version.name)
+    """The files of a version's commit, in the repository where this process now is."""
+    return _contents(version.commit, version.name, Path.cwd())
+
+
+@lru_cache(maxsize=4)  # opening DVC's view of a commit takes seconds
+def _contents(commit: str, name: str, root: Path) -> Contents:
+    return Contents(commit, name, root)
 
 
 def pulled(version: Version, folder: Path) -> Verified:

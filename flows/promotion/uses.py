@@ -12,7 +12,7 @@ import pandas as pd
 from components.ct.keys import patient_key, series_key, uid_key
 from components.errors import UserError
 from components.progress import track
-from flows.promotion.contents import Contents
+from flows.promotion.contents import Contents, contents_of
 from flows.promotion.tags import Version
 
 _PATIENT, _SERIES = re.compile(r"p[0-9a-f]{16}"), re.compile(r"[su][0-9a-f]{16}")
@@ -79,7 +79,7 @@ def uses(wanted: Wanted, published: Sequence[Version]) -> list[Use]:
     encoders: dict[str, str] = {}  # SHA-256 of the weights to the release that made them
     begun: dict[str, str] = {}
     for version in track(published, [1] * len(published), "releases looked through"):
-        contents = Contents(version.commit, version.name)
+        contents = contents_of(version)
         table = _table(contents, version.line, read)
         rows = table[table["patient"].isin(wanted.patients) | _is_of(table, wanted.series)]
         if len(rows):
