@@ -9,7 +9,7 @@ from typing import Any
 
 from components.bundle.manifest import Manifest
 from components.errors import UserError
-from components.files import write_json
+from components.files import write_json, write_text
 from components.gate.champion import CHAMPIONS
 from flows.champion import champion_of
 from flows.promotion.tags import REMOTE, Version
@@ -57,7 +57,7 @@ def _tracked_encoder(line: str, bundle: Path, scratch: Path) -> Path:
         config["remote"] = dict(ours.config["remote"])
         if remote := ours.config["core"].get("remote"):
             config["core"] = {"remote": remote}
-    Repo.init(str(scratch), no_scm=True).close()
+    write_text(scratch / ".dvc" / "config", "[core]\n    no_scm = true\n")  # `dvc init` talks
     try:
         with Repo(str(scratch), config=config) as repo:
             (stage,) = repo.add(str(encoder))

@@ -23,6 +23,7 @@ from flows.promotion.uses import Use, Wanted, of_patient, of_series, series_of, 
 from flows.promotion.withdrawal import steps
 
 FEWEST_DIGITS = 8
+SHOWN = ("series", "patient", "uid", "source", "collection", "licence", "doi", "version", "role", "status", "reason")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +107,7 @@ def _back(arguments: argparse.Namespace) -> int:
             folder.mkdir(parents=True)
             block = contents.parameters(version.line)
             (folder / "parameters.yaml").write_text(yaml.safe_dump({version.line: block}, sort_keys=False))
-            table.to_csv(folder / "series.csv", index=False)
+            table[[name for name in SHOWN if name in table]].to_csv(folder / "series.csv", index=False)
         print(f"{arguments.output}: parameters.yaml, and series.csv with {len(table)} series and their licences")
     return 0
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from flows.promotion.champions import champion
 from flows.promotion.contents import contents_of
-from flows.promotion.tags import REMOTE, Version, branch
+from flows.promotion.tags import REMOTE, Version, assignments, branch
 from flows.promotion.uses import Use
 
 Step = tuple[str, list[str]]
@@ -63,7 +63,9 @@ def _made_anew(line: str, uses: Sequence[Use]) -> list[Step]:
 
 def _erased(found: Sequence[Use]) -> Step:
     """Tags keep data alive. Other clones and backups are people's to find."""
-    tags = [use.version.name for use in found]
+    commits = {use.version.commit for use in found}
+    assigned = [assignment.tag for line in _lines(found) for assignment in assignments(line)]
+    tags = [use.version.name for use in found] + [tag.name for tag in assigned if tag.commit in commits]
     branches = [f"refs/heads/release/{use.version.line}/{use.version.version}" for use in found]
     refs = " ".join([*(f"refs/tags/{tag}" for tag in tags), *branches])
     return (
