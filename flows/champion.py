@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components import arithmetic
-from components.bundle.manifest import read_manifest
+from components.bundle.manifest import Manifest, read_manifest
 from components.bundle.signature import verify_release
 from components.command import data_dir
 from components.errors import UserError
@@ -33,13 +33,24 @@ def promote(line: str) -> str:
     if not (folder / "manifest.json").is_file():
         raise UserError(f"promote: no release of line {line} in {folder}; run `make release LINE={line}` first")
     manifest = verify_release(folder).manifest
-    metrics = read_json(folder / "metrics.json")
-    champion = {"bundle": manifest.digest, "evaluation_data": metrics["evaluation_data"], "metrics": metrics}
-    profile = folder / "profile.json"  # a release made by an earlier version has none
-    champion["profile"] = read_json(profile) if profile.is_file() else None
-    champion["encoder"] = keep_encoder(line, folder)
-    write_json(_file(line), {"champion": champion})
+    keep_encoder(line, folder)
+    write_json(_file(line), {"champion": champion_of(folder, manifest)})
     return f"{_file(line)}: champion is bundle {manifest.digest[:16]}; commit {_files(line)}"
+
+
+def champion_of(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """What the champion's file says of a release: its figures, its data's profile, its encoder's hashes."""
+    from components.bundle.stage import ENCODER_FILES  # torch takes seconds
+
+    metrics = read_json(folder / "metrics.json")
+    profile = folder / "profile.json"  # a release made by an earlier version has none
+    return {
+        "bundle": manifest.digest,
+        "evaluation_data": metrics["evaluation_data"],
+        "metrics": metrics,
+        "profile": read_json(profile) if profile.is_file() else None,
+        "encoder": {name: manifest.files[name] for name in ENCODER_FILES},
+    }
 
 
 def keep_encoder(line: str, folder: Path) -> dict[str, str]:

@@ -52,6 +52,19 @@ MODULES = {
         "flows.sign",
         "Sign the present release, and its Bento, with the key that the environment names.",
     ),
+    "releases": ("flows.promotion.releases", "Published versions of a line: list them, show one, compare two."),
+    "promote": (
+        "flows.promotion.promote",
+        "Make a published version the champion, that is served and that later ones must not fall behind.",
+    ),
+    "rollback": ("flows.promotion.promote", "Make an earlier version the champion again."),
+    "approve": ("flows.promotion.approve", "Say yes to a promotion that waits for a person."),
+    "reject": ("flows.promotion.approve", "Say no to a promotion that waits for a person."),
+    "lineage": (
+        "flows.promotion.lineage",
+        "From an answer's digest back to commit, parameters and data; from a patient or series to every release.",
+    ),
+    "withdraw": ("flows.promotion.lineage", "The releases that a patient's withdrawal concerns, and what to run."),
     "verify-bundle": ("flows.verify_bundle", "Whether a release may be loaded here: its files, and who signed them."),
     "import-weights": (
         "flows.champion",
@@ -151,9 +164,9 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     sub.add_argument("--trace", type=Path, help="write a timeline of a few steps, for ui.perfetto.dev")
     sub = command("locate", _locate, "Where the bytes of a pseudonym in a table lie on this machine.")
     sub.add_argument("key", help="a series' key, or a file's in the cohort's table of files")
-    sub = command("promote", _promote, "Make the present release the champion that later ones must not fall behind.")
-    sub.add_argument("--none", action="store_true", help="unset the champion")
-    sub = command("serve", _serve, "Serve the Bento of a line's present release.")
+    sub = command("serve", _serve, "Serve the Bento of a line's present release, or of its champion.")
+    sub.add_argument("--champion", action="store_true", help="the version that the tags say, pulled where missing")
+    sub.add_argument("--offline", action="store_true", help="with --champion: by the tags that this clone knows")
     sub.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
     sub.add_argument("--port", type=int, default=3000, help="port (default: 3000)")
     add_tls_options(sub)
@@ -254,19 +267,16 @@ def _locate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _promote(arguments: argparse.Namespace) -> int:
-    from flows import champion
-
-    with checkout_lock(f"promote --line {arguments.line}"):
-        print(champion.unset(arguments.line) if arguments.none else champion.promote(arguments.line))
-    return 0
-
-
 def _serve(arguments: argparse.Namespace) -> int:
     from serving.run import serve
 
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    return serve(arguments.line, arguments.host, arguments.port, tls_of(arguments))
+    target = arguments.line
+    if arguments.champion:
+        from flows.promotion.served import champion_bento
+
+        target = champion_bento(arguments.line, arguments.offline)
+    return serve(target, arguments.host, arguments.port, tls_of(arguments))
 
 
 def _embed(arguments: argparse.Namespace) -> int:

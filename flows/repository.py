@@ -25,12 +25,14 @@ def git(*arguments: str, **variables: str) -> str:
     """
     try:
         done = subprocess.run(
-            ["git", *TRUSTED, *arguments], env={**os.environ, **variables}, capture_output=True, text=True
+            ["git", *TRUSTED, *arguments], env={**os.environ, **variables}, capture_output=True, text=True,
+            check=False,
         )
     except FileNotFoundError:
         raise UserError("git: not found; install it") from None
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+        told = [row.strip() for row in done.stderr.splitlines() if row.strip() and not row.startswith("To ")]
+        said = told or [f"exit {done.returncode}"]
         cure = f"; run `git config --global --add safe.directory {Path.cwd()}`" if "dubious" in said[0] else ""
         raise UserError(f"git {arguments[0]}: {said[0].removeprefix('fatal: ')}{cure}")
     return done.stdout.strip()
