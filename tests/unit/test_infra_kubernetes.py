@@ -257,3 +257,18 @@ def test_a_run_finds_the_cache_where_dvc_looks_for_it() -> None:
     assert told["DVC_GLOBAL_CONFIG_DIR"] in places
     for folder in re.findall(r"dir = (\S+)", text):
         assert str(Path(folder).parent) in places
+
+
+@pytest.mark.skipif(not (ROOT / "prefect.yaml").is_file(), reason="no prefect.yaml: nothing is deployed")
+@pytest.mark.skipif(not kustomize_is_there(), reason=NO_KUBECTL)
+def test_runs_find_the_pool_and_the_settings_that_deployments_ask_for() -> None:
+    text = (ROOT / "prefect.yaml").read_text()
+    objects = built("overlays/in-cluster")
+    (run,) = pods([job()])
+    told = {one["name"] for one in run.spec["containers"][0]["env"]} | set(named(objects, "ConfigMap", "runs")["data"])
+    assert set(re.findall(r"\$(CTFOUNDRY_\w+)", text)) <= told
+    (worker,) = (pod for pod in pods(objects) if pod.owner == "Deployment worker")
+    pools = set(re.findall(r"pool: (?:&\w+ )?\{name: ([\w-]+)", text))
+    arguments = worker.spec["containers"][0]["args"]
+    assert pools == {arguments[arguments.index("--pool") + 1]}
+    assert f"work-pool create {pools.pop()} " in worker.spec["initContainers"][0]["args"][0]

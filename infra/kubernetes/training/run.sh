@@ -3,7 +3,7 @@
 # `retrain` at the same commit finds it done and publishes it. Started again, it goes on from what is finished.
 set -eu
 workspace="$CTFOUNDRY_STATE/training/$LINE"
-test -d "$workspace/.git" || git clone --quiet --no-checkout "$REPOSITORY" "$workspace"
+test -d "$workspace/.git" || git clone --quiet --no-checkout "$CTFOUNDRY_GIT" "$workspace"
 cd "$workspace"
 git fetch --quiet --tags origin
 git checkout --quiet --force --detach "$COMMIT"
