@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,11 +66,10 @@ asyncio.run(main())
 
 @dataclass(frozen=True)
 class Platform:
-    """Prefect's API with what its clients are told, and its database; ``folder`` is for whoever uses it."""
+    """Prefect's API with what its clients are told, and its database."""
 
     environment: dict[str, str]
     database: str
-    folder: Path
 
     @property
     def api(self) -> str:
@@ -90,19 +90,22 @@ def sql(database: str, *options: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def platform() -> Iterator[Platform]:
     if not POSTGRES:
         pytest.skip("no PostgreSQL server on this machine: apt-get install postgresql")
-    folder = tmp_path_factory.mktemp("platform")
-    secrets = dict.fromkeys(("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"), AUTH)
-    with postgresql(folder / "database") as url:
-        plain = url.replace("+asyncpg", "")
-        sql(plain, "-c", "CREATE DATABASE prefect")
-        database, asked = (text.removesuffix("/postgres") + "/prefect" for text in (plain, url))
-        told = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": asked, "PREFECT_SERVER_METRICS_ENABLED": "true", **secrets}
-        with prefect_server(folder, **told) as environment:
-            subprocess.run([sys.executable, "-c", NIGHT], env=environment, check=True)
-            yield Platform(environment, database, folder)
+    told = dict.fromkeys(("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"), AUTH)
+    told["PREFECT_SERVER_METRICS_ENABLED"] = "true"
+    # pytest shuts its own folder, whenever one begins, to the user of PostgreSQL
+    with tempfile.TemporaryDirectory(prefix="platform-") as temporary:
+        folder = Path(temporary)
+        with postgresql(folder / "database") as url:
+            plain = url.replace("+asyncpg", "")
+            sql(plain, "-c", "CREATE DATABASE prefect")
+            database, asked = (text.removesuffix("/postgres") + "/prefect" for text in (plain, url))
+            told["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = asked
+            with prefect_server(folder, **told) as environment:
+                subprocess.run([sys.executable, "-c", NIGHT], env=environment, check=True)
+                yield Platform(environment, database)
 
 
 @contextlib.contextmanager
