@@ -242,7 +242,7 @@ def test_what_is_backed_up_comes_back(platform: Platform, tmp_path: Path) -> Non
     lines = (ROOT / "infra" / "backup" / "README.md").read_text().splitlines()
     start = lines.index("```sh", lines.index("## Restore")) + 1
     commands = "\n".join(lines[start : lines.index("```", start)])
-    new = {"RESTORED": platform.database.replace("/prefect", "/restored"), "BACKUP": str(tmp_path / "backup")}
+    new = {"RESTORED": platform.database.removesuffix("/prefect") + "/restored", "BACKUP": str(tmp_path / "backup")}
     done = subprocess.run(["sh", "-exc", commands], env={**told, **new}, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert git(bare, "show-ref", "--tags") == tags
