@@ -147,8 +147,9 @@ def postgresql(folder: Path) -> Iterator[str]:
     port = free_port()
     as_owner = []
     if os.geteuid() == 0:
+        temporary = Path(os.environ.get("TMPDIR", "/tmp"))
         for parent in (folder, *folder.parents):
-            if str(parent).startswith(str(Path(os.environ.get("TMPDIR", "/tmp")))):
+            if temporary in parent.parents:  # itself stays everybody's
                 parent.chmod(0o755)
         shutil.chown(folder, "postgres")
         as_owner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]

@@ -1,21 +1,13 @@
-"""The compose file of a small site, and its alarms: valid, and of figures and settings that there are."""
+"""The compose file of a small site: valid, and of settings that there are."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
 import yaml
 
-from serving.gateway.queue import Queue, sqlite_address
-from serving.gateway.running import Figures
-from serving.limits import Limits
-from serving.load import Load
-from serving.metrics import Metrics
 from tests.released import ROOT
 
 SITE = ROOT / "infra" / "site"
@@ -48,19 +40,9 @@ def test_every_setting_is_one_that_the_readme_tells_of() -> None:
         assert name in told or f"_{name.split('_', 2)[2].split('_', 1)[-1]}" in told, name
 
 
-def test_alarms_go_by_figures_that_there_are(tmp_path: Path) -> None:
-    queue = Queue(sqlite_address(tmp_path / "queue.sqlite"), "here")
-    shown = {sample.name for family in Figures(queue, None, None).collect() for sample in family.samples}
-    bins = {"vendor": {"GE": 1}}
-    text = Metrics("m", "d", bins).text(Load(Limits()), True).decode()
-    shown |= set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
-    asked = set(re.findall(r"\bctfoundry_\w+", (SITE / "rules.yml").read_text()))
-    assert len(asked) >= 5
-    assert asked <= shown
-    queue.close()
-
-
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool not found: apt-get install prometheus")
-def test_alarms_ring_when_they_should() -> None:
-    done = subprocess.run(["promtool", "test", "rules", "rules_test.yml"], cwd=SITE, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_every_file_that_is_mounted_is_there() -> None:
+    text = (SITE / "compose.yaml").read_text()
+    files = re.findall(r"- (\.{1,2}/\S+?):/etc/", text)
+    assert len(files) == 2
+    for file in files:
+        assert (SITE / file).is_file(), file
