@@ -13,7 +13,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ SETTINGS = {
     "RAY_worker_niceness": "0",  # Ray's 15 lets any other process starve the work
     "RAY_task_oom_retries": "1",  # Ray's own monitor of the memory tries for ever
 }
+DECISIVE = ("torch", "numpy", "monai", "blosc2", "ray")  # libraries that a step of training runs
 MARKS = Path(".ctfoundry")  # where every node sees the marks of missed deadlines
 OURS = "CTFOUNDRY_"  # settings of this machine, secrets among them
 ADDRESS_SECONDS = 5.0
@@ -51,15 +52,16 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def ray_cluster(workers: int) -> Iterator[None]:
+def ray_cluster(workers: int, apart: bool = False) -> Iterator[None]:
     """The Ray that RAY_ADDRESS names; else a local one of our own on the loopback interface, gone afterwards.
 
     Args:
         workers: processes that must run at the same time on a local one, whatever this machine's cores.
+        apart: the nodes at RAY_ADDRESS do not see this checkout: they are sent its code.
 
     Raises:
         UserError: Ray does not start here; none answers at RAY_ADDRESS, or with another token; or a node of it does not
-            see this checkout.
+            see this checkout, or has other libraries.
     """
     os.environ |= SETTINGS
     import ray
@@ -71,12 +73,13 @@ def ray_cluster(workers: int) -> Iterator[None]:
     if interface:
         variables["GLOO_SOCKET_IFNAME"] = interface
     if address:
-        _join(address, variables)
-        try:
-            _check_nodes()
-            yield
-        finally:
-            ray.shutdown()
+        with _sent_code() if apart else nullcontext() as code:
+            _join(address, variables, code)
+            try:
+                (_check_libraries if apart else _check_nodes)()
+                yield
+            finally:
+                ray.shutdown()
         return
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into HOME
@@ -182,8 +185,17 @@ def _short_folder() -> str:
     )
 
 
-def _join(address: str, variables: dict[str, str]) -> None:
-    """Connect to a cluster that is there. Its nodes use their own interpreter.
+@contextmanager
+def _sent_code() -> Iterator[str]:
+    """A folder with our code alone, for Ray to send to nodes that do not see this checkout."""
+    with tempfile.TemporaryDirectory(prefix="ctfoundry-code-") as folder:
+        own = Path(__file__).resolve().parent
+        shutil.copytree(own, Path(folder) / own.name, ignore=shutil.ignore_patterns("__pycache__"))
+        yield folder
+
+
+def _join(address: str, variables: dict[str, str], code: str | None = None) -> None:
+    """Connect to a cluster that is there. Its nodes use their own interpreter, and ``code`` where they are sent some.
 
     Raises:
         UserError: nothing answers, or it wants another token, or does not take this address.
@@ -198,8 +210,12 @@ def _join(address: str, variables: dict[str, str]) -> None:
         except OSError as error:
             said = error.strerror or str(error)
             raise UserError(f"RAY_ADDRESS {address!r}: no Ray answers there: {said}") from None
+    environment: dict[str, Any] = {"env_vars": variables}
+    if code is not None:
+        environment |= {"working_dir": code}
+        variables.pop("PYTHONPATH", None)  # of this machine's folders
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": variables})
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     except Exception as error:  # of many types, among them a bare Exception
         with suppress(Exception):
             ray.shutdown()  # of a connection half made
@@ -220,9 +236,6 @@ def _check_nodes() -> None:
         UserError: one does not; or none of them has a core to lend.
         PassingError: one did not answer.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     here, marker = str(Path.cwd()), Path(".ctfoundry") / f"seen-{secrets.token_hex(8)}"
 
     def sees(file: str) -> bool:  # travels by value: a node without the checkout cannot import it
@@ -230,31 +243,69 @@ def _check_nodes() -> None:
 
         return Path(file).is_file()
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if not any(node["Resources"].get("CPU", 0) >= 1 for node in nodes):
-        raise UserError(f"RAY_ADDRESS: none of its {len(nodes)} nodes has a core to lend")
     marker.parent.mkdir(exist_ok=True)
     marker.touch()
     try:
+        seen = _of_every_node(sees, str(marker.absolute()))
+    finally:
+        marker.unlink(missing_ok=True)
+    if blind := sorted(node for node, sees_it in seen.items() if not sees_it):
+        raise UserError(
+            f"RAY_ADDRESS: node {', '.join(blind)} does not see this checkout: share {here} under that path, or let "
+            "pretrain go through a bucket: set CTFOUNDRY_TRAIN_STORAGE"
+        )
+
+
+def _check_libraries() -> None:
+    """Every node has the libraries that decide the numbers of a step, in this machine's versions.
+
+    Raises:
+        UserError: one has not; or none of them has a core to lend.
+        PassingError: one did not answer.
+    """
+    from importlib.metadata import version
+
+    ours = {name: version(name) for name in DECISIVE}
+
+    def theirs(names: tuple[str, ...]) -> dict[str, str]:  # travels by value, as above
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = {}
+        for name in names:
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                found[name] = "missing"
+        return found
+
+    for node, found in sorted(_of_every_node(theirs, DECISIVE).items()):
+        wrong = [f"{name} {found[name]}, here {ours[name]}" for name in DECISIVE if found[name] != ours[name]]
+        if wrong:
+            raise UserError(f"RAY_ADDRESS: node {node}: {'; '.join(wrong)}: install what constraints.txt pins there")
+
+
+def _of_every_node(ask: Callable[[Any], Any], what: Any) -> dict[str, Any]:
+    """Address of each node to its answer. Raises UserError, PassingError."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if not any(node["Resources"].get("CPU", 0) >= 1 for node in nodes):
+        raise UserError(f"RAY_ADDRESS: none of its {len(nodes)} nodes has a core to lend")
+    try:
         asked = [
-            ray.remote(num_cpus=0)(sees)
+            ray.remote(num_cpus=0)(ask)
             .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-            .remote(str(marker.absolute()))
+            .remote(what)
             for node in nodes
         ]
-        seen = ray.get(asked)
+        answers = ray.get(asked)
     except ray.exceptions.RayError as error:
         raise PassingError(
             f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')!r}: a node did not answer: {_reason(error)}; try again when "
             f"all its nodes are there. {ITS_LOGS}"
         ) from None
-    finally:
-        marker.unlink(missing_ok=True)
-    blind = sorted(node["NodeManagerAddress"] for node, sees_it in zip(nodes, seen, strict=True) if not sees_it)
-    if blind:
-        raise UserError(
-            f"RAY_ADDRESS: node {', '.join(blind)} does not see this checkout: share {here} under that path"
-        )
+    return {node["NodeManagerAddress"]: answer for node, answer in zip(nodes, answers, strict=True)}
 
 
 def check_arithmetic() -> None:

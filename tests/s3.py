@@ -1,4 +1,4 @@
-"""A real S3 server on 127.0.0.1 (moto's), filled over plain HTTP, for tests and benchmarks of transfers."""
+"""A real S3 server (moto's), filled over plain HTTP, for tests and benchmarks of transfers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PUBLIC = {"x-amz-acl": "public-read"}
 class S3:
     """A server that can be stopped; a new one at the same port is empty."""
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    def __init__(self, folder: Path, port: int | None = None, host: str = "127.0.0.1") -> None:
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
         log = folder / "moto.log"
         with log.open("wb") as said:
-            command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(self.port)]
+            command = [str(Path(sys.executable).parent / "moto_server"), "-H", host, "-p", str(self.port)]
             self._server = subprocess.Popen(command, stdout=said, stderr=said)
         first_answer(self._server, f"{self.url}/moto-api/", log)
         httpx.put(f"{self.url}/{BUCKET}", headers=SIGNED | PUBLIC).raise_for_status()

@@ -22,6 +22,7 @@ from components.files import STATE, replacing, sha256_file, write_json, write_te
 from components.models.build import parameter_count
 from components.models.embed import WEIGHTS, EmbedConfig, Embedder, candidate_file, check_grid, write_weights
 from components.models.weights import parted, read_weights
+from components.pretrain.apart import Bucket
 from components.pretrain.checkpoints import State
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loading import load_batch
@@ -177,11 +178,14 @@ def pretrain(line: str) -> None:
     else:
         from components.pretrain.ray_driver import train_with_ray
 
-        state = train_with_ray(config, volumes, run, progress)
+        digests = tuple(training.sort_values("series")["sha256"])
+        state = train_with_ray(config, volumes, run, progress, digests)
     with replacing(data_dir(line, "pretrain")) as folder:
         folder.mkdir(parents=True)
         write_outputs(folder, line, config, volumes, state, run)
     shutil.rmtree(run)
+    if (bucket := Bucket.from_environment()) is not None:
+        bucket.forget(run.name)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from components.ct.store import StoredVolume, Volume
 from components.errors import UserError
+from components.pretrain.apart import Place, here
 from components.pretrain.config import PretrainConfig
 from components.pretrain.views import RAGGED, Batch, Sample, Views, build_views
 from components.pretrain.workers import World, agree, sum_over_workers
@@ -60,9 +60,9 @@ def _reading() -> Iterator[None]:
 
 
 class _Volume(StoredVolume):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, place: Place) -> None:
         with _reading():
-            super().__init__(path)
+            super().__init__(here(place))
 
     def read(self) -> Volume:
         with _reading():
@@ -78,7 +78,7 @@ class Samples(Dataset[Sample | str]):
     come out of a loader process as somebody else's. Where such volumes are to be skipped, another one is drawn in its
     place, and ``skipped`` (SUBSTITUTES,) holds the numbers of those that were not readable, then -1."""
 
-    def __init__(self, config: PretrainConfig, views: Views, volumes: tuple[Path, ...]) -> None:
+    def __init__(self, config: PretrainConfig, views: Views, volumes: tuple[Place, ...]) -> None:
         self.config, self.views, self.volumes = config, views, volumes
 
     def __getitem__(self, index: int) -> Sample | str:
@@ -113,7 +113,7 @@ def collate(samples: list[Sample | str]) -> Batch | str:
     }
 
 
-def load_batch(config: PretrainConfig, volumes: tuple[Path, ...], count: int) -> Batch:
+def load_batch(config: PretrainConfig, volumes: tuple[Place, ...], count: int) -> Batch:
     """The first ``count`` samples of the run, for a look at them. Raises UserError where one cannot be read."""
     samples = Samples(config, build_views(config), volumes)
     batch = collate([samples[index] for index in range(count)])
@@ -134,7 +134,7 @@ def places(config: PretrainConfig, world: World, step: int) -> Iterator[list[int
         yield list(range(start, start + mine))
 
 
-def batches(config: PretrainConfig, volumes: tuple[Path, ...], world: World, step: int) -> Iterator[Batch | str]:
+def batches(config: PretrainConfig, volumes: tuple[Place, ...], world: World, step: int) -> Iterator[Batch | str]:
     """This worker's parts of the global batches in order, read ahead by ``config.loaders`` processes; the text of an
     error in the place of a batch that cannot be read."""
     samples = Samples(config, build_views(config, world.device.type), volumes)
@@ -174,7 +174,7 @@ class Incoming:
         skipped: int64 (volumes,), samples lost with each volume, on all workers.
     """
 
-    def __init__(self, config: PretrainConfig, volumes: tuple[Path, ...], world: World) -> None:
+    def __init__(self, config: PretrainConfig, volumes: tuple[Place, ...], world: World) -> None:
         self.config, self.volumes, self.world = config, volumes, world
         self.views = build_views(config, world.device.type)
         self.waited = 0.0

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from components.errors import UserError
 from components.models.build import checkpoint_activations, compile_blocks
+from components.pretrain.apart import Place
 from components.pretrain.checkpoints import Checkpoints, State
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loading import Incoming
@@ -44,7 +45,7 @@ from components.pretrain.workers import (
 
 def train(
     config: PretrainConfig,
-    volumes: tuple[Path, ...],
+    volumes: tuple[Place, ...],
     world: World,
     checkpoints: Checkpoints,
     progress: Callable[[str], None],
@@ -122,7 +123,7 @@ class Trainer:
     """Model, optimiser and step of one worker."""
 
     def __init__(
-        self, config: PretrainConfig, volumes: tuple[Path, ...], world: World, start: Path | None = None
+        self, config: PretrainConfig, volumes: tuple[Place, ...], world: World, start: Path | None = None
     ) -> None:
         if (config.start is None) != (start is None):
             raise ValueError(f"start {config.start} wants its weights, and no others: {start}")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +36,13 @@ from ray.train import CheckpointUploadMode
 
 from components.cluster import check_arithmetic, ray_cluster
 from components.errors import UserError
+from components.files import sha256_file
+from components.models.embed import candidate_file
+from components.pretrain.apart import BEGUN_WITH, RUNS, Bucket, Distant, cache_bound, kept_here, run_place
 from components.pretrain.checkpoints import State, read_state, write_candidate, write_state
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import train
+from components.pretrain.on_cluster import deadline, lines_to, require_room
 from components.pretrain.process import MEMORY
 from components.pretrain.start import placed_at
 from components.pretrain.workers import World, agree, on_gpus, sum_over_workers
@@ -51,10 +57,11 @@ PROGRESS_FILE = "progress.log"
 
 class RayCheckpoints:
     """Checkpoints in the run's folder, written while training goes on, then entered in Ray's snapshot of the run;
-    others are ignored. On several nodes the folder lies where all of them see it."""
+    others are ignored. On several nodes the folder lies where all of them see it; with a bucket it is this node's own,
+    and Ray takes what was written to the bucket."""
 
-    def __init__(self, folder: Path, world: World) -> None:
-        self.folder, self.world = folder, world
+    def __init__(self, folder: Path, world: World, bucket: Bucket | None = None, run: str = "") -> None:
+        self.folder, self.world, self.bucket, self.run = folder, world, bucket, run
         self._open = False  # on every worker: one is being written, which does not count yet
         self._writing: Future[Path] | None = None  # on rank 0
         self._thread = ThreadPoolExecutor(1)
@@ -85,6 +92,8 @@ class RayCheckpoints:
 
     def keep(self, step: int, weights: Mapping[str, Tensor]) -> None:
         write_candidate(self.folder, step, weights)
+        if self.bucket is not None:
+            self.bucket.send(self.folder / candidate_file(step), f"{RUNS}/{self.run}/{candidate_file(step)}")
 
     def settle(self, wait: bool) -> None:
         if not self._open:
@@ -101,7 +110,9 @@ class RayCheckpoints:
         if float(sum_over_workers(on_its_way)):
             return
         agree(self.world, mistake)
-        ray.train.report({}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        mode = CheckpointUploadMode.NO_UPLOAD if self.bucket is None else CheckpointUploadMode.SYNC
+        ray.train.report({}, checkpoint=checkpoint, checkpoint_upload_mode=mode,
+                         delete_local_checkpoint_after_upload=self.bucket is not None)  # fmt: skip
         self._open, self._writing = False, None
 
 
@@ -109,28 +120,61 @@ def _work(job: dict[str, Any]) -> str:
     """What each worker runs. A user's mistake is returned, not raised: Ray would try it again."""
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    folder, config = Path(job["folder"]), PretrainConfig.model_validate(job["config"])
-
-    def progress(line: str) -> None:
-        # a full disk may end the run with a checkpoint, which every worker hears of; not with a line
-        with contextlib.suppress(OSError):
-            if world.rank == 0:
-                with (folder / PROGRESS_FILE).open("a", encoding="utf-8") as stream:
-                    stream.write(line + "\n")
-
+    config, bucket, run = PretrainConfig.model_validate(job["config"]), job["bucket"], job["run"]
     try:
         _agree_on_arithmetic(world)
-        train(
-            config,
-            tuple(Path(path) for path in job["volumes"]),
-            world,
-            RayCheckpoints(folder, world),
-            progress,
-            placed_at(config, folder),
-        )
+        with _folder_of(job["folder"]) as folder:
+            start = _begun_with(world, config, folder, bucket, job["start"])
+            checkpoints = RayCheckpoints(folder, world, bucket, run)
+            train(config, tuple(job["volumes"]), world, checkpoints, _teller(world, folder, job["lines"]), start)
     except UserError as error:
         return str(error)
     return ""
+
+
+@contextmanager
+def _folder_of(shared: str | None) -> Iterator[Path]:
+    """The run's folder; where nodes share none, one of this worker's own, which goes with it."""
+    if shared is not None:
+        yield Path(shared)
+        return
+    own = Path(tempfile.mkdtemp(prefix="ctfoundry-run-"))
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _begun_with(
+    world: World, config: PretrainConfig, folder: Path, bucket: Bucket | None, sha256: str | None
+) -> Path | None:
+    """The weights that the run begins with, on this node. Raises UserError, on every worker, where one has not got
+    them."""
+    if bucket is None:
+        return placed_at(config, folder)
+    path, mistake = None, None
+    try:
+        path = None if sha256 is None else kept_here(bucket, f"{BEGUN_WITH}/{sha256}", sha256)
+    except OSError as error:
+        mistake = UserError(f"{bucket.url}: the weights to start from cannot be fetched: {error}")
+    agree(world, mistake)
+    return path
+
+
+def _teller(world: World, folder: Path, lines: Any) -> Callable[[str], None]:
+    """How a worker says a line: into the run's file, or to the driver where nodes share no folder."""
+
+    def progress(line: str) -> None:
+        if world.rank != 0:
+            return
+        if lines is not None:
+            lines.add.remote(line)
+            return
+        # a full disk may end the run with a checkpoint, which every worker hears of; not with a line
+        with contextlib.suppress(OSError), (folder / PROGRESS_FILE).open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+    return progress
 
 
 def _agree_on_arithmetic(world: World) -> None:
@@ -144,53 +188,86 @@ def _agree_on_arithmetic(world: World) -> None:
 
 
 def train_with_ray(
-    config: PretrainConfig, volumes: tuple[Path, ...], folder: Path, progress: Callable[[str], None]
+    config: PretrainConfig,
+    volumes: tuple[Path, ...],
+    folder: Path,
+    progress: Callable[[str], None],
+    digests: Sequence[str] = (),
 ) -> State:
     """Train with ``config.workers`` workers; resumes from ``folder`` if it holds a checkpoint.
 
-    With RAY_ADDRESS set the workers are that cluster's: folder and volumes must lie where all its nodes see them. A
-    node that is lost ends the attempt; the next begins at the last checkpoint, once there is room for the workers.
-    Failures are counted from the last checkpoint on: a run of weeks has many.
+    With RAY_ADDRESS set the workers are that cluster's: folder and volumes must lie where all its nodes see them, or go
+    through the bucket that ``CTFOUNDRY_TRAIN_STORAGE`` names. A node that is lost ends the attempt; the next begins at
+    the last checkpoint, once there is room for the workers. Failures are counted from the last checkpoint on: a run of
+    weeks has many.
 
     Args:
         config: the whole block.
         volumes: the training volumes.
         folder: the run's folder; its name is the run's name, its parent Ray's storage.
         progress: receives the workers' lines.
+        digests: SHA-256 of each volume, by which a bucket has them.
 
     Returns:
         The final state.
 
     Raises:
-        UserError: as :func:`components.pretrain.loop.train`; GPUs are asked for and there are too few.
+        UserError: as :func:`components.pretrain.loop.train`; GPUs are asked for and there are too few; the bucket does
+            not take what is sent.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    job = {
-        "config": config.model_dump(),
-        "volumes": [str(path.resolve()) for path in volumes],
-        "folder": str(folder.resolve()),
-    }
+    bucket = Bucket.from_environment() if os.environ.get("RAY_ADDRESS") else None
+    job = {"config": config.model_dump(), "run": folder.name, "bucket": bucket, "lines": None, "start": None,
+           "folder": str(folder.resolve()), "volumes": [path.resolve() for path in volumes]}  # fmt: skip
+    if bucket is not None:
+        job |= _sent(config, volumes, digests, folder, bucket)
     elastic = config.least_workers < config.most_workers
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = ELASTIC_START_S if elastic else START_S
-    with ray_cluster(config.most_workers), _following(folder / PROGRESS_FILE, progress):
+    with ray_cluster(config.most_workers, apart=bucket is not None), _told(job, folder, progress):
         found = int(ray.cluster_resources().get("GPU", 0))
         gpus = on_gpus(config.device, config.least_workers, found)
         if found and not gpus:
             progress(f"device {config.device}: {found} GPUs for {config.least_workers} workers: training on CPUs")
-        result = _fit(config, job, folder, gpus, progress)
-    mistake: str = result.return_value  # type: ignore[attr-defined]  # typed as V1's result
-    if mistake:
-        raise UserError(mistake)
-    if result.checkpoint is None:
-        raise RuntimeError(f"run {folder.name}: ended without a checkpoint")
-    with result.checkpoint.as_directory() as path:
-        return read_state(Path(path) / STATE_FILE)
+        if os.environ.get("RAY_ADDRESS"):
+            require_room(config.least_workers, "GPU" if gpus else "CPU", progress)
+        with deadline():
+            result = _fit(config, job, folder, gpus, progress)
+        mistake: str = result.return_value  # type: ignore[attr-defined]  # typed as V1's result
+        if mistake:
+            raise UserError(mistake)
+        if result.checkpoint is None:
+            raise RuntimeError(f"run {folder.name}: ended without a checkpoint")
+        if bucket is not None:
+            bucket.candidates_to(folder)
+        with result.checkpoint.as_directory() as path:
+            return read_state(Path(path) / STATE_FILE)
+
+
+def _sent(
+    config: PretrainConfig, volumes: Sequence[Path], digests: Sequence[str], folder: Path, bucket: Bucket
+) -> dict[str, Any]:
+    """What of a job is otherwise where nodes share no folder; all of it is in the bucket. Raises UserError."""
+    cache_bound()
+    bucket.check()
+    bucket.send_all(volumes, digests)
+    begins, start = placed_at(config, folder), None
+    if begins is not None:
+        start = sha256_file(begins)
+        bucket.send(begins, f"{BEGUN_WITH}/{start}")
+    named = zip(volumes, digests, strict=True)
+    return {"folder": None, "start": start, "volumes": [Distant(bucket, sha256, path.name) for path, sha256 in named]}
 
 
 def _fit(
     config: PretrainConfig, job: dict[str, Any], folder: Path, gpus: bool, progress: Callable[[str], None]
 ) -> ray.train.Result:
     """Train to the end; again and again, while the attempts that failed have got farther."""
+    bucket: Bucket | None = job.get("bucket")
+    storage = {"storage_path": str(folder.resolve().parent)} if bucket is None else run_place(bucket)
+
+    def newest() -> str:
+        return _newest(folder) if bucket is None else bucket.newest(folder.name, STATE_FILE)
+
     while True:
         trainer = ray.train.torch.TorchTrainer(
             _work,  # type: ignore[arg-type]  # typed as V1's, which returned nothing
@@ -203,17 +280,17 @@ def _fit(
             ),
             run_config=ray.train.RunConfig(
                 name=folder.name,
-                storage_path=str(folder.resolve().parent),
+                **storage,
                 worker_runtime_env={"env_vars": MEMORY},  # type: ignore[call-arg]  # beside the cluster's own
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
                 failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES_TOLERATED),
             ),
         )
-        before = _newest(folder)
+        before = newest()
         try:
             return trainer.fit()
         except ray.train.WorkerGroupError:
-            if _newest(folder) <= before:
+            if newest() <= before:
                 raise
             progress(f"workers were lost {WORKER_FAILURES_TOLERATED + 1} times; there are new checkpoints: going on")
 
@@ -221,6 +298,17 @@ def _fit(
 def _newest(folder: Path) -> str:
     """Name of the newest checkpoint that was written, whether it counts or not; empty where there is none."""
     return max((path.parent.name for path in folder.glob(f"checkpoint_*/{STATE_FILE}")), default="")
+
+
+@contextmanager
+def _told(job: dict[str, Any], folder: Path, progress: Callable[[str], None]) -> Iterator[None]:
+    """Pass on what workers say: by a file that they share with this process, or by an actor beside it."""
+    if job["folder"] is not None:
+        with _following(folder / PROGRESS_FILE, progress):
+            yield
+    else:
+        with lines_to(progress) as job["lines"]:
+            yield
 
 
 @contextmanager
