@@ -25,7 +25,10 @@ def git(*arguments: str, **variables: str) -> str:
     """
     try:
         done = subprocess.run(
-            ["git", *TRUSTED, *arguments], env={**os.environ, **variables}, capture_output=True, text=True,
+            ["git", *TRUSTED, *arguments],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
             check=False,
         )
     except FileNotFoundError:

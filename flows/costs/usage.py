@@ -15,8 +15,7 @@ import psutil
 import yaml
 
 from components import arithmetic
-from components.files import read_json, replacing
-from flows.environment import STATE
+from components.files import STATE, read_json, replacing
 
 COSTS = STATE / "costs"
 UNDER_WAY, MADE, FAILED, KILLED = "under way", "made", "failed", "killed"

@@ -14,8 +14,7 @@ import yaml
 from components.bundle.manifest import Manifest, read_manifest
 from components.bundle.signature import Verified, is_of, signature_file, verify_release
 from components.errors import UserError
-from components.files import read_json
-from flows.environment import STATE
+from components.files import STATE, read_json
 from flows.promotion.tags import Version
 from flows.repository import git
 from serving.build import BUNDLE, bento_path, bento_tag
