@@ -46,7 +46,7 @@ export class Viewer {
     const { Niivue, SHOW_RENDER } = window.niivue;
     this.#nv = new Niivue({
       isRadiologicalConvention: true, isResizeCanvas: true, dragAndDropEnabled: false, logLevel: "error",
-      multiplanarShowRender: SHOW_RENDER.NEVER, crosshairColor: [0.94, 0.89, 0.26, 0.8], crosshairWidth: 0.4, crosshairWidthUnit: "percent",
+      multiplanarShowRender: SHOW_RENDER.NEVER, crosshairColor: [0.94, 0.89, 0.26, 0.8], crosshairWidth: 0.5, crosshairWidthUnit: "percent",
       backColor: [0, 0, 0, 1], loadingText: "", isColorbar: false, tileMargin: 2, showLegend: false,
       viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "",
     });
