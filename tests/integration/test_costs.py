@@ -20,7 +20,7 @@ from flows.costs.meter import Meter
 from flows.costs.usage import records_of
 from flows.processes import started
 
-# The stages of a release and its account, as the flow does them, without Prefect's server, which takes longer.
+# The stages of a release and its account, as the flow does them; without Prefect's server, which is slow.
 RUN = """
 from flows.environment import prepare
 prepare()
