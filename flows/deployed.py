@@ -107,7 +107,14 @@ def retrain(
         made = publish(line, bump, log.info)
     if not made.new:
         return nothing_to_do(f"the release is what {made.tag} says: bundle {made.digest[:16]}")
-    row = {"line": line, "tag": made.tag, "branch": made.branch, "commit": made.commit, "digest": made.digest}
+    row = {
+        "line": line,
+        "version": made.tag.rpartition("@")[2],
+        "tag": made.tag,
+        "branch": made.branch,
+        "commit": made.commit,
+        "digest": made.digest,
+    }
     text = "\n".join(f"- {name}: `{value}`" for name, value in row.items())
     create_markdown_artifact(text, key="release", description=f"Release {made.tag}")
     emit_event(CANDIDATE, resource=resource(line), payload=row)

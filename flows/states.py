@@ -4,4 +4,5 @@ from __future__ import annotations
 
 NOTHING_TO_DO = "NothingToDo"
 REFUSED, NOT_REPRODUCED = "Refused", "NotReproduced"
-FAILURES = ("GateFailed", "StageFailed", REFUSED, NOT_REPRODUCED)
+REJECTED, TIMED_OUT = "Rejected", "TimedOut"  # of a promotion that waited for a person
+FAILURES = ("GateFailed", "StageFailed", REFUSED, NOT_REPRODUCED, TIMED_OUT)

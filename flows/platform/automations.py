@@ -21,13 +21,15 @@ from pydantic import SecretStr
 
 from components.errors import UserError
 from flows.platform.machine import HEARTBEAT_SECONDS
-from flows.states import FAILURES, NOTHING_TO_DO
+from flows.promotion.approval import timed_out
+from flows.states import FAILURES, NOTHING_TO_DO, REJECTED
 
 WEBHOOK, BLOCK = "CTFOUNDRY_WEBHOOK", "ctfoundry-webhook"
 HEARTBEATS_LOST = 6 * HEARTBEAT_SECONDS
 TRIES = 3  # of a run whose machine has gone
 RUN = "prefect.flow-run"
-ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused", NOTHING_TO_DO, *FAILURES)
+SUSPENDED = "Suspended"  # a promotion waits for a person
+ENDS = ("Completed", "Failed", "Cancelled", "Crashed", SUSPENDED, "Paused", NOTHING_TO_DO, REJECTED, *FAILURES)
 TEXT = """{"text": {{ (flow_run.name ~ ": " ~ flow_run.state.name ~ ": " ~ flow_run.state.message) | tojson }}}"""
 
 
@@ -37,7 +39,7 @@ def set_automations() -> list[str]:
     Raises:
         UserError: ``CTFOUNDRY_WEBHOOK`` is no address.
     """
-    wanted = [_lost(), _again()]
+    wanted = [_lost(), _again(), timed_out()]
     if url := os.environ.get(WEBHOOK):
         wanted.append(_told(_block(url)))
     with get_client(sync_client=True) as client:
@@ -81,13 +83,13 @@ def _again() -> Automation:
 
 def _told(block: UUID) -> Automation:
     trigger = _trigger(
-        {f"{RUN}.{state}" for state in ("Failed", "Crashed", *FAILURES)},
+        {f"{RUN}.{state}" for state in ("Failed", "Crashed", SUSPENDED, REJECTED, *FAILURES)},
         {"prefect.resource.id": f"{RUN}.*"},
         match_related=ResourceSpecification({"prefect.resource.role": "deployment"}),
         posture=Posture.Reactive,
     )
     action = CallWebhook(block_document_id=block, payload=TEXT)
-    return _automation("a failure is told", trigger, action)
+    return _automation("a failure, and what waits for a person, is told", trigger, action)
 
 
 def _automation(name: str, trigger: EventTrigger, action: ActionTypes) -> Automation:

@@ -26,13 +26,13 @@ from prefect.states import Cancelled, Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
 from components.errors import UserError  # noqa: E402
-from flows.lock import checkout_lock  # noqa: E402
+from flows.lock import checkout_lock, hold_checkout  # noqa: E402
 from flows.promotion.champions import champion, promote  # noqa: E402
 from flows.promotion.reports import page  # noqa: E402
 from flows.promotion.tags import fetch, find_version  # noqa: E402
+from flows.states import NOTHING_TO_DO, REFUSED, REJECTED, TIMED_OUT  # noqa: E402
 
 FLOW, KEY, JUDGED = "promote", "approval", "judged"
-REJECTED, TIMED_OUT, REFUSED, NOTHING_TO_DO = "Rejected", "TimedOut", "Refused", "NothingToDo"
 PREFECTS_WORDS = "The flow was paused and never resumed."  # of its own state, when the time is over
 
 
@@ -54,6 +54,7 @@ def promote_release(line: str, version: str, hours: float = 72.0) -> State[Any]:
         hours: for an answer; none in time means no.
     """
     try:
+        hold_checkout(FLOW)
         kept: Any = read_flow_run_input(JUDGED)
         judged = kept or _judge(line, version)
         if judged["champion"]:
