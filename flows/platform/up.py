@@ -21,7 +21,7 @@ from flows.processes import ENDING, Stopped, end_children
 
 POOL = "ctfoundry"
 API = "PREFECT_API_URL"
-START_SECONDS, END_SECONDS, POLL_SECONDS = 180.0, 60.0, 0.5
+START_SECONDS, END_SECONDS, POLL_SECONDS = 480.0, 60.0, 0.5
 STEADY_SECONDS = 20.0  # a process that has lived for so long was well configured
 LOGS = STATE / "platform"
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 from checkout import Checkout
@@ -65,26 +66,27 @@ class Platform:
         """What its processes have written last."""
         return "\n".join(path.read_text()[-4000:] for path in sorted((self.state / "platform").glob("*.log")))
 
-    def post(self, path: str, **body: Any) -> Any:
-        answer = httpx.post(f"{self.api}/{path}", json=body, timeout=30, trust_env=False)
-        answer.raise_for_status()
-        return answer.json()
+    def asked(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The server's answer. While its database is busy it answers 503, and Prefect's own client asks again."""
+        answers: list[httpx.Response] = []
+
+        def answered() -> bool:
+            url = f"{self.api}/{path}"
+            answers.append(httpx.request(method, url, json=body, timeout=60, trust_env=False))
+            return answers[-1].status_code != httpx.codes.SERVICE_UNAVAILABLE
+
+        wait_until(answered, RUN_S, f"{path} is answered")
+        answers[-1].raise_for_status()
+        return answers[-1].json()
 
     def get(self, path: str) -> Any:
-        answer = httpx.get(f"{self.api}/{path}", timeout=30, trust_env=False)
-        answer.raise_for_status()
-        return answer.json()
+        return self.asked("GET", path)
 
-    def begin(self, deployment: str, **parameters: Any) -> str:
-        """Start a run of a deployment such as ``retrain/wholebody``; returns its id."""
+    def begin(self, deployment: str, environment: dict[str, str] | None = None, **parameters: Any) -> str:
+        """Start a run of a deployment such as ``retrain/wholebody``; returns its id. ``environment``: of the run."""
         found = self.get(f"deployments/name/{deployment}")
-        return str(self.post(f"deployments/{found['id']}/create_flow_run", parameters=parameters)["id"])
-
-    def begin_with(self, deployment: str, **variables: str) -> str:
-        """As :meth:`begin`, with more in the run's environment."""
-        found = self.get(f"deployments/name/{deployment}")
-        given = {"env": variables}
-        return str(self.post(f"deployments/{found['id']}/create_flow_run", job_variables=given)["id"])
+        body = {"parameters": parameters, "job_variables": {"env": environment or {}}, "idempotency_key": str(uuid4())}
+        return str(self.asked("POST", f"deployments/{found['id']}/create_flow_run", body)["id"])
 
     def ended(self, run: str, within: float = RUN_S) -> dict[str, Any]:
         """The state that a run ended in."""

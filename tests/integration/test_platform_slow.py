@@ -29,7 +29,7 @@ def test_a_run_that_was_killed_is_found_and_tried_again(tmp_path: Path) -> None:
     (tmp_path / "checkout").mkdir()
     of = Platform(tmp_path, tiny(tmp_path / "checkout"))
     with of.up() as platform:
-        run = of.begin_with("retrain/wholebody", SLOW="pretrain")
+        run = of.begin("retrain/wholebody", {"SLOW": "pretrain"})
         wait_until(lambda: len(under_way(of)) == 1, RUN_S, "the slow stage")
         (first,) = under_way(of)
         commit = of.git("rev-parse", "HEAD")

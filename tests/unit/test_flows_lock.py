@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from flows.lock import every_slot
 
 ROOT = Path(__file__).resolve().parents[2]
+WITHIN_S = 60.0
 HOLD = """
 import sys
 from flows.lock import line_slot
@@ -32,12 +35,17 @@ class Other:
         )  # fmt: skip
 
     def has_it(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        return self._line(self.process.stdout)
 
     def waits(self) -> str:
-        assert self.process.stderr is not None
-        return self.process.stderr.readline().strip()
+        return self._line(self.process.stderr)
+
+    def _line(self, stream: IO[str] | None) -> str:
+        assert stream is not None
+        ready, _, _ = select.select([stream], [], [], WITHIN_S)
+        if not ready:
+            self.process.kill()
+        return stream.readline().strip()
 
     def end(self) -> None:
         self.process.communicate("\n", timeout=60)
