@@ -76,6 +76,7 @@ def check_file(path: Path = PARAMS_FILE, nodules_to_come: bool = False) -> None:
     known = [*KEYS, COSTS, *named]
     if COSTS in named:
         mistakes.append(f"params.yaml: lines: {COSTS!r} is not allowed: the file's own key of prices has this name")
+        named = tuple(name for name in named if name != COSTS)
     for key in content if named else ():
         if key not in known:
             hint = "add it to `lines`, or " if isinstance(content[key], dict) and "cohort" in content[key] else ""

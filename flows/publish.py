@@ -21,8 +21,7 @@ from dvc.config import Config
 from gto.exceptions import GTOException
 from gto.versions import SemVer
 
-from components.bundle.manifest import verify_bundle
-from components.bundle.signature import signature_file
+from components.bundle.signature import signature_file, verify_release
 from components.errors import UserError
 from components.files import STATE, read_json, replacing
 from flows.graph import stages_for
@@ -70,7 +69,7 @@ def publish(line: str, bump: Bump = "patch", tell: Callable[[str], None] = print
     folder = Path("releases") / line
     if not (folder / "manifest.json").is_file():
         raise UserError(f"publish: no release of line {line} in {folder}; run `make release LINE={line}` first")
-    digest = verify_bundle(folder).digest
+    digest = verify_release(folder).manifest.digest
     if other := [name for name in changed_files() if name not in CARRIED]:
         raise UserError(f"publish: {other[0]} differs from the commit: a release is published of committed code")
     fetch_versions(line)

@@ -93,7 +93,8 @@ def test_training_ends_where_one_node_cannot_be_portable(
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(ray_driver, "agree", agree)
     monkeypatch.setattr(ray_driver, "train", lambda config, volumes, world, *_: trained.append(world))
-    job = {"folder": str(tmp_path), "config": block("wholebody", workers=2), "volumes": []}
+    shared = {"bucket": None, "run": "wholebody-1", "start": None, "lines": None}
+    job = {"folder": str(tmp_path), "config": block("wholebody", workers=2), "volumes": [], **shared}
     node(OLD, "portable")
     assert ray_driver._work(job).startswith("RAY_ADDRESS: node gpu7 (")
     assert [str(mistake) for _, mistake in heard] == [ray_driver._work(job)]

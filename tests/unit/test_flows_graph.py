@@ -32,10 +32,11 @@ def test_a_release_judges_the_data_before_it_trains_and_the_champion_before_it_w
     run.begin(lambda _: None)
     names = [step.name.partition("@")[0] for step in run.steps if "-" not in step.name]
     assert names == ["cohort", "curate", "drift", "data docs", "cases", "pretrain", "features", "untrained", "evaluate",
-                     "gate", "rival", "champion", "bundle", "attestation", "bento"]  # fmt: skip
+                     "gate", "rival", "champion", "bundle", "attestation", "bento", "cost"]  # fmt: skip
     after = run.steps[[step.name for step in run.steps].index(f"drift@{line}") + 1 :]
-    assert [step.name for step in after if f"drift@{line}" not in step.upstream] == ["attestation", "bento"]
-    assert all(step.upstream == (f"bundle@{line}",) for step in after[-2:])
+    assert [step.name for step in after if f"drift@{line}" not in step.upstream] == ["attestation", "bento", "cost"]
+    assert all(step.upstream == (f"bundle@{line}",) for step in after[-3:-1])
+    assert after[-1].upstream == ("bento", "attestation"), "what the release took is told when it is there"
 
 
 def test_a_release_does_not_wait_for_another_dvc_without_end(project: Path) -> None:

@@ -44,7 +44,7 @@ def test_the_file_in_the_repository_is_valid() -> None:
         (("costs", "cpu_hour"), -0.1, "params.yaml: costs.cpu_hour: -0.1 is not allowed: "),
         (("costs", "currency"), "euro", "costs.currency: 'euro' is not allowed"),
         (("costs", "energy", "overhed"), 1.2, "did you mean 'overhead'?"),
-        (("lines",), ["costs"], "lines: 'costs' is not allowed"),
+        (("lines",), ["wholebody", "head", "costs"], "lines: 'costs' is not allowed"),
         (("shards",), [1, 2], "shards: [1, 2] is not allowed"),
         (("shards",), [False, True], "shards: [false, true] is not allowed"),
         (("shards",), [0.0, 1.0], "shards: [0.0, 1.0] is not allowed"),

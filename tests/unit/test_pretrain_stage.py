@@ -144,7 +144,7 @@ def test_a_gpu_that_is_asked_for_and_not_there_ends_the_run(tmp_path: Path, monk
 
 def test_fewer_gpus_than_workers_end_the_run_or_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster of one GPU, which cannot exist here, is said to be there; nothing is trained."""
-    monkeypatch.setattr(ray_driver, "ray_cluster", lambda workers: nullcontext())
+    monkeypatch.setattr(ray_driver, "ray_cluster", lambda workers, apart: nullcontext())
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
     asked: list[Any] = []
 
