@@ -26,7 +26,7 @@ from flows.repository import git
 
 # Python's own names of temporary folders. Prefect's of a run and its notes; those of releases and verifications; Ray's.
 WORKSPACES = re.compile(r"tmp[a-z0-9_]{8}prefect")
-OTHERS = re.compile(r"(prefect-workspace-attempt-|ctfoundry-(bento|index|verify|sign)-|ray-)[a-z0-9_]{8}")
+OTHERS = re.compile(r"(prefect-workspace-attempt-|ctfoundry-(bento|code|index|run|sign|verify)-|ray-)[a-z0-9_]{8}")
 PRIVATE = 0o700  # as Python makes them, and people hardly
 YOUNG_SECONDS = 3600.0  # a clone that is being made has no lock yet, and a file in use no other sign
 COMMITS = STATE / "commits"  # which commit a run works at: see prefect.yaml
