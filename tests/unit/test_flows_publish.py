@@ -25,7 +25,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 def release(folder: Path, weights: str) -> None:
     """A release as a run leaves it: the folder, and its hash in the lock file."""
-    write_text(folder / "releases" / LINE / "weights", weights)
+    write_text(folder / "releases" / LINE / "weights.txt", weights)
     (folder / "releases" / LINE / "manifest.json").unlink(missing_ok=True)
     write_manifest(folder / "releases" / LINE, LINE, "a model", {})
     out = {"path": f"releases/{LINE}", "md5": weights}
