@@ -185,8 +185,10 @@ def killed_at_once(checkout: Checkout) -> None:
     finally:
         process.kill()
         process.wait()
-        for child in below(checkout.folder):
+        left = below(checkout.folder)
+        for child in left:
             child.kill()
+        psutil.wait_procs(left, timeout=30)  # while one is there, what it had locked is busy to DVC
 
 
 def below(folder: Path) -> list[psutil.Process]:
