@@ -29,7 +29,7 @@ from flows import run as runs  # noqa: E402
 from flows.beginning import begin  # noqa: E402
 from flows.lock import hold_checkout, line_slot  # noqa: E402
 from flows.parameters import pin  # noqa: E402
-from flows.publish import Bump, dvc, fetch_versions, newest, publish  # noqa: E402
+from flows.publish import Bump, Published, dvc, fetch_versions, newest, publish  # noqa: E402
 from flows.release import release  # noqa: E402
 from flows.repository import git  # noqa: E402
 from flows.run import GateFailed, StageFailed  # noqa: E402
@@ -62,6 +62,13 @@ def told(work: Callable[GivenT, State[Any]]) -> Callable[GivenT, State[Any]]:
             return Failed(name=REFUSED, message=str(error))
 
     return named
+
+
+def candidate(made: Published) -> dict[str, str]:
+    """What the event of a published version carries; prefect.yaml names some of it."""
+    version = made.tag.rpartition("@")[2]
+    return {"line": made.line, "version": version, "tag": made.tag, "branch": made.branch, "commit": made.commit,
+            "digest": made.digest}  # fmt: skip
 
 
 def nothing_to_do(why: str) -> State[Any]:
@@ -107,14 +114,7 @@ def retrain(
         made = publish(line, bump, log.info)
     if not made.new:
         return nothing_to_do(f"the release is what {made.tag} says: bundle {made.digest[:16]}")
-    row = {
-        "line": line,
-        "version": made.tag.rpartition("@")[2],
-        "tag": made.tag,
-        "branch": made.branch,
-        "commit": made.commit,
-        "digest": made.digest,
-    }
+    row = candidate(made)
     text = "\n".join(f"- {name}: `{value}`" for name, value in row.items())
     create_markdown_artifact(text, key="release", description=f"Release {made.tag}")
     emit_event(CANDIDATE, resource=resource(line), payload=row)

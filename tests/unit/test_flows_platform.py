@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from importlib import import_module
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -12,7 +14,11 @@ from dvc.config import Config
 
 from components.errors import UserError
 from components.settings import lines
-from flows.platform import machine
+from flows.deployed import CANDIDATE, candidate
+from flows.platform import automations, machine
+from flows.promotion.approval import FLOW, timed_out
+from flows.publish import Published
+from flows.states import FAILURES, REJECTED, TIMED_OUT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,3 +79,35 @@ def test_prefect_yaml_deploys_every_line_one_run_at_a_time() -> None:
     for line in lines(ROOT / "params.yaml"):
         assert found[f"retrain/{line}"] == found[f"watch/{line}"] == found[f"promote/{line}"] == line
     assert {"verify/release", "sweep/machine"} <= set(found)
+
+
+def test_a_published_version_starts_its_promotion_by_what_its_event_carries() -> None:
+    made = Published("head", "head@v1.2.0", "release/head/v1.2.0", "c" * 40, "d" * 64, new=True)
+    carried = candidate(made)
+    assert carried["version"] == "v1.2.0"
+    asked = 0
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        for trigger in deployment.get("triggers", []):
+            if trigger["expect"] == [CANDIDATE]:
+                names = re.findall(r"event\.payload\.(\w+)", str(trigger["parameters"]))
+                assert names == ["version"]
+                assert set(names) <= set(carried)
+                asked += 1
+    assert asked == len(lines(ROOT / "params.yaml"))
+
+
+def test_people_are_told_of_failures_and_of_what_waits_for_them() -> None:
+    told = {event.rpartition(".")[2] for event in automations._told(uuid4()).trigger.expect}
+    assert told == {"Failed", "Crashed", "Suspended", REJECTED, *FAILURES}
+    assert TIMED_OUT in FAILURES
+
+
+def test_a_run_that_waits_or_has_ended_is_not_taken_for_one_that_has_gone() -> None:
+    ends = {event.rpartition(".")[2] for event in automations._lost().trigger.expect}
+    assert {"Suspended", "Paused", REJECTED, TIMED_OUT, "heartbeat"} <= ends
+
+
+def test_only_a_promotion_that_nobody_answered_is_named_so() -> None:
+    trigger = timed_out().trigger
+    assert trigger.match_related.root["prefect.resource.name"] == FLOW
+    assert trigger.expect == {"prefect.flow-run.Failed"}

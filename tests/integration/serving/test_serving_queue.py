@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -213,15 +214,21 @@ def test_a_reader_that_is_ended_from_outside_costs_its_clients_nothing_but_not_f
     assert one.counts.outcomes == ["embedded" if times <= READ_AGAIN else "reader_gone"]
 
 
+def killed(one: Service) -> subprocess.Popen[bytes]:
+    """The program that reads, ended from outside."""
+    program = one.forks._process
+    assert program is not None
+    program.kill()
+    program.wait()
+    return program
+
+
 def test_a_reader_whose_end_the_system_tells_late_is_started_anew(
     service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its socket is closed a moment before its state can be asked for; a file that came just then was answered 500."""
     one = service(1)
-    ended = one.forks._process
-    assert ended is not None
-    ended.kill()
-    ended.wait()
+    ended = killed(one)
     monkeypatch.setattr(ended, "poll", lambda: None)
 
     async def work() -> None:
@@ -238,10 +245,7 @@ def test_a_reader_that_is_ended_while_it_starts_costs_nobody_anything(
 ) -> None:
     """Two files want the new program while it loads, and it is ended too."""
     one = service(2)
-    first = one.forks._process
-    assert first is not None
-    first.kill()
-    first.wait()
+    first = killed(one)
     slow = "import os, sys, time; time.sleep(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     monkeypatch.setattr(one.forks, "_command", [sys.executable, "-c", slow, *one.forks._command[1:]])
     statuses: list[int] = []
