@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import secrets
 import shlex
 import shutil
 import socket
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -22,6 +20,7 @@ import psutil
 from components import arithmetic
 from components.errors import PassingError, UserError
 from components.isolation import MAX_SECONDS, Deadline, Lost, guarded
+from components.nodes import ITS_LOGS, check_arithmetic, check_checkout, check_libraries, reason_of, room_of_a_node
 from components.processes import DIED, IN_FLIGHT, in_flight
 from components.progress import track
 
@@ -31,20 +30,12 @@ SETTINGS = {
     "RAY_worker_niceness": "0",  # Ray's 15 lets any other process starve the work
     "RAY_task_oom_retries": "1",  # Ray's own monitor of the memory tries for ever
 }
-DECISIVE = ("torch", "numpy", "monai", "blosc2", "ray")  # libraries that a step of training runs
 MARKS = Path(".ctfoundry")  # where every node sees the marks of missed deadlines
 OURS = "CTFOUNDRY_"  # settings of this machine, secrets among them
 ADDRESS_SECONDS = 5.0
 SOCKET_PATH = 107  # bytes, of the kernel
 IN_SESSION = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store") + 2
 LOGS = Path(".ctfoundry/ray-logs")  # of the last start that failed
-ITS_LOGS = "Its logs are in /tmp/ray/session_latest/logs of its head node, where its owner set no other folder"
-# Before what a part of Ray that ended says itself, such as that a port is taken; and Ray's own traceback, of which the
-# last line says why.
-NOT_FOR_PEOPLE = re.compile(
-    r"Last \d+ lines of error files:(?s:.*?)Check failed: \S+ |Traceback \(most recent call last\):\n(?:[ \t].*\n)+"
-)
-REASON_LENGTH = 240  # characters; Ray's own text may hold a traceback
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -76,7 +67,7 @@ def ray_cluster(workers: int, apart: bool = False) -> Iterator[None]:
         with _sent_code() if apart else nullcontext() as code:
             _join(address, variables, code)
             try:
-                (_check_libraries if apart else _check_nodes)()
+                (check_libraries if apart else check_checkout)()
                 yield
             finally:
                 ray.shutdown()
@@ -119,7 +110,7 @@ def _start(temporary: str, cores: int, variables: dict[str, str]) -> None:
             started = True
             return
         except Exception as error:  # Ray's own time-out at the start is a bare Exception
-            refused, reason = isinstance(error, ValueError), _reason(error)
+            refused, reason = isinstance(error, ValueError), reason_of(error)
             if refused or again:
                 kind = UserError if refused else PassingError
                 raise kind(
@@ -161,12 +152,6 @@ def _keep_logs(temporary: str) -> str:
     except OSError:  # shutil.Error among them: a full disk must not hide why Ray did not start
         return ""
     return f"its logs are in {LOGS}; " if logs else ""
-
-
-def _reason(error: Exception) -> str:
-    """What Ray says, with the cause that it names, short and on one line."""
-    said = ": ".join(str(e) or type(e).__name__ for e in (error, error.__cause__) if e is not None)
-    return textwrap.shorten(NOT_FOR_PEOPLE.sub("", said), REASON_LENGTH, placeholder=" ...").rstrip(".")
 
 
 def _short_folder() -> str:
@@ -219,7 +204,7 @@ def _join(address: str, variables: dict[str, str], code: str | None = None) -> N
     except Exception as error:  # of many types, among them a bare Exception
         with suppress(Exception):
             ray.shutdown()  # of a connection half made
-        said = f"RAY_ADDRESS {address!r}: {_reason(error)}"
+        said = f"RAY_ADDRESS {address!r}: {reason_of(error)}"
         if isinstance(error, (ray.exceptions.AuthenticationError, ConnectionError)):
             raise UserError(
                 f"{said}; has it a token? Then set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=<file with that "
@@ -227,108 +212,6 @@ def _join(address: str, variables: dict[str, str], code: str | None = None) -> N
             ) from None
         kind = UserError if isinstance(error, ValueError) else PassingError
         raise kind(f"{said}; try again when it is less busy. {ITS_LOGS}") from None
-
-
-def _check_nodes() -> None:
-    """Every node sees this checkout, under the same path: our code and the files are read there.
-
-    Raises:
-        UserError: one does not; or none of them has a core to lend.
-        PassingError: one did not answer.
-    """
-    here, marker = str(Path.cwd()), Path(".ctfoundry") / f"seen-{secrets.token_hex(8)}"
-
-    def sees(file: str) -> bool:  # travels by value: a node without the checkout cannot import it
-        from pathlib import Path
-
-        return Path(file).is_file()
-
-    marker.parent.mkdir(exist_ok=True)
-    marker.touch()
-    try:
-        seen = _of_every_node(sees, str(marker.absolute()))
-    finally:
-        marker.unlink(missing_ok=True)
-    if blind := sorted(node for node, sees_it in seen.items() if not sees_it):
-        raise UserError(
-            f"RAY_ADDRESS: node {', '.join(blind)} does not see this checkout: share {here} under that path, or let "
-            "pretrain go through a bucket: set CTFOUNDRY_TRAIN_STORAGE"
-        )
-
-
-def _check_libraries() -> None:
-    """Every node has the libraries that decide the numbers of a step, in this machine's versions.
-
-    Raises:
-        UserError: one has not; or none of them has a core to lend.
-        PassingError: one did not answer.
-    """
-    from importlib.metadata import version
-
-    ours = {name: version(name) for name in DECISIVE}
-
-    def theirs(names: tuple[str, ...]) -> dict[str, str]:  # travels by value, as above
-        from importlib.metadata import PackageNotFoundError, version
-
-        found = {}
-        for name in names:
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                found[name] = "missing"
-        return found
-
-    for node, found in sorted(_of_every_node(theirs, DECISIVE).items()):
-        wrong = [f"{name} {found[name]}, here {ours[name]}" for name in DECISIVE if found[name] != ours[name]]
-        if wrong:
-            raise UserError(f"RAY_ADDRESS: node {node}: {'; '.join(wrong)}: install what constraints.txt pins there")
-
-
-def _of_every_node(ask: Callable[[Any], Any], what: Any) -> dict[str, Any]:
-    """Address of each node to its answer. Raises UserError, PassingError."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if not any(node["Resources"].get("CPU", 0) >= 1 for node in nodes):
-        raise UserError(f"RAY_ADDRESS: none of its {len(nodes)} nodes has a core to lend")
-    try:
-        asked = [
-            ray.remote(num_cpus=0)(ask)
-            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-            .remote(what)
-            for node in nodes
-        ]
-        answers = ray.get(asked)
-    except ray.exceptions.RayError as error:
-        raise PassingError(
-            f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')!r}: a node did not answer: {_reason(error)}; try again when "
-            f"all its nodes are there. {ITS_LOGS}"
-        ) from None
-    return {node["NodeManagerAddress"]: answer for node, answer in zip(nodes, answers, strict=True)}
-
-
-def check_arithmetic() -> None:
-    """On the node that computes: can it keep the promise of the line's mode? The driver knows its own processor only,
-    and nodes may join a cluster later.
-
-    Raises:
-        UserError: ``reproducible: portable``, and this node is no x86-64 with AVX2.
-    """
-    from ray.util import get_node_ip_address
-
-    try:
-        arithmetic.enter(arithmetic.mode())  # this process is in the mode: it is only asked whether that is possible
-    except UserError as error:
-        node = f"{socket.gethostname()} ({get_node_ip_address()})"
-        raise UserError(f"RAY_ADDRESS: node {node}: {error}, or keep this node out of the run") from None
-
-
-def _room_of_a_node() -> int:
-    """Bytes that a task may ask for: the memory of the largest node, for a task runs on one."""
-    import ray
-
-    return max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
 
 
 def map_on_ray(
@@ -355,7 +238,7 @@ def map_on_ray(
     with ray_cluster(1), tempfile.TemporaryDirectory(prefix="deadlines-", dir=MARKS) as marks:
         import ray
 
-        whole, settings = _room_of_a_node(), {k: v for k, v in os.environ.items() if k.startswith(OURS)}
+        whole, settings = room_of_a_node(), {k: v for k, v in os.environ.items() if k.startswith(OURS)}
         task: Any = ray.remote(num_cpus=1, max_retries=1)(_limited)
         here = str(Path.cwd())
 

@@ -26,6 +26,7 @@ WITHOUT_PART = {
     # Days of training must not follow from the form of a table or a picture; an old picture is as good.
     "pretrain": {
         "components/cluster.py": "starts Ray",
+        "components/nodes.py": "asks what a cluster's nodes have",
         "components/command.py": "names the folders; the arithmetic that it enters is part of a run's name",
         "components/errors.py": "ends a run, and changes none",
         "components/code.py": "names a run",
@@ -35,6 +36,7 @@ WITHOUT_PART = {
         "components/settings.py": "reads parameters",
         "components/yaml12.py": "reads them, too",
         "components/models/embed.py": "writes the encoder; evaluate reads it",
+        "components/pretrain/on_cluster.py": "waits for room, passes lines on, ends what is late",
         "components/pretrain/plots.py": "draws",
     },
 }

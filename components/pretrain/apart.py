@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -183,8 +184,8 @@ _ROOM = threading.Lock()
 def _make_room(folder: Path) -> None:
     """Below ``CTFOUNDRY_NODE_CACHE_GB``, without which the disk is the bound: what was not wanted for longest goes. A
     file that another process reads stays readable for it."""
-    bound = os.environ.get(CACHE_GB)
-    if not bound:
+    bound = _bound()
+    if bound is None:
         return
     with _ROOM:
         found = []
@@ -192,7 +193,7 @@ def _make_room(folder: Path) -> None:
             with suppress(OSError):  # gone meanwhile
                 status = path.stat()
                 found.append((status.st_mtime, status.st_size, path))
-        over = sum(size for _, size, _ in found) - float(bound) * 1e9
+        over = sum(size for _, size, _ in found) - bound * 1e9
         for _, size, path in sorted(found):
             if over <= 0:
                 break
@@ -200,15 +201,31 @@ def _make_room(folder: Path) -> None:
             over -= size
 
 
-def cache_bound() -> None:
-    """Raise UserError where ``CTFOUNDRY_NODE_CACHE_GB`` is no number above 0."""
-    text = os.environ.get(CACHE_GB, "")
+def _bound() -> float | None:
+    """What ``CTFOUNDRY_NODE_CACHE_GB`` says, in gigabytes; None where it says nothing. Raises UserError."""
+    text = os.environ.get(CACHE_GB, "").strip()
     try:
-        allowed = not text or float(text) > 0
+        bound = float(text or 1)
     except ValueError:
-        allowed = False
-    if not allowed:
+        bound = -1.0
+    if not 0 < bound < float("inf"):
         raise UserError(f"{CACHE_GB} {text!r} is not allowed: gigabytes above 0")
+    return bound if text else None
+
+
+def check_cache() -> None:
+    """On the node that trains: its own settings, which no driver sees.
+
+    Raises:
+        UserError: ``CTFOUNDRY_NODE_CACHE_GB`` is no number above 0, or ``CTFOUNDRY_NODE_CACHE`` no folder to write to.
+    """
+    try:
+        _bound()
+        with tempfile.TemporaryFile(dir=cache_folder()):
+            pass
+    except (UserError, OSError) as error:
+        said = error if isinstance(error, UserError) else f"{CACHE}: {error.filename}: {error.strerror}"
+        raise UserError(f"RAY_ADDRESS: node {socket.gethostname()}: {said}") from None
 
 
 def _reason(error: OSError) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -19,6 +19,7 @@ from components.errors import PassingError, UserError
 ROOM_S, DEADLINE_S = "CTFOUNDRY_TRAIN_ROOM_S", "CTFOUNDRY_TRAIN_DEADLINE_S"
 ROOM_WAIT = 600.0  # a cluster that grows by itself takes minutes
 ASKED_EVERY = 0.5
+ResultT = TypeVar("ResultT")
 
 
 def seconds_of(variable: str, default: float | None) -> float | None:
@@ -59,38 +60,33 @@ def require_room(workers: int, resource: str, progress: Callable[[str], None]) -
         time.sleep(ASKED_EVERY)
 
 
-class _LateError(Exception):
-    """The deadline is over."""
+def within_deadline(work: Callable[[], ResultT]) -> ResultT:
+    """Do ``work`` within ``CTFOUNDRY_TRAIN_DEADLINE_S``; without it, however long it takes.
 
-
-@contextmanager
-def deadline() -> Iterator[None]:
-    """End what runs within after ``CTFOUNDRY_TRAIN_DEADLINE_S``, in the main thread; without it, never.
+    Beyond it ``work`` is left to itself in a thread: Ray's own code is not interrupted safely, and ends with the
+    cluster's connection, which the caller closes.
 
     Raises:
         PassingError: it did not end in time; its checkpoints stay.
         UserError: the setting is not allowed.
     """
     wait = seconds_of(DEADLINE_S, None)
-    if wait is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    if wait is None:
+        return work()
+    done: Future[ResultT] = Future()
 
-    def late(number: int, frame: FrameType | None) -> None:
-        raise _LateError
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # raised again where it is waited for
+            done.set_exception(error)
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, wait)
-    try:
-        yield
-    except _LateError:
+    threading.Thread(target=run, daemon=True).start()
+    if wait_for([done], wait).not_done:
         raise PassingError(
-            f"training did not end within {wait:.0f} s ({DEADLINE_S}); started again, it goes on from its last "
-            "checkpoint"
-        ) from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+            f"training did not end within {wait:g} s ({DEADLINE_S}); started again, it goes on from its last checkpoint"
+        )
+    return done.result()
 
 
 class _Lines:

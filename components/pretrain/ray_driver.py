@@ -34,15 +34,16 @@ import ray.train
 import ray.train.torch
 from ray.train import CheckpointUploadMode
 
-from components.cluster import check_arithmetic, ray_cluster
+from components.cluster import ray_cluster
 from components.errors import UserError
 from components.files import sha256_file
 from components.models.embed import candidate_file
-from components.pretrain.apart import BEGUN_WITH, RUNS, Bucket, Distant, cache_bound, kept_here, run_place
+from components.nodes import check_arithmetic
+from components.pretrain.apart import BEGUN_WITH, RUNS, Bucket, Distant, check_cache, kept_here, run_place
 from components.pretrain.checkpoints import State, read_state, write_candidate, write_state
 from components.pretrain.config import PretrainConfig
 from components.pretrain.loop import train
-from components.pretrain.on_cluster import deadline, lines_to, require_room
+from components.pretrain.on_cluster import lines_to, require_room, within_deadline
 from components.pretrain.process import MEMORY
 from components.pretrain.start import placed_at
 from components.pretrain.workers import World, agree, on_gpus, sum_over_workers
@@ -122,7 +123,7 @@ def _work(job: dict[str, Any]) -> str:
     world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     config, bucket, run = PretrainConfig.model_validate(job["config"]), job["bucket"], job["run"]
     try:
-        _agree_on_arithmetic(world)
+        _agree_on_node(world, bucket)
         with _folder_of(job["folder"]) as folder:
             start = _begun_with(world, config, folder, bucket, job["start"])
             checkpoints = RayCheckpoints(folder, world, bucket, run)
@@ -177,11 +178,14 @@ def _teller(world: World, folder: Path, lines: Any) -> Callable[[str], None]:
     return progress
 
 
-def _agree_on_arithmetic(world: World) -> None:
-    """End on every worker where one's node computes otherwise: the others would wait for it for ever."""
+def _agree_on_node(world: World, bucket: Bucket | None) -> None:
+    """End on every worker where one's node computes otherwise, or is set up wrongly: the others would wait for it for
+    ever."""
     mistake = None
     try:
         check_arithmetic()
+        if bucket is not None:
+            check_cache()
     except UserError as error:
         mistake = error
     agree(world, mistake)
@@ -230,8 +234,7 @@ def train_with_ray(
             progress(f"device {config.device}: {found} GPUs for {config.least_workers} workers: training on CPUs")
         if os.environ.get("RAY_ADDRESS"):
             require_room(config.least_workers, "GPU" if gpus else "CPU", progress)
-        with deadline():
-            result = _fit(config, job, folder, gpus, progress)
+        result = within_deadline(lambda: _fit(config, job, folder, gpus, progress))
         mistake: str = result.return_value  # type: ignore[attr-defined]  # typed as V1's result
         if mistake:
             raise UserError(mistake)
@@ -247,7 +250,6 @@ def _sent(
     config: PretrainConfig, volumes: Sequence[Path], digests: Sequence[str], folder: Path, bucket: Bucket
 ) -> dict[str, Any]:
     """What of a job is otherwise where nodes share no folder; all of it is in the bucket. Raises UserError."""
-    cache_bound()
     bucket.check()
     bucket.send_all(volumes, digests)
     begins, start = placed_at(config, folder), None

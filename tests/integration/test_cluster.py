@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from components import cluster
+from components import cluster, nodes
 from components.errors import UserError
 from components.isolation import GIB, Deadline
 from components.pretrain.ray_driver import START_S
@@ -116,7 +116,7 @@ def test_a_task_asks_for_no_more_than_a_node_has(monkeypatch: pytest.MonkeyPatch
 
     nodes = [{"Alive": alive, "Resources": {"memory": gib * GIB}} for alive, gib in ((True, 3), (True, 2), (False, 9))]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    assert cluster._room_of_a_node() == 3 * GIB
+    assert nodes.room_of_a_node() == 3 * GIB
 
 
 # A cluster of two nodes.
@@ -277,4 +277,4 @@ def test_a_node_without_the_checkout_is_named(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "touch", lambda self, **_: None)  # a file that no node finds
     with pytest.raises(UserError, match=r"node \S+ does not see this checkout"), cluster.ray_cluster(1):
-        cluster._check_nodes()
+        nodes.check_checkout()

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import ray
 
-from components import cluster
+from components import cluster, nodes
 from components.errors import PassingError, UserError
 
 NO_GCS = (
@@ -159,7 +159,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(
     before, _, after = said.partition(".*")
     assert line.startswith(f"RAY_ADDRESS '{address}': {before}".removesuffix("."))
     assert after in line
-    assert cluster.ITS_LOGS in line
+    assert nodes.ITS_LOGS in line
     assert starts.did == ["init", "shutdown"], "once: whose the cluster is, is to see to it"
 
 

@@ -10,7 +10,7 @@ import pyarrow.fs
 import pytest
 
 from components.errors import UserError
-from components.pretrain.apart import CACHE, CACHE_GB, STORAGE, Bucket, Distant, cache_bound, here
+from components.pretrain.apart import CACHE, CACHE_GB, STORAGE, Bucket, Distant, check_cache, here
 
 
 @pytest.fixture
@@ -104,14 +104,21 @@ def test_another_address_is_one_line(wrong: str, monkeypatch: pytest.MonkeyPatch
         Bucket.from_environment()
 
 
-def test_settings_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(STORAGE, raising=False)
     assert Bucket.from_environment() is None
     monkeypatch.setenv(STORAGE, "s3://b/lines/")
     assert Bucket.from_environment() == Bucket("s3://b/lines", None)
-    for wrong in ("much", "0", "-1", "nan"):
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    for wrong in ("much", "0", "-1", "nan", "inf"):
         monkeypatch.setenv(CACHE_GB, wrong)
-        with pytest.raises(UserError, match=rf"^{CACHE_GB} '{wrong}' is not allowed: gigabytes above 0$"):
-            cache_bound()
+        with pytest.raises(
+            UserError, match=rf"^RAY_ADDRESS: node \S+: {CACHE_GB} '{wrong}' is not allowed: gigabytes above 0$"
+        ):
+            check_cache()
     monkeypatch.setenv(CACHE_GB, "1.5")
-    cache_bound()
+    check_cache()
+    assert not list((tmp_path / "cache").iterdir())
+    monkeypatch.setenv(CACHE, "/proc/none")
+    with pytest.raises(UserError, match=rf"^RAY_ADDRESS: node \S+: {CACHE}: /proc/none: "):
+        check_cache()
