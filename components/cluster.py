@@ -35,6 +35,7 @@ OURS = "CTFOUNDRY_"  # settings of this machine, secrets among them
 ADDRESS_SECONDS = 5.0
 SOCKET_PATH = 107  # bytes, of the kernel
 IN_SESSION = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store") + 2
+STORAGE = "CTFOUNDRY_TRAIN_STORAGE"  # see components.pretrain.apart
 LOGS = Path(".ctfoundry/ray-logs")  # of the last start that failed
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -44,7 +45,8 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def ray_cluster(workers: int, apart: bool = False) -> Iterator[None]:
-    """The Ray that RAY_ADDRESS names; else a local one of our own on the loopback interface, gone afterwards.
+    """The Ray that RAY_ADDRESS names; else a local one of our own on the loopback interface, gone afterwards. So it is,
+    too, for work that reads files here, where ``CTFOUNDRY_TRAIN_STORAGE`` says that the cluster's nodes share none.
 
     Args:
         workers: processes that must run at the same time on a local one, whatever this machine's cores.
@@ -59,6 +61,8 @@ def ray_cluster(workers: int, apart: bool = False) -> Iterator[None]:
 
     search = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
     address = os.environ.get("RAY_ADDRESS")
+    if not apart and os.environ.get(STORAGE, "").strip():  # its nodes do not see the files that this work reads
+        address = None
     variables = {"PYTHONPATH": search, "OMP_NUM_THREADS": "1", **arithmetic.variables(arithmetic.mode())}
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "" if address else "lo")
     if interface:

@@ -22,11 +22,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
+from components.cluster import STORAGE
 from components.errors import UserError
 from components.files import sha256_file
 from components.progress import track
 
-STORAGE = "CTFOUNDRY_TRAIN_STORAGE"
 CACHE, CACHE_GB = "CTFOUNDRY_NODE_CACHE", "CTFOUNDRY_NODE_CACHE_GB"
 ENDPOINT = "AWS_ENDPOINT_URL"
 VOLUMES, RUNS, CANDIDATES, BEGUN_WITH = "volumes", "runs", "candidates", "begun_with"

@@ -92,6 +92,13 @@ def test_an_address_where_nothing_listens_is_told_at_once(monkeypatch: pytest.Mo
     assert time.monotonic() - begin < 30
 
 
+def test_work_on_files_stays_here_where_nodes_share_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    monkeypatch.setenv("CTFOUNDRY_TRAIN_STORAGE", "s3://training/lines")
+    assert cluster.map_on_ray(abs, [-3], "numbers", max_memory=GIB, memory=lambda _: GIB) == [3]
+
+
 def settings_of(name: str) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key.startswith(name)}
 
@@ -114,8 +121,8 @@ def test_a_node_without_the_folder_is_told(tmp_path: Path) -> None:
 def test_a_task_asks_for_no_more_than_a_node_has(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    nodes = [{"Alive": alive, "Resources": {"memory": gib * GIB}} for alive, gib in ((True, 3), (True, 2), (False, 9))]
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    found = [{"Alive": alive, "Resources": {"memory": gib * GIB}} for alive, gib in ((True, 3), (True, 2), (False, 9))]
+    monkeypatch.setattr(ray, "nodes", lambda: found)
     assert nodes.room_of_a_node() == 3 * GIB
 
 

@@ -229,11 +229,14 @@ def test_a_wrong_setting_of_one_node_is_a_line(nodes: Nodes, bucket: S3, project
     project = write_project(projects / "wrong", "wholebody", **CHANGES)
     nodes.lose(nodes.second)
     nodes.second = nodes.add_second(CTFOUNDRY_NODE_CACHE_GB="much")
-    process = nodes.pretrain(project, bucket)
-    _, log = process.communicate(timeout=CLUSTER_S)
+    for _ in range(5):  # until the node that was lost no longer counts as there
+        process = nodes.pretrain(project, bucket)
+        _, log = process.communicate(timeout=CLUSTER_S)
+        if process.returncode != 75:
+            break
     nodes.lose(nodes.second)
     nodes.second = nodes.add_second()
-    assert process.returncode == 1
+    assert process.returncode == 1, log
     assert "CTFOUNDRY_NODE_CACHE_GB 'much' is not allowed: gigabytes above 0" in log.splitlines()[-1]
     assert "Traceback" not in log
 
