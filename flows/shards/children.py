@@ -1,0 +1,181 @@
+"""The runs that make a release's shards, one each, on whichever workers of their pool are free."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.states import Cancelled, Cancelling
+
+from components.errors import UserError
+from flows.platform.machine import SHARDS_POOL
+from flows.run import StageFailed
+from flows.shards.parts import Shard
+from flows.states import REFUSED
+
+DEPLOYMENT = "shard/of-a-release"
+COMMIT = "CTFOUNDRY_COMMIT"  # in the environment of a run: where it works, see prefect.yaml
+TRIES = 3  # of a shard whose machine has gone
+POLL_SECONDS = 3.0
+NOBODY_SECONDS = 60.0  # beyond the minute and a half after which a worker that is silent counts as gone
+SILENT_SECONDS = 600.0  # of Prefect's server
+WAITING = (StateType.SCHEDULED, StateType.PENDING)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be made.
+
+    Attributes:
+        line: model line.
+        run: id of the run that collects the shards.
+        commit: where the shards' runs work.
+        tree: of that commit; a collecting run that is tried again finds its shards' runs by it.
+    """
+
+    line: str
+    run: str
+    commit: str
+    tree: str
+
+
+@dataclass
+class _Child:
+    shard: Shard
+    attempt: int
+    run: FlowRun
+
+    @property
+    def state(self) -> State[object]:
+        assert self.run.state is not None
+        return self.run.state
+
+
+def workers_online() -> int:
+    """Workers of the shards' pool that Prefect has heard of lately; 0 where there is no such pool."""
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        workers = client.read_workers_for_work_pool(SHARDS_POOL)
+        return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
+    return 0
+
+
+def has_ended(run: str) -> bool:
+    """Whether a flow run has ended, or is not known any more."""
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(UUID(run)).state
+        except (ObjectNotFound, ValueError):
+            return True
+    return state is not None and state.is_final()
+
+
+def make(order: Order, shards: Sequence[Shard], tell: Callable[[str], None]) -> list[Shard]:
+    """Have the shards made; returns those that were. The others had not begun when the last worker went.
+
+    Raises:
+        StageFailed, UserError: a shard's run failed, with its own message. Those under way have ended then.
+    """
+    children = [_begin(order, shard, 1) for shard in shards]
+    try:
+        return _watch(order, children, tell)
+    except BaseException:
+        with suppress(httpx.HTTPError, PrefectException):
+            _cancel([child for child in children if not child.state.is_final()])
+        raise
+
+
+def _begin(order: Order, shard: Shard, attempt: int) -> _Child:
+    for number in count(1):
+        run = run_deployment(
+            DEPLOYMENT,
+            parameters={"line": order.line, "shard": shard.name, "release": order.run},
+            job_variables={"env": {COMMIT: order.commit}},
+            # A key that is known gives the run that it began: where we are tried again, ours of before.
+            idempotency_key=f"{order.run}-{order.tree}-{shard.name}-{number}",
+            timeout=0,
+        )
+        assert isinstance(run, FlowRun)
+        child = _Child(shard, attempt, run)
+        if not child.state.is_final() or child.state.is_completed():
+            break
+    return child
+
+
+def _watch(order: Order, children: list[_Child], tell: Callable[[str], None]) -> list[Shard]:
+    failed: _Child | None = None
+    heard = staffed = time.monotonic()
+    while any(not child.state.is_final() for child in children):
+        time.sleep(POLL_SECONDS)
+        try:
+            _look(children)
+            online = workers_online()
+        except (httpx.HTTPError, PrefectException) as error:
+            if time.monotonic() - heard > SILENT_SECONDS:
+                raise StageFailed(f"shards: Prefect's server does not answer ({type(error).__name__})") from None
+            continue
+        heard = time.monotonic()
+        staffed = heard if online else staffed
+        for child in children:
+            if child.state.is_crashed() and child.attempt < TRIES and not failed:
+                tell(f"shard {child.shard.name}: its machine or process has gone; it is made again")
+                again = _begin(order, child.shard, child.attempt + 1)
+                child.attempt, child.run = again.attempt, again.run
+            elif child.state.is_final() and not child.state.is_completed() and not failed:
+                failed = child
+                tell(f"{_told(child)}; shards that have not begun are not begun")
+        waiting = [child for child in children if child.state.type in WAITING]
+        if waiting and failed:
+            _cancel(waiting)
+        elif waiting and heard - staffed > NOBODY_SECONDS:
+            tell(f"no worker of pool {SHARDS_POOL} is left: {_named(waiting)} will be made here")
+            _cancel(waiting)
+            children = [child for child in children if child not in waiting]
+    if failed:
+        raise _error(failed)
+    return [child.shard for child in children]
+
+
+def _look(children: Sequence[_Child]) -> None:
+    """Read how they are now."""
+    with get_client(sync_client=True) as client:
+        ids = [child.run.id for child in children if not child.state.is_final()]
+        found = {run.id: run for run in _read(client, ids)}
+    for child in children:
+        child.run = found.get(child.run.id, child.run)
+
+
+def _read(client: SyncPrefectClient, ids: list[UUID]) -> list[FlowRun]:
+    return client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)), limit=len(ids))
+
+
+def _cancel(children: Sequence[_Child]) -> None:
+    """What has not begun will not; what has is told to end."""
+    with get_client(sync_client=True) as client:
+        for child in children:
+            state = Cancelled if child.state.type in WAITING else Cancelling
+            client.set_flow_run_state(child.run.id, state(message="its release does not wait for it any more"))
+
+
+def _error(child: _Child) -> Exception:
+    refused = child.state.name == REFUSED
+    return UserError(_told(child)) if refused else StageFailed(_told(child))
+
+
+def _told(child: _Child) -> str:
+    if child.state.is_crashed():
+        return f"shard {child.shard.name}: its machine or process was lost {child.attempt} times"
+    return f"shard {child.shard.name}: {child.state.name}: {' '.join((child.state.message or '').split())[:400]}"
+
+
+def _named(children: Sequence[_Child]) -> str:
+    return "shard " + ", ".join(child.shard.name for child in children)
