@@ -202,7 +202,8 @@ def _require_pool() -> None:
 
 
 def _watch(parts: list[_Part], told: str) -> None:
-    """Until a signal. What was killed begins again; what ends right after it began does not. ``told``: what there is."""
+    """Say what there is, and watch it until a signal. What was killed begins again; what ends right after it began does
+    not."""
     print(f"platform: {os.environ[API].removesuffix('/api')}, {told}", flush=True)
     while True:
         for part in parts:

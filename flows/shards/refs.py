@@ -1,7 +1,7 @@
 """What a run and the runs of its shards tell each other, by refs of the git remote: no branches, and gone when it ends.
 
-``refs/ctfoundry/shards/<run>/from`` is the commit that the shards are made at. ``.../<shard>`` holds the ``dvc.lock`` and
-the records of costs that a shard's run came to; it is there only once all of its data are in DVC's remote.
+``refs/ctfoundry/shards/<run>/from`` is the commit that the shards are made at. ``.../<shard>`` holds the ``dvc.lock``
+and the records of costs that a shard's run came to; it is there only once all of its data are in DVC's remote.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ class Platform:
 
     @contextmanager
     def up(self, *options: str, **more: str) -> Iterator[subprocess.Popen[str]]:
-        """``ctfoundry platform up`` with these options and variables until the block ends; it must then end well, with all that it began."""
+        """``ctfoundry platform up`` until the block ends; it must then end well, with all that it began. ``more``: of
+        its environment."""
         with (self.folder / "log").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "flows.cli", "platform", "up", "--port", str(self.port), *options],

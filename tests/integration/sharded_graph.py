@@ -1,7 +1,7 @@
 """The tiny graph with shards: what is tested is how they are handed out and collected.
 
-``TRANSFER_S`` in the environment of a machine is how long its ``acquire`` takes, ``MADE`` a folder where each stage of a
-shard that runs leaves a file, ``HOLDS=<stage>-<shard>`` the stage that waits there until the file ``go_on`` appears.
+``TRANSFER_S`` in the environment of a machine is how long its ``acquire`` takes, ``MADE`` a folder where each stage of
+a shard that runs leaves a file, ``HOLDS=<stage>-<shard>`` the stage that waits there until the file ``go_on`` appears.
 """
 
 from __future__ import annotations
