@@ -24,6 +24,8 @@ from flows.shards.parts import Shard, out_of_date
 from flows.shards.refs import LOCK, handed_in
 
 RECORDS = "costs"
+MISSING = "not in cache"  # in the words of DVC
+CURE = "nothing was computed in its place; make the release again"
 
 
 class NotCollected(ReleaseFailed):
@@ -65,11 +67,15 @@ def _bring(names: list[str], tell: Callable[[str], None]) -> None:
         dvc(["pull", *names], tell)
     except UserError as error:
         refused = str(error)
-    if old := out_of_date(names):
+    old = out_of_date(names)
+    for name, paths in old.items():
+        for path, how in paths.items():
+            if how == MISSING:
+                raise NotCollected(f"stage {name}: {path}: an object is missing in DVC's remote; {CURE}")
+    if old:
         name, paths = next(iter(old.items()))
-        what = paths[0] if paths else "its command"
-        why = "an object is missing in DVC's remote" if refused else "made from something else than what is here"
-        raise NotCollected(f"stage {name}: {what}: {why}; nothing was computed in its place; make the release again")
+        differs = ", ".join(list(paths)[:3]) or "its command"
+        raise NotCollected(f"stage {name}: made from another {differs} than is here; {refused or CURE}")
     if refused:
         raise NotCollected(f"the shards' data did not come: {refused}")
 

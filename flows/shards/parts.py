@@ -70,9 +70,10 @@ def restore(shards: Sequence[Shard]) -> None:
             pass
 
 
-def out_of_date(names: Iterable[str]) -> dict[str, list[str]]:
-    """Stages whose outputs are not here, or not those of what they depend on now; each with the paths that differ."""
+def out_of_date(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Stages whose outputs are not here, or not those of what they depend on now; each with path to how it differs, as
+    DVC says it: ``modified``, ``deleted``, ``not in cache``."""
     said = dvc(["status", "--json", *names], lambda text: None)
     told = json.loads(next((text for text in reversed(said) if text.startswith("{")), "{}"))
-    return {name: [path for change in changes if isinstance(change, dict) for of in change.values() for path in of]
-            for name, changes in told.items()}  # fmt: skip
+    return {name: {path: how for change in changes if isinstance(change, dict) for of in change.values()
+                   for path, how in of.items()} for name, changes in told.items()}  # fmt: skip
