@@ -10,12 +10,12 @@ from itertools import count
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.states import Cancelled, Cancelling
+from prefect.states import Cancelled, Cancelling, Scheduled
 
 from components.errors import UserError
 from flows.platform.machine import SHARDS_POOL
@@ -29,7 +29,6 @@ TRIES = 3  # of a shard whose machine has gone
 POLL_SECONDS = 3.0
 NOBODY_SECONDS = 60.0  # beyond the minute and a half after which a worker that is silent counts as gone
 SILENT_SECONDS = 600.0  # of Prefect's server
-WAITING = (StateType.SCHEDULED, StateType.PENDING)
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,24 @@ class Order:
 
 @dataclass
 class _Child:
+    """A shard and its run, None until Prefect has taken it. ``given_up``: nobody waits for it any more."""
+
     shard: Shard
-    attempt: int
-    run: FlowRun
+    attempt: int = 1
+    run: FlowRun | None = None
+    given_up: bool = False
 
     @property
     def state(self) -> State[object]:
-        assert self.run.state is not None
-        return self.run.state
+        return Scheduled() if self.run is None or self.run.state is None else self.run.state
+
+    @property
+    def waits(self) -> bool:
+        return not self.given_up and self.state.type in (StateType.SCHEDULED, StateType.PENDING)
+
+    @property
+    def ended(self) -> bool:
+        return self.given_up or self.state.is_final()
 
 
 def workers_online() -> int:
@@ -85,16 +94,56 @@ def make(order: Order, shards: Sequence[Shard], tell: Callable[[str], None]) -> 
     Raises:
         StageFailed, UserError: a shard's run failed, with its own message. Those under way have ended then.
     """
-    children = [_begin(order, shard, 1) for shard in shards]
+    children = [_Child(shard) for shard in shards]
     try:
         return _watch(order, children, tell)
     except BaseException:
         with suppress(httpx.HTTPError, PrefectException):
-            _cancel([child for child in children if not child.state.is_final()])
+            _cancel([child for child in children if not child.ended])
         raise
 
 
-def _begin(order: Order, shard: Shard, attempt: int) -> _Child:
+def _watch(order: Order, children: list[_Child], tell: Callable[[str], None]) -> list[Shard]:
+    failed: _Child | None = None
+    heard = staffed = time.monotonic()
+    while any(not child.ended for child in children):
+        try:
+            failed = _look(order, children, failed, tell)
+            staffed = time.monotonic() if workers_online() else staffed
+            waiting = [child for child in children if child.waits]
+            if waiting and failed:
+                _cancel(waiting)
+            elif waiting and time.monotonic() - staffed > NOBODY_SECONDS:
+                tell(f"no worker of pool {SHARDS_POOL} is left: {_named(waiting)} will be made here")
+                _cancel(waiting)
+            heard = time.monotonic()
+        except (httpx.HTTPError, PrefectException) as error:  # it may be busy, or begin again
+            if time.monotonic() - heard > SILENT_SECONDS:
+                raise StageFailed(f"shards: Prefect's server does not answer ({type(error).__name__})") from None
+        time.sleep(POLL_SECONDS)
+    if failed:
+        raise _error(failed)
+    return [child.shard for child in children if not child.given_up]
+
+
+def _look(order: Order, children: list[_Child], failed: _Child | None, tell: Callable[[str], None]) -> _Child | None:
+    """Begin what has not begun, and again what was lost; returns the first that has failed."""
+    _read(children)
+    for child in children:
+        if failed or child.given_up:
+            continue
+        if child.run is None:
+            child.run = _begin(order, child.shard)
+        elif child.state.is_crashed() and child.attempt < TRIES:
+            tell(f"shard {child.shard.name}: its machine or process has gone; it is made again")
+            child.attempt, child.run = child.attempt + 1, None
+        elif child.state.is_final() and not child.state.is_completed():
+            failed = child
+            tell(f"{_told(child)}; shards that have not begun are not begun")
+    return failed
+
+
+def _begin(order: Order, shard: Shard) -> FlowRun:
     for number in count(1):
         run = run_deployment(
             DEPLOYMENT,
@@ -105,65 +154,30 @@ def _begin(order: Order, shard: Shard, attempt: int) -> _Child:
             timeout=0,
         )
         assert isinstance(run, FlowRun)
-        child = _Child(shard, attempt, run)
-        if not child.state.is_final() or child.state.is_completed():
+        if run.state is None or not run.state.is_final() or run.state.is_completed():
             break
-    return child
+    return run
 
 
-def _watch(order: Order, children: list[_Child], tell: Callable[[str], None]) -> list[Shard]:
-    failed: _Child | None = None
-    heard = staffed = time.monotonic()
-    while any(not child.state.is_final() for child in children):
-        time.sleep(POLL_SECONDS)
-        try:
-            _look(children)
-            online = workers_online()
-        except (httpx.HTTPError, PrefectException) as error:
-            if time.monotonic() - heard > SILENT_SECONDS:
-                raise StageFailed(f"shards: Prefect's server does not answer ({type(error).__name__})") from None
-            continue
-        heard = time.monotonic()
-        staffed = heard if online else staffed
-        for child in children:
-            if child.state.is_crashed() and child.attempt < TRIES and not failed:
-                tell(f"shard {child.shard.name}: its machine or process has gone; it is made again")
-                again = _begin(order, child.shard, child.attempt + 1)
-                child.attempt, child.run = again.attempt, again.run
-            elif child.state.is_final() and not child.state.is_completed() and not failed:
-                failed = child
-                tell(f"{_told(child)}; shards that have not begun are not begun")
-        waiting = [child for child in children if child.state.type in WAITING]
-        if waiting and failed:
-            _cancel(waiting)
-        elif waiting and heard - staffed > NOBODY_SECONDS:
-            tell(f"no worker of pool {SHARDS_POOL} is left: {_named(waiting)} will be made here")
-            _cancel(waiting)
-            children = [child for child in children if child not in waiting]
-    if failed:
-        raise _error(failed)
-    return [child.shard for child in children]
-
-
-def _look(children: Sequence[_Child]) -> None:
-    """Read how they are now."""
+def _read(children: Sequence[_Child]) -> None:
+    """How their runs are now."""
+    under_way = {child.run.id: child for child in children if child.run is not None and not child.ended}
+    if not under_way:
+        return
     with get_client(sync_client=True) as client:
-        ids = [child.run.id for child in children if not child.state.is_final()]
-        found = {run.id: run for run in _read(client, ids)}
-    for child in children:
-        child.run = found.get(child.run.id, child.run)
-
-
-def _read(client: SyncPrefectClient, ids: list[UUID]) -> list[FlowRun]:
-    return client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)), limit=len(ids))
+        asked = FlowRunFilter(id=FlowRunFilterId(any_=list(under_way)))
+        for run in client.read_flow_runs(flow_run_filter=asked, limit=len(under_way)):
+            under_way[run.id].run = run
 
 
 def _cancel(children: Sequence[_Child]) -> None:
     """What has not begun will not; what has is told to end."""
     with get_client(sync_client=True) as client:
         for child in children:
-            state = Cancelled if child.state.type in WAITING else Cancelling
-            client.set_flow_run_state(child.run.id, state(message="its release does not wait for it any more"))
+            if child.run is not None:
+                state = Cancelled if child.waits else Cancelling
+                client.set_flow_run_state(child.run.id, state(message="its release does not wait for it any more"))
+            child.given_up = True
 
 
 def _error(child: _Child) -> Exception:

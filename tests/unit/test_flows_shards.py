@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import yaml
-from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
+from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled
 
 from components.errors import UserError
 from components.files import write_json, write_text
@@ -186,34 +187,38 @@ class Runs:
     """Runs of shards, which Prefect would tell of: per shard and try the states that it goes through."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, courses: dict[str, list[list[Any]]], online: int = 1) -> None:
-        self.courses, self.now, self.begun, self.cancelled = courses, 0.0, list[str](), list[str]()
+        self.courses, self.now, self.busy = courses, 0.0, 0
+        self.begun, self.cancelled = list[str](), list[str]()
 
-        def begin(order: Order, shard: Shard, attempt: int) -> Any:
+        def begin(order: Order, shard: Shard) -> Any:
+            if self.busy:
+                self.busy -= 1
+                raise httpx.ReadTimeout("busy")
             self.begun.append(shard.name)
-            return children._Child(shard, attempt, self._run(shard.name, attempt))
+            return self._run(shard.name)
 
         def cancel(of: Sequence[Any]) -> None:
             self.cancelled += [child.shard.name for child in of]
             for child in of:
-                child.run = SimpleNamespace(state=Cancelled())
+                child.given_up = True
 
         monkeypatch.setattr(children, "_begin", begin)
-        monkeypatch.setattr(children, "_look", self._look)
+        monkeypatch.setattr(children, "_read", self._read)
         monkeypatch.setattr(children, "_cancel", cancel)
         monkeypatch.setattr(children, "workers_online", lambda: online)
         clock = SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep)
         monkeypatch.setattr(children, "time", clock)
 
-    def _run(self, shard: str, attempt: int) -> Any:
-        return SimpleNamespace(state=self.courses[shard][attempt - 1].pop(0))
+    def _run(self, shard: str) -> Any:
+        return SimpleNamespace(state=self.courses[shard][self.begun.count(shard) - 1].pop(0))
 
     def _sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def _look(self, of: Sequence[Any]) -> None:
+    def _read(self, of: Sequence[Any]) -> None:
         for child in of:
-            if not child.state.is_final() and self.courses[child.shard.name][child.attempt - 1]:
-                child.run = self._run(child.shard.name, child.attempt)
+            if child.run and not child.ended and self.courses[child.shard.name][self.begun.count(child.shard.name) - 1]:
+                child.run = self._run(child.shard.name)
 
 
 def made(shards: str, tell: Callable[[str], None] = lambda text: None) -> list[str]:
@@ -228,6 +233,15 @@ def test_a_shard_whose_machine_has_gone_begins_again_and_no_other(monkeypatch: p
     })  # fmt: skip
     assert made("01") == ["0", "1"]
     assert runs.begun == ["0", "1", "0"]
+
+
+def test_a_busy_server_is_asked_again_and_one_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs(monkeypatch, {"0": [[Running(), Completed()]]})
+    runs.busy = 5
+    assert made("0") == runs.begun == ["0"]
+    runs.busy = 10**6
+    with pytest.raises(StageFailed, match=r"^shards: Prefect's server does not answer \(ReadTimeout\)$"):
+        made("0")
 
 
 def test_a_shard_that_is_lost_each_time_ends_the_release(monkeypatch: pytest.MonkeyPatch) -> None:
