@@ -27,7 +27,6 @@ from prefect.states import Completed, Failed  # noqa: E402
 from components.errors import UserError  # noqa: E402
 from components.settings import block_of, require_line  # noqa: E402
 from flows import run as runs  # noqa: E402
-from flows.beginning import begin  # noqa: E402
 from flows.lock import hold_checkout, line_slot  # noqa: E402
 from flows.parameters import pin  # noqa: E402
 from flows.publish import Bump, Published, dvc, fetch_versions, newest, publish  # noqa: E402
@@ -105,6 +104,8 @@ def retrain(
         bump: which part of the version grows.
         shards_here: make every shard on this machine, also where workers for shards are online.
     """
+    from flows.beginning import begin  # it brings torch along: seconds for each of the other flows
+
     log, line = get_run_logger(), require_line(line)
     log.info("workspace %s at commit %s", Path.cwd(), git("rev-parse", "HEAD"))
     own_code()

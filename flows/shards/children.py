@@ -40,12 +40,14 @@ class Order:
         run: id of the run that collects the shards.
         commit: where the shards' runs work.
         tree: of that commit; a collecting run that is tried again finds its shards' runs by it.
+        whole: stages of shards that need not be made, for their outputs are in DVC's remote.
     """
 
     line: str
     run: str
     commit: str
     tree: str
+    whole: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -145,9 +147,10 @@ def _look(order: Order, children: list[_Child], failed: _Child | None, tell: Cal
 
 def _begin(order: Order, shard: Shard) -> FlowRun:
     for number in count(1):
+        whole = [name for name in shard.names if name in order.whole]
         run = run_deployment(
             DEPLOYMENT,
-            parameters={"line": order.line, "shard": shard.name, "release": order.run},
+            parameters={"line": order.line, "shard": shard.name, "release": order.run, "whole": whole},
             job_variables={"env": {COMMIT: order.commit}},
             # A key that is known gives the run that it began: where we are tried again, ours of before.
             idempotency_key=f"{order.run}-{order.tree}-{shard.name}-{number}",

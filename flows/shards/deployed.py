@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,13 +35,14 @@ ALONE = "preprocess"  # over all cores, and with the memory for it; meanwhile ot
 
 @flow(name="shard", flow_run_name="shard {shard} of {line}")
 @told
-def shard(line: str, shard: str, release: str) -> State[Any]:
+def shard(line: str, shard: str, release: str, whole: list[str]) -> State[Any]:
     """Make one shard of a release and hand it in. A release starts this by itself.
 
     Args:
         line: the model line.
         shard: which, as params.yaml names it.
         release: id of the run that collects the shards.
+        whole: stages of it that need not be made.
     """
     log, began = get_run_logger(), time.time()
     own_code()
@@ -52,9 +52,7 @@ def shard(line: str, shard: str, release: str) -> State[Any]:
     require_pins()
     sweep_workspaces()
     with line_slot(line, f"shard {shard} of {line}", shared=True):
-        dvc(["pull", *(node.name for node in first)], log.info)
-        with suppress(UserError):  # what of it is there already; the rest is made
-            dvc(["fetch", *ours.names], lambda text: None)
+        dvc(["pull", *(node.name for node in first), *whole], log.info)
         make_stages(_Part(line, jobs=1, only=ours.stages))
         push_stages(ours.names, log.info)
     hand_in(release, shard, {LOCK: Path(LOCK), **records(ours, began)})

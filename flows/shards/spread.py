@@ -48,7 +48,8 @@ def spread(line: str, run: str, tell: Callable[[str], None]) -> None:
     commit = refs.hand_out(run, line)
     try:
         with slot_lent(line, f"retrain {line}"):
-            made = make(Order(line, run, commit, git("rev-parse", f"{commit}^{{tree}}")), changed, tell)
+            tree = git("rev-parse", f"{commit}^{{tree}}")
+            made = make(Order(line, run, commit, tree, frozenset(whole)), changed, tell)
         collect(run, made, tell)
     except Exception:
         _clear(run, tell)

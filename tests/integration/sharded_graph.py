@@ -1,7 +1,8 @@
 """The tiny graph with shards: what is tested is how they are handed out and collected.
 
-``TRANSFER_S`` in the environment of a machine is how long its ``acquire`` takes, ``MADE`` a folder where each stage of
-a shard that runs leaves a file, ``HOLDS=<stage>-<shard>`` the stage that waits there until the file ``go_on`` appears.
+``MADE`` in the environment of a machine is a folder where each stage of a shard that runs leaves a file, and where the
+file ``transfer_s`` says how long ``acquire`` takes; ``HOLDS=<stage>-<shard>`` is the stage that waits until the file
+``go_on`` appears there.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from components.files import write_json, write_text
 kind, shard = sys.argv[1:]
 made = Path(os.environ["MADE"])
 write_text(made / f"{kind}-{shard}-{uuid.uuid4().hex}", "")
-if kind == "acquire":
-    time.sleep(float(os.environ.get("TRANSFER_S", "0")))
+if kind == "acquire" and (made / "transfer_s").exists():
+    time.sleep(float((made / "transfer_s").read_text()))
 while os.environ.get("HOLDS") == f"{kind}-{shard}" and not (made / "go_on").exists():
     time.sleep(0.1)
 out = Path("data/wholebody") / kind / shard
