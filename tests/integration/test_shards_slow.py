@@ -66,12 +66,9 @@ class Team:
             assert self.b is not None
             assert self.b.poll() is None, log.read_text()
             workers = self.platform.asked("POST", "work_pools/ctfoundry-shards/workers/filter", {})
-            logs = [
-                *(self.folder / "b/state/platform").glob("shard-*.log"),
-                *self.platform.state.glob("platform/shard-*.log"),
-            ]
-            started = [path for path in logs if "started!" in path.read_text()]
-            return len(started) if workers else 0
+            states = (self.folder / "b" / "state", self.platform.state)
+            logs = [path.read_text() for state in states for path in state.glob("platform/shard-*.log")]
+            return sum("started!" in text for text in logs) if workers else 0
 
         wait_until(lambda: online() == 4, START_S, "four workers are online")
 
