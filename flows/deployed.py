@@ -1,8 +1,8 @@
 """The flows that ``prefect.yaml`` deploys. Each runs in a workspace of its own: a clone that goes when the run ends.
 
-What a run came to is its state: ``NothingToDo``, ``GateFailed``, ``StageFailed``, ``Refused``, ``NotReproduced``, each
-with a message of one line. The kept state and DVC's cache lie outside of the workspace, where ``CTFOUNDRY_STATE`` and
-``DVC_GLOBAL_CONFIG_DIR`` say.
+What a run came to is its state: ``NothingToDo``, ``GateFailed``, ``StageFailed``, ``NotCollected``, ``Refused``,
+``NotReproduced``, each with a message of one line. The kept state and DVC's cache lie outside of the workspace, where
+``CTFOUNDRY_STATE`` and ``DVC_GLOBAL_CONFIG_DIR`` say.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ from prefect import flow, get_run_logger  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.client.schemas.objects import State  # noqa: E402
 from prefect.events import emit_event  # noqa: E402
+from prefect.runtime import flow_run  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
 from components.errors import UserError  # noqa: E402
 from components.settings import block_of, require_line  # noqa: E402
 from flows import run as runs  # noqa: E402
-from flows.beginning import begin  # noqa: E402
 from flows.lock import hold_checkout, line_slot  # noqa: E402
 from flows.parameters import pin  # noqa: E402
 from flows.publish import Bump, Published, dvc, fetch_versions, newest, publish  # noqa: E402
 from flows.release import release  # noqa: E402
 from flows.repository import git  # noqa: E402
 from flows.run import GateFailed, StageFailed  # noqa: E402
+from flows.shards.children import has_ended  # noqa: E402
+from flows.shards.collect import NotCollected  # noqa: E402
+from flows.shards.refs import clear_dead  # noqa: E402
+from flows.shards.spread import spread  # noqa: E402
 from flows.states import NOT_REPRODUCED, NOTHING_TO_DO, REFUSED  # noqa: E402
 from flows.sweep import sweep_all, sweep_workspaces  # noqa: E402
 from flows.verify import verify  # noqa: E402
@@ -56,7 +60,7 @@ def told(work: Callable[GivenT, State[Any]]) -> Callable[GivenT, State[Any]]:
         try:
             hold_checkout(work.__name__)
             return work(*args, **kwargs)
-        except (GateFailed, StageFailed) as error:
+        except (GateFailed, StageFailed, NotCollected) as error:
             return Failed(name=type(error).__name__, message=str(error))
         except UserError as error:
             return Failed(name=REFUSED, message=str(error))
@@ -86,6 +90,7 @@ def retrain(
     idc_version: int | None = None,
     jobs: int | None = None,
     bump: Bump = "patch",
+    shards_here: bool = False,
 ) -> State[Any]:
     """Make a release of a model line and publish it: data, a commit on a branch, a version's tag.
 
@@ -97,10 +102,13 @@ def retrain(
         idc_version: the version of the Imaging Data Commons to choose from; as params.yaml says where empty.
         jobs: stages at a time; as many as the machine bears where empty.
         bump: which part of the version grows.
+        shards_here: make every shard on this machine, also where workers for shards are online.
     """
+    from flows.beginning import begin  # it brings torch along: seconds for each of the other flows
+
     log, line = get_run_logger(), require_line(line)
     log.info("workspace %s at commit %s", Path.cwd(), git("rev-parse", "HEAD"))
-    _own_code()
+    own_code()
     # What a killed run has left may still be writing to the same state folder.
     if left := sweep_workspaces():
         log.warning("removed %d workspaces of dead runs", left)
@@ -110,6 +118,8 @@ def retrain(
     if block_of(line, "cohort")["source"] == "dicomweb":  # what it holds is no file that DVC could watch
         dvc(["repro", "--single-item", "--force", f"cohort@{line}"], log.info)
     with line_slot(line, f"retrain {line}"):  # until it is published no branch or tag needs what was made
+        if not shards_here:
+            spread(line, str(flow_run.id), log.info)
         release(line, jobs)
         made = publish(line, bump, log.info)
     if not made.new:
@@ -170,11 +180,13 @@ def sweep(days: int = 0) -> State[Any]:
         days: 0 keeps what the tip of every branch and every tag needs; more keeps also what commits of that many days
             needed.
     """
-    told = sweep_all(get_run_logger().info, days)
-    return Completed(message=told) if told else nothing_to_do("no run left anything")
+    told = [sweep_all(get_run_logger().info, days)]
+    if dead := clear_dead(has_ended):
+        told.append(f"refs of the shards of {dead} runs")
+    return Completed(message=", ".join(filter(None, told))) if any(told) else nothing_to_do("no run left anything")
 
 
-def _own_code() -> None:
+def own_code() -> None:
     """Stages, and the workers that they start, run the workspace's code, whatever is installed."""
     imported = Path(str(runs.__file__)).resolve()
     if not imported.is_relative_to(Path.cwd().resolve()):

@@ -22,7 +22,7 @@ SLOTS = STATE / "slots"
 SWEEP = "sweep"  # every line shares it, a sweep has it alone; no line has this name with a dot
 POLL_SECONDS = 1.0
 _held = False  # by this process
-_lines: set[str] = set()  # whose slots this process holds
+_lines: dict[str, IO[str]] = {}  # whose slots this process holds
 _until_the_end = ExitStack()
 
 
@@ -56,23 +56,52 @@ def hold_checkout(what: str) -> None:
 
 
 @contextmanager
-def line_slot(line: str, what: str) -> Iterator[None]:
+def line_slot(line: str, what: str, shared: bool = False) -> Iterator[None]:
     """The line's turn on the state folder, which several checkouts may share: of two runs of one line each would remove
-    the volumes that the other keeps. Waits for it, and says once for whom. This process may take it again."""
+    the volumes that the other keeps. Waits for it, and says once for whom. This process may take it again.
+
+    Args:
+        line: model line.
+        what: has it, for those who wait.
+        shared: with others that ask so: they make other shards of the same release.
+    """
     if line in _lines:
         yield
         return
     SLOTS.mkdir(parents=True, exist_ok=True)
     with (SLOTS / f".{SWEEP}").open("a+") as sweep, (SLOTS / line).open("a+") as own:
-        for file, kind in ((sweep, fcntl.LOCK_SH), (own, fcntl.LOCK_EX)):
+        for file, kind in ((sweep, fcntl.LOCK_SH), (own, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)):
             _wait(file, kind, what)
-        _sign(own, what)
-        _lines.add(line)
+        if not shared:
+            _sign(own, what)
+        _lines[line] = own
         try:
             yield
         finally:
-            _lines.discard(line)
-            own.truncate(0)
+            del _lines[line]
+            if not shared:
+                own.truncate(0)
+
+
+@contextmanager
+def slot_lent(line: str, what: str) -> Iterator[None]:
+    """Within it the line's turn, which this process has, is shared with those that make shards for it."""
+    fcntl.flock(_lines[line], fcntl.LOCK_SH)
+    yield
+    _wait(_lines[line], fcntl.LOCK_EX, what)  # not after an error: who is told to end waits for nobody
+
+
+@contextmanager
+def turn(kind: str, what: str) -> Iterator[None]:
+    """One stage of a kind at a time on this state folder. Waits for it."""
+    SLOTS.mkdir(parents=True, exist_ok=True)
+    with (SLOTS / f".{kind}").open("a+") as file:
+        _wait(file, fcntl.LOCK_EX, what)
+        _sign(file, what)
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def publish(line: str, bump: Bump = "patch", tell: Callable[[str], None] = print
     push_data(line, tell)
     version = SemVer((last or "@v0.0.0").rpartition("@")[2]).bump(**{f"bump_{bump}": True}).version
     tag = f"{line}@{version}"
-    commit = _commit(f"Release {tag}: bundle {digest[:16]}")
+    commit = commit_carried(f"Release {tag}: bundle {digest[:16]}")
     decision = folder / "decision.json"
     gates = f", gates {read_json(decision)['verdict']}" if decision.is_file() else ""
     _tag_and_push(line, tag, commit, f"bundle {digest}{gates}")
@@ -102,17 +102,28 @@ def push_data(line: str, tell: Callable[[str], None]) -> None:
     """The line's outputs, and DVC's memory of its runs, to the default remote; nothing where there is none.
 
     Raises:
-        UserError: DVC failed, or an output is not there to be pushed.
+        UserError: as :func:`push_stages`.
     """
-    if not Config.from_cwd()["core"].get("remote"):
+    if not has_remote():
         tell("publish: no DVC remote is set: data stay in this machine's cache")
         return
     stages = [node.name for node in stages_for(f"bundle@{line}")]
-    dvc(["push", "--run-cache", *stages], tell)
+    push_stages(stages, tell)
+    dvc(["push", "--run-cache", *stages], tell)  # last: what it names is to be there
+
+
+def has_remote() -> bool:
+    """Whether DVC has a default remote here."""
+    return bool(Config.from_cwd()["core"].get("remote"))
+
+
+def push_stages(stages: list[str], tell: Callable[[str], None]) -> None:
+    """The outputs of these stages to DVC's remote. Raises UserError: DVC failed, or one is not there to be pushed."""
+    dvc(["push", *stages], tell)
     # A push warns of what is missing here and there, and ends well.
     told = dvc(["status", "--cloud", *stages], lambda text: None)
     if not any("in sync" in text for text in told):
-        raise UserError(f"publish: the remote lacks outputs: {' | '.join(told[:4])}")
+        raise UserError(f"the remote lacks outputs: {' | '.join(told[:4])}")
 
 
 def dvc(arguments: list[str], tell: Callable[[str], None]) -> list[str]:
@@ -143,16 +154,16 @@ def _bundle_of(lock: str, line: str) -> str | None:
     return next((str(out["md5"]) for out in outs if out["path"] == f"releases/{line}"), None)
 
 
-def _commit(message: str) -> str:
+def commit_carried(message: str) -> str:
     """The present commit with this checkout's parameters and lock file; made in an index of its own."""
     with tempfile.TemporaryDirectory(prefix="ctfoundry-index-") as folder:
-        own = {**_somebody(), "GIT_INDEX_FILE": str(Path(folder) / "index")}
+        own = {**somebody(), "GIT_INDEX_FILE": str(Path(folder) / "index")}
         git("read-tree", "HEAD", **own)
         git("add", "--", *(name for name in CARRIED if Path(name).is_file()), **own)
         return git("commit-tree", "-p", "HEAD", "-m", message, git("write-tree", **own), **own)
 
 
-def _somebody() -> dict[str, str]:
+def somebody() -> dict[str, str]:
     """Whom git names as the author and committer: as it is told, or ourselves."""
     found = {}
     for role in ("AUTHOR", "COMMITTER"):
@@ -163,7 +174,7 @@ def _somebody() -> dict[str, str]:
 
 
 def _tag_and_push(line: str, tag: str, commit: str, message: str) -> None:
-    who = _somebody()
+    who = somebody()
     try:
         gto.api.register(
             ".", line, commit, version=tag.rpartition("@")[2], message=message,

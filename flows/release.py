@@ -159,6 +159,26 @@ def release(line: str, jobs: int | None = None) -> dict[str, Any]:
     return {"tag": run.tag, "stages": run.stages, "data_docs": run.data_docs}
 
 
+def make_stages(run: Run) -> None:
+    """Make the stages ``run.only``, each as a task of the flow that is under way.
+
+    Raises:
+        StageFailed, UserError: as :func:`release`.
+    """
+    runs.under_way = run
+    try:
+        run.begin(lambda line: None)
+        _submit_all(run)
+    except Exception:
+        raise
+    except BaseException:  # a signal
+        run.stopped = True
+        end_children(but=PREFECT_SERVER)
+        raise
+    finally:
+        runs.under_way = None
+
+
 def _submit_all(run: Run) -> None:
     def begin(step: Step) -> Any:
         one: Any = run_step.with_options(
@@ -169,7 +189,7 @@ def _submit_all(run: Run) -> None:
             retry_delay_seconds=RETRY_DELAY_SECONDS,
             retry_condition_fn=_may_pass,
         )
-        begun = one.submit(step.name, wait_for=[done[name] for name in step.upstream])
+        begun = one.submit(step.name, wait_for=[done[name] for name in step.upstream if name in done])
         done[step.name] = begun
         return begun
 

@@ -76,6 +76,7 @@ class Run:
     Attributes:
         line: the model line.
         jobs: steps at a time; None until the run begins: as many as this machine bears.
+        only: make these stages and no release; all, and the release, where empty.
         outcomes: step to what it came to, of this run only.
         page_is_lost: Prefect's server does not answer any more.
         stopped: a signal has asked us to end; nothing is begun or tried again.
@@ -85,6 +86,7 @@ class Run:
 
     line: str
     jobs: int | None = None
+    only: tuple[Node, ...] = ()
     outcomes: dict[str, str] = field(default_factory=dict)
     page_is_lost: bool = False
     stopped: bool = False
@@ -170,6 +172,8 @@ class Run:
         return Path("data") / self.line / stage / DECISIONS[stage]
 
     def _steps(self) -> list[Step]:
+        if self.only:
+            return [self._of_stage(node) for node in self.only]
         # Before anything is trained, the data are held beside the champion's: what is refused there costs no training.
         last, judged = f"bundle@{self.line}", f"drift@{self.line}"
         before = {node.name: node for node in stages_for(judged)}

@@ -5,4 +5,4 @@ from __future__ import annotations
 NOTHING_TO_DO = "NothingToDo"
 REFUSED, NOT_REPRODUCED = "Refused", "NotReproduced"
 REJECTED, TIMED_OUT = "Rejected", "TimedOut"  # of a promotion that waited for a person
-FAILURES = ("GateFailed", "StageFailed", REFUSED, NOT_REPRODUCED, TIMED_OUT)
+FAILURES = ("GateFailed", "StageFailed", "NotCollected", REFUSED, NOT_REPRODUCED, TIMED_OUT)

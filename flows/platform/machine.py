@@ -9,6 +9,7 @@ from components.errors import UserError
 from components.files import STATE, write_text
 from flows.repository import git
 
+POOL, SHARDS_POOL = "ctfoundry", "ctfoundry-shards"  # of Prefect's workers: of runs, and of the shards of a release
 REMOTE = "CTFOUNDRY_REMOTE"
 DVC_CONFIG = "DVC_GLOBAL_CONFIG_DIR"
 # Prefect's least. Without one for HEARTBEATS_LOST seconds, on however busy a machine, a run is taken for dead.
@@ -38,6 +39,18 @@ def variables() -> dict[str, str]:
     if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         found["PREFECT_API_AUTH_STRING"] = os.environ.get("PREFECT_API_AUTH_STRING") or password
     return found
+
+
+def require_joinable() -> None:
+    """What a machine must be told to make shards for a platform elsewhere. Raises UserError."""
+    told = {
+        "PREFECT_API_URL": "the server of the platform to join, such as http://10.0.0.1:4200/api",
+        "CTFOUNDRY_GIT": "the repository that releases are made from, as this machine reaches it",
+        REMOTE: "DVC's remote, by which shards are handed over, such as s3://bucket/ctfoundry",
+    }
+    for name, meaning in told.items():
+        if not os.environ.get(name) and not (name == REMOTE and os.environ.get(DVC_CONFIG)):
+            raise UserError(f"{name} is not set: {meaning}")
 
 
 def _prefect_home(state: Path) -> str:

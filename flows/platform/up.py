@@ -16,10 +16,9 @@ from types import FrameType
 
 from components.errors import UserError
 from components.files import STATE
-from flows.platform.machine import variables
+from flows.platform.machine import POOL, SHARDS_POOL, require_joinable, variables
 from flows.processes import ENDING, Stopped, end_children
 
-POOL = "ctfoundry"
 API = "PREFECT_API_URL"
 START_SECONDS, END_SECONDS, POLL_SECONDS = 480.0, 60.0, 0.5
 STEADY_SECONDS = 20.0  # a process that has lived for so long was well configured
@@ -37,35 +36,78 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
     sub.add_argument("--port", type=int, default=4200, help="port (default: 4200)")
     sub.add_argument("--workers", type=int, default=1, help="runs at a time on this machine (default: 1)")
+    shards = "shards at a time that this machine makes for releases, where a release has several"
+    sub.add_argument("--shard-workers", type=int, default=0, metavar="N", help=f"{shards} (default: 0)")
     sub.set_defaults(run=up)
+    text = (
+        "Make shards on this machine for releases of the platform at PREFECT_API_URL, until SIGINT or SIGTERM. "
+        "CTFOUNDRY_GIT and CTFOUNDRY_REMOTE are as on the platform's own machine."
+    )
+    sub = commands.add_parser("join", help=text, description=text)
+    sub.add_argument("--shard-workers", type=int, default=1, metavar="N", help=f"{shards} (default: 1)")
+    sub.set_defaults(run=join)
 
 
 def up(arguments: argparse.Namespace) -> int:
     """Returns 0 where it was stopped. Raises UserError where it cannot start, or one of its processes ended."""
     if arguments.workers < 1:
         raise UserError(f"workers {arguments.workers} is not allowed: runs at a time, at least 1")
+    if arguments.shard_workers < 0:
+        raise UserError(f"shard-workers {arguments.shard_workers} is not allowed: shards at a time, or 0")
+    _set_environment()
+    with _processes() as parts:
+        if not os.environ.get(API):
+            parts.append(_server(arguments.host, arguments.port))
+            _wait_for(parts[0])
+        _deploy()
+        parts += _workers(POOL, "worker", arguments.workers)
+        parts += _workers(SHARDS_POOL, "shard-worker", arguments.shard_workers)
+        _watch(parts, f"workers: {arguments.workers}, for shards: {arguments.shard_workers}")
+    return 0
+
+
+def join(arguments: argparse.Namespace) -> int:
+    """Returns 0 where it was stopped. Raises UserError where it cannot start, or one of its processes ended."""
+    if arguments.shard_workers < 1:
+        raise UserError(f"shard-workers {arguments.shard_workers} is not allowed: shards at a time, at least 1")
+    require_joinable()
+    _set_environment()
+    from flows.places import require_pins, require_server
+
+    require_pins()
+    require_server()
+    _require_pool()
+    with _processes() as parts:
+        parts += _workers(SHARDS_POOL, "shard-worker", arguments.shard_workers)
+        _watch(parts, f"workers for shards: {arguments.shard_workers}")
+    return 0
+
+
+def _set_environment() -> None:
     os.environ.update(variables())
     os.environ.pop("PYTHONPATH", None)  # a run's code is its workspace's
-    processes: list[_Part] = []
+
+
+@contextmanager
+def _processes() -> Iterator[list[_Part]]:
+    """Those that the block begins, until a signal: they end with it."""
+    parts: list[_Part] = []
     with _alone(), _stopping():
         try:
-            if not os.environ.get(API):
-                processes.append(_server(arguments.host, arguments.port))
-                _wait_for(processes[0])
-            _deploy()
-            for number in range(1, arguments.workers + 1):
-                on = ["--pool", POOL, "--name", f"{socket.gethostname()}-{number}", "--limit", "1"]
-                processes.append(_Part(f"worker-{number}", ["worker", "start", *on]))
-            print(f"platform: {os.environ[API].removesuffix('/api')}, workers: {arguments.workers}", flush=True)
-            _watch(processes)
+            yield parts
         except Stopped:
             print("platform: stopping", flush=True)
         finally:
             # Workers first: they tell the server how their runs ended.
-            for part in reversed(processes):
+            for part in reversed(parts):
                 part.end()
             end_children()
-    return 0
+
+
+def _workers(pool: str, name: str, number: int) -> Iterator[_Part]:
+    for one in range(1, number + 1):
+        on = ["--pool", pool, "--name", f"{socket.gethostname()}-{one}", "--limit", "1"]
+        yield _Part(f"{name}-{one}", ["worker", "start", *on])
 
 
 @contextmanager
@@ -125,15 +167,16 @@ def _wait_for(server: _Part) -> None:
 
 
 def _deploy() -> None:
-    """Pool, deployments and automations; what is there already is brought up to date."""
+    """Pools, deployments and automations; what is there already is brought up to date."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
 
     from flows.platform.automations import set_automations
 
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    for pool in (POOL, SHARDS_POOL):
+        with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
     deploy = _Part("deploy", ["--no-prompt", "deploy", "--all"])
     try:
         if deploy.process.wait() != 0:
@@ -144,8 +187,24 @@ def _deploy() -> None:
         print(f"automation {name}", flush=True)
 
 
-def _watch(parts: list[_Part]) -> None:
-    """Until a signal. What was killed begins again; what ends right after it began does not."""
+def _require_pool() -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(SHARDS_POOL)
+        except ObjectNotFound:
+            raise UserError(
+                f"{API} {os.environ[API]!r} has no pool {SHARDS_POOL}: start the platform there first, with "
+                "`ctfoundry platform up`"
+            ) from None
+
+
+def _watch(parts: list[_Part], told: str) -> None:
+    """Say what there is, and watch it until a signal. What was killed begins again; what ends right after it began does
+    not."""
+    print(f"platform: {os.environ[API].removesuffix('/api')}, {told}", flush=True)
     while True:
         for part in parts:
             if part.process.poll() is not None:

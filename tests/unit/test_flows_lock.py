@@ -10,15 +10,15 @@ from typing import IO
 
 import pytest
 
-from flows.lock import every_slot
+from flows.lock import every_slot, is_held, line_slot, slot_lent, turn
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN_S = 60.0
 HOLD = """
 import sys
 from flows.lock import line_slot
-line = sys.argv[1]
-with line_slot(line, f"release {line}"), line_slot(line, "and within it"):
+line, shared = sys.argv[1], sys.argv[2:] == ["shared"]
+with line_slot(line, f"release {line}", shared), line_slot(line, "and within it"):
     print("has it", flush=True)
     sys.stdin.readline()
 """
@@ -27,11 +27,11 @@ with line_slot(line, f"release {line}"), line_slot(line, "and within it"):
 class Other:
     """Another checkout's process on the same state folder."""
 
-    def __init__(self, folder: Path, which: str) -> None:
+    def __init__(self, folder: Path, which: str, *how: str) -> None:
         folder.mkdir(exist_ok=True)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, which], cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            [sys.executable, "-c", HOLD, which, *how], cwd=folder, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def has_it(self) -> str:
@@ -69,6 +69,33 @@ def test_two_lines_have_their_turn_at_once_and_two_runs_of_one_after_each_other(
     assert three.has_it() == "has it"
     for other in (two, three):
         other.end()
+
+
+def test_a_release_lends_its_turn_to_those_who_make_its_shards_and_to_nobody_else(state: Path) -> None:
+    with line_slot("head", "retrain head"):
+        shards = [Other(state / name, "head", "shared") for name in "ab"]
+        assert "`retrain head`" in shards[0].waits()
+        with slot_lent("head", "retrain head"):
+            assert [shard.has_it() for shard in shards] == ["has it", "has it"]
+            release = Other(state / "c", "head")
+            assert "waits for its turn" in release.waits()
+            with every_slot("sweep") as free:
+                assert not free
+            for shard in shards:
+                shard.end()
+        assert not is_free(state, "head"), "it is back"
+    assert release.has_it() == "has it"
+    release.end()
+
+
+def is_free(state: Path, line: str) -> bool:
+    return not is_held(state / "state" / "slots" / line)
+
+
+def test_two_stages_of_a_kind_wait_for_each_other(state: Path) -> None:
+    with turn("preprocess", "preprocess@head-0"):
+        assert is_held(state / "state" / "slots" / ".preprocess")
+    assert not is_held(state / "state" / "slots" / ".preprocess")
 
 
 def test_a_sweep_has_it_alone(state: Path) -> None:

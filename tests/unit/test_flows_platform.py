@@ -18,8 +18,11 @@ from flows.deployed import CANDIDATE, candidate
 from flows.platform import automations, machine
 from flows.promotion.approval import FLOW, timed_out
 from flows.publish import Published
+from flows.shards.children import DEPLOYMENT
+from flows.shards.deployed import shard as shard_flow
 from flows.states import FAILURES, REJECTED, TIMED_OUT
 
+SHARD = shard_flow.name
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -69,6 +72,9 @@ def test_prefect_yaml_deploys_every_line_one_run_at_a_time() -> None:
         flow = getattr(import_module(path.removesuffix(".py").replace("/", ".")), name)
         given = deployment.get("parameters", {})
         asked = {key: "v1.2.0" for trigger in deployment.get("triggers", []) for key in trigger["parameters"]}
+        if flow.name == SHARD:  # as many at once as there are workers, each with what its release gives it
+            assert deployment["work_pool"]["name"] == machine.SHARDS_POOL
+            continue
         flow.validate_parameters(given if flow.name != "promote" else given | asked)
         if flow.name != "promote":  # which waits for a person, and races by tags
             assert deployment["concurrency_limit"]["limit"] == 1
@@ -79,6 +85,28 @@ def test_prefect_yaml_deploys_every_line_one_run_at_a_time() -> None:
     for line in lines(ROOT / "params.yaml"):
         assert found[f"retrain/{line}"] == found[f"watch/{line}"] == found[f"promote/{line}"] == line
     assert {"verify/release", "sweep/machine"} <= set(found)
+
+
+def test_the_pool_of_releases_makes_no_shards_for_they_would_wait_for_each_other() -> None:
+    pools = {deployment["name"]: deployment["work_pool"]["name"]
+             for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}  # fmt: skip
+    assert pools.pop(DEPLOYMENT.partition("/")[2]) == machine.SHARDS_POOL
+    assert set(pools.values()) == {machine.POOL}
+    assert machine.POOL != machine.SHARDS_POOL
+
+
+@pytest.mark.parametrize("missing", ["PREFECT_API_URL", "CTFOUNDRY_GIT", "CTFOUNDRY_REMOTE"])
+def test_a_machine_that_joins_is_told_what_it_must_know(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.delenv("DVC_GLOBAL_CONFIG_DIR", raising=False)
+    for name in ("PREFECT_API_URL", "CTFOUNDRY_GIT", "CTFOUNDRY_REMOTE"):
+        monkeypatch.setenv(name, "told")
+    machine.require_joinable()
+    monkeypatch.delenv(missing)
+    with pytest.raises(UserError, match=f"^{missing} is not set: "):
+        machine.require_joinable()
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", "/etc/dvc")  # which may name the remote, too
+    if missing == "CTFOUNDRY_REMOTE":
+        machine.require_joinable()
 
 
 def test_a_published_version_starts_its_promotion_by_what_its_event_carries() -> None:
