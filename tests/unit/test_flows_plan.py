@@ -122,10 +122,15 @@ def test_an_answer_is_to_the_cohort_that_was_shown(monkeypatch: pytest.MonkeyPat
     listed(rows(("c", 3 * 10**9)))
     plan = make_plan(LINE, TAG)
     done: list[str] = []
+
+    def suspend(key: str, **_: Any) -> Approval:
+        done.append(key)
+        return Approval()
+
     monkeypatch.setattr(plans, "create_markdown_artifact", lambda text, **_: None)
     monkeypatch.setattr(plans, "create_flow_run_input", lambda key, value: done.append(value["digest"]))
     monkeypatch.setattr(plans, "delete_flow_run_input", done.append)
-    monkeypatch.setattr(plans, "suspend_flow_run", lambda key, **_: done.append(key) or Approval())
+    monkeypatch.setattr(plans, "suspend_flow_run", suspend)
     for kept, expected in ((plan.digest, []), ("of what was listed before", ["judged", plan.digest])):
         done.clear()
         monkeypatch.setattr(plans, "read_flow_run_input", lambda key, kept=kept: {"digest": kept})
