@@ -22,25 +22,26 @@ from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.client.schemas.objects import State  # noqa: E402
 from prefect.events import emit_event  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
+from prefect.states import Cancelled, Completed, Failed  # noqa: E402
 
 from components.errors import UserError  # noqa: E402
 from components.settings import block_of, require_line  # noqa: E402
 from flows import run as runs  # noqa: E402
 from flows.lock import hold_checkout, line_slot  # noqa: E402
 from flows.parameters import pin  # noqa: E402
-from flows.publish import Bump, Published, dvc, fetch_versions, newest, publish  # noqa: E402
+from flows.plan import ask, make_plan  # noqa: E402
+from flows.publish import Bump, Published, fetch_versions, newest, publish  # noqa: E402
 from flows.release import release  # noqa: E402
 from flows.repository import git  # noqa: E402
-from flows.run import GateFailed, StageFailed  # noqa: E402
+from flows.run import GateFailed, StageFailed, run_first  # noqa: E402
 from flows.shards.children import has_ended  # noqa: E402
 from flows.shards.collect import NotCollected  # noqa: E402
 from flows.shards.refs import clear_dead  # noqa: E402
 from flows.shards.spread import spread  # noqa: E402
-from flows.states import NOT_REPRODUCED, NOTHING_TO_DO, REFUSED  # noqa: E402
+from flows.states import NOT_REPRODUCED, NOTHING_TO_DO, REFUSED, REJECTED  # noqa: E402
 from flows.sweep import sweep_all, sweep_workspaces  # noqa: E402
-from flows.verify import verify  # noqa: E402
-from flows.watch import INDEX, changes, installed  # noqa: E402
+from flows.verify import same_machine, verify  # noqa: E402
+from flows.watch import INDEX, changes, drifted, installed  # noqa: E402
 
 CANDIDATE, DIFFERENT = "ctfoundry.release.candidate", "ctfoundry.release.not_reproduced"
 GivenT = ParamSpec("GivenT")
@@ -91,8 +92,13 @@ def retrain(
     jobs: int | None = None,
     bump: Bump = "patch",
     shards_here: bool = False,
+    ask_above_gb: float | None = 100.0,
+    hours: float = 72.0,
+    afresh: bool = False,
 ) -> State[Any]:
     """Make a release of a model line and publish it: data, a commit on a branch, a version's tag.
+
+    What it would bring is on the run's page before anything is transferred.
 
     Args:
         line: the model line.
@@ -103,6 +109,9 @@ def retrain(
         jobs: stages at a time; as many as the machine bears where empty.
         bump: which part of the version grows.
         shards_here: make every shard on this machine, also where workers for shards are online.
+        ask_above_gb: where more would be brought in, the run waits for a person; never where empty.
+        hours: for their answer; none in time means no.
+        afresh: every stage works, and nothing that this machine keeps stands in for its work.
     """
     from flows.beginning import begin  # it brings torch along: seconds for each of the other flows
 
@@ -115,12 +124,12 @@ def retrain(
     begin(line, source, evaluation, privacy)
     if idc_version is not None:
         _choose_from(line, idc_version)
-    if block_of(line, "cohort")["source"] == "dicomweb":  # what it holds is no file that DVC could watch
-        dvc(["repro", "--single-item", "--force", f"cohort@{line}"], log.info)
     with line_slot(line, f"retrain {line}"):  # until it is published no branch or tag needs what was made
-        if not shards_here:
+        if no := _asked(line, ask_above_gb, hours, afresh):
+            return Cancelled(name=REJECTED, message=no)
+        if not (shards_here or afresh):
             spread(line, str(flow_run.id), log.info)
-        release(line, jobs)
+        release(line, jobs, afresh)
         made = publish(line, bump, log.info)
     if not made.new:
         return nothing_to_do(f"the release is what {made.tag} says: bundle {made.digest[:16]}")
@@ -134,13 +143,14 @@ def retrain(
 @flow(name="watch", flow_run_name="watch {line}")
 @told
 def watch(line: str, minimum: int = 1) -> State[Any]:
-    """Look whether the source of a line has changed since its last release, and send an event where it has.
+    """Look whether the source of a line has changed since its last release, or its service is sent other scans than it
+    was trained on, and send an event where that is so.
 
     Args:
         line: the model line.
         minimum: studies that must have come to a PACS.
     """
-    found = changes(require_line(line), minimum)
+    found = changes(require_line(line), minimum) or drifted(line)
     if found is None:
         return nothing_to_do(f"line {line}: its source is what its last release was made from")
     emit_event(found.event, resource=resource(line), payload=found.payload)
@@ -167,7 +177,8 @@ def verify_release(line: str, tag: str | None = None, jobs: int | None = None) -
     if not different:
         return Completed(message=f"{tag}: {len(compared)} of {len(compared)} outputs identical")
     told = f"{tag}: {len(different)} of {len(compared)} outputs differ, {different[0].output} first"
-    emit_event(DIFFERENT, resource=resource(line), payload={"line": line, "tag": tag, "told": told})
+    if same_machine(line):  # on a processor of another kind other bytes say nothing
+        emit_event(DIFFERENT, resource=resource(line), payload={"line": line, "tag": tag, "told": told})
     return Failed(name=NOT_REPRODUCED, message=told)
 
 
@@ -192,6 +203,14 @@ def own_code() -> None:
     if not imported.is_relative_to(Path.cwd().resolve()):
         raise UserError(f"{imported} was imported, not the workspace's: unset PYTHONPATH where the worker starts")
     os.environ["PYTHONPATH"] = str(Path.cwd())
+
+
+def _asked(line: str, above_gb: float | None, hours: float, afresh: bool) -> str | None:
+    """List the source, and show what would be brought in; why nobody wants it, or None. May suspend this run."""
+    pacs = block_of(line, "cohort")["source"] == "dicomweb"  # what it holds is no file that DVC could watch
+    run_first(line, "cohort", get_run_logger().info, afresh or pacs)
+    fetch_versions(line)
+    return ask(make_plan(line, newest(line), afresh), above_gb, hours)
 
 
 def _choose_from(line: str, idc_version: int) -> None:

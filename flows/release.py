@@ -124,12 +124,13 @@ def run_step(name: str) -> str:
 
 
 @flow(name="release", flow_run_name="release {line}", task_runner=ThreadPoolTaskRunner())  # type: ignore[arg-type]
-def release(line: str, jobs: int | None = None) -> dict[str, Any]:
+def release(line: str, jobs: int | None = None, afresh: bool = False) -> dict[str, Any]:
     """Make a release of one model line: every stage of the graph, the gate's verdict, the Bento, the reports.
 
     Args:
         line: the model line.
         jobs: stages at a time; as many as this machine bears where None.
+        afresh: every stage works, also where nothing about it has changed.
 
     Returns:
         ``tag``, ``stages`` (name to outcome) and ``data_docs``.
@@ -139,7 +140,7 @@ def release(line: str, jobs: int | None = None) -> dict[str, Any]:
         UserError: the number of workers is not fixed, or another command holds the checkout.
     """
     ours = runs.under_way is None  # a worker of Prefect has started it
-    run = runs.under_way = runs.under_way or Run(line, jobs)
+    run = runs.under_way = runs.under_way or Run(line, jobs, afresh=afresh)
     logging.raiseExceptions = False  # of handlers: Prefect's would write of every line that its server does not take
     try:
         with checkout_lock(f"release --line {line}"), line_slot(line, f"release --line {line}"):

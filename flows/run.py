@@ -18,6 +18,7 @@ from components.errors import UserError
 from components.files import read_json
 from components.gate.champion import COMPARISON
 from components.settings import reproducible
+from components.sources.roots import ROOTS_FILE
 from flows.champion import attest
 from flows.costs import usage as costs
 from flows.costs.members import MARK
@@ -77,6 +78,7 @@ class Run:
         line: the model line.
         jobs: steps at a time; None until the run begins: as many as this machine bears.
         only: make these stages and no release; all, and the release, where empty.
+        afresh: every stage works, and nothing that this machine keeps stands in for its work.
         outcomes: step to what it came to, of this run only.
         page_is_lost: Prefect's server does not answer any more.
         stopped: a signal has asked us to end; nothing is begun or tried again.
@@ -87,6 +89,7 @@ class Run:
     line: str
     jobs: int | None = None
     only: tuple[Node, ...] = ()
+    afresh: bool = False
     outcomes: dict[str, str] = field(default_factory=dict)
     page_is_lost: bool = False
     stopped: bool = False
@@ -191,18 +194,18 @@ class Run:
 
     def _of_stage(self, node: Node) -> Step:
         retries = RETRIES.get(node.name.partition("@")[0], 0)
-        return Step(node.name, node.description, node.upstream, retries, lambda tell: self._run_stage(node.name, tell))
+        return Step(node.name, node.description, node.upstream, retries, lambda tell: self.run_stage(node.name, tell))
 
-    def _run_stage(self, name: str, tell: Tell) -> str:
-        """Run one DVC stage. Returns ``ran`` or ``unchanged``."""
+    def run_stage(self, name: str, tell: Tell) -> str:
+        """Run one DVC stage. Returns ``ran`` or ``unchanged``. Raises StageFailed, GateFailed."""
         stage = name.partition("@")[0]
         before = _identity(self._decision(stage)) if stage in DECISIONS else None
         tail: list[str] = []
         outcome, broken, restored = "ran", False, False
         mark, received = uuid.uuid4().hex, receipts_of(self.line)
-        environment = {**os.environ, **self.arithmetic, MARK: mark}
+        environment = {**os.environ, **self.arithmetic, **(own_state() if self.afresh else {}), MARK: mark}
         # Another stage may be entering its results. A stage's work of hours is not lost to that.
-        command = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
+        command = ["dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if self.afresh else []), name]
         with (
             started(command, environment=environment) as (process, lines),
             Meter(name, process.pid, mark) as meter,
@@ -217,7 +220,7 @@ class Run:
                 tell(text)
         self.spent[name] = self.spent.get(name, Usage()) + meter.usage
         ending = _ending(process.returncode, tail, made=outcome == "ran" and not restored)
-        meter.close(ending, moved_bytes(name, self.line, received))
+        meter.close(ending, None if self.afresh else moved_bytes(name, self.line, received))
         if process.returncode == 0:
             if stage == "pretrain" and outcome == "ran" and not restored:
                 note_machine(self.line)
@@ -226,6 +229,25 @@ class Run:
             self._decided.add(stage)
             raise_if_not_met(self._decision(stage))
         raise failure(name, process.returncode, tail, broken)
+
+
+def own_state() -> dict[str, str]:
+    """The environment of stages for which only this checkout keeps anything, beside where sources lie."""
+    state = Path(".ctfoundry").resolve()
+    state.mkdir(exist_ok=True)
+    if ROOTS_FILE.is_file() and ROOTS_FILE.resolve().parent != state:
+        (state / ROOTS_FILE.name).write_bytes(ROOTS_FILE.read_bytes())
+    return {"CTFOUNDRY_STATE": str(state)}
+
+
+def run_first(line: str, stage: str, tell: Tell, afresh: bool) -> None:
+    """Run one stage of a line before its release, which then finds it unchanged.
+
+    Raises:
+        StageFailed: the message is one line for people.
+    """
+    run = Run(line, afresh=afresh, arithmetic=arithmetic.variables(reproducible(line)))
+    run.run_stage(f"{stage}@{line}", tell)
 
 
 # The one that is under way, also for Prefect's own threads; a checkout has one at a time. It stands here, and not

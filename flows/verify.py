@@ -54,13 +54,18 @@ def note_machine(line: str) -> None:
         write_json(MADE_ON, {**noted, line: here})
 
 
+def same_machine(line: str) -> bool:
+    """Whether the recorded release was made where its outputs are the same bytes as here."""
+    made = read_json(MADE_ON).get(line) if MADE_ON.is_file() else None
+    return made == arithmetic.promised(reproducible(line))
+
+
 def expectation(line: str) -> str:
     """Where the recorded release was made, and what a recomputation here can therefore show."""
     made = read_json(MADE_ON).get(line) if MADE_ON.is_file() else None
-    here = arithmetic.promised(reproducible(line))
     if made is None:
         return f"{MADE_ON} does not say on which processor the release was made; this one is {arithmetic.kind()}"
-    if made == here:
+    if same_machine(line):
         return f"made on {made}; this is {arithmetic.kind()}: every output is to be identical"
     return (
         f"made on {made}; this is {arithmetic.kind()}: outputs may differ in their last digits, weights and what "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,12 +11,13 @@ from importlib import metadata
 from typing import Any
 
 import dvc.api
+import httpx
 import pandas as pd
 import yaml
 
 from components.cohort.config import CohortConfig
 from components.errors import UserError
-from components.settings import load_stage
+from components.settings import block_of, load_stage
 from components.sources.dicomweb import DicomwebSource
 from components.sources.kinds import KINDS
 from components.sources.roots import root_of
@@ -24,7 +26,13 @@ from flows.publish import fetch_versions, newest
 from flows.repository import git
 
 INDEX = "idc-index-data"
-NEW_INDEX, CHANGED = "idc.version.released", "source.changed"
+NEW_INDEX, CHANGED, DRIFTED = "idc.version.released", "source.changed", "ctfoundry.service.drifted"
+PROMETHEUS = "CTFOUNDRY_PROMETHEUS"  # its address
+# In Prometheus: whether the alarm of infra/monitoring/rules.yml rings at an instance that serves this model.
+RINGS = (
+    'ALERTS{{alertname="ScansUnlikeTraining",alertstate="firing"}} and on (instance) ctfoundry_model{{name="{model}"}}'
+)
+ANSWER_SECONDS = 30.0
 PIP_SECONDS = 120
 
 
@@ -65,6 +73,28 @@ def changes(line: str, minimum: int = 1) -> Change | None:
     return None  # the phantom scanner's are what its parameters say
 
 
+def drifted(line: str) -> Change | None:
+    """Whether the alarm rings that the scans sent to the line's service are unlike those that it was trained on.
+
+    Raises:
+        UserError: a Prometheus is named, and does not answer.
+    """
+    address = os.environ.get(PROMETHEUS)
+    if not address:
+        return None
+    query = {"query": RINGS.format(model=block_of(line, "bundle")["name"])}
+    try:
+        answer = httpx.get(f"{address.rstrip('/')}/api/v1/query", params=query, timeout=ANSWER_SECONDS)
+        rings = answer.raise_for_status().json()["data"]["result"]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError) as error:
+        raise UserError(f"{PROMETHEUS} {address!r}: no Prometheus answers: {type(error).__name__}") from None
+    features = sorted({ring["metric"]["feature"] for ring in rings})
+    if not features:
+        return None
+    told = f"line {line}: its service is sent other scans than it was trained on: {', '.join(features)}"
+    return Change(DRIFTED, {"line": line, "features": features}, told)
+
+
 def installed() -> int:
     """The version of the Imaging Data Commons that the installed index knows."""
     return int(metadata.version(INDEX).partition(".")[0])
@@ -97,20 +127,20 @@ def _newest_index() -> str:
 
 def _of_pacs(line: str, config: CohortConfig, tag: str | None, minimum: int) -> Change | None:
     there = {listed.study for listed in DicomwebSource(config, line).list_series(frozenset()).series}
-    came = len(there - (_studies(line, tag) if tag else set()))
+    came = len(there - (set(released_cohort(line, tag)["study"]) if tag else set()))
     if came < minimum:
         return None
     payload = {"line": line, "source": "dicomweb", "studies": came}
     return Change(CHANGED, payload, f"line {line}: {came} studies have come to the PACS")
 
 
-def _studies(line: str, tag: str) -> set[str]:
-    """Pseudonyms of the studies in the cohort of a published release; from DVC's cache, or its remote."""
+def released_cohort(line: str, tag: str) -> pd.DataFrame:
+    """The cohort of a published release; from DVC's cache, or its remote. Raises UserError where neither has it."""
     from dvc.exceptions import DvcException
 
     try:
         with dvc.api.open(f"data/{line}/cohort/cohort.parquet", rev=tag, mode="rb") as stream:
-            return set(pd.read_parquet(stream, columns=["study"])["study"])
+            return pd.read_parquet(stream)
     except (DvcException, OSError) as error:
         raise UserError(f"{tag}: its cohort is neither in DVC's cache nor in its remote: {error}") from None
 

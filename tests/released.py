@@ -19,6 +19,7 @@ from components.models.segmenter import Segmenter, SegmenterConfig
 from components.settings import decisive, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+START_S = 600.0  # of a service, on a busy machine
 
 
 def write_release(folder: Path, line: str = "wholebody") -> None:
@@ -64,8 +65,8 @@ def free_port() -> int:
 
 
 def first_answer(server: subprocess.Popen[bytes], url: str, log: Path) -> httpx.Response:
-    """The first 200 at ``url``; fails with the end of ``log`` where the server ends before, or two minutes are over."""
-    deadline = time.monotonic() + 120
+    """The first 200 at ``url``; fails with the end of ``log`` where the server ends before, or START_S are over."""
+    deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and server.poll() is None:
         try:
             response = httpx.get(url, timeout=2)

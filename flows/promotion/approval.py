@@ -33,13 +33,15 @@ from flows.promotion.tags import fetch, find_version  # noqa: E402
 from flows.states import NOTHING_TO_DO, REFUSED, REJECTED, TIMED_OUT  # noqa: E402
 
 FLOW, KEY, JUDGED = "promote", "approval", "judged"
+RETRAIN = "retrain"  # the flow that asks before it brings much in: see flows/plan.py
+NOBODY = "nobody who is named"
 PREFECTS_WORDS = "The flow was paused and never resumed."  # of its own state, when the time is over
 
 
 class Approval(RunInput):
     """What a person answers, in the UI's form, by the API or by ``ctfoundry approve``. The default is no."""
 
-    approve: bool = Field(default=False, description="whether it is to be promoted")
+    approve: bool = Field(default=False, description="whether it may be done")
     by: str = Field(default="", description="who says so")
     reason: str = Field(default="", description="why, for the tag; needed with a yes")
 
@@ -87,18 +89,21 @@ def _judge(line: str, version: str) -> dict[str, Any]:
 
 def _answered(line: str, version: str, judged: dict[str, Any], answer: Approval) -> State[Any]:
     by, reason = answer.by.strip(), answer.reason.strip()
-    who = by or "nobody who is named"
     name = f"{judged['name']}, bundle {judged['digest'][:16]}"
-    get_run_logger().info("%s: answered by %s", name, who)
-    if not answer.approve:
-        return Cancelled(
-            name=REJECTED, message=f"{name}: rejected by {by or 'nobody who is named'}: {reason or 'no reason'}"
-        )
-    if not by or not reason:
-        return Cancelled(name=REJECTED, message=f"{name}: a yes without a name and a reason is none; run it again")
+    get_run_logger().info("%s: answered by %s", name, by or NOBODY)
+    if no := refusal(name, answer):
+        return Cancelled(name=REJECTED, message=no)
     with checkout_lock(f"promote {line}"):
         done = promote(line, version, f"{reason} (approved by {by})", judged["digest"])
     return Completed(message=f"{name}: champion since {done.tag}, approved by {by}")
+
+
+def refusal(name: str, answer: Approval) -> str | None:
+    """Why an answer is no yes, in one line about ``name``; None where it is one."""
+    by, reason = answer.by.strip(), answer.reason.strip()
+    if not answer.approve:
+        return f"{name}: rejected by {by or NOBODY}: {reason or 'no reason'}"
+    return None if by and reason else f"{name}: a yes without a name and a reason is none; run it again"
 
 
 def timed_out() -> Automation:
@@ -108,11 +113,13 @@ def timed_out() -> Automation:
         match=ResourceSpecification(
             {"prefect.resource.id": "prefect.flow-run.*", "prefect.state-message": PREFECTS_WORDS}
         ),
-        match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOW}),
+        match_related=ResourceSpecification(
+            {"prefect.resource.role": "flow", "prefect.resource.name": [FLOW, RETRAIN]}
+        ),
         for_each={"prefect.resource.id"},
         posture=Posture.Reactive,
         threshold=1,
     )
-    message = "nobody answered in time: not promoted"
+    message = "nobody answered in time, which is no"
     action = ChangeFlowRunState(state=StateType.FAILED, name=TIMED_OUT, message=message, force=True)
-    return Automation(name="ctfoundry: a promotion that nobody answered", trigger=trigger, actions=[action])
+    return Automation(name="ctfoundry: a run that nobody answered", trigger=trigger, actions=[action])

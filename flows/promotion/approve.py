@@ -1,4 +1,4 @@
-"""``ctfoundry approve`` and ``ctfoundry reject``: answer a promotion that waits for a person."""
+"""``ctfoundry approve`` and ``ctfoundry reject``: answer a run that waits for a person."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", required=True, help="why, for the record")
     parser.add_argument("--by", help="who says so (default: the name and address that git knows)")
     if yes:
-        parser.add_argument("--digest", help="of the bundle that you judged: another one is not approved")
+        parser.add_argument("--digest", help="of what you judged (a bundle, a plan): another one is not approved")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{SERVER_VARIABLE} {os.environ[SERVER_VARIABLE]!r}: does not answer: {said}") from None
     if result.status != SetStateStatus.ACCEPT:
         raise UserError(f"run {number}: the answer was not taken: {getattr(result.details, 'reason', result.status)}")
-    print(f"{judged['name']}, bundle {judged['digest'][:16]}: {'approved' if arguments.yes else 'rejected'} by {by}")
+    print(f"{judged['name']}, digest {judged['digest'][:16]}: {'approved' if arguments.yes else 'rejected'} by {by}")
     return 0
 
 
@@ -67,7 +67,7 @@ def _waiting(client: SyncPrefectClient, number: UUID) -> dict[str, Any]:
     except PrefectHTTPStatusError as error:
         if error.response.status_code != httpx.codes.NOT_FOUND:
             raise
-        raise UserError(f"run {number}: is no promotion") from None
+        raise UserError(f"run {number}: asks nobody anything") from None
 
 
 def _require_same(judged: dict[str, Any], digest: str | None) -> None:

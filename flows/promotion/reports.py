@@ -114,25 +114,25 @@ def page(version: Version, now: Version | None) -> str:
     gates, figures = gates_and_figures(version)
     parts = [
         f"## {version.name}",
-        _markdown(("", ""), [(name, f"`{value}`") for name, value in facts(version)]),
+        markdown(("", ""), [(name, f"`{value}`") for name, value in facts(version)]),
         "### Gates",
-        _markdown(("gate", "figure", "bound", "verdict"), gates),
+        markdown(("gate", "figure", "bound", "verdict"), gates),
     ]
     if now is None:
-        parts += ["### Figures", _markdown(("task", "figure", "value", "95 % interval", "patients"), figures)]
+        parts += ["### Figures", markdown(("task", "figure", "value", "95 % interval", "patients"), figures)]
         parts += ["There is no champion to stand beside."]
     else:
         wanted = {row[:2] for row in figures}
         rows = [row for row in figures_beside(now, version) if row[:2] in wanted]
         parts += [f"### Figures beside the champion's, {now.name}"]
-        parts += [_markdown(("task", "figure", "champion", "this", "difference"), rows)]
+        parts += [markdown(("task", "figure", "champion", "this", "difference"), rows)]
         parts += ["### Parameters that differ"]
-        parts += [_markdown(("parameter", "champion", "this"), parameters_that_differ(now, version))]
+        parts += [markdown(("parameter", "champion", "this"), parameters_that_differ(now, version))]
     card = contents_of(version).bytes_of(f"releases/{version.line}/MODEL_CARD.md").decode()
     return "\n\n".join([*parts, "---", card])
 
 
-def _markdown(columns: Row, rows: list[Row]) -> str:
+def markdown(columns: Row, rows: list[Row]) -> str:
     """A table; ``none`` where it has no rows."""
     if not rows:
         return "none"

@@ -105,7 +105,10 @@ def branch() -> str:
 def _default_branch() -> str:
     found = re.search(r"^ref: refs/heads/(\S+)\s+HEAD$", git("ls-remote", "--symref", REMOTE, "HEAD"), re.MULTILINE)
     if found is None:
-        raise UserError(f"git remote {REMOTE!r}: has no branch yet; push one first")
+        raise UserError(
+            f"git remote {REMOTE!r}: its HEAD names no branch that is there; push one, or there: "
+            "`git symbolic-ref HEAD refs/heads/<branch>`"
+        )
     return found[1]
 
 

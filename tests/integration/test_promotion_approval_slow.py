@@ -68,7 +68,7 @@ class Platform:
             process.wait(30)
         self.processes.clear()
 
-    def wait(self, holds: object, what: str, seconds: float = 180) -> None:
+    def wait(self, holds: object, what: str, seconds: float = 600) -> None:
         assert callable(holds)
         deadline = time.monotonic() + seconds
         while True:

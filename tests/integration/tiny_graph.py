@@ -65,7 +65,22 @@ data = Path("data/wholebody")
 gate = {"gate": f"{name} gate", "figure": 0.9, "bound": 0.8, "verdict": "pass", "detail": "tried"}
 suite = {"suite": name, "rules": [], "judged": True, "why": "", "warnings": []}
 if name == "cohort":
+    import pandas as pd
+    from components.cohort.config import CohortConfig
+    from components.settings import load_stage
+    from components.tables import write_table
+
+    config = load_stage(CohortConfig, "wholebody", "cohort")
     write_json(data / name / "quality.json", suite)
+    if config.source == "phantom":
+        blank = dict.fromkeys(("set", "location", "plan", "version", "study", "reason"), "")
+        of = {**blank, "source": "phantom", "role": "pretrain", "files": 0, "bytes": 0, "shard": 0}
+        rows = [{**of, "series": key} for key in ("s1", "s2")]
+        write_table(data / name / "cohort.parquet", pd.DataFrame(rows))
+    else:  # the real one
+        from components.cohort.stage import make_cohort
+
+        make_cohort("wholebody", config, 1, frozenset(), data / name)
 if name == "acquire":
     write_text(data / name / "receipt", "received")
 if name == "curate":
@@ -83,7 +98,7 @@ if name == "champion":
     write_json(data / name / "comparison.json", {"champion": None, "verdict": "pass", "gates": [gate]})
 if name == "bundle":
     folder = Path("releases/wholebody")
-    write_text(folder / "encoder.json", "{}")
+    write_json(folder / "encoder.json", {"cohort": sha256_tree(data / "cohort")})
     write_text(folder / "MODEL_CARD.md", "# A card")
     inputs = {"code": code_hash(Path()), "lock": sha256_tree(Path("infra/pins"))}
     write_manifest(folder, "wholebody", "ctfoundry-wholebody", inputs)
@@ -102,7 +117,10 @@ def tiny(folder: Path) -> Checkout:
     for before, name in zip((None, *ORDER), ORDER, strict=False):
         out = "releases/${item}" if name == "bundle" else f"data/${{item}}/{name}"
         deps = ["tiny_stage.py", *([f"data/${{item}}/{before}"] if before else [])]
+        deps += ["data/${item}/cohort"] if name == "bundle" else []
         do = {"cmd": f"python tiny_stage.py {name}", "deps": deps, "outs": [out]}
+        if name == "cohort":
+            do["params"] = ["${item}.cohort"]
         stages[name] = {"foreach": ["wholebody"], "do": do}
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     checkout.edit(lambda content: content.update(shards=[0]))

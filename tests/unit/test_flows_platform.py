@@ -14,7 +14,7 @@ from dvc.config import Config
 
 from components.errors import UserError
 from components.settings import lines
-from flows.deployed import CANDIDATE, candidate
+from flows.deployed import CANDIDATE, candidate, retrain
 from flows.platform import automations, machine
 from flows.promotion.approval import FLOW, timed_out
 from flows.publish import Published
@@ -135,7 +135,7 @@ def test_a_run_that_waits_or_has_ended_is_not_taken_for_one_that_has_gone() -> N
     assert {"Suspended", "Paused", REJECTED, TIMED_OUT, "heartbeat"} <= ends
 
 
-def test_only_a_promotion_that_nobody_answered_is_named_so() -> None:
+def test_only_a_run_that_nobody_answered_is_named_so() -> None:
     trigger = timed_out().trigger
-    assert trigger.match_related.root["prefect.resource.name"] == FLOW
+    assert trigger.match_related.root["prefect.resource.name"] == [FLOW, retrain.name]
     assert trigger.expect == {"prefect.flow-run.Failed"}

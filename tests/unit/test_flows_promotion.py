@@ -224,3 +224,10 @@ def test_what_is_no_version_is_told(team: Published, anna: Path) -> None:
         promote(LINE, "v1.0.0", "a\nb")
     with pytest.raises(UserError, match=r"^line head: no champion before the present one"):
         roll_back(LINE, None, "")
+
+
+def test_a_remote_whose_head_names_no_branch_is_told_with_its_cure(team: Published, anna: Path) -> None:
+    """As `git init --bare` leaves it, where Git's default branch is another than the team's."""
+    git(team.origin, "symbolic-ref", "HEAD", "refs/heads/master")
+    with pytest.raises(UserError, match=r"HEAD names no branch .*`git symbolic-ref HEAD refs/heads/<branch>`$"):
+        promote(LINE, "v1.0.0", "good")

@@ -93,7 +93,7 @@ def test_a_stage_waits_for_what_another_enters_at_the_same_time(
     (tmp_path / "dvc").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     told: list[str] = []
-    Run("head")._run_stage("cases@head", told.append)
+    Run("head").run_stage("cases@head", told.append)
     assert told == ["--wait-for-lock repro --single-item cases@head"]
 
 
@@ -139,16 +139,16 @@ def test_gates_are_shown_of_this_run_only(tmp_path: Path, monkeypatch: pytest.Mo
     run = Run("head")
     dvc("echo 'gate: data/x: not found'; exit 255")
     with pytest.raises(StageFailed, match="not found"):
-        run._run_stage("gate@head", print)
+        run.run_stage("gate@head", print)
     assert run.decisions() == []
     dvc(f"mv {decision} {decision}.old; echo 'gate: data/x: not found'; exit 255")  # DVC clears a stage's outputs first
     with pytest.raises(StageFailed, match="not found"):
-        run._run_stage("gate@head", print)
+        run.run_stage("gate@head", print)
     assert run.decisions() == []
     decision.with_name("decision.json.old").rename(decision)
     dvc(f"cp {decision} {decision}.new; mv {decision}.new {decision}; echo 'exited with 3'; exit 255")
     with pytest.raises(GateFailed, match=r"gate not met: floor \(0.5, bound 0.6\)"):
-        run._run_stage("gate@head", print)
+        run.run_stage("gate@head", print)
     assert run.decisions() == [Path("data/head/gate/decision.json")]
 
 

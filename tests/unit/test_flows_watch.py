@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
 
+from components.errors import UserError
 from components.settings import read_yaml
 from components.sources.tree import tree_digest
 from flows import watch
-from flows.watch import changes, installed
+from flows.watch import RINGS, changes, drifted, installed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,3 +81,35 @@ def test_a_new_idc_version_is_one_beyond_the_last_releases(
     if found is not None:
         assert found.event == "idc.version.released"
         assert ("raise its pin first" in found.told) == (newer > 0)
+
+
+class Prometheus(BaseHTTPRequestHandler):
+    """In which the alarm rings for the line ``head``."""
+
+    def do_GET(self) -> None:
+        asked = parse_qs(urlsplit(self.path).query)["query"]
+        found = [{"metric": {"feature": feature}} for feature in ("vendor", "kvp")]
+        result = found if asked == [RINGS.format(model="ctfoundry-head")] else []
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"status": "success", "data": {"result": result}}).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing on the tests' output."""
+
+
+def test_an_alarm_of_the_lines_own_service_is_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    released()
+    monkeypatch.delenv("CTFOUNDRY_PROMETHEUS", raising=False)
+    assert drifted("head") is None
+    with HTTPServer(("127.0.0.1", 0), Prometheus) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setenv("CTFOUNDRY_PROMETHEUS", address)
+        assert drifted("wholebody") is None
+        found = drifted("head")
+        server.shutdown()
+    assert found is not None
+    assert (found.event, found.payload["features"]) == ("ctfoundry.service.drifted", ["kvp", "vendor"])
+    with pytest.raises(UserError, match=f"^CTFOUNDRY_PROMETHEUS '{address}': no Prometheus answers: ConnectError$"):
+        drifted("head")

@@ -99,7 +99,7 @@ def test_a_gate_of_each_kind_that_is_not_met_is_named_by_the_flow_and_nothing_is
     monkeypatch.setenv("PATH", f"{dvc.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     with pytest.raises(GateFailed) as caught:
-        Run("wholebody")._run_stage("gate@wholebody", print)
+        Run("wholebody").run_stage("gate@wholebody", print)
     assert [named.partition(" (")[0] for named in str(caught.value).removeprefix("gate not met: ").split("; ")] == [
         "leakage", "same_scan", "reject_rate", "no_worse", "better_than_random organs linear_auc",
         "floor organs linear_auc", "subgroup_gap organs sex", "external_fall organs site linear_auc",

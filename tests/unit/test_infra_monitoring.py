@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.watch import RINGS
 from serving.gateway.queue import Queue, sqlite_address
 from serving.gateway.running import Figures
 from serving.limits import Limits
@@ -162,3 +163,9 @@ def test_the_exporter_may_read_what_it_asks_for_and_no_more() -> None:
     text = " ".join(block["query"] for block in queries.values())
     used = set(re.findall(r"\b(?:FROM|JOIN) ([a-z_]+) [a-z]\b", text))
     assert granted == used
+
+
+def test_what_the_watch_asks_of_prometheus_is_tested_with_the_alarms() -> None:
+    text = (MONITORING / "rules_test.yml").read_text()
+    for line in ("head", "wholebody"):
+        assert f"- expr: {RINGS.format(model=f'ctfoundry-{line}')}\n" in text
