@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
+from uuid import UUID
 
 from flows.environment import prepare
 
@@ -21,12 +22,14 @@ from prefect import flow, get_run_logger  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.client.schemas.objects import State  # noqa: E402
 from prefect.events import emit_event  # noqa: E402
+from prefect.runtime import flow_run  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
 from components.errors import UserError  # noqa: E402
 from components.settings import block_of, require_line  # noqa: E402
 from flows import run as runs  # noqa: E402
 from flows.beginning import begin  # noqa: E402
+from flows.heed import heeding_cancellation  # noqa: E402
 from flows.lock import hold_checkout, line_slot  # noqa: E402
 from flows.parameters import pin  # noqa: E402
 from flows.publish import Bump, Published, dvc, fetch_versions, newest, publish  # noqa: E402
@@ -55,7 +58,8 @@ def told(work: Callable[GivenT, State[Any]]) -> Callable[GivenT, State[Any]]:
     def named(*args: GivenT.args, **kwargs: GivenT.kwargs) -> State[Any]:
         try:
             hold_checkout(work.__name__)
-            return work(*args, **kwargs)
+            with heeding_cancellation(UUID(flow_run.id)):
+                return work(*args, **kwargs)
         except (GateFailed, StageFailed) as error:
             return Failed(name=type(error).__name__, message=str(error))
         except UserError as error:

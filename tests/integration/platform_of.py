@@ -43,11 +43,12 @@ class Platform:
         return kept | ours | more
 
     @contextmanager
-    def up(self, **more: str) -> Iterator[subprocess.Popen[str]]:
+    def up(self, workers: int = 1, **more: str) -> Iterator[subprocess.Popen[str]]:
         """``ctfoundry platform up`` until the block ends; it must then end well, with all that it began."""
+        options = ["--port", str(self.port), "--workers", str(workers)]
         with (self.folder / "log").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "platform", "up", "--port", str(self.port)],
+                [sys.executable, "-m", "flows.cli", "platform", "up", *options],
                 cwd=self.checkout.folder, env=self.environment(**more), stdout=log, stderr=log, text=True,
                 start_new_session=True,
             )  # fmt: skip

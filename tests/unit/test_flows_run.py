@@ -32,6 +32,17 @@ def test_only_what_may_pass_is_tried_again(exited: int, broken: bool, passing: b
     assert "acquire: what went wrong" in str(error)
 
 
+def test_of_any_stage_a_process_that_was_killed_is_tried_again(project: Path) -> None:
+    run = Run("head")
+    run.begin(lambda _: None)
+    stages = {step.name.partition("@")[0]: step.retries for step in run.steps if "@" in step.name}
+    assert min(stages.values()) >= 1, stages
+    for stage in stages:
+        assert failure(f"{stage}@head", 255, [DVC.format(-9)], False).passing
+        assert failure(f"{stage}@head", -9, [], False).passing
+    assert not failure("evaluate@head", 255, [DVC.format(1)], True).passing, "a defect, after hours"
+
+
 @pytest.mark.parametrize(
     "said",
     [
