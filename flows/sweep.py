@@ -59,10 +59,8 @@ def sweep_all(tell: Callable[[str], None], days: int = 0) -> str:
         if _is_old(path):
             with suppress(OSError):  # something is in it
                 path.rmdir()
-    if half := [path for path in _half_written(STATE) if _is_old(path)]:
-        for path in half:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        told.append(f"{len(half)} half-written files")
+    if half := _remove_half_written(STATE):
+        told.append(f"{half} half-written files")
     for path in COMMITS.glob("*"):
         if time.time() - path.stat().st_mtime > COMMIT_DAYS * DAY_SECONDS:
             path.unlink()
@@ -116,6 +114,16 @@ def _is_ours(folder: Path) -> bool:
         status = folder.lstat()
         return (status.st_mode, status.st_uid) == (stat.S_IFDIR | PRIVATE, os.getuid())
     return False
+
+
+def _remove_half_written(folder: Path) -> int:
+    old = [path for path in _half_written(folder) if _is_old(path)]
+    for path in old:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return len(old)
 
 
 def _half_written(folder: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import textwrap
 import time
@@ -14,13 +15,14 @@ import httpx
 import psutil
 import yaml
 from checkout import Checkout
-from platform_of import RUN_S, Platform
+from platform_of import Platform
 from postgres import Postgres
-from tiny_graph import ORDER, PAGE, tiny, wait_until
+from tiny_graph import tiny, wait_until
 
 LINES = ("wholebody", "head")
+ORDER = ("cohort", "drift", "pretrain", "gate", "champion", "bundle")
 ON_RAY, TASKS, TASK_S = "pretrain", 6, 1.0
-BUSY_S = 3600.0  # beyond it a run is stuck, on however busy a machine
+BUSY_S = 5400.0  # beyond it something is stuck, on however busy a machine
 TEMPORARY = ("*.partial", "*.old", "*.tmp", "tmp_obj_*", "incoming-*", "tmp_objdir-*", "*.lock.*")
 # A chain of hashes from a file that each commit changes to the bundle. The stage on Ray runs as the product's do.
 STAGE = """
@@ -47,7 +49,8 @@ def work(line):
     source = Path("salt") / line if name == ORDER[0] else data / before / "chain"
     chain = hashlib.sha256((name + source.read_text()).encode()).hexdigest()
     if name == ON_RAY:
-        links = map_on_ray(link, [f"{chain} {n}" for n in range(TASKS)], name, max_memory=GIB, memory=lambda _: GIB // 8)
+        items = [f"{chain} {n}" for n in range(TASKS)]
+        links = map_on_ray(link, items, name, max_memory=GIB, memory=lambda _: GIB // 8)
         if any(isinstance(one, Lost) for one in links):
             raise PassingError(f"{name}: lost: {links}")
         chain = hashlib.sha256("".join(links).encode()).hexdigest()
@@ -61,8 +64,6 @@ def work(line):
         write_manifest(folder, line, f"ctfoundry-{line}", inputs)
         return
     write_json(data / name / "quality.json", suite)
-    if name == "curate":
-        write_json(data / name / "funnel.json", PAGE)
     if name == "drift":
         write_json(data / name / "drift.json", suite)
     if name == "gate":
@@ -80,7 +81,7 @@ def chaos_graph(folder: Path, every: float | None) -> Checkout:
     """A checkout of two lines of tiny stages, each line with a schedule where ``every`` names its seconds."""
     checkout = tiny(folder)
     text = textwrap.dedent(STAGE)
-    for name in ("TASK_S", "TASKS", "ORDER", "ON_RAY", "PAGE"):
+    for name in ("TASK_S", "TASKS", "ORDER", "ON_RAY"):
         text = text.replace(name, repr(globals()[name]))
     (folder / "tiny_stage.py").write_text(text)
     stages = {}
@@ -120,7 +121,7 @@ class Chaotic(Platform):
                 answers.append(httpx.request(method, f"{self.api}/{path}", json=body, timeout=60, trust_env=False))
             return bool(answers) and answers[-1].status_code < httpx.codes.INTERNAL_SERVER_ERROR
 
-        wait_until(answered, RUN_S, f"{path} is answered")
+        wait_until(answered, BUSY_S, f"{path} is answered")
         answers[-1].raise_for_status()
         return answers[-1].json() if answers[-1].content else None
 
@@ -201,7 +202,7 @@ class Killer:
             time.sleep(self.chance.uniform(0.5, 30))
             self.database.start()
             return kind
-        deadline = time.monotonic() + RUN_S
+        deadline = time.monotonic() + BUSY_S
         while time.monotonic() < deadline:
             if found := self.victims(kind):
                 with suppress(psutil.NoSuchProcess):
@@ -210,7 +211,7 @@ class Killer:
                     victim.kill()
                     return text[:120]
             time.sleep(0.2)
-        raise AssertionError(f"no {kind} to kill within {RUN_S:.0f} s\n{self.of.logs()}")
+        raise AssertionError(f"no {kind} to kill within {BUSY_S:.0f} s\n{self.of.logs()}")
 
 
 @contextmanager
@@ -228,8 +229,6 @@ def unchanged_shared_memory() -> Iterator[None]:
 
 def an_hour_later(of: Platform) -> None:
     """A sweep leaves alone what is young, for it may just be made."""
-    import os
-
     then = time.time() - 2 * 3600
     for path in (*of.tmp.iterdir(), *of.tmp.glob("*/*"), *temporary_files(of)):
         with suppress(FileNotFoundError):

@@ -31,7 +31,6 @@ from chaos import (
     unchanged_shared_memory,
 )
 from checkout import Checkout
-from platform_of import RUN_S
 from postgres import POSTGRES, postgresql
 from tiny_graph import wait_until
 
@@ -41,8 +40,9 @@ from flows.sweep import RUNNERS
 KILLS = int(os.environ.get("CTFOUNDRY_CHAOS_KILLS", "60"))
 CANCELS = int(os.environ.get("CTFOUNDRY_CHAOS_CANCELS", "10"))
 KINDS = ("worker", "server", "database", "ray head", "ray worker", "stage", "run")
-EVERY_S = 60.0  # between the scheduled runs of a line; a run that takes longer is waited for
-APART_S = 25.0  # between two kills, at most
+WORKERS = int(os.environ.get("CTFOUNDRY_CHAOS_WORKERS", "2"))  # runs at a time, of two lines
+EVERY_S = 90.0  # between the scheduled runs of a line; a run that takes longer is waited for
+KILLS_A_RUN = 2  # on average: Prefect tries a run three times
 CANCELLED_S = 30.0  # the promise
 pytestmark = [
     pytest.mark.slow,
@@ -84,12 +84,15 @@ def test_whatever_is_killed_each_run_ends_in_the_same_bytes_and_nothing_is_left(
     with (
         unchanged_shared_memory(),
         postgresql(folder / "database") as database,
-        of.up(workers=2, PREFECT_SERVER_DATABASE_CONNECTION_URL=database.url) as platform,
+        of.up(workers=WORKERS, PREFECT_SERVER_DATABASE_CONNECTION_URL=database.url) as platform,
         kept_on_failure(of),
     ):
+        wait_until(lambda: any(ended(run) for run in of.runs()), BUSY_S, "a run that nothing befalls")
+        takes = next(run["total_run_time"] for run in of.runs() if ended(run))
+        print(f"a run takes {takes:.0f} s", flush=True)
         killer, begun = Killer(of, platform.pid, database, chance), time.monotonic()
         for number, kind in enumerate(kinds):
-            time.sleep(chance.uniform(0, APART_S))
+            time.sleep(chance.uniform(0, 2 * takes / KILLS_A_RUN / WORKERS))
             print(f"{time.monotonic() - begun:6.0f} s  {kind}: {killer.kill(kind)}", flush=True)
             if number % 2:
                 salted(of.checkout, number)
@@ -118,15 +121,15 @@ def left_in(folder: Path) -> list[Path]:
 
 def nothing_is_left(of: Chaotic) -> None:
     """After a sweep, an hour later."""
-    wait_until(lambda: not of.processes(), RUN_S, f"no run has a process: {of.processes()}")
+    wait_until(lambda: not of.processes(), BUSY_S, f"no run has a process: {of.processes()}")
     an_hour_later(of)
-    state = of.run("sweep/machine")
+    state = of.ended(of.begin("sweep/machine"), BUSY_S)
     assert state["type"] == "COMPLETED", f"{state}\n{of.logs()}"
-    wait_until(lambda: not left_in(of.tmp), RUN_S, "the sweep's own workspace goes")
+    wait_until(lambda: not left_in(of.tmp), BUSY_S, "the sweep's own workspace goes")
     assert of.processes() == []
     assert temporary_files(of) == []
     assert locks_left(of) == []
-    wait_until(lambda: of.slots_taken() == 0, RUN_S, "the slots are given back")
+    wait_until(lambda: of.slots_taken() == 0, BUSY_S, "the slots are given back")
     subprocess.run(["git", "fsck", "--strict"], cwd=of.bare, check=True, capture_output=True)
 
 
@@ -171,7 +174,7 @@ def test_a_cancelled_run_has_no_process_within_its_bound(folder: Path) -> None:
     ):
         killer = Killer(of, platform.pid, database, chance)
         begin = time.monotonic()
-        state = of.run("retrain/wholebody")
+        state = of.ended(of.begin("retrain/wholebody"), BUSY_S)
         assert state["type"] == "COMPLETED", f"{state}\n{of.logs()}"
         takes = time.monotonic() - begin
         for number in range(CANCELS):
@@ -179,7 +182,7 @@ def test_a_cancelled_run_has_no_process_within_its_bound(folder: Path) -> None:
             of.push()
             run = of.begin(f"retrain/{LINES[number % 2]}")
             if number % 3 == 0:
-                wait_until(lambda: bool(killer.victims("ray worker")), RUN_S, "the stage on Ray")
+                wait_until(lambda: bool(killer.victims("ray worker")), BUSY_S, "the stage on Ray")
             else:
                 time.sleep(chance.uniform(0, takes))
             if number % 5 == 4:  # the run goes on, and nobody watches it
@@ -193,8 +196,8 @@ def test_a_cancelled_run_has_no_process_within_its_bound(folder: Path) -> None:
             took = time.monotonic() - at
             print(f"cancelled with {had} processes, {len(alive)} of them left after {took:.1f} s", flush=True)
             assert alive == [], f"{[process.cmdline() for process in alive]}\n{of.logs()}"
-            state = of.ended(run)
+            state = of.ended(run, BUSY_S)
             assert state["type"] in ("CANCELLED", "COMPLETED"), state
-        state = of.run("retrain/wholebody")
+        state = of.ended(of.begin("retrain/wholebody"), BUSY_S)
         assert state["type"] == "COMPLETED", f"{state}\n{of.logs()}"
         nothing_is_left(of)

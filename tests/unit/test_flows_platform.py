@@ -151,3 +151,26 @@ def test_a_part_that_cannot_begin_ends_the_platform_and_one_that_was_killed_does
     killed = part(tmp_path, monkeypatch, "kill -9 $$")
     killed.look(killed.begun + 1)
     assert killed.again is not None
+
+
+def test_a_run_is_missed_at_each_point_where_what_has_it_may_go() -> None:
+    """Between worker and first heartbeat, between heartbeats, and after a cancellation."""
+
+    def names(events: set[str]) -> set[str]:
+        return {event.rpartition(".")[2] for event in events}
+
+    found = {}
+    for made in (automations._lost(), automations._never_begun(), automations._cancelled()):
+        assert made.trigger.posture.value == "Proactive"
+        found[names(made.trigger.after).pop()] = (
+            names(made.trigger.expect),
+            made.actions[0].state,
+            made.trigger.within,
+        )
+    assert set(found) == {"heartbeat", "Pending", "Cancelling"}
+    # What was cancelled is not taken for lost, which would be tried again.
+    assert "Cancelling" in found["heartbeat"][0] & found["Pending"][0]
+    assert "Cancelling" not in found["Cancelling"][0]
+    assert "heartbeat" not in found["Cancelling"][0], "it goes on while it ends"
+    assert {"heartbeat", "AwaitingConcurrencySlot"} <= found["Pending"][0]
+    assert [state for _, state in found.values()] == ["CRASHED", "SCHEDULED", "CANCELLED"]
