@@ -20,6 +20,7 @@ from postgres import Postgres
 from tiny_graph import tiny, wait_until
 
 LINES = ("wholebody", "head")
+DEPLOYED = (":retrain", ":sweep")
 ORDER = ("cohort", "drift", "pretrain", "gate", "champion", "bundle")
 ON_RAY, TASKS, TASK_S = "pretrain", 6, 1.0
 BUSY_S = 5400.0  # beyond it something is stuck, on however busy a machine
@@ -91,12 +92,13 @@ def chaos_graph(folder: Path, every: float | None) -> Checkout:
         command = f"python tiny_stage.py {name} --line ${{item}}"
         stages[name] = {"foreach": list(LINES), "do": {"cmd": command, "deps": ["tiny_stage.py", dep], "outs": [out]}}
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
-    if every:
-        deployed = yaml.safe_load((folder / "prefect.yaml").read_text())
-        for one in deployed["deployments"]:
-            if one["entrypoint"].endswith(":retrain"):
-                one["schedules"] = [{"interval": every, "slug": "chaos"}]
-        (folder / "prefect.yaml").write_text(yaml.safe_dump(deployed, sort_keys=False))
+    deployed = yaml.safe_load((folder / "prefect.yaml").read_text())
+    # Without those that ask people of what was published: nobody is there to answer.
+    deployed["deployments"] = [one for one in deployed["deployments"] if one["entrypoint"].endswith(DEPLOYED)]
+    for one in deployed["deployments"]:
+        if every and one["entrypoint"].endswith(":retrain"):
+            one["schedules"] = [{"interval": every, "slug": "chaos"}]
+    (folder / "prefect.yaml").write_text(yaml.safe_dump(deployed, sort_keys=False))
     salted(checkout, 0)
     return checkout
 
