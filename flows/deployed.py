@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
+from uuid import UUID
 
 from flows.environment import prepare
 
@@ -27,6 +28,7 @@ from prefect.states import Cancelled, Completed, Failed  # noqa: E402
 from components.errors import UserError  # noqa: E402
 from components.settings import block_of, require_line  # noqa: E402
 from flows import run as runs  # noqa: E402
+from flows.heed import heeding_cancellation  # noqa: E402
 from flows.lock import hold_checkout, line_slot  # noqa: E402
 from flows.parameters import pin  # noqa: E402
 from flows.plan import ask, make_plan  # noqa: E402
@@ -60,7 +62,8 @@ def told(work: Callable[GivenT, State[Any]]) -> Callable[GivenT, State[Any]]:
     def named(*args: GivenT.args, **kwargs: GivenT.kwargs) -> State[Any]:
         try:
             hold_checkout(work.__name__)
-            return work(*args, **kwargs)
+            with heeding_cancellation(UUID(flow_run.id)):
+                return work(*args, **kwargs)
         except (GateFailed, StageFailed, NotCollected) as error:
             return Failed(name=type(error).__name__, message=str(error))
         except UserError as error:

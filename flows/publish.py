@@ -43,7 +43,7 @@ class Published:
         tag: ``<line>@v<version>``.
         branch: on the remote, with the commit that holds the release's parameters and lock file.
         commit, digest: hex; of the commit and of the bundle.
-        new: False where the line's newest version is this very release already.
+        new: False where the line's newest version is this very release already, and its publication came to an end.
     """
 
     line: str
@@ -75,7 +75,7 @@ def publish(line: str, bump: Bump = "patch", tell: Callable[[str], None] = print
     fetch_versions(line)
     last = newest(line)
     if last is not None and _bundle_of(git("show", f"{last}:dvc.lock"), line) == _bundle_of(_lock(), line):
-        return Published(line, last, _branch(last), git("rev-parse", f"{last}^{{}}"), digest, new=False)
+        return Published(line, last, _branch(last), git("rev-parse", f"{last}^{{}}"), digest, new=_finished(line, last))
     push_data(line, tell)
     version = SemVer((last or "@v0.0.0").rpartition("@")[2]).bump(**{f"bump_{bump}": True}).version
     tag = f"{line}@{version}"
@@ -85,6 +85,16 @@ def publish(line: str, bump: Bump = "patch", tell: Callable[[str], None] = print
     _tag_and_push(line, tag, commit, f"bundle {digest}{gates}")
     _keep_reports(line, version)
     return Published(line, tag, _branch(tag), commit, digest, new=True)
+
+
+def _finished(line: str, tag: str) -> bool:
+    """Finish what a run of this very commit began that was killed between its push and its end; False where nothing
+    was left to do."""
+    version = tag.rpartition("@")[2]
+    if (KEPT / line / version).is_dir() or git("rev-parse", f"{tag}~") != git("rev-parse", "HEAD"):
+        return False
+    _keep_reports(line, version)
+    return True
 
 
 def fetch_versions(line: str) -> None:

@@ -52,7 +52,7 @@ class _LostServer(logging.Filter):
     """Prefect's own threads complain of a lost server with every event that they cannot send: once is enough."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if runs.under_way is None or record.levelno < logging.WARNING:
+        if runs.under_way is None or runs.under_way.watched or record.levelno < logging.WARNING:
             return True
         _lose_page(runs.under_way, "events are not taken")
         return False
@@ -65,7 +65,10 @@ for _name in ("prefect.events.clients", "prefect._internal.concurrency"):
 
 
 def _lose_page(run: Run, why: str) -> None:
-    """From here on nothing is sent: each line and event would be tried for seconds, and again at the end."""
+    """From here on nothing is sent: each line and event would be tried for seconds, and again at the end. A platform
+    starts its server again: there it is tried, for heartbeats are among what is sent."""
+    if run.watched:
+        return
     run.lose_page(why)
     waiting_is_vain()
     set_api_log_sink(lambda log: None)
@@ -140,7 +143,7 @@ def release(line: str, jobs: int | None = None, afresh: bool = False) -> dict[st
         UserError: the number of workers is not fixed, or another command holds the checkout.
     """
     ours = runs.under_way is None  # a worker of Prefect has started it
-    run = runs.under_way = runs.under_way or Run(line, jobs, afresh=afresh)
+    run = runs.under_way = runs.under_way or Run(line, jobs, afresh=afresh, watched=True)
     logging.raiseExceptions = False  # of handlers: Prefect's would write of every line that its server does not take
     try:
         with checkout_lock(f"release --line {line}"), line_slot(line, f"release --line {line}"):

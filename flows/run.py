@@ -32,6 +32,7 @@ from flows.verify import note_machine
 
 # Worth another try where the failure may pass: transfers fail, and a killed training resumes from its checkpoint.
 RETRIES = {"acquire": 2, "preprocess": 1, "pretrain": 1}
+RETRIES_OF_OTHERS = 1  # only where the process was killed: by the kernel for its memory, by a mistake on the machine
 TAIL_LINES = 12
 # What DVC says after every stage, whoever runs it.
 DVC_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`",
@@ -80,6 +81,7 @@ class Run:
         only: make these stages and no release; all, and the release, where empty.
         afresh: every stage works, and nothing that this machine keeps stands in for its work.
         outcomes: step to what it came to, of this run only.
+        watched: a worker of Prefect has started it, which takes a run without heartbeats for dead.
         page_is_lost: Prefect's server does not answer any more.
         stopped: a signal has asked us to end; nothing is begun or tried again.
         arithmetic: the environment of the line's mode, so that no stage need begin a second time in it.
@@ -90,6 +92,7 @@ class Run:
     jobs: int | None = None
     only: tuple[Node, ...] = ()
     afresh: bool = False
+    watched: bool = False
     outcomes: dict[str, str] = field(default_factory=dict)
     page_is_lost: bool = False
     stopped: bool = False
@@ -193,7 +196,7 @@ class Run:
         return [*steps, attested, bento, cost]
 
     def _of_stage(self, node: Node) -> Step:
-        retries = RETRIES.get(node.name.partition("@")[0], 0)
+        retries = RETRIES.get(node.name.partition("@")[0], RETRIES_OF_OTHERS)
         return Step(node.name, node.description, node.upstream, retries, lambda tell: self.run_stage(node.name, tell))
 
     def run_stage(self, name: str, tell: Tell) -> str:
@@ -259,13 +262,15 @@ def failure(name: str, code: int, tail: list[str], broken: bool) -> StageFailed:
     """What a stage's end means: ``code`` of dvc, the last lines, and whether a traceback was among them.
 
     A mistake of the user, a suite's or a gate's verdict and a lock that others hold are no better the second time. A
-    process that was killed, a source that is away (``EXIT_PASSING``) and what nobody foresaw may be.
+    process that was killed and a source that is away (``EXIT_PASSING``) may be; what nobody foresaw, where a stage
+    depends on what is outside, or goes on from what it had.
     """
     busy = [text for text in tail if any(word in text for word in DVC_BUSY)]
     if busy:
         return StageFailed(f"stage {name}: another DVC command works in this checkout: {busy[0]}; wait for it to end")
     exited = _exited(code, tail)
-    passing = _killed(exited) or broken or exited == EXIT_PASSING
+    unforeseen = broken and name.partition("@")[0] in RETRIES
+    passing = _killed(exited) or unforeseen or exited == EXIT_PASSING
     return StageFailed(f"stage {name} failed (dvc exit {code}): " + " | ".join(tail[-4:]), passing)
 
 

@@ -27,6 +27,10 @@ from flows.repository import git
 # Python's own names of temporary folders. Prefect's of a run and its notes; those of releases and verifications; Ray's.
 WORKSPACES = re.compile(r"tmp[a-z0-9_]{8}prefect")
 OTHERS = re.compile(r"(prefect-workspace-attempt-|ctfoundry-(bento|code|index|run|sign|verify)-|ray-)[a-z0-9_]{8}")
+RUNNERS = "runner_storage"  # an empty folder there of each worker; one that lives makes no use of it
+RAYS_PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # where TMPDIR is too long for its sockets
+# What was being written when a run was killed: of our own files, and DVC's in cache and remote.
+HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{32}\.(partial|old)|.*\.[0-9A-Za-z_-]{22}\.tmp")
 PRIVATE = 0o700  # as Python makes them, and people hardly
 YOUNG_SECONDS = 3600.0  # a clone that is being made has no lock yet, and a file in use no other sign
 COMMITS = STATE / "commits"  # which commit a run works at: see prefect.yaml
@@ -51,6 +55,12 @@ def sweep_all(tell: Callable[[str], None], days: int = 0) -> str:
         for path in old:
             shutil.rmtree(path, ignore_errors=True)
         told.append(f"{len(old)} temporary folders")
+    for path in (Path(tempfile.gettempdir()) / RUNNERS).glob("*"):
+        if _is_old(path):
+            with suppress(OSError):  # something is in it
+                path.rmdir()
+    if half := _remove_half_written(STATE):
+        told.append(f"{half} half-written files")
     for path in COMMITS.glob("*"):
         if time.time() - path.stat().st_mtime > COMMIT_DAYS * DAY_SECONDS:
             path.unlink()
@@ -93,10 +103,32 @@ def _origin(clone: Path) -> str:
 
 def _temporary(name: re.Pattern[str]) -> list[Path]:
     """Our own folders of that name among the temporary files."""
-    found = [path for path in Path(tempfile.gettempdir()).iterdir() if name.fullmatch(path.name)]
-    return [
-        path for path in found if (path.lstat().st_mode, path.lstat().st_uid) == (stat.S_IFDIR | PRIVATE, os.getuid())
-    ]
+    own = Path(tempfile.gettempdir())
+    found = {path for path in own.iterdir() if name.fullmatch(path.name)}
+    found |= {path for place in RAYS_PLACES for path in Path(place).glob("ray-*") if name.fullmatch(path.name)}
+    return [path for path in sorted(found) if _is_ours(path)]
+
+
+def _is_ours(folder: Path) -> bool:
+    with suppress(FileNotFoundError):
+        status = folder.lstat()
+        return (status.st_mode, status.st_uid) == (stat.S_IFDIR | PRIVATE, os.getuid())
+    return False
+
+
+def _remove_half_written(folder: Path) -> int:
+    old = [path for path in _half_written(folder) if _is_old(path)]
+    for path in old:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return len(old)
+
+
+def _half_written(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        yield from (Path(place, name) for name in (*folders, *files) if HALF_WRITTEN.fullmatch(name))
 
 
 def _is_old(path: Path) -> bool:

@@ -16,7 +16,7 @@ from components.bundle.inputs import SOURCE_PACKAGES, SOURCE_SUFFIXES, code_hash
 from components.bundle.manifest import Manifest, verify_bundle
 from components.bundle.signature import IN_BENTO, SUFFIX, is_of, signature_file
 from components.errors import UserError
-from components.files import STATE, replacing, sha256_tree
+from components.files import STATE, replacing, sha256_tree, write_text
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +57,15 @@ def build_bento(bundle: Path, labels: dict[str, str], root: Path = Path()) -> st
         if found != manifest.inputs.get(name):
             raise UserError(f"bundle {bundle.name}: {name} has changed since it was made; make the release again")
     with tempfile.TemporaryDirectory(prefix="ctfoundry-bento-") as folder:
-        stage = Path(folder)
+        stage, home = Path(folder) / "sources", Path(folder) / "home"
+        stage.mkdir()
         _stage(stage, bundle, root, manifest, labels)
         arguments = ["build", ".", "-f", "bentofile.yaml", "--version", tag.partition(":")[2]]
-        done = run_bentoml(*arguments, cwd=stage, BENTOML_ENABLE_FEATURES="no_image")
-    if done.returncode != 0 or bento_path(tag) is None:
-        raise UserError(f"bento {tag}: bentoml build failed: {_last_line(done)}")
+        done = run_bentoml(*arguments, cwd=stage, BENTOML_ENABLE_FEATURES="no_image", BENTOML_HOME=str(home))
+        made = bento_path(tag, home)
+        if done.returncode != 0 or made is None:
+            raise UserError(f"bento {tag}: bentoml build failed: {_last_line(done)}")
+        _into_store(made, tag)
     return tag
 
 
@@ -81,11 +84,23 @@ def carry_signature(bundle: Path, sources: Path) -> None:
             shutil.copyfile(signature, temporary)
 
 
-def bento_path(tag: str) -> Path | None:
-    """Where a Bento lies in the local store, or None where there is none of this tag."""
+def _into_store(made: Path, tag: str) -> None:
+    """Put a Bento into the local store, whole or not at all: BentoML would refuse the tag of one that is half there."""
+    place = _place(tag, Path(bento_environment()["BENTOML_HOME"]))
+    with replacing(place) as temporary:
+        shutil.copytree(made, temporary)
+    write_text(place.with_name("latest"), place.name)
+
+
+def _place(tag: str, home: Path) -> Path:
     # `bentoml get -o path` folds a long path to the terminal's width: the store's layout is the steadier interface.
     name, _, version = tag.partition(":")
-    path = Path(bento_environment()["BENTOML_HOME"]) / "bentos" / name / version
+    return home / "bentos" / name / version
+
+
+def bento_path(tag: str, home: Path | None = None) -> Path | None:
+    """Where a Bento lies in a store, the local one by default, or None where there is none of this tag."""
+    path = _place(tag, home or Path(bento_environment()["BENTOML_HOME"]))
     return path if (path / "bento.yaml").is_file() else None
 
 

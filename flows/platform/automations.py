@@ -27,6 +27,8 @@ from flows.states import FAILURES, NOTHING_TO_DO, REJECTED
 WEBHOOK, BLOCK = "CTFOUNDRY_WEBHOOK", "ctfoundry-webhook"
 HEARTBEATS_LOST = 6 * HEARTBEAT_SECONDS
 TRIES = 3  # of a run whose machine has gone
+BEGIN_SECONDS = 600  # a worker that took a run has cloned and begun it, on however busy a machine
+CANCEL_SECONDS = 60  # a cancelled run has ended itself, if it lives
 RUN = "prefect.flow-run"
 SUSPENDED = "Suspended"  # a promotion waits for a person
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", SUSPENDED, "Paused", NOTHING_TO_DO, REJECTED, *FAILURES)
@@ -39,7 +41,7 @@ def set_automations() -> list[str]:
     Raises:
         UserError: ``CTFOUNDRY_WEBHOOK`` is no address.
     """
-    wanted = [_lost(), _again(), timed_out()]
+    wanted = [_lost(), _never_begun(), _cancelled(), _again(), timed_out()]
     if url := os.environ.get(WEBHOOK):
         wanted.append(_told(_block(url)))
     with get_client(sync_client=True) as client:
@@ -58,7 +60,7 @@ def _trigger(events: set[str], match: dict[str, str | list[str]], **more: Any) -
 
 def _lost() -> Automation:
     trigger = _trigger(
-        {f"{RUN}.{state}" for state in ENDS} | {f"{RUN}.heartbeat"},
+        {f"{RUN}.{state}" for state in (*ENDS, "Cancelling")} | {f"{RUN}.heartbeat"},
         {"prefect.resource.id": f"{RUN}.*"},
         after={f"{RUN}.heartbeat"},
         posture=Posture.Proactive,
@@ -67,6 +69,35 @@ def _lost() -> Automation:
     told = f"no heartbeat for {HEARTBEATS_LOST} s: its machine or process has gone"
     action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=told, force=False)
     return _automation("a run has gone", trigger, action)
+
+
+def _never_begun() -> Automation:
+    """A worker that is killed after it took a run leaves it pending, without a heartbeat to be missed."""
+    trigger = _trigger(
+        {f"{RUN}.{state}" for state in (*ENDS, "Running", "Cancelling", "AwaitingConcurrencySlot", "AwaitingRetry")}
+        | {f"{RUN}.heartbeat"},
+        {"prefect.resource.id": f"{RUN}.*"},
+        after={f"{RUN}.Pending"},
+        posture=Posture.Proactive,
+        within=BEGIN_SECONDS,
+    )
+    told = f"not begun {BEGIN_SECONDS} s after a worker took it: the worker has gone"
+    action = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=told, force=True)
+    return _automation("a run that was taken has not begun", trigger, action)
+
+
+def _cancelled() -> Automation:
+    """A run that lives ends itself when it is cancelled; of one that has gone nobody else would say so."""
+    trigger = _trigger(
+        {f"{RUN}.{state}" for state in ENDS},
+        {"prefect.resource.id": f"{RUN}.*"},
+        after={f"{RUN}.Cancelling"},
+        posture=Posture.Proactive,
+        within=CANCEL_SECONDS,
+    )
+    told = f"cancelled {CANCEL_SECONDS} s ago: its machine or process has gone"
+    action = ChangeFlowRunState(state=StateType.CANCELLED, name="Cancelled", message=told, force=True)
+    return _automation("a run that has gone was cancelled", trigger, action)
 
 
 def _again() -> Automation:

@@ -22,6 +22,7 @@ from flows.processes import ENDING, Stopped, end_children
 API = "PREFECT_API_URL"
 START_SECONDS, END_SECONDS, POLL_SECONDS = 480.0, 60.0, 0.5
 STEADY_SECONDS = 20.0  # a process that has lived for so long was well configured
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0  # before a process begins again; doubled while it is not steady
 LOGS = STATE / "platform"
 
 
@@ -202,32 +203,58 @@ def _require_pool() -> None:
 
 
 def _watch(parts: list[_Part], told: str) -> None:
-    """Say what there is, and watch it until a signal. What was killed begins again; what ends right after it began does
-    not."""
+    """Say what there is, and watch it until a signal. What ended begins again, but not what cannot begin."""
     print(f"platform: {os.environ[API].removesuffix('/api')}, {told}", flush=True)
     while True:
         for part in parts:
-            if part.process.poll() is not None:
-                told = f"{part.name} ended (exit {part.process.returncode}): {part.last_line()}"
-                if time.monotonic() - part.begun < STEADY_SECONDS:
-                    raise UserError(f"platform: {told}")
-                print(f"platform: {told}; it begins again", file=sys.stderr, flush=True)
-                part.begin()
+            part.look(time.monotonic())
         time.sleep(POLL_SECONDS)
 
 
 class _Part:
-    """One of Prefect's commands, in a process group of its own, for Ctrl-C is ours to hear. ``begun``: monotonic."""
+    """One of Prefect's commands, in a process group of its own, for Ctrl-C is ours to hear.
+
+    Attributes:
+        begun: by the monotonic clock.
+        again: when it is to begin again, by that clock; None while it runs.
+    """
 
     def __init__(self, name: str, arguments: list[str]) -> None:
         self.name, self._arguments, self._log = name, arguments, LOGS / f"{name}.log"
+        self.again: float | None = None
+        self._steady, self._pause = False, PAUSE_SECONDS
         self.begin()
 
     def begin(self) -> None:
         with self._log.open("ab") as log:
             command = [sys.executable, "-m", "prefect", *self._arguments]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
-        self.begun = time.monotonic()
+        self.begun, self.again = time.monotonic(), None
+
+    def look(self, now: float) -> None:
+        """Begin again where it has ended: soon, and later each time, for the database that it needs may be away.
+
+        Args:
+            now: by the monotonic clock.
+
+        Raises:
+            UserError: it ended by itself and was never steady: its configuration is wrong.
+        """
+        if self.again is not None:
+            if now >= self.again:
+                self.begin()
+            return
+        if steady := now - self.begun >= STEADY_SECONDS:
+            self._steady, self._pause = True, PAUSE_SECONDS
+        if self.process.poll() is None:
+            return
+        told = f"{self.name} ended (exit {self.process.returncode}): {self.last_line()}"
+        if not self._steady and self.process.returncode > 0:  # a signal's is negative
+            raise UserError(f"platform: {told}")
+        self.again = now + self._pause
+        print(f"platform: {told}; it begins again in {self._pause:.0f} s", file=sys.stderr, flush=True)
+        if not steady:
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
     def end(self) -> None:
         """Politely, for as long as a run needs to say how it ended."""

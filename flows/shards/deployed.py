@@ -53,7 +53,7 @@ def shard(line: str, shard: str, release: str, whole: list[str]) -> State[Any]:
     sweep_workspaces()
     with line_slot(line, f"shard {shard} of {line}", shared=True):
         dvc(["pull", *(node.name for node in first), *whole], log.info)
-        make_stages(_Part(line, jobs=1, only=ours.stages))
+        make_stages(_Part(line, jobs=1, only=ours.stages, watched=True))
         push_stages(ours.names, log.info)
     hand_in(release, shard, {LOCK: Path(LOCK), **records(ours, began)})
     return Completed(message=f"shard {shard} of {line} is handed in")

@@ -34,7 +34,7 @@ def spread(line: str, run: str, tell: Callable[[str], None]) -> None:
     if why := _alone(shards):
         tell(f"this machine makes the shards itself: {why}")
         return
-    make_stages(Run(line, jobs=1, only=tuple(first)))
+    make_stages(Run(line, jobs=1, only=tuple(first), watched=True))
     restore(shards)
     old = out_of_date(name for shard in shards for name in shard.names)
     changed = [shard for shard in shards if not old.keys().isdisjoint(shard.names)]

@@ -17,7 +17,7 @@ from checkout import Checkout
 from released import free_port
 from tiny_graph import wait_until
 
-START_S, RUN_S = 1200.0, 900.0  # on a busy machine
+START_S, RUN_S = 1800.0, 900.0  # on a busy machine
 NOT_OURS = ("PYTHONPATH", "DVC_GLOBAL_CONFIG_DIR", "CTFOUNDRY_STATE", "PREFECT_API_AUTH_STRING")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from postgres import POSTGRES, postgresql
 from released import free_port
 from tiny_graph import tiny, wait_until
 
 WITHIN_S = 75.0
 CLIENT = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_SERVER_ANALYTICS_ENABLED")
 START_S = 180.0  # migrations of an empty database, on a busy machine
-POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 SCHEDULED = """
 import asyncio, sys
 from uuid import UUID
@@ -134,40 +133,7 @@ def test_a_cron_gets_its_runs_on_postgresql(tmp_path: Path) -> None:
     if not POSTGRES:
         pytest.skip("no PostgreSQL server on this machine")
     with (
-        postgresql(tmp_path / "database") as url,
-        prefect_server(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=url) as environment,
+        postgresql(tmp_path / "database") as database,
+        prefect_server(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=database.url) as environment,
     ):
         assert _scheduled(environment) not in ("scheduled 0", "")
-
-
-@contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """A PostgreSQL server of its own; yields the address of its database for Prefect. It refuses to run as root."""
-    folder.mkdir()
-    port = free_port()
-    as_owner = []
-    if os.geteuid() == 0:
-        temporary = Path(os.environ.get("TMPDIR", "/tmp"))
-        for parent in (folder, *folder.parents):
-            if temporary in parent.parents:  # itself stays everybody's
-                parent.chmod(0o755)
-        shutil.chown(folder, "postgres")
-        as_owner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-    binaries, data = POSTGRES[-1], folder / "data"
-    run = [*as_owner, str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "prefect"]
-    subprocess.run(run, check=True, capture_output=True)
-    options = [f"-p{port}", "-h127.0.0.1", f"-k{folder}"]
-    server = subprocess.Popen(
-        [*as_owner, str(binaries / "postgres"), "-D", str(data), *options], stderr=subprocess.DEVNULL
-    )
-    try:
-        ready = [str(binaries / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-q"]
-        end = time.monotonic() + START_S
-        while subprocess.run(ready).returncode:
-            assert server.poll() is None, "PostgreSQL ended"
-            assert time.monotonic() < end, "PostgreSQL does not answer"
-            time.sleep(0.2)
-        yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
-    finally:
-        server.terminate()
-        server.wait(timeout=60)

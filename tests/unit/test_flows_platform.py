@@ -15,7 +15,7 @@ from dvc.config import Config
 from components.errors import UserError
 from components.settings import lines
 from flows.deployed import CANDIDATE, candidate, retrain
-from flows.platform import automations, machine
+from flows.platform import automations, machine, up
 from flows.promotion.approval import FLOW, timed_out
 from flows.publish import Published
 from flows.shards.children import DEPLOYMENT
@@ -139,3 +139,66 @@ def test_only_a_run_that_nobody_answered_is_named_so() -> None:
     trigger = timed_out().trigger
     assert trigger.match_related.root["prefect.resource.name"] == [FLOW, retrain.name]
     assert trigger.expect == {"prefect.flow-run.Failed"}
+
+
+def part(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> up._Part:
+    """A part of the platform whose command is a script, and which has ended."""
+    (folder / "prefect").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "prefect").chmod(0o755)
+    monkeypatch.setattr(up, "LOGS", folder)
+    monkeypatch.setattr("sys.executable", str(folder / "prefect"))
+    made = up._Part("server", [])
+    made.process.wait()
+    return made
+
+
+def test_a_part_that_was_steady_begins_again_whenever_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its database may be away for longer than it takes to begin: the pauses grow up to a bound."""
+    server = part(tmp_path, monkeypatch, "exit 3")
+    now, pauses = server.begun + up.STEADY_SECONDS, []
+    for _ in range(9):
+        server.look(now)
+        assert server.again is not None
+        pauses.append(server.again - now)
+        server.look(server.again - 0.01)
+        assert server.again is not None, "not yet"
+        now = server.again
+        server.look(now)
+        assert server.again is None
+        server.process.wait()
+        server.begun = now  # the clock is ours
+    assert pauses == [1, 1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_part_that_cannot_begin_ends_the_platform_and_one_that_was_killed_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = part(tmp_path, monkeypatch, "echo no such setting; exit 3")
+    with pytest.raises(UserError, match=r"platform: server ended \(exit 3\): no such setting"):
+        wrong.look(wrong.begun + 1)
+    killed = part(tmp_path, monkeypatch, "kill -9 $$")
+    killed.look(killed.begun + 1)
+    assert killed.again is not None
+
+
+def test_a_run_is_missed_at_each_point_where_what_has_it_may_go() -> None:
+    """Between worker and first heartbeat, between heartbeats, and after a cancellation."""
+
+    def names(events: set[str]) -> set[str]:
+        return {event.rpartition(".")[2] for event in events}
+
+    found = {}
+    for made in (automations._lost(), automations._never_begun(), automations._cancelled()):
+        assert made.trigger.posture.value == "Proactive"
+        found[names(made.trigger.after).pop()] = (
+            names(made.trigger.expect),
+            made.actions[0].state,
+            made.trigger.within,
+        )
+    assert set(found) == {"heartbeat", "Pending", "Cancelling"}
+    # What was cancelled is not taken for lost, which would be tried again.
+    assert "Cancelling" in found["heartbeat"][0] & found["Pending"][0]
+    assert "Cancelling" not in found["Cancelling"][0]
+    assert "heartbeat" not in found["Cancelling"][0], "it goes on while it ends"
+    assert {"heartbeat", "AwaitingConcurrencySlot"} <= found["Pending"][0]
+    assert [state for _, state in found.values()] == ["CRASHED", "SCHEDULED", "CANCELLED"]

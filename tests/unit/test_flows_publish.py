@@ -92,6 +92,29 @@ def test_of_two_who_publish_at_once_one_is_told_and_keeps_no_tag(team: Path, mon
     assert publish(LINE).tag == "wholebody@v0.0.2"
 
 
+def test_a_publication_that_was_killed_after_its_push_is_finished(team: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nobody would read its reports, or be asked to promote it."""
+    write_text(Path("reports") / LINE / "index.html", "a page")
+
+    def killed(line: str, version: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "_keep_reports", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish(LINE)
+    again = publish(LINE)
+    assert (again.tag, again.new) == ("wholebody@v0.0.1", True)
+    kept = publishing.KEPT / LINE / "v0.0.1" / LINE / "index.html"
+    assert kept.read_text() == "a page"
+    assert not publish(LINE).new
+    kept.unlink()
+    kept.parent.rmdir()
+    kept.parent.parent.rmdir()
+    git(Path(), "commit", "-q", "--allow-empty", "-m", "later")
+    assert not publish(LINE).new, "a run of another commit has not begun it"
+
+
 def test_code_that_is_in_no_commit_is_not_published(team: Path) -> None:
     write_text(Path("code.py"), "changed")
     with pytest.raises(UserError, match=r"^publish: code\.py differs from the commit"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -30,6 +31,17 @@ def test_only_what_may_pass_is_tried_again(exited: int, broken: bool, passing: b
     error = failure("acquire@head-0", 255, ["acquire: what went wrong", DVC.format(exited)], broken)
     assert error.passing is passing
     assert "acquire: what went wrong" in str(error)
+
+
+def test_of_any_stage_a_process_that_was_killed_is_tried_again(project: Path) -> None:
+    run = Run("head")
+    run.begin(lambda _: None)
+    stages = {step.name.partition("@")[0]: step.retries for step in run.steps if "@" in step.name}
+    assert min(stages.values()) >= 1, stages
+    for stage in stages:
+        assert failure(f"{stage}@head", 255, [DVC.format(-9)], False).passing
+        assert failure(f"{stage}@head", -9, [], False).passing
+    assert not failure("evaluate@head", 255, [DVC.format(1)], True).passing, "a defect, after hours"
 
 
 @pytest.mark.parametrize(
@@ -281,6 +293,26 @@ def test_nothing_is_begun_or_tried_again_once_the_run_is_ending(monkeypatch: pyt
         run.do(step("acquire@head", lambda tell: "ran"), print)
     monkeypatch.setattr(runs, "under_way", run)
     assert not release._may_pass(None, None, Failed(data=StageFailed("killed", True)))
+
+
+def test_only_a_run_without_a_worker_sends_nothing_once_its_server_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A platform's server begins again. There a run of days without heartbeats would be taken for dead, and begun
+    a second time."""
+    from prefect.events.clients import NullEventsClient
+    from prefect.events.worker import EventsWorker
+
+    from flows import release
+
+    set_to: list[object] = []
+    monkeypatch.setattr(EventsWorker, "set_client_override", set_to.append)
+    monkeypatch.setattr(release, "set_api_log_sink", lambda sink: None)
+    monkeypatch.setattr(release, "waiting_is_vain", lambda: None)
+    for run in (Run("head", watched=True), Run("head")):
+        monkeypatch.setattr("flows.run.under_way", run)
+        complaint = logging.makeLogRecord({"levelno": logging.ERROR, "msg": "events are not taken"})
+        assert release._LostServer().filter(complaint) is run.watched
+        assert run.page_is_lost is not run.watched
+        assert set_to == ([] if run.watched else [NullEventsClient])
 
 
 def test_a_flow_that_prefect_has_copied_and_its_steps_know_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows import sweep
 from flows.lock import LOCK
 from flows.sweep import YOUNG_SECONDS, _end_within, dead_workspaces
 
@@ -70,3 +71,38 @@ def test_what_still_runs_in_a_dead_workspace_is_ended_and_nothing_else(temporary
     assert not psutil.pid_exists(left.pid)
     assert psutil.Process(ours.pid).is_running()
     ours.communicate(b"\n", timeout=30)
+
+
+def test_what_was_half_written_goes_an_hour_later_and_nothing_else(temporary: Path) -> None:
+    state, now = temporary / "state", time.time()
+    ours = "0123456789abcdef0123456789abcdef"
+    half = [
+        state / "published" / "head" / f".v0.0.1.host.{ours}.partial" / "report.html",
+        state / "volumes" / f".volume.b2nd.host.{ours}.partial",
+        state / "volumes" / f".s1.a.host.name.{ours}.old" / "row.json",
+        state / "cache" / "files" / "md5" / "00" / ".Zx9-_bcdefghijklmnopqr.tmp",
+        state / "cache" / "runs" / "aa" / "bb" / "cc.Zx9-_bcdefghijklmnopqr.tmp",
+    ]
+    whole = [state / "published" / "head" / "v0.0.1" / "report.html", state / "volumes" / "a.partial", state / "x.tmp"]
+    for path in (*half, *whole):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = {next(p for p in (path, path.parent) if p.name[0] == "." or p.name.endswith(".tmp")) for path in half}
+    assert set(sweep._half_written(state)) == found
+    assert not any(sweep._is_old(path) for path in found)
+    for path in found:
+        os.utime(path, (now - 2 * YOUNG_SECONDS,) * 2)
+    sweep._remove_half_written(state)
+    assert sorted(path for path in state.rglob("*") if path.is_file()) == sorted(whole)
+
+
+def test_rays_folder_is_found_where_tmpdir_is_too_long_for_its_sockets(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = temporary / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(sweep, "RAYS_PLACES", (str(elsewhere),))
+    rays = Path(tempfile.mkdtemp(prefix="ray-", dir=elsewhere))
+    tempfile.mkdtemp(prefix="ctfoundry-run-", dir=elsewhere)  # not where we put it
+    (elsewhere / "ray-12345678").mkdir(mode=0o755)  # not of this kind
+    assert sweep._temporary(sweep.OTHERS) == [rays]
