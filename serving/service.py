@@ -23,9 +23,10 @@ from serving import worker
 from serving.account import write_audit_lines
 from serving.app import EmbedApp
 from serving.connections import watch_connections
-from serving.forks import Forks, die_with_parent
+from serving.forks import Forks
 from serving.guard import HEADERS, Guard
 from serving.limits import Limits, bundle_folder
+from serving.program import die_with_parent
 from serving.scratch import sweep
 from serving.tokens import Tokens
 
@@ -86,7 +87,7 @@ class CTEmbed:
         # uvicorn, in whose process this is, has put its own handler there a moment ago.
         watch_connections(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), HEADERS)
         application.drain.watch(limits)
-        die_with_parent(signal.SIGTERM)  # or it would serve on, with nobody to start it again or to end it
+        die_with_parent(signal.SIGTERM, os.getppid())  # or it would serve on, with nobody to start it again or to end it
 
 
 CTEmbed.add_asgi_middleware(Guard, application=application)  # type: ignore[attr-defined]
