@@ -1,4 +1,4 @@
-"""The program that has loaded the release: it forks a child for each request, and keeps a twin that goes on in its place.
+"""The program that has loaded the release: it forks a child for each request, and keeps a twin that follows it.
 
 The twin is forked from the program when that has loaded, shares its memory, and waits on the same socket. Where
 something from outside ends the program, the kernel tells the twin, which begins where the program was: what lies

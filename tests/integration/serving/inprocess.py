@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -88,6 +90,14 @@ class Service:
         """The one that would follow it, where there is one."""
         program, prepared = self.program().pid, self.prepared()
         return next((one for one in self.group() if one.ppid() == program and one.pid not in prepared), None)
+
+    def kill(self) -> None:
+        """End the program, its twin and their children, as something from outside may; the service is not told."""
+        assert self.forks._process is not None
+        group = self.group()
+        os.killpg(self.forks._process.pid, signal.SIGKILL)
+        while any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in group):
+            time.sleep(0.01)
 
     def waiting(self) -> set[int]:
         """Children that wait, and have no request."""

@@ -168,9 +168,7 @@ def test_a_twin_that_stands_still_holds_nobody_up(tmp_path: Path) -> None:
     run(work)
 
 
-def test_a_program_that_stands_still_is_ended_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_program_that_stands_still_is_ended_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Service(tmp_path, 60)
     monkeypatch.setattr(forks, "END_SECONDS", 0.5)
     run(lambda: until(lambda: one.twin() is not None))
