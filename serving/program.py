@@ -32,7 +32,7 @@ STATUS = struct.Struct("<i")  # as os.waitpid gives it, behind what the child se
 MARK = b"\0"  # before it; what a child sends is ASCII without control characters
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ENDING = (signal.SIGTERM, signal.SIGINT)  # end the service, which lets its work finish
-AGAIN_SECONDS = 1.0  # until a twin or a waiting child that ended is replaced: whatever ends them costs a fork a second
+AGAIN_SECONDS = 1.0  # from one to the next, of programs and of what is forked in advance: whatever ends them
 Work = Callable[[dict[str, Any]], Result]
 
 
@@ -66,8 +66,10 @@ def serve_forks(control: socket.socket, prepare: Callable[[], Work], bounds: Bou
     """
     _ignore_endings()
     while True:  # each turn is the twin of the one before
+        begun = time.monotonic()
         _Program(control, prepare, bounds, warm).serve()
         log.warning("the process that reads scans has ended; its twin goes on")
+        time.sleep(max(0.0, begun + AGAIN_SECONDS - time.monotonic()))  # one that ends by itself must not fork for ever
 
 
 def die_with_parent(number: signal.Signals, parent: int) -> None:
@@ -127,7 +129,7 @@ class _Program:
             twin = -1
         if twin == 0:
             self._close_copies()
-            _stand_by(self._control, program)
+            select.select([program], [], [])  # until it has ended; what comes meanwhile is not for this one to read
         os.close(program)
         if twin > 0:
             self._twin = twin, os.pidfd_open(twin)
@@ -239,15 +241,6 @@ class _Program:
             signal.pidfd_send_signal(watch, signal.SIGKILL)
             os.waitpid(process, 0)
         sys.exit(0)
-
-
-def _stand_by(control: socket.socket, program: int) -> None:
-    """In a twin: wait until the program has ended, which ``program`` tells. This ends too where the service is gone."""
-    poll = select.poll()
-    poll.register(control, select.POLLRDHUP)  # and not for what is to be read, which is the program's
-    poll.register(program, select.POLLIN)
-    if control.fileno() in dict(poll.poll()):
-        os._exit(0)
 
 
 def _ignore_endings() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import os
 import socket
 import sys
@@ -35,11 +36,11 @@ def prepare() -> Work:
         prepared.write(f"{os.getpid()}\n")
     if SHUT.exists():
         raise ShutError("nothing can be prepared; send it again later")
-    held.append(bytearray(BOUND + GIB // 2))
+    held.append(mmap.mmap(-1, BOUND + GIB // 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     return work
 
 
-held: list[bytearray] = []
+held: list[mmap.mmap] = []
 
 
 def work(request: dict[str, Any]) -> Result:

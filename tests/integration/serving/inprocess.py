@@ -82,9 +82,17 @@ class Service:
 
     def program(self) -> psutil.Process:
         """The one that forks: the one that was started, or whoever has followed it."""
-        group = self.group()
-        (found,) = (one for one in group if one.ppid() not in {other.pid for other in group})
-        return found
+        while len(found := self._first()) > 1:  # a child whose program was killed is to end, and has not yet
+            time.sleep(0.01)
+        return found[0]
+
+    def _first(self) -> list[psutil.Process]:
+        """Of the group, those whose parent is none of it."""
+        parents = {}
+        for one in self.group():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parents[one] = one.ppid()
+        return [one for one, parent in parents.items() if parent not in {other.pid for other in parents}]
 
     def twin(self) -> psutil.Process | None:
         """The one that would follow it, where there is one."""
@@ -97,6 +105,16 @@ class Service:
         group = self.group()
         os.killpg(self.forks._process.pid, signal.SIGKILL)
         while any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in group):
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """End it all; raises TimeoutError where something of it lives on."""
+        group = self.group()
+        self.forks.close()
+        deadline = time.monotonic() + 60
+        while any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in group):
+            if time.monotonic() > deadline:
+                raise TimeoutError("processes live on after the service's end")
             time.sleep(0.01)
 
     def waiting(self) -> set[int]:

@@ -16,11 +16,9 @@ NUMBER = 2
 
 @pytest.fixture
 def warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    one = Service(tmp_path, 2, Warm(NUMBER, 3600), again=0.1)
+    one = Service(tmp_path, 60, Warm(NUMBER, 3600), again=0.1)
     yield one
-    group = one.group()
-    one.forks.close()
-    assert [each for each in group if each.is_running()] == []
+    one.close()
 
 
 async def filled(one: Service, before: set[int] | None = None) -> set[int]:
@@ -64,20 +62,22 @@ def test_more_requests_than_wait_are_answered(warm: Service) -> None:
     assert len(set(processes)) == NUMBER + 2
 
 
-def test_what_is_prepared_and_the_waiting_count_against_no_request(warm: Service) -> None:
+def test_what_is_prepared_and_the_waiting_count_against_no_request(tmp_path: Path) -> None:
     """A child takes half a GiB more than a request may have, and waits for longer than one may work."""
+    one = Service(tmp_path, 4, Warm(NUMBER, 3600))
 
     async def work() -> None:
-        async with warm.client() as client:
-            await filled(warm)
-            await anyio.sleep(2.5)
+        async with one.client() as client:
+            await filled(one)
+            await anyio.sleep(5)
             assert (await client.post("/embed", content="ok")).status_code == 200
-            for task, says in (("memory", "needs more than 1 GiB of memory"), ("sleep", "took longer than 2 s")):
+            for task, says in (("memory", "needs more than 1 GiB of memory"), ("sleep", "took longer than 4 s")):
                 answer = await client.post("/embed", content=task)
                 assert answer.status_code == 422
                 assert says in answer.json()["error"]
 
     run(work)
+    one.close()
 
 
 def test_those_that_nobody_asks_end_until_somebody_does(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_those_that_nobody_asks_end_until_somebody_does(tmp_path: Path) -> None:
             await until(lambda: one.waiting() == set())
 
     run(work)
-    one.forks.close()
+    one.close()
 
 
 def test_they_end_with_the_program_and_its_twin_has_its_own(warm: Service) -> None:
@@ -139,4 +139,4 @@ def test_what_cannot_be_prepared_is_told_to_a_request_and_tried_again_for_it(tmp
 
     run(work)
     assert one.counts.outcomes == ["gpu", "embedded"]
-    one.forks.close()
+    one.close()
