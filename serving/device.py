@@ -48,7 +48,8 @@ def chosen_device(asked: str) -> str:
         return device
 
     try:
-        if asked == CPU or not torch.backends.cuda.is_built():  # no driver is asked
+        built = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
+        if asked == CPU or not built:  # no driver is asked
             return device_of(asked)
         found = isolated(tried, lambda device: Result({"device": device}), Bounds(), "its check")
     except UserError as error:
