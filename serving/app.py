@@ -63,6 +63,7 @@ from serving.tokens import Tokens
 log = logging.getLogger("bentoml.service.ctfoundry")
 
 KILLED = ("memory", "deadline", "crash")
+GPU_FAILED = 503  # what a child says then
 START_SECONDS = 10  # about as long as a model takes to load
 
 
@@ -119,7 +120,7 @@ class EmbedApp:
         model = forks.start()
         bins = model.pop("profile", {})
         self.serve(forks, model, limits, tokens)
-        self.metrics = Metrics(self.model["name"], self.model["digest"], bins)
+        self.metrics = Metrics(self.model["name"], self.model["digest"], bins, self.model["device"])
 
     def serve(self, forks: Forks, model: dict[str, Any], limits: Limits, tokens: Tokens | None = None) -> None:
         """As :meth:`start`, where ``forks`` have started and said that they have this ``model``."""
@@ -365,6 +366,9 @@ def _refused(reply: Reply) -> tuple[str, int]:
         return f"killed_{reply.outcome}", 422
     if reply.outcome == "no_room":
         return "no_room", 503
+    if reply.status == GPU_FAILED:
+        log.warning("a file was not answered: %s", reply.message)
+        return "gpu", 503
     if reply.outcome == "failed":
         log.error("a file is not readable: %s\n%s", reply.message, reply.where)
         return "unreadable", 422

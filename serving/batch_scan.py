@@ -15,6 +15,7 @@ from components.ct.store import Volume
 from components.errors import UserError
 from serving.batch_files import COLOURS, PICTURE, SUFFIXES
 from serving.classifying import classify_scan
+from serving.device import of_gpu
 from serving.embedding import Answer, Scan, ServedBundle, read_scan, volume_vector
 from serving.limits import Limits
 from serving.segmenting import Labels, Segmented, segment_scan
@@ -54,6 +55,8 @@ def answer_all(
         try:
             return answer()
         except UserError as error:
+            if of_gpu(error):  # which says nothing of the scan: it is to be done again, and not kept in part
+                raise
             refused[what] = " ".join(str(error).split())
             return None
 

@@ -2,40 +2,33 @@
 certain, and what a file did to its memory ends with it.
 
 The service's own process reads no scan. Over one socket it sends a request and a socket to answer on; when it shuts
-that down, the child is killed; when its own end of the first socket closes, all are.
+that down, the child is killed; when its own end of the first socket closes, all are. Who reads the first socket is the
+program's matter: :mod:`serving.program` has the other side.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
-import selectors
 import signal
 import socket
-import struct
 import subprocess
-import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import anyio
 import anyio.to_thread
 
-from components.confined import MAX_HEAD, Bounds, Reply, Result, reply_of, run_child
+from components.confined import MAX_HEAD, Bounds, Reply, reply_of
 from components.errors import UserError
+from serving.program import MARK, STATUS
 
 log = logging.getLogger("bentoml.service.ctfoundry")
 
-REQUEST_BYTES = 64 * 1024
 READ_AGAIN = 2  # times at most, after a program that was ended under its work: the file could be what ends it
 START_SECONDS = 300.0  # to import and to load; a large model from a slow disk
-STATUS = struct.Struct("<i")  # as os.waitpid gives it, behind what the child sent
-MARK = b"\0"  # before it; what a child sends is ASCII without control characters
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-ENDING = (signal.SIGTERM, signal.SIGINT)  # end the service, which lets its work finish
+END_SECONDS = 10.0  # for the program to end by itself
 
 
 class ReaderGoneError(Exception):
@@ -86,15 +79,18 @@ class Forks:
         return ready
 
     def close(self) -> None:
-        """End the program and its children."""
+        """End the program, its twin and their children, whoever of them lives."""
         if self._control is not None:
-            self._control.close()
+            with self._control as control, contextlib.suppress(OSError):  # reset where requests lay unread
+                control.settimeout(END_SECONDS)
+                control.shutdown(socket.SHUT_WR)
+                while control.recv(MAX_HEAD):  # its end comes when nobody has the other side any more
+                    pass
         if self._process is not None:
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            # All are of its group. It is not waited for before, so that the number is that of no other group.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
         self._control = self._process = None
 
     async def run(self, request: dict[str, Any]) -> Reply:
@@ -164,92 +160,3 @@ async def _receive(stream: socket.socket) -> bytes:
             await anyio.wait_readable(stream)
         except ConnectionError:
             return b""
-
-
-def serve_forks(control: socket.socket, work: Callable[[dict[str, Any]], Result], bounds: Bounds) -> NoReturn:
-    """The program's side: a child for each request until ``control`` closes. No thread may be busy in this process.
-
-    Signals that end the service do not end it: BentoML's supervisor sends them to the service's children too, and what
-    is in work is to be finished. Its end is the socket's.
-
-    Args:
-        control: the socket whose number the command line gave; ``ready`` has been said on it.
-        work: done by a child, with what :meth:`Forks.run` was given.
-        bounds: of a child.
-    """
-    _ignore_endings()
-    children = _Children(work, bounds)
-    children.selector.register(control, selectors.EVENT_READ)
-    while True:
-        for key, _ in children.selector.select():
-            if key.fileobj is control:
-                content, received, _, _ = socket.recv_fds(control, REQUEST_BYTES, 1)
-                if not content:
-                    children.end()
-                children.begin(content, socket.socket(fileno=received[0]), control)
-            elif isinstance(key.fileobj, socket.socket):
-                children.give_up(key.fileobj)
-            else:
-                children.ended(key.fd)
-
-
-def die_with_parent(number: signal.Signals) -> None:
-    """Have this process get a signal when its parent ends, however that is (Linux)."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-        if os.getppid() != parent:  # it has ended meanwhile
-            os.kill(os.getpid(), number)
-
-
-class _Children:
-    """Those that run now: by the descriptor that tells their end, and by the socket on which the service waits."""
-
-    def __init__(self, work: Callable[[dict[str, Any]], Result], bounds: Bounds) -> None:
-        self.selector = selectors.DefaultSelector()
-        self._work, self._bounds = work, bounds
-        self._running: dict[int, tuple[int, socket.socket]] = {}
-        self._watches: dict[socket.socket, int] = {}
-
-    def begin(self, content: bytes, end: socket.socket, control: socket.socket) -> None:
-        child = os.fork()
-        if child == 0:
-            die_with_parent(signal.SIGKILL)  # whose end the service learns of when nobody holds the socket any more
-            for other in (control, *self._watches):  # a copy here would keep the service waiting on another's end
-                other.close()
-            request = json.loads(content)
-            run_child(_ignore_endings, lambda _: self._work(request), end, self._bounds)
-        watch = os.pidfd_open(child)
-        self._running[watch], self._watches[end] = (child, end), watch
-        self.selector.register(watch, selectors.EVENT_READ)
-        self.selector.register(end, selectors.EVENT_READ)
-
-    def give_up(self, end: socket.socket) -> None:
-        """The service has shut its end down."""
-        if end in self._watches:
-            signal.pidfd_send_signal(self._watches[end], signal.SIGKILL)
-            self.selector.unregister(end)
-
-    def ended(self, watch: int) -> None:
-        """Tell the service how a child ended, which also ends its waiting."""
-        child, end = self._running.pop(watch)
-        self.selector.unregister(watch)
-        if end in self.selector.get_map():
-            self.selector.unregister(end)
-        del self._watches[end]
-        os.close(watch)
-        with end, contextlib.suppress(OSError):
-            end.settimeout(5)
-            end.sendall(MARK + STATUS.pack(os.waitpid(child, 0)[1]))
-
-    def end(self) -> NoReturn:
-        """The service is gone."""
-        for watch, (child, _) in self._running.items():
-            signal.pidfd_send_signal(watch, signal.SIGKILL)
-            os.waitpid(child, 0)
-        sys.exit(0)
-
-
-def _ignore_endings() -> None:
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)

@@ -11,12 +11,22 @@ from components.errors import UserError
 from components.isolation import GIB
 
 BUNDLE_VARIABLE = "CTFOUNDRY_BUNDLE"  # the release folder to serve in development
+DEVICE_VARIABLE = "CTFOUNDRY_DEVICE"
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def bundle_folder() -> Path:
     """The release to serve: ``CTFOUNDRY_BUNDLE`` in development, else ``bundle/`` beside the code, as in a Bento."""
     chosen = os.environ.get(BUNDLE_VARIABLE)
     return Path(chosen) if chosen else Path(__file__).resolve().parent.parent / "bundle"
+
+
+def device_asked() -> str:
+    """Of :data:`DEVICES`, as ``CTFOUNDRY_DEVICE`` says; ``auto`` where it says nothing. Raises UserError."""
+    asked = os.environ.get(DEVICE_VARIABLE, "").strip() or DEVICES[0]
+    if asked not in DEVICES:
+        raise UserError(f"{DEVICE_VARIABLE}: {asked!r} is not allowed: {', '.join(DEVICES)}")
+    return asked
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Limits:
         drain_seconds: from SIGTERM on, in which a balancer can see that the service is not ready before it may end
             (``CTFOUNDRY_DRAIN_SECONDS``).
         grace_seconds: from SIGTERM on, after which what is still in work is ended (``CTFOUNDRY_GRACE_SECONDS``).
+        warm_seconds: without a request, after which no process waits on the GPU (``CTFOUNDRY_WARM_SECONDS``).
     """
 
     body_bytes: int = GIB
@@ -51,6 +62,7 @@ class Limits:
     request_seconds: int = 300
     drain_seconds: int = 5
     grace_seconds: int = 300
+    warm_seconds: int = 600
 
     @classmethod
     def from_environment(cls) -> Limits:
@@ -81,4 +93,5 @@ VARIABLES = {
     "request_seconds": "CTFOUNDRY_REQUEST_SECONDS",
     "drain_seconds": "CTFOUNDRY_DRAIN_SECONDS",
     "grace_seconds": "CTFOUNDRY_GRACE_SECONDS",
+    "warm_seconds": "CTFOUNDRY_WARM_SECONDS",
 }

@@ -17,7 +17,7 @@ OUTCOMES = (
     *(route.done for route in ROUTES if route.done),
     *(f"refused_{status}" for status in REFUSED),
     "busy_uploads", "busy_queue", "draining", "not_loaded",
-    "killed_memory", "killed_deadline", "killed_crash", "unreadable", "no_room", "reader_gone",
+    "killed_memory", "killed_deadline", "killed_crash", "unreadable", "no_room", "gpu", "reader_gone",
     "timed_out", "cut_short", "disconnected", "cancelled", "failed",
 )  # fmt: skip
 OTHER = "failed"  # for what is none of these
@@ -27,8 +27,10 @@ _NAMES = (*(route.name for route in ROUTES), UNKNOWN)
 class Metrics:
     """Counts requests by route and outcome, and measures the seconds of each step."""
 
-    def __init__(self, model: str, digest: str, bins: Mapping[str, Mapping[str, int]] | None = None) -> None:
-        """``bins``: of the training set's data profile, feature to bin to training series."""
+    def __init__(
+        self, model: str, digest: str, bins: Mapping[str, Mapping[str, int]] | None = None, device: str = "cpu"
+    ) -> None:
+        """``bins``: of the training set's data profile, feature to bin to training series. ``device``: that answers."""
         # One process serves, so its own registry holds all, and nobody's figures are gathered over files.
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -50,6 +52,7 @@ class Metrics:
         self._now = {name: Gauge(f"ctfoundry_{name}", says, registry=self._registry) for name, says in told.items()}
         loaded = Gauge("ctfoundry_model", "The model served", ["name", "digest"], registry=self._registry)
         loaded.labels(model, digest).set(1)
+        Gauge("ctfoundry_device", "The device that answers", ["device"], registry=self._registry).labels(device).set(1)
         says, labels = "by feature and bin of the training set's data profile", ["feature", "bin"]
         training = Gauge("ctfoundry_training_series", f"Training series {says}", labels, registry=self._registry)
         self._scans = Counter("ctfoundry_scans", f"Scans answered {says}", labels, registry=self._registry)

@@ -16,7 +16,7 @@ from components.confined import Bounds
 from components.errors import UserError
 from serving.asking import INDEX_VARIABLE
 from serving.build import BUNDLE, SERVICE, bento_environment, bento_path, bento_tag
-from serving.limits import BUNDLE_VARIABLE, Limits, bundle_folder
+from serving.limits import BUNDLE_VARIABLE, Limits, bundle_folder, device_asked
 from serving.tls import PLAIN, Tls
 from serving.tokens import VARIABLE as TOKENS_VARIABLE
 from serving.tokens import Tokens
@@ -66,6 +66,10 @@ def _check_release(bundle: Path) -> None:
 
         Index.from_environment(digest)
     Limits.from_environment(), Bounds.from_environment(), Tokens.from_environment()
+    if (device := device_asked()) == "cuda":
+        from serving.device import chosen_device  # which imports torch
+
+        chosen_device(device)
 
 
 def _require_free(host: str, port: int) -> None:

@@ -196,6 +196,7 @@ SCHEMAS: dict[str, Schema] = {
         sees={"enum": ["crop", "scan"], "description": "what the encoder is shown"},
         index={"oneOf": [{"type": "null"}, ref("Index")]},
         pacs=ref("Pacs"),
+        device={"enum": ["cpu", "cuda"], "description": "where the encoder and the decoders compute"},
         inputs=mapping("SHA-256 of what the model was made from: code, parameters, pinned versions, data", TEXT),
     ),
 }
@@ -248,5 +249,6 @@ EXAMPLES: dict[str, Any] = {
     "Model": {**_MODEL, "line": "wholebody", "heads": {"findings/ich": "scan", "organs": "point"},
               "classes": {"findings/ich": ["absent", "present"], "organs": ["liver", "spleen"]},
               "segments": {"organs_segmented": ["liver", "spleen"]}, "sees": "crop", "index": _INDEX,
-              "pacs": {"reads": True, "stores": False}, "inputs": {"code": "9c1e" * 16}},
+              "pacs": {"reads": True, "stores": False}, "device": "cuda",
+              "inputs": {"code": "9c1e" * 16}},
 }  # fmt: skip

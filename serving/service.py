@@ -7,9 +7,11 @@ counts whoever sends slowly, and the probes of people, among those who are worke
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
+import sys
 from typing import Any
 
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"  # before BentoML is imported: it decides once
@@ -23,14 +25,16 @@ from serving import worker
 from serving.account import write_audit_lines
 from serving.app import EmbedApp
 from serving.connections import watch_connections
-from serving.forks import Forks, die_with_parent
+from serving.forks import Forks
 from serving.guard import HEADERS, Guard
 from serving.limits import Limits, bundle_folder
+from serving.program import die_with_parent
 from serving.scratch import sweep
 from serving.tokens import Tokens
 
 # BentoML must be given a time limit: this is beyond ours, which answers in one line.
 BEYOND_SECONDS = 60
+REFUSED = signal.SIGUSR1  # to BentoML's supervisor, where nothing is served
 
 application = EmbedApp()
 log = logging.getLogger("bentoml.service.ctfoundry")
@@ -64,7 +68,19 @@ def without_timers() -> bool:
     return True
 
 
+def fail_where_refused() -> None:
+    """Have BentoML's supervisor, which imports this too, end with 1 after :data:`REFUSED`; by itself it ends with 0,
+    as when it is told to end, and an orchestrator would take that for success."""
+
+    def end() -> None:
+        sys.stdout.flush()
+        os._exit(1)
+
+    signal.signal(REFUSED, lambda *_: atexit.register(end))
+
+
 without_timers()
+fail_where_refused()
 
 
 @bentoml.asgi_app(application.starlette)
@@ -79,14 +95,15 @@ class CTEmbed:
             application.start(forks, limits, Tokens.from_environment())
         except UserError as error:
             log.critical("not served: %s", error)
-            os.kill(os.getppid(), signal.SIGTERM)  # BentoML would start this process again, for ever
+            for number in (REFUSED, signal.SIGTERM):
+                os.kill(os.getppid(), number)  # BentoML would start this process again, for ever
             os._exit(1)  # an exception, SystemExit too, would be logged with its traceback
         sweep()
         write_audit_lines()
         # uvicorn, in whose process this is, has put its own handler there a moment ago.
         watch_connections(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), HEADERS)
         application.drain.watch(limits)
-        die_with_parent(signal.SIGTERM)  # or it would serve on, with nobody to start it again or to end it
+        die_with_parent(signal.SIGTERM, os.getppid())  # or it would serve on, with nobody to start or end it
 
 
 CTEmbed.add_asgi_middleware(Guard, application=application)  # type: ignore[attr-defined]

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from components.confined import Bounds
 from components.errors import UserError
-from serving.forks import serve_forks
-from serving.limits import Limits
+from serving.limits import Limits, device_asked
+from serving.program import COLD, Warm, serve_forks
+
+WARM = 2  # children that wait on a GPU: one is made while another is asked
 
 
 def command(bundle: Path) -> list[str]:
@@ -24,7 +26,9 @@ def command(bundle: Path) -> list[str]:
 def environment() -> dict[str, str]:
     """This process's, in which the program finds the code that runs here, and no other."""
     here = str(Path(__file__).resolve().parent.parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Where a library asks torch for a GPU, it is told by NVML: CUDA's own answer would leave no child able to use it.
+    return {**os.environ, "PYTHONPATH": path, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 def main() -> None:
@@ -35,6 +39,7 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(1)  # a pool of threads would not survive the fork; embedding sets its own number
+        from serving.device import CPU, chosen_device
         from serving.embedding import open_release
         from serving.nearest import Index
         from serving.pacs import Doors
@@ -42,6 +47,7 @@ def main() -> None:
 
         bundle, limits, bounds = open_release(Path(sys.argv[1])), Limits.from_environment(), Bounds.from_environment()
         index, doors = Index.from_environment(bundle.manifest.digest), Doors.from_environment()
+        device = chosen_device(device_asked())
     except UserError as error:
         control.send(json.dumps({"error": str(error)}).encode())
         sys.exit(1)
@@ -51,11 +57,13 @@ def main() -> None:
     if doors.reads or doors.stores:
         import components.sources.dicomweb  # noqa: F401
 
-    said, work = told_of(bundle, index, doors), Work(bundle, index, limits)
+    said, work = told_of(bundle, index, doors, device), Work(bundle, index, limits)
     gc.collect()
     gc.freeze()  # or the collector would touch, and so copy, in each child what it shares with this process
     control.send(json.dumps({"ready": said}).encode())
-    serve_forks(control, work.do, bounds)
+    if device == CPU:
+        serve_forks(control, lambda: work.do, bounds, COLD)
+    serve_forks(control, lambda: work.on(device).do, bounds, Warm(WARM, limits.warm_seconds))
 
 
 if __name__ == "__main__":

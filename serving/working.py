@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from components.confined import Result
 from serving.asking import ANSWER, FORM, HEAD, NEAREST, OTHER, POINT, SCAN
 from serving.batch_scan import answer_all
 from serving.classifying import classify_file, report_file
+from serving.device import CPU, gpu_told, on_device
 from serving.drifting import training_bins
 from serving.embedding import ServedBundle, embed_file
 from serving.explaining import Wanted, saliency_file
@@ -34,6 +35,10 @@ class Work:
     index: Index | None
     limits: Limits
 
+    def on(self, device: str) -> Work:
+        """The same, with the release on a device. Raises as :func:`serving.device.on_device`."""
+        return replace(self, bundle=on_device(self.bundle, device))
+
     def do(self, request: Request) -> Result:
         """What is asked: ``ask``, the route; ``paths``, field to file or folder; ``scratch``, a folder; and the route's
         own parameters, which were looked at when they came."""
@@ -51,7 +56,8 @@ class Work:
             FETCH: lambda asked, _: fetch_series(asked["uids"][0], asked["uids"][1], Path(asked["to"]), self.limits),
             STORE: lambda _, paths: store_object(paths[SCAN]),
         }
-        return Result(of_route[request["ask"]](request, paths))
+        with gpu_told():
+            return Result(of_route[request["ask"]](request, paths))
 
     def _all(self, asked: Request, paths: dict[str, Path]) -> dict[str, Any]:
         return answer_all(paths[SCAN], self.bundle, self.limits, asked["only"], asked[FORM], Path(asked["scratch"]))
@@ -88,7 +94,7 @@ class Work:
         return _written(asked, found.content, {"nifti": found.as_nifti})
 
 
-def told_of(bundle: ServedBundle, index: Index | None, doors: Doors) -> dict[str, Any]:
+def told_of(bundle: ServedBundle, index: Index | None, doors: Doors, device: str = CPU) -> dict[str, Any]:
     """What ``GET /model`` says: JSON-like."""
     manifest = bundle.manifest
     heads = {part: head.description for part, head in bundle.heads.items()}
@@ -99,7 +105,7 @@ def told_of(bundle: ServedBundle, index: Index | None, doors: Doors) -> dict[str
         "classes": {part: list(head.classes) for part, head in heads.items()},
         "segments": {part: list(head.description.structures) for part, head in bundle.segmenters.items()},
         "index": None if index is None else account_of(index),
-        "pacs": asdict(doors), PROFILE: training_bins(bundle.profile),
+        "pacs": asdict(doors), "device": device, PROFILE: training_bins(bundle.profile),
     }  # fmt: skip
 
 

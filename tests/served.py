@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -27,22 +28,23 @@ class Served:
     process: subprocess.Popen[bytes]
     scratch: Path
     log: Path
+    bundle: Path
 
     def family(self) -> dict[int, int]:
-        """Resident bytes of each of its processes, by id."""
-        return family(self.process.pid)
+        """Resident bytes of each of its processes, by id; a program that followed another is none of its children."""
+        found = family(self.process.pid)
+        for reader in self.readers():
+            found |= family(reader.pid)
+        return found
 
     def readers(self) -> list[psutil.Process]:
-        """The program that has the release, without the children that it forks."""
-        found = []
-        for one in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                parent = one.parent()
-                if READER in one.cmdline() and not (parent and READER in parent.cmdline()):
-                    found.append(one)
-            except psutil.NoSuchProcess:
-                continue
-        return found
+        """The program that has the release, without its twin and the children that it forks."""
+        found = {}
+        for one in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if READER in (command := one.cmdline()) and str(self.bundle.absolute()) in command:
+                    found[one.pid] = one, one.ppid()
+        return [one for one, parent in found.values() if parent not in found]
 
     def figures(self) -> dict[str, float]:
         """What ``/metrics`` says, by name and labels."""
@@ -57,12 +59,11 @@ class Served:
 def family(process: int) -> dict[int, int]:
     """Resident bytes of a process and all that descend from it, by id."""
     found = {}
-    parent = psutil.Process(process)
-    for one in (parent, *parent.children(recursive=True)):
-        try:
-            found[one.pid] = one.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process)
+        for one in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[one.pid] = one.memory_info().rss
     return found
 
 
@@ -93,7 +94,7 @@ def served(bundle: Path, **variables: str) -> Iterator[Served]:
         server = start(bundle, home, port, **{"CTFOUNDRY_DRAIN_SECONDS": "1", **variables, "TMPDIR": str(scratch)})
         try:
             first_answer(server, f"http://127.0.0.1:{port}/readyz", home / "log")
-            yield Served(f"http://127.0.0.1:{port}", server, scratch, home / "log")
+            yield Served(f"http://127.0.0.1:{port}", server, scratch, home / "log", bundle)
         finally:
             server.terminate()
             server.wait(timeout=330)

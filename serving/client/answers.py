@@ -225,6 +225,7 @@ class Model:
     index: Index | None
     pacs: Pacs
     inputs: dict[str, str]
+    device: str = "cpu"  # services of earlier versions do not say: they knew no other
 
 
 def read(kind: type[T], content: Any) -> T:

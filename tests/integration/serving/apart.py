@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import os
 import socket
 import sys
@@ -14,11 +15,32 @@ from typing import Any
 from components.confined import Bounds, Result
 from components.errors import UserError
 from components.isolation import GIB
-from serving.forks import serve_forks
+from serving import program
+from serving.program import Warm, Work, serve_forks
 
-MARKS, SECONDS = Path(sys.argv[1]), int(sys.argv[2])
+MARKS, SECONDS, WARM = Path(sys.argv[1]), int(sys.argv[2]), Warm(int(sys.argv[3]), float(sys.argv[4]))
 GO_ON = MARKS.with_name("go_on")  # a file that ends all waiting
+PREPARED = MARKS.with_name("prepared")  # the processes that have prepared, one a line
+SHUT = MARKS.with_name("shut")  # a file while which nothing can be prepared
+BOUND = GIB  # bytes
 VALUE = "-".join(("SECRET", "PATIENT"))  # of a header; its source line may be logged
+
+
+class ShutError(UserError):
+    status = 503
+
+
+def prepare() -> Work:
+    """Takes more memory than a request may."""
+    with PREPARED.open("a") as prepared:
+        prepared.write(f"{os.getpid()}\n")
+    if SHUT.exists():
+        raise ShutError("nothing can be prepared; send it again later")
+    held.append(mmap.mmap(-1, BOUND + GIB // 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    return work
+
+
+held: list[mmap.mmap] = []
 
 
 def work(request: dict[str, Any]) -> Result:
@@ -43,11 +65,12 @@ def work(request: dict[str, Any]) -> Result:
     if task == "refuse":
         raise UserError("not a CT")
     mark.unlink()
-    return Result({"embedding": [1.0], "task": task})
+    return Result({"embedding": [1.0], "task": task, "process": os.getpid()})
 
 
 if __name__ == "__main__":
-    control = socket.socket(fileno=int(sys.argv[3]))
+    program.AGAIN_SECONDS = float(sys.argv[5])
+    control = socket.socket(fileno=int(sys.argv[6]))
     manifest = {"name": "ctfoundry-wholebody", "digest": "0" * 64}
     control.send(json.dumps({"ready": {**manifest, "line": "wholebody", "inputs": {}}}).encode())
-    serve_forks(control, work, Bounds(memory_bytes=GIB, seconds=SECONDS))
+    serve_forks(control, prepare, Bounds(memory_bytes=BOUND, seconds=SECONDS), WARM)

@@ -64,7 +64,7 @@ def test_a_release_that_does_not_load_ends_the_service_with_one_line(bundle: Pat
     write_manifest(other, "wholebody", "ctfoundry-wholebody", {"code": "0" * 64})
     server = started(other, tmp_path, free_port())
     try:
-        server.wait(timeout=120)
+        assert server.wait(timeout=120) == 1
     finally:
         server.kill()
     log = (tmp_path / "log").read_text()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -83,8 +81,7 @@ def test_a_request_whose_time_is_over_stops_its_work_and_only_then_gives_its_tur
 def test_a_turn_is_given_only_when_the_work_before_has_ended(service: Callable[..., Service], finished: bool) -> None:
     """However long that takes: here the program that ends a child, and sees its end, stands still meanwhile."""
     one, statuses = service(1), []
-    program = one.forks._process
-    assert program is not None
+    program = one.program()
 
     async def work() -> None:
         async with one.client() as client, anyio.create_task_group() as group, anyio.create_task_group() as first:
@@ -96,7 +93,7 @@ def test_a_turn_is_given_only_when_the_work_before_has_ended(service: Callable[.
             await until(lambda: len(one.working()) == 1)
             group.start_soon(second)
             await until(lambda: one.turns().tasks_waiting == 1)
-            program.send_signal(signal.SIGSTOP)
+            program.suspend()
             try:
                 if finished:
                     one.go_on.touch()
@@ -106,7 +103,7 @@ def test_a_turn_is_given_only_when_the_work_before_has_ended(service: Callable[.
                     await until(lambda: one.turns().tasks_waiting == 0)
                 assert one.turns().tasks_waiting == 1, "the next one has its turn, and the work before it goes on"
             finally:
-                program.send_signal(signal.SIGCONT)
+                program.resume()
 
     run(work)
     assert statuses == [200]
@@ -174,11 +171,11 @@ def test_work_for_a_client_that_has_left_is_not_done(service: Callable[..., Serv
     run(work)
 
 
-def test_the_program_that_reads_is_started_anew_where_it_was_killed(service: Callable[..., Service]) -> None:
+def test_the_program_that_reads_is_started_anew_where_it_and_its_twin_were_killed(
+    service: Callable[..., Service],
+) -> None:
     one = service(1)
-    assert one.forks._process is not None
-    os.kill(one.forks._process.pid, signal.SIGKILL)
-    one.forks._process.wait()
+    one.kill()
 
     async def work() -> None:
         async with one.client() as client:
@@ -192,9 +189,7 @@ def test_a_program_that_cannot_be_started_anew_is_503(
 ) -> None:
     """It is no fault of the file: its client is to come again, and does not hear that the file is unreadable."""
     one = service(1)
-    assert one.forks._process is not None
-    one.forks._process.kill()
-    one.forks._process.wait()
+    one.kill()
 
     async def work() -> None:
         async with one.client() as client:

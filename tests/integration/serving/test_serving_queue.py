@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -186,8 +185,8 @@ def test_what_is_not_done_within_the_grace_is_told_so(service: Callable[..., Ser
 def test_a_reader_that_is_ended_from_outside_costs_its_clients_nothing_but_not_for_ever(
     service: Callable[..., Service], times: int
 ) -> None:
-    """The program dies under a child, which goes with it: nobody would see its end. The file is read again, and
-    at last no more: it could be what ends the program."""
+    """The program and its twin die, and a child goes with them: nobody would see its end. The file is read again, and
+    at last no more: it could be what ends them."""
     one = service(1)
 
     async def work() -> None:
@@ -203,10 +202,8 @@ def test_a_reader_that_is_ended_from_outside_costs_its_clients_nothing_but_not_f
             group.start_soon(send)
             for _ in range(times):
                 await until(lambda: len(one.working()) == 1)
-                program, child = one.forks._process, Path("/proc", one.working()[0])
-                assert program is not None
-                program.kill()
-                program.wait()
+                child = Path("/proc", one.working()[0])
+                one.kill()
                 await until(lambda child=child: not child.exists())  # type: ignore[misc]
             one.go_on.touch()
 
@@ -215,11 +212,10 @@ def test_a_reader_that_is_ended_from_outside_costs_its_clients_nothing_but_not_f
 
 
 def killed(one: Service) -> subprocess.Popen[bytes]:
-    """The program that reads, ended from outside."""
+    """The program that reads, ended from outside with its twin."""
     program = one.forks._process
     assert program is not None
-    program.kill()
-    program.wait()
+    one.kill()
     return program
 
 
@@ -281,12 +277,13 @@ def test_a_signal_that_ends_the_service_ends_no_reader(service: Callable[..., Se
 
             group.start_soon(send)
             await until(lambda: len(one.working()) == 1)
-            program = one.forks._process
-            assert program is not None
-            for process in (program.pid, int(one.working()[0])):
-                os.kill(process, number)
+            await until(lambda: one.twin() is not None)
+            group = one.group()
+            assert len(group) == 3
+            for process in group:
+                process.send_signal(number)
             await anyio.sleep(0.3)
-            assert program.poll() is None
+            assert one.group() == group
             one.go_on.touch()
 
     run(work)

@@ -42,7 +42,7 @@ def refusal_of(release: Path, home: Path, **variables: str) -> str:
     """The one line with which the service ends where it does not begin."""
     server = started(release, home, free_port(), **variables)
     try:
-        server.wait(timeout=120)
+        assert server.wait(timeout=120) == 1
     finally:
         server.kill()
     log = (home / "log").read_text()
