@@ -187,7 +187,7 @@ def _kill_one(team: Team) -> int:
                 tree = [worker, *worker.children(recursive=True)]
                 for process in tree:
                     words = process.cmdline()
-                    if words[1:3] == ["tiny_shard.py", "acquire"]:
+                    if words[1:3] == ["tiny_shard.py", "acquire"] and int(words[3]) in _on(team, "b"):
                         found.append((int(words[3]), tree))
         return bool(found)
 
