@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from uuid import UUID
 
 import httpx
@@ -147,7 +146,9 @@ def _look(order: Order, children: list[_Child], failed: _Child | None, tell: Cal
 
 def _begin(order: Order, shard: Shard) -> FlowRun:
     whole = [name for name in shard.names if name in order.whole]
-    for number in count(1):
+    number = 0
+    while True:
+        number += 1
         try:
             run = run_deployment(
                 DEPLOYMENT,
@@ -161,8 +162,7 @@ def _begin(order: Order, shard: Shard) -> FlowRun:
             raise UserError(f"deployment {DEPLOYMENT} is not there: start the platform again, it deploys it") from None
         assert isinstance(run, FlowRun)
         if run.state is None or not run.state.is_final() or run.state.is_completed():
-            break
-    return run
+            return run
 
 
 def _read(children: Sequence[_Child]) -> None:
