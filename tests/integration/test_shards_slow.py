@@ -20,6 +20,7 @@ import psutil
 import pytest
 import yaml
 from platform_of import RUN_S, START_S, Platform
+from postgres import POSTGRES, postgresql
 from sharded_graph import KINDS, made, one_after_another, sharded
 from tiny_graph import wait_until
 
@@ -108,12 +109,15 @@ class Team:
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    if not POSTGRES:
+        pytest.skip("PostgreSQL is not installed: with SQLite five workers wait for each other")
     folder = tmp_path_factory.mktemp("team")
     (folder / "checkout").mkdir()
-    with serving(folder) as s3:
+    with serving(folder) as s3, postgresql(folder / "database") as database:
         platform = Platform(folder, sharded(folder / "checkout", SHARDS))
         of = Team(folder, platform, s3)
-        with platform.up("--shard-workers", "2", MADE=str(of.made("a")), **of.shared):
+        own = {"MADE": str(of.made("a")), "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.url}
+        with platform.up("--shard-workers", "2", **own, **of.shared):
             try:
                 of.join()
                 yield of
