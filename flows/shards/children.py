@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from uuid import UUID
 
 import httpx
@@ -146,20 +145,24 @@ def _look(order: Order, children: list[_Child], failed: _Child | None, tell: Cal
 
 
 def _begin(order: Order, shard: Shard) -> FlowRun:
-    for number in count(1):
-        whole = [name for name in shard.names if name in order.whole]
-        run = run_deployment(
-            DEPLOYMENT,
-            parameters={"line": order.line, "shard": shard.name, "release": order.run, "whole": whole},
-            job_variables={"env": {COMMIT: order.commit}},
-            # A key that is known gives the run that it began: where we are tried again, ours of before.
-            idempotency_key=f"{order.run}-{order.tree}-{shard.name}-{number}",
-            timeout=0,
-        )
+    whole = [name for name in shard.names if name in order.whole]
+    number = 0
+    while True:
+        number += 1
+        try:
+            run = run_deployment(
+                DEPLOYMENT,
+                parameters={"line": order.line, "shard": shard.name, "release": order.run, "whole": whole},
+                job_variables={"env": {COMMIT: order.commit}},
+                # A key that is known gives the run that it began: where we are tried again, ours of before.
+                idempotency_key=f"{order.run}-{order.tree}-{shard.name}-{number}",
+                timeout=0,
+            )
+        except ObjectNotFound:
+            raise UserError(f"deployment {DEPLOYMENT} is not there: start the platform again, it deploys it") from None
         assert isinstance(run, FlowRun)
         if run.state is None or not run.state.is_final() or run.state.is_completed():
-            break
-    return run
+            return run
 
 
 def _read(children: Sequence[_Child]) -> None:

@@ -31,9 +31,9 @@ def test_two_shards_are_made_at_once_and_end_in_the_lock_file_of_one_after_anoth
     assert made(folder) == sorted(f"{kind}-{shard}" for kind in KINDS for shard in range(2)), "each has run once"
 
     locked = platform.git("show", "wholebody@v0.0.1:dvc.lock").encode() + b"\n"
-    environment = platform.environment() | {"MADE": str(platform.folder / "again"), "PYTHONPATH": ""}
     clone = platform.clone("scientist")
-    assert one_after_another(clone, environment | {"PYTHONPATH": str(clone)}) == locked
+    alone = platform.environment() | {"MADE": str(platform.folder / "again"), "PYTHONPATH": str(clone)}
+    assert one_after_another(clone, alone) == locked
 
     children = platform.asked("POST", "flow_runs/filter", {"flows": {"name": {"any_": ["shard"]}}})
     assert [child["state"]["type"] for child in children] == ["COMPLETED"] * 2
