@@ -180,7 +180,7 @@ def test_beyond_a_bound_nothing_is_transferred_until_a_person_says_so(
     send(orthanc, tmp_path / "three", 3)
     run = platform.begin("retrain/wholebody", ask_above_gb=SERIES_GB / 2)
     waits(platform, run)
-    assert "rejected by anna" not in approve(platform, "reject", run)
+    assert "rejected by anna" in approve(platform, "reject", run)
     state = platform.ended(run)
     assert (state["name"], "rejected by anna: seen" in state["message"]) == ("Rejected", True), state
     run = platform.begin("retrain/wholebody", ask_above_gb=SERIES_GB / 2)
