@@ -14,6 +14,7 @@ from uuid import UUID
 
 import httpx
 import pytest
+from chromium import CHROMIUM, SECONDS, WHY, chromium
 from published import LINE, Team, git
 from released import ROOT, free_port
 
@@ -170,3 +171,27 @@ def test_a_version_that_moved_after_it_was_judged_is_refused(platform: Platform)
     assert platform.ctfoundry("approve", str(number), "--reason", "good").returncode == 0
     assert "approved was " + platform.third[:16] in platform.until(number, "Refused")["message"]
     assert platform.team.tags() == before
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=WHY)
+def test_a_person_approves_on_prefects_page(platform: Platform) -> None:
+    number = platform.run("v1.1.0")
+    with chromium() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(SECONDS)
+        page.goto(f"http://127.0.0.1:{platform.port}/runs/flow-run/{number}")
+        page.get_by_role("button", name="Resume").click()
+        form = page.locator(".p-modal__card")
+        for told in (platform.second, "floor organs linear_auc", "0.9000"):  # what was judged stands above the form
+            form.get_by_text(told).first.wait_for()
+        assert form.get_by_role("switch").get_attribute("aria-checked") == "false", "the default is no"
+        form.get_by_role("switch").click()
+        by, reason = form.locator("textarea").all()
+        by.fill("anna")
+        reason.fill("better on organs")
+        form.get_by_role("button", name="Submit").click()
+        message = platform.until(number, "Completed")["message"]
+    assert message.endswith("approved by anna")
+    assert platform.team.champion()["bundle"] == platform.second
+    tag = platform.team.tags()[-1]
+    assert "better on organs (approved by anna)" in git(platform.team.origin, "cat-file", "tag", tag)
