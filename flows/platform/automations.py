@@ -27,7 +27,7 @@ from flows.states import FAILURES, NOTHING_TO_DO, REJECTED
 WEBHOOK, BLOCK = "CTFOUNDRY_WEBHOOK", "ctfoundry-webhook"
 HEARTBEATS_LOST = 6 * HEARTBEAT_SECONDS
 TRIES = 3  # of a run whose machine has gone
-BEGIN_SECONDS = 600  # a worker that took a run has cloned and begun it, on however busy a machine
+BEGIN_SECONDS = 300  # a worker that took a run has cloned and begun it, on however busy a machine
 CANCEL_SECONDS = 60  # a cancelled run has ended itself, if it lives
 RUN = "prefect.flow-run"
 SUSPENDED = "Suspended"  # a promotion waits for a person
