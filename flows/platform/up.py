@@ -131,7 +131,7 @@ def _deploy() -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
 
-    from flows.platform.automations import set_automations
+    from flows.platform.automations import set_automations, take_up
 
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
@@ -143,6 +143,7 @@ def _deploy() -> None:
         deploy.end()
     for name in set_automations():
         print(f"automation {name}", flush=True)
+    take_up()
 
 
 def _watch(parts: list[_Part]) -> None:
