@@ -12,9 +12,11 @@ from uuid import UUID
 from prefect.automations import Automation
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import StateType
+from prefect.events import emit_event
 from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.types import SecretDict
 from pydantic import SecretStr
@@ -27,16 +29,18 @@ from flows.states import FAILURES, NOTHING_TO_DO, REJECTED
 WEBHOOK, BLOCK = "CTFOUNDRY_WEBHOOK", "ctfoundry-webhook"
 HEARTBEATS_LOST = 6 * HEARTBEAT_SECONDS
 TRIES = 3  # of a run whose machine has gone
-BEGIN_SECONDS = 600  # a worker that took a run has cloned and begun it, on however busy a machine
+BEGIN_SECONDS = 300  # a worker that took a run has cloned and begun it, on however busy a machine
 CANCEL_SECONDS = 60  # a cancelled run has ended itself, if it lives
 RUN = "prefect.flow-run"
 SUSPENDED = "Suspended"  # a promotion waits for a person
+# States to the event after which an automation waits for the next.
+OWING = {StateType.PENDING: "Pending", StateType.RUNNING: "heartbeat", StateType.CANCELLING: "Cancelling"}
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", SUSPENDED, "Paused", NOTHING_TO_DO, REJECTED, *FAILURES)
 TEXT = """{"text": {{ (flow_run.name ~ ": " ~ flow_run.state.name ~ ": " ~ flow_run.state.message) | tojson }}}"""
 
 
 def set_automations() -> list[str]:
-    """Create the automations, or bring them up to date; returns their names.
+    """Create the automations, or bring them up to date where they differ; returns their names.
 
     Raises:
         UserError: ``CTFOUNDRY_WEBHOOK`` is no address.
@@ -46,10 +50,29 @@ def set_automations() -> list[str]:
         wanted.append(_told(_block(url)))
     with get_client(sync_client=True) as client:
         for automation in wanted:
-            for old in client.read_automations_by_name(automation.name):
+            there = client.read_automations_by_name(automation.name)
+            # One that is made anew has forgotten what it waits for: a run that was lost with the platform's machine.
+            if len(there) == 1 and _wants_the_same(there[0], automation):
+                continue
+            for old in there:
                 client.delete_automation(old.id)
             automation.create()
     return [automation.name for automation in wanted]
+
+
+def take_up() -> None:
+    """Wait anew for what each run that is under way owes: automations that were changed have forgotten it, and the
+    machine that stopped may have had the run."""
+    wanted = FlowRunFilterStateType(any_=list(OWING))
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=wanted)))
+    for run in runs:
+        if run.state_type in OWING:
+            emit_event(f"{RUN}.{OWING[run.state_type]}", resource={"prefect.resource.id": f"{RUN}.{run.id}"})
+
+
+def _wants_the_same(one: AutomationCore, other: AutomationCore) -> bool:
+    return one.enabled and (one.trigger, one.actions) == (other.trigger, other.actions)
 
 
 def _trigger(events: set[str], match: dict[str, str | list[str]], **more: Any) -> EventTrigger:

@@ -173,7 +173,7 @@ def _deploy() -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
 
-    from flows.platform.automations import set_automations
+    from flows.platform.automations import set_automations, take_up
 
     for pool in (POOL, SHARDS_POOL):
         with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
@@ -186,6 +186,7 @@ def _deploy() -> None:
         deploy.end()
     for name in set_automations():
         print(f"automation {name}", flush=True)
+    take_up()
 
 
 def _require_pool() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -187,18 +189,73 @@ def test_a_run_is_missed_at_each_point_where_what_has_it_may_go() -> None:
     def names(events: set[str]) -> set[str]:
         return {event.rpartition(".")[2] for event in events}
 
-    found = {}
+    waits, becomes = {}, {}
     for made in (automations._lost(), automations._never_begun(), automations._cancelled()):
         assert made.trigger.posture.value == "Proactive"
-        found[names(made.trigger.after).pop()] = (
-            names(made.trigger.expect),
-            made.actions[0].state,
-            made.trigger.within,
-        )
-    assert set(found) == {"heartbeat", "Pending", "Cancelling"}
+        (after,) = names(made.trigger.after)
+        waits[after], becomes[after] = names(made.trigger.expect), made.actions[0].state.value
+    assert becomes == {"heartbeat": "CRASHED", "Pending": "SCHEDULED", "Cancelling": "CANCELLED"}
     # What was cancelled is not taken for lost, which would be tried again.
-    assert "Cancelling" in found["heartbeat"][0] & found["Pending"][0]
-    assert "Cancelling" not in found["Cancelling"][0]
-    assert "heartbeat" not in found["Cancelling"][0], "it goes on while it ends"
-    assert {"heartbeat", "AwaitingConcurrencySlot"} <= found["Pending"][0]
-    assert [state for _, state in found.values()] == ["CRASHED", "SCHEDULED", "CANCELLED"]
+    assert "Cancelling" in waits["heartbeat"] & waits["Pending"]
+    assert "Cancelling" not in waits["Cancelling"]
+    assert "heartbeat" not in waits["Cancelling"], "it goes on while it ends"
+    assert {"heartbeat", "AwaitingConcurrencySlot"} <= waits["Pending"]
+
+
+class Server:
+    """What a Prefect server has, and is told."""
+
+    def __init__(self, there: list[automations.Automation], runs: list[SimpleNamespace]) -> None:
+        self.there, self.runs, self.deleted = there, runs, list[object]()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def read_automations_by_name(self, name: str) -> list[automations.Automation]:
+        return [one for one in self.there if one.name == name]
+
+    def delete_automation(self, number: object) -> None:
+        self.deleted.append(number)
+
+    def read_flow_runs(self, **_: object) -> list[SimpleNamespace]:
+        return self.runs
+
+
+def test_only_a_changed_automation_forgets_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that went with a run in work starts its platform again: the run's heartbeats are missed still."""
+    monkeypatch.delenv(automations.WEBHOOK, raising=False)
+    created: list[str] = []
+    monkeypatch.setattr(automations.Automation, "create", lambda self: created.append(self.name))
+    wanted = [automations._lost(), automations._never_begun(), automations._cancelled(), automations._again()]
+    there = [one.model_copy(deep=True, update={"id": uuid4()}) for one in (*wanted, timed_out())]
+    server = Server(there, [])
+    monkeypatch.setattr(automations, "get_client", lambda **_: server)
+    automations.set_automations()
+    assert (server.deleted, created) == ([], [])
+    there[0].trigger.within += timedelta(seconds=1)
+    there[3].enabled = False
+    automations.set_automations()
+    assert server.deleted == [there[0].id, there[3].id]
+    assert created == [there[0].name, there[3].name]
+
+
+def test_a_platform_that_starts_waits_for_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = ("PENDING", "RUNNING", "CANCELLING", "COMPLETED")
+    runs = [SimpleNamespace(id=state.lower(), state_type=automations.StateType(state)) for state in states]
+    emitted: dict[str, str] = {}
+    monkeypatch.setattr(automations, "get_client", lambda **_: Server([], runs))
+    monkeypatch.setattr(
+        automations, "emit_event", lambda event, resource: emitted.update({resource["prefect.resource.id"]: event})
+    )
+    automations.take_up()
+    assert emitted == {
+        "prefect.flow-run.pending": "prefect.flow-run.Pending",
+        "prefect.flow-run.running": "prefect.flow-run.heartbeat",
+        "prefect.flow-run.cancelling": "prefect.flow-run.Cancelling",
+    }
+    waited = {event for made in (automations._lost(), automations._never_begun(), automations._cancelled())
+              for event in made.trigger.after}  # fmt: skip
+    assert set(emitted.values()) == waited
