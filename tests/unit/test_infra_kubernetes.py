@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import json
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import kubernetes_validate
 import pytest
 from prefect.settings import Settings
 from prefect.settings.legacy import _get_settings_fields
+from prefect.workers.base import BaseJobConfiguration
 
 import serving.__main__ as image_command
+from flows.shards.children import COMMIT
 from serving.draining import LAST_SECONDS
 from serving.limits import VARIABLES, Limits
 from serving.routes import ROUTES
@@ -266,9 +271,19 @@ def test_runs_find_the_pool_and_the_settings_that_deployments_ask_for() -> None:
     objects = built("overlays/in-cluster")
     (run,) = pods([job()])
     told = {one["name"] for one in run.spec["containers"][0]["env"]} | set(named(objects, "ConfigMap", "runs")["data"])
-    assert set(re.findall(r"\$(CTFOUNDRY_\w+)", text)) <= told
+    assert set(re.findall(r"\$(CTFOUNDRY_\w+)", text)) <= told | {COMMIT}, "which a release tells its shards"
     (worker,) = (pod for pod in pods(objects) if pod.owner == "Deployment worker")
     pools = set(re.findall(r"pool: (?:&\w+ )?\{name: ([\w-]+)", text))
-    arguments = worker.spec["containers"][0]["args"]
-    assert pools == {arguments[arguments.index("--pool") + 1]}
-    assert f"work-pool create {pools.pop()} " in worker.spec["initContainers"][0]["args"][0]
+    every = [container["args"] for container in worker.spec["containers"]]
+    assert pools == {arguments[arguments.index("--pool") + 1] for arguments in every}
+    (made,) = re.findall(r"for pool in (.*); do", worker.spec["initContainers"][0]["args"][0])
+    assert pools == set(made.split())
+
+
+def test_a_run_that_is_told_more_keeps_what_every_run_is_told() -> None:
+    """A shard's run is told its commit, beside the state folder and the rest."""
+    template = json.loads((KUBERNETES / "base" / "job-template.json").read_text())
+    every = template["variables"]["properties"]["env"]["default"]
+    told = BaseJobConfiguration.from_template_and_values(template, {"env": {COMMIT: "1f0c"}}, client=Mock())
+    made = asyncio.run(told)
+    assert made.env == {**every, COMMIT: "1f0c"}
