@@ -127,7 +127,15 @@ class Service:
 
     def working(self) -> list[str]:
         """Process ids of children that are at work."""
-        return [mark.name for mark in self.marks.iterdir() if Path("/proc", mark.name).exists()]
+        return [mark.name for mark in self.marks.iterdir() if _lives(int(mark.name))]
+
+
+def _lives(process: int) -> bool:
+    """Whether it does; one whose program was killed may be waited for by nobody for a moment."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def alive(group: int) -> list[psutil.Process]:

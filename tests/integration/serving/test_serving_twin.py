@@ -20,6 +20,7 @@ from released import ROOT
 
 from serving import forks
 from serving.forks import READ_AGAIN
+from serving.program import AGAIN_SECONDS
 
 NEVER = 3600.0  # seconds
 MOMENTS_MS = (0, 0.3, 1, 2, 3, 5, 8, 12, 20, 40)
@@ -110,16 +111,28 @@ def test_at_any_moment_of_a_request(service: Callable[..., Service], both: bool)
 
 
 def test_a_twin_that_was_ended_is_made_again(service: Callable[..., Service]) -> None:
-    one = service(1)
+    """While a request is in work, whose end the new one does not hold; and it does nothing but wait."""
+    one, statuses = service(1), list[int]()
 
     async def work() -> None:
         async with one.client() as client:
             await until(lambda: one.twin() is not None)
             twin = one.twin()
             assert twin is not None
-            twin.kill()
-            assert (await client.post("/embed", content="ok")).status_code == 200
-            await until(lambda: one.twin() not in (None, twin))
+            with anyio.fail_after(60):
+                async with anyio.create_task_group() as group:
+
+                    async def send() -> None:
+                        statuses.append((await client.post("/embed", content="wait")).status_code)
+
+                    group.start_soon(send)
+                    await until(lambda: len(one.working()) == 1)
+                    twin.kill()
+                    await until(lambda: one.twin() not in (None, twin))
+                    one.go_on.touch()
+            assert statuses == [200]
+            await anyio.sleep(AGAIN_SECONDS + 0.5)
+            assert one.group() == [one.program(), one.twin()]
             one.program().kill()
             assert (await client.post("/embed", content="ok")).status_code == 200
 
