@@ -122,15 +122,21 @@ def ask(plan: Plan, above_gb: float | None, hours: float) -> str | None:
     if above_gb is None or plan.moved <= above_gb * GB:
         return None
     judged: Any = read_flow_run_input(JUDGED)
-    if judged is None or judged["digest"] != plan.digest:  # more has come while it waited: that is another question
-        if judged is not None:
-            delete_flow_run_input(JUDGED)
-        create_flow_run_input(JUDGED, {"name": plan.told, "digest": plan.digest})
-    asked = Approval.with_initial_data(description=text)
-    answer = suspend_flow_run(
-        wait_for_input=asked, timeout=max(1, round(hours * 3600)), key=f"{KEY}-{plan.digest[:16]}"
-    )
-    return refusal(plan.told, answer)
+    if judged is not None:
+        no = _answer(judged, text, hours)
+        if no or judged["digest"] == plan.digest:
+            return no
+        delete_flow_run_input(JUDGED)  # more has come while it waited: that is another question
+    judged = {"name": plan.told, "digest": plan.digest}
+    create_flow_run_input(JUDGED, judged)
+    return _answer(judged, text, hours)
+
+
+def _answer(judged: Mapping[str, Any], text: str, hours: float) -> str | None:
+    """Wait for a person, where they have not answered yet; why what they judged may not be done, or None."""
+    key, asked = f"{KEY}-{judged['digest'][:16]}", Approval.with_initial_data(description=text)
+    answer = suspend_flow_run(wait_for_input=asked, timeout=max(1, round(hours * 3600)), key=key)
+    return refusal(judged["name"], answer)
 
 
 def page(plan: Plan) -> str:

@@ -268,7 +268,11 @@ def test_what_is_backed_up_comes_back(platform: Platform, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_backup_that_would_lack_an_object_fails_and_leaves_the_last_one(platform: Platform, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [".dir", ""])
+def test_a_backup_that_would_lack_an_object_fails_and_leaves_the_last_one(
+    platform: Platform, tmp_path: Path, lost: str
+) -> None:
+    """``lost``: suffix of the list of a folder, or of a file in one."""
     bare = published(tmp_path)
     variables = {
         "PREFECT_DATABASE": platform.database, "REPOSITORY": str(bare), "STORE": str(tmp_path / "store"),
@@ -278,7 +282,8 @@ def test_a_backup_that_would_lack_an_object_fails_and_leaves_the_last_one(platfo
     subprocess.run(backup, env={**os.environ, **variables}, check=True)
     last = (tmp_path / "backup" / "SHA256SUMS").read_text()
     shutil.rmtree(tmp_path / "copy")
-    next(path for path in (tmp_path / "store").rglob("*") if path.is_file()).unlink()
+    files = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    next(path for path in files if path.suffix == lost).unlink()
     done = subprocess.run(backup, env={**os.environ, **variables}, capture_output=True, text=True)
     assert done.returncode == 1
     assert "not all that wholebody@v" in done.stderr

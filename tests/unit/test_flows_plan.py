@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,21 +119,30 @@ def test_a_person_is_asked_beyond_the_bound_only(
         assert heard[2]["timeout"] == 7200
 
 
-def test_an_answer_is_to_the_cohort_that_was_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kept", "yes", "expected", "told"),
+    [("same", True, [], None), ("same", False, [], "1 GB: rejected by"), ("before", False, [], "1 GB: rejected by"),
+     ("before", True, ["judged", "now", "approval-now"], None)],
+)  # fmt: skip
+def test_an_answer_is_to_the_cohort_that_was_shown(
+    monkeypatch: pytest.MonkeyPatch, kept: str, yes: bool, expected: list[str], told: str | None
+) -> None:
+    """A no stays one; a yes to what was listed before leads to another question."""
     listed(rows(("c", 3 * 10**9)))
-    plan = make_plan(LINE, TAG)
+    plan = replace(make_plan(LINE, TAG), digest="now")
     done: list[str] = []
 
     def suspend(key: str, **_: Any) -> Approval:
         done.append(key)
-        return Approval()
+        return Approval(approve=yes, by="anna", reason="seen")
 
+    digest = plan.digest if kept == "same" else kept
     monkeypatch.setattr(plans, "create_markdown_artifact", lambda text, **_: None)
+    monkeypatch.setattr(plans, "read_flow_run_input", lambda key: {"digest": digest, "name": "1 GB"})
     monkeypatch.setattr(plans, "create_flow_run_input", lambda key, value: done.append(value["digest"]))
     monkeypatch.setattr(plans, "delete_flow_run_input", done.append)
     monkeypatch.setattr(plans, "suspend_flow_run", suspend)
-    for kept, expected in ((plan.digest, []), ("of what was listed before", ["judged", plan.digest])):
-        done.clear()
-        monkeypatch.setattr(plans, "read_flow_run_input", lambda key, kept=kept: {"digest": kept})
-        ask(plan, 0.0, 1.0)
-        assert done == [*expected, f"approval-{plan.digest[:16]}"]
+    no = ask(plan, 0.0, 1.0)
+    assert (no or "").startswith(told or "")
+    assert (no is None) == (told is None)
+    assert done == [f"approval-{digest}", *expected]
