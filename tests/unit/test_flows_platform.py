@@ -41,6 +41,7 @@ def test_every_workspace_has_this_machines_cache_and_remote(checkout: Path, monk
     monkeypatch.setenv("CTFOUNDRY_REMOTE", "s3://bucket/ctfoundry")
     found = machine.variables()
     assert (found["CTFOUNDRY_GIT"], found["CTFOUNDRY_BRANCH"]) == (str(checkout), "main")
+    assert sum(2**n for n in range(1, int(found["PREFECT_CLIENT_MAX_RETRIES"]) + 1)) >= up.LONGEST_PAUSE_SECONDS
     monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", found["DVC_GLOBAL_CONFIG_DIR"])
     config = Config.from_cwd()  # as DVC itself reads it, in a folder without a word of its own
     assert config["cache"]["dir"] == str(checkout / "a state" / "cache")
