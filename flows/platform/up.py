@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -144,6 +145,18 @@ def _deploy() -> None:
     for name in set_automations():
         print(f"automation {name}", flush=True)
     take_up()
+    threading.Thread(target=_take_up_now_and_then, daemon=True).start()
+
+
+def _take_up_now_and_then() -> None:
+    from flows.platform.automations import TAKE_UP_SECONDS, take_up
+
+    while True:
+        time.sleep(TAKE_UP_SECONDS)
+        try:
+            take_up()
+        except Exception as error:  # the server is away: the next time will do
+            print(f"platform: runs were not looked at: {type(error).__name__}", file=sys.stderr, flush=True)
 
 
 def _watch(parts: list[_Part]) -> None:

@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 import yaml
 from dvc.config import Config
+from prefect.client.schemas.objects import State
 
 from components.errors import UserError
 from components.settings import lines
@@ -178,8 +179,14 @@ def test_a_run_is_missed_at_each_point_where_what_has_it_may_go() -> None:
 class Server:
     """What a Prefect server has, and is told."""
 
-    def __init__(self, there: list[automations.Automation], runs: list[SimpleNamespace]) -> None:
-        self.there, self.runs, self.deleted = there, runs, list[object]()
+    def __init__(
+        self,
+        there: list[automations.Automation],
+        runs: list[SimpleNamespace] | None = None,
+        flows: list[SimpleNamespace] | None = None,
+    ) -> None:
+        self.there, self.runs, self.flows = there, runs or [], flows or []
+        self.deleted, self.set = list[object](), list[tuple[str, str, bool]]()
 
     def __enter__(self) -> Server:
         return self
@@ -196,6 +203,12 @@ class Server:
     def read_flow_runs(self, **_: object) -> list[SimpleNamespace]:
         return self.runs
 
+    def read_flows(self, **_: object) -> list[SimpleNamespace]:
+        return self.flows
+
+    def set_flow_run_state(self, run: str, state: State[object], force: bool) -> None:
+        self.set.append((run, str(state.name), force))
+
 
 def test_only_a_changed_automation_forgets_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that went with a run in work starts its platform again: the run's heartbeats are missed still."""
@@ -204,7 +217,7 @@ def test_only_a_changed_automation_forgets_what_it_waits_for(monkeypatch: pytest
     monkeypatch.setattr(automations.Automation, "create", lambda self: created.append(self.name))
     wanted = [automations._lost(), automations._never_begun(), automations._cancelled(), automations._again()]
     there = [one.model_copy(deep=True, update={"id": uuid4()}) for one in (*wanted, timed_out())]
-    server = Server(there, [])
+    server = Server(there)
     monkeypatch.setattr(automations, "get_client", lambda **_: server)
     automations.set_automations()
     assert (server.deleted, created) == ([], [])
@@ -215,20 +228,28 @@ def test_only_a_changed_automation_forgets_what_it_waits_for(monkeypatch: pytest
     assert created == [there[0].name, there[3].name]
 
 
-def test_a_platform_that_starts_waits_for_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = ("PENDING", "RUNNING", "CANCELLING", "COMPLETED")
-    runs = [SimpleNamespace(id=state.lower(), state_type=automations.StateType(state)) for state in states]
+def test_what_automations_have_missed_is_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, other = uuid4(), uuid4()
+
+    def run(name: str, state: str, flow: object = ours, count: int = 1) -> SimpleNamespace:
+        return SimpleNamespace(id=name, state_type=automations.StateType(state), flow_id=flow, run_count=count)
+
+    runs = [run("a", "PENDING", other), run("b", "RUNNING"), run("c", "CANCELLING"), run("lost", "CRASHED"),
+            run("lost for good", "CRASHED", count=automations.TRIES), run("verification", "CRASHED", other),
+            run("cannot begin", "CRASHED", count=0)]  # fmt: skip
     emitted: dict[str, str] = {}
-    monkeypatch.setattr(automations, "get_client", lambda **_: Server([], runs))
+    server = Server([], runs, [SimpleNamespace(id=ours)])
+    monkeypatch.setattr(automations, "get_client", lambda **_: server)
     monkeypatch.setattr(
         automations, "emit_event", lambda event, resource: emitted.update({resource["prefect.resource.id"]: event})
     )
     automations.take_up()
     assert emitted == {
-        "prefect.flow-run.pending": "prefect.flow-run.Pending",
-        "prefect.flow-run.running": "prefect.flow-run.heartbeat",
-        "prefect.flow-run.cancelling": "prefect.flow-run.Cancelling",
+        "prefect.flow-run.a": "prefect.flow-run.Pending",
+        "prefect.flow-run.b": "prefect.flow-run.heartbeat",
+        "prefect.flow-run.c": "prefect.flow-run.Cancelling",
     }
-    waited = {event for made in (automations._lost(), automations._never_begun(), automations._cancelled())
-              for event in made.trigger.after}  # fmt: skip
-    assert set(emitted.values()) == waited
+    assert server.set == [("lost", "AwaitingRetry", True)]
+    proactive = (automations._lost(), automations._never_begun(), automations._cancelled())
+    assert set(emitted.values()) == {event for made in proactive for event in made.trigger.after}
+    assert automations.TAKE_UP_SECONDS > 1.5 * max(made.trigger.within.total_seconds() for made in proactive)
