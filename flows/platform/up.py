@@ -205,7 +205,8 @@ class _Part:
         if self.process.poll() is None:
             return
         told = f"{self.name} ended (exit {self.process.returncode}): {self.last_line()}"
-        if not self._steady and self.process.returncode > 0:  # a signal's is negative
+        self._steady = self._steady or self.process.returncode < 0  # by a signal: it was killed
+        if not self._steady:
             raise UserError(f"platform: {told}")
         self.again = now + self._pause
         print(f"platform: {told}; it begins again in {self._pause:.0f} s", file=sys.stderr, flush=True)

@@ -155,6 +155,11 @@ def test_a_part_that_cannot_begin_ends_the_platform_and_one_that_was_killed_does
     killed = part(tmp_path, monkeypatch, "kill -9 $$")
     killed.look(killed.begun + 1)
     assert killed.again is not None
+    (tmp_path / "prefect").write_text("#!/bin/sh\nexit 1\n")  # so a worker ends whose server was killed with it
+    killed.look(killed.again)
+    killed.process.wait()
+    killed.look(killed.begun + 1)
+    assert killed.again is not None
 
 
 def test_a_run_is_missed_at_each_point_where_what_has_it_may_go() -> None:
