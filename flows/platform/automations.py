@@ -43,6 +43,8 @@ CANCEL_SECONDS = 60  # a cancelled run has ended itself, if it lives
 RUN = "prefect.flow-run"
 SUSPENDED = "Suspended"  # a promotion waits for a person
 AGAIN = f"tried again, {TRIES} times at most: what is finished is not made again"
+# As Prefect's worker puts it; the number of a signal follows, below zero.
+EXITED = ("Process exited with status code:", "Flow run infrastructure exited with non-zero status code")
 RELEASES = "retrain"  # the flow
 TAKEN_UP = timedelta(days=2)
 TAKE_UP_SECONDS = 600.0  # longer than an automation waits, or what is looked at would never be missed
@@ -58,7 +60,7 @@ def set_automations() -> list[str]:
     Raises:
         UserError: ``CTFOUNDRY_WEBHOOK`` is no address.
     """
-    wanted = [_lost(), _never_begun(), _cancelled(), _again(), timed_out()]
+    wanted = [_lost(), _never_begun(), _cancelled(), _again(), _killed_early(), timed_out()]
     if url := os.environ.get(WEBHOOK):
         wanted.append(_told(_block(url)))
     with get_client(sync_client=True) as client:
@@ -144,14 +146,26 @@ def _cancelled() -> Automation:
 
 
 def _again() -> Automation:
+    begun = {"prefect.run-count": [str(count) for count in range(1, TRIES)]}
+    return _tried_again("a release that was lost is tried again", begun)
+
+
+def _killed_early() -> Automation:
+    """Of a run that has not begun no try is counted. One that cannot begin is not tried for ever; one whose process
+    was killed is, while somebody kills it."""
+    killed = {"prefect.run-count": ["0"], "prefect.state-message": [f"{told} -*" for told in EXITED]}
+    return _tried_again("a release that was killed before it began is tried again", killed)
+
+
+def _tried_again(name: str, match: dict[str, str | list[str]]) -> Automation:
     trigger = _trigger(
         {f"{RUN}.Crashed"},
-        {"prefect.resource.id": f"{RUN}.*", "prefect.run-count": [str(count) for count in range(1, TRIES)]},
+        {"prefect.resource.id": f"{RUN}.*", **match},
         match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": RELEASES}),
         posture=Posture.Reactive,
     )
     action = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=AGAIN, force=True)
-    return _automation("a release that was lost is tried again", trigger, action)
+    return _automation(name, trigger, action)
 
 
 def _told(block: UUID) -> Automation:

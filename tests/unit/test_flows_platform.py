@@ -14,6 +14,7 @@ import pytest
 import yaml
 from dvc.config import Config
 from prefect.client.schemas.objects import State
+from prefect.events import Resource
 
 from components.errors import UserError
 from components.settings import lines
@@ -220,7 +221,8 @@ def test_only_a_changed_automation_forgets_what_it_waits_for(monkeypatch: pytest
     monkeypatch.delenv(automations.WEBHOOK, raising=False)
     created: list[str] = []
     monkeypatch.setattr(automations.Automation, "create", lambda self: created.append(self.name))
-    wanted = [automations._lost(), automations._never_begun(), automations._cancelled(), automations._again()]
+    wanted = [automations._lost(), automations._never_begun(), automations._cancelled(), automations._again(),
+              automations._killed_early()]  # fmt: skip
     there = [one.model_copy(deep=True, update={"id": uuid4()}) for one in (*wanted, timed_out())]
     server = Server(there)
     monkeypatch.setattr(automations, "get_client", lambda **_: server)
@@ -231,6 +233,19 @@ def test_only_a_changed_automation_forgets_what_it_waits_for(monkeypatch: pytest
     automations.set_automations()
     assert server.deleted == [there[0].id, there[3].id]
     assert created == [there[0].name, there[3].name]
+
+
+def test_a_run_that_was_killed_before_it_began_is_tried_again_and_one_that_cannot_begin_is_not() -> None:
+    def crashed(code: int, told: str) -> dict[str, str]:
+        return {"prefect.resource.id": "prefect.flow-run.1", "prefect.run-count": "0",
+                "prefect.state-message": f"{told} {code}. Why it may have ended"}  # fmt: skip
+
+    match = automations._killed_early().trigger.match
+    for told in ("Process exited with status code:", "Flow run infrastructure exited with non-zero status code"):
+        assert match.matches(Resource(crashed(-9, told)))
+        assert not match.matches(Resource(crashed(1, told)))
+        begun = crashed(-9, told) | {"prefect.run-count": "1"}
+        assert not match.matches(Resource(begun)), "counted"
 
 
 def test_what_automations_have_missed_is_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
