@@ -16,6 +16,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
 
 from flows import run as runs
@@ -62,7 +63,8 @@ def _heed(left: threading.Event, state: Callable[[], StateType | None], end: Cal
 
 def _state(run: UUID) -> StateType | None:
     """What the server says; None where it says nothing."""
-    with suppress(Exception), get_client(sync_client=True) as client:
+    once = {PREFECT_CLIENT_MAX_RETRIES: 0}
+    with suppress(Exception), temporary_settings(once), get_client(sync_client=True) as client:
         return client.read_flow_run(run).state_type
     return None
 

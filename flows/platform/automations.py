@@ -6,6 +6,7 @@ Set by name, each time the platform starts.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -97,9 +98,9 @@ def _wants_the_same(one: AutomationCore, other: AutomationCore) -> bool:
     return one.enabled and (one.trigger, one.actions) == (other.trigger, other.actions)
 
 
-def _trigger(events: set[str], match: dict[str, str | list[str]], **more: Any) -> EventTrigger:
+def _trigger(events: set[str], match: Mapping[str, str | list[str]], **more: Any) -> EventTrigger:
     return EventTrigger(
-        expect=events, match=ResourceSpecification(match), for_each={"prefect.resource.id"}, threshold=1, **more
+        expect=events, match=ResourceSpecification(dict(match)), for_each={"prefect.resource.id"}, threshold=1, **more
     )
 
 
@@ -157,7 +158,7 @@ def _killed_early() -> Automation:
     return _tried_again("a release that was killed before it began is tried again", killed)
 
 
-def _tried_again(name: str, match: dict[str, str | list[str]]) -> Automation:
+def _tried_again(name: str, match: Mapping[str, str | list[str]]) -> Automation:
     trigger = _trigger(
         {f"{RUN}.Crashed"},
         {"prefect.resource.id": f"{RUN}.*", **match},
