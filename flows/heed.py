@@ -16,6 +16,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
 
 from flows import run as runs
@@ -29,12 +30,21 @@ ENDING = (StateType.CANCELLING, StateType.CANCELLED)
 
 @contextmanager
 def heeding_cancellation(run: UUID) -> Iterator[None]:
-    """Within it this process ends soon after ``run`` was cancelled, with all that it started."""
+    """Within it this process ends soon after ``run`` was cancelled, with all that it started.
+
+    Where its worker was faster, the run says itself that it has ended: the worker first begins a process for hooks.
+    """
     left = threading.Event()
     thread = threading.Thread(target=_heed, args=(left, lambda: _state(run), lambda: _end(run)), daemon=True)
     thread.start()
     try:
         yield
+    except Exception:
+        raise
+    except BaseException:  # a signal, and what the run had started has ended
+        if _state(run) == StateType.CANCELLING:
+            _say(run)
+        raise
     finally:
         left.set()
 
@@ -53,7 +63,8 @@ def _heed(left: threading.Event, state: Callable[[], StateType | None], end: Cal
 
 def _state(run: UUID) -> StateType | None:
     """What the server says; None where it says nothing."""
-    with suppress(Exception), get_client(sync_client=True) as client:
+    once = {PREFECT_CLIENT_MAX_RETRIES: 0}
+    with suppress(Exception), temporary_settings(once), get_client(sync_client=True) as client:
         return client.read_flow_run(run).state_type
     return None
 
@@ -62,7 +73,11 @@ def _end(run: UUID) -> None:
     if runs.under_way is not None:
         runs.under_way.stopped = True
     end_children()
-    with suppress(Exception), get_client(sync_client=True) as client:
-        client.set_flow_run_state(run, Cancelled(message="cancelled: the run ended itself"), force=True)
+    _say(run)
     end_children(grace=0)  # what began meanwhile
     os._exit(ENDED)
+
+
+def _say(run: UUID) -> None:
+    with suppress(Exception), get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Cancelled(message="cancelled: the run has ended"), force=True)

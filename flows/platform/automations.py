@@ -6,18 +6,28 @@ Set by name, each time the platform starts.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
 from prefect.automations import Automation
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
 from prefect.client.schemas.objects import StateType
 from prefect.events import emit_event
 from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
+from prefect.states import AwaitingRetry
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
@@ -33,6 +43,12 @@ BEGIN_SECONDS = 300  # a worker that took a run has cloned and begun it, on howe
 CANCEL_SECONDS = 60  # a cancelled run has ended itself, if it lives
 RUN = "prefect.flow-run"
 SUSPENDED = "Suspended"  # a promotion waits for a person
+AGAIN = f"tried again, {TRIES} times at most: what is finished is not made again"
+# As Prefect's worker puts it; the number of a signal follows, below zero.
+EXITED = ("Process exited with status code:", "Flow run infrastructure exited with non-zero status code")
+RELEASES = "retrain"  # the flow
+TAKEN_UP = timedelta(days=2)
+TAKE_UP_SECONDS = 600.0  # longer than an automation waits, or what is looked at would never be missed
 # States to the event after which an automation waits for the next.
 OWING = {StateType.PENDING: "Pending", StateType.RUNNING: "heartbeat", StateType.CANCELLING: "Cancelling"}
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", SUSPENDED, "Paused", NOTHING_TO_DO, REJECTED, *FAILURES)
@@ -45,7 +61,7 @@ def set_automations() -> list[str]:
     Raises:
         UserError: ``CTFOUNDRY_WEBHOOK`` is no address.
     """
-    wanted = [_lost(), _never_begun(), _cancelled(), _again(), timed_out()]
+    wanted = [_lost(), _never_begun(), _cancelled(), _again(), _killed_early(), timed_out()]
     if url := os.environ.get(WEBHOOK):
         wanted.append(_told(_block(url)))
     with get_client(sync_client=True) as client:
@@ -61,23 +77,30 @@ def set_automations() -> list[str]:
 
 
 def take_up() -> None:
-    """Wait anew for what each run that is under way owes: automations that were changed have forgotten it, and the
-    machine that stopped may have had the run."""
-    wanted = FlowRunFilterStateType(any_=list(OWING))
+    """Look at what automations may have missed: what a server had heard and not yet acted on when it was killed, it has
+    forgotten, and automations that are made anew know of no run.
+
+    They wait anew for what each run that is under way owes, and a release that was lost is tried again.
+    """
+    wanted = FlowRunFilterStateType(any_=[*OWING, StateType.CRASHED])
+    since = FlowRunFilterExpectedStartTime(after_=datetime.now(UTC) - TAKEN_UP)
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=wanted)))
-    for run in runs:
-        if run.state_type in OWING:
-            emit_event(f"{RUN}.{OWING[run.state_type]}", resource={"prefect.resource.id": f"{RUN}.{run.id}"})
+        found = FlowRunFilter(state=FlowRunFilterState(type=wanted), expected_start_time=since)
+        releases = {flow.id for flow in client.read_flows(flow_filter=FlowFilter(name=FlowFilterName(any_=[RELEASES])))}
+        for run in client.read_flow_runs(flow_run_filter=found):
+            if run.state_type in OWING:
+                emit_event(f"{RUN}.{OWING[run.state_type]}", resource={"prefect.resource.id": f"{RUN}.{run.id}"})
+            elif run.flow_id in releases and 0 < run.run_count < TRIES:
+                client.set_flow_run_state(run.id, AwaitingRetry(message=AGAIN), force=True)
 
 
 def _wants_the_same(one: AutomationCore, other: AutomationCore) -> bool:
     return one.enabled and (one.trigger, one.actions) == (other.trigger, other.actions)
 
 
-def _trigger(events: set[str], match: dict[str, str | list[str]], **more: Any) -> EventTrigger:
+def _trigger(events: set[str], match: Mapping[str, str | list[str]], **more: Any) -> EventTrigger:
     return EventTrigger(
-        expect=events, match=ResourceSpecification(match), for_each={"prefect.resource.id"}, threshold=1, **more
+        expect=events, match=ResourceSpecification(dict(match)), for_each={"prefect.resource.id"}, threshold=1, **more
     )
 
 
@@ -124,15 +147,26 @@ def _cancelled() -> Automation:
 
 
 def _again() -> Automation:
+    begun = {"prefect.run-count": [str(count) for count in range(1, TRIES)]}
+    return _tried_again("a release that was lost is tried again", begun)
+
+
+def _killed_early() -> Automation:
+    """Of a run that has not begun no try is counted. One that cannot begin is not tried for ever; one whose process
+    was killed is, while somebody kills it."""
+    killed = {"prefect.run-count": ["0"], "prefect.state-message": [f"{told} -*" for told in EXITED]}
+    return _tried_again("a release that was killed before it began is tried again", killed)
+
+
+def _tried_again(name: str, match: Mapping[str, str | list[str]]) -> Automation:
     trigger = _trigger(
         {f"{RUN}.Crashed"},
-        {"prefect.resource.id": f"{RUN}.*", "prefect.run-count": [str(count) for count in range(1, TRIES)]},
-        match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "retrain"}),
+        {"prefect.resource.id": f"{RUN}.*", **match},
+        match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": RELEASES}),
         posture=Posture.Reactive,
     )
-    message = f"tried again, {TRIES} times at most: what is finished is not made again"
-    action = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message, force=True)
-    return _automation("a release that was lost is tried again", trigger, action)
+    action = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=AGAIN, force=True)
+    return _automation(name, trigger, action)
 
 
 def _told(block: UUID) -> Automation:

@@ -34,6 +34,7 @@ def variables() -> dict[str, str]:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         # So the server answers while its database is away; else a run that ends or begins meanwhile says so to nobody.
         "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
+        "PREFECT_CLIENT_MAX_RETRIES": "6",  # two minutes: both are started again
         # In memory, slots would be lost with the server.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         DVC_CONFIG: os.environ.get(DVC_CONFIG) or _dvc_config(state),

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -187,6 +188,18 @@ def _deploy() -> None:
     for name in set_automations():
         print(f"automation {name}", flush=True)
     take_up()
+    threading.Thread(target=_take_up_now_and_then, daemon=True).start()
+
+
+def _take_up_now_and_then() -> None:
+    from flows.platform.automations import TAKE_UP_SECONDS, take_up
+
+    while True:
+        time.sleep(TAKE_UP_SECONDS)
+        try:
+            take_up()
+        except Exception as error:  # the server is away: the next time will do
+            print(f"platform: runs were not looked at: {type(error).__name__}", file=sys.stderr, flush=True)
 
 
 def _require_pool() -> None:
@@ -250,7 +263,8 @@ class _Part:
         if self.process.poll() is None:
             return
         told = f"{self.name} ended (exit {self.process.returncode}): {self.last_line()}"
-        if not self._steady and self.process.returncode > 0:  # a signal's is negative
+        self._steady = self._steady or self.process.returncode < 0  # by a signal: it was killed
+        if not self._steady:
             raise UserError(f"platform: {told}")
         self.again = now + self._pause
         print(f"platform: {told}; it begins again in {self._pause:.0f} s", file=sys.stderr, flush=True)

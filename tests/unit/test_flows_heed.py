@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import StateType
@@ -51,6 +52,26 @@ def test_a_cancelled_run_leaves_it_to_its_worker_and_then_ends_itself(clock: lis
 def test_a_run_that_goes_on_and_a_server_that_is_away_end_nothing(clock: list[float]) -> None:
     assert heeded(clock, [RUNNING, None, None, None, None, RUNNING, None, None, None, None]) is None
     assert heeded(clock, [CANCELLING]) is None, "its worker was faster"
+
+
+@pytest.mark.parametrize(
+    ("raised", "state", "said"),
+    [
+        (KeyboardInterrupt, CANCELLING, True),  # as Prefect's of a signal, no Exception
+        (KeyboardInterrupt, RUNNING, False),  # its machine is shut down: it is tried again
+        (ValueError, CANCELLING, False),
+    ],
+)
+def test_a_run_whose_worker_ends_it_says_that_it_was_cancelled(
+    raised: type[BaseException], state: StateType, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    run = uuid4()
+    monkeypatch.setattr(heed, "_state", lambda number: state)
+    monkeypatch.setattr(heed, "_say", told.append)
+    with pytest.raises(raised), heed.heeding_cancellation(run):
+        raise raised
+    assert told == ([run] if said else [])
 
 
 def test_whoever_cancels_waits_less_than_half_a_minute() -> None:

@@ -13,6 +13,8 @@ from uuid import uuid4
 import pytest
 import yaml
 from dvc.config import Config
+from prefect.client.schemas.objects import State
+from prefect.events import Resource
 
 from components.errors import UserError
 from components.settings import lines
@@ -44,6 +46,7 @@ def test_every_workspace_has_this_machines_cache_and_remote(checkout: Path, monk
     monkeypatch.setenv("CTFOUNDRY_REMOTE", "s3://bucket/ctfoundry")
     found = machine.variables()
     assert (found["CTFOUNDRY_GIT"], found["CTFOUNDRY_BRANCH"]) == (str(checkout), "main")
+    assert sum(2**n for n in range(1, int(found["PREFECT_CLIENT_MAX_RETRIES"]) + 1)) >= up.LONGEST_PAUSE_SECONDS
     monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", found["DVC_GLOBAL_CONFIG_DIR"])
     config = Config.from_cwd()  # as DVC itself reads it, in a folder without a word of its own
     assert config["cache"]["dir"] == str(checkout / "a state" / "cache")
@@ -181,6 +184,11 @@ def test_a_part_that_cannot_begin_ends_the_platform_and_one_that_was_killed_does
     killed = part(tmp_path, monkeypatch, "kill -9 $$")
     killed.look(killed.begun + 1)
     assert killed.again is not None
+    (tmp_path / "prefect").write_text("#!/bin/sh\nexit 1\n")  # so a worker ends whose server was killed with it
+    killed.look(killed.again)
+    killed.process.wait()
+    killed.look(killed.begun + 1)
+    assert killed.again is not None
 
 
 def test_a_run_is_missed_at_each_point_where_what_has_it_may_go() -> None:
@@ -205,8 +213,14 @@ def test_a_run_is_missed_at_each_point_where_what_has_it_may_go() -> None:
 class Server:
     """What a Prefect server has, and is told."""
 
-    def __init__(self, there: list[automations.Automation], runs: list[SimpleNamespace]) -> None:
-        self.there, self.runs, self.deleted = there, runs, list[object]()
+    def __init__(
+        self,
+        there: list[automations.Automation],
+        runs: list[SimpleNamespace] | None = None,
+        flows: list[SimpleNamespace] | None = None,
+    ) -> None:
+        self.there, self.runs, self.flows = there, runs or [], flows or []
+        self.deleted, self.set = list[object](), list[tuple[str, str, bool]]()
 
     def __enter__(self) -> Server:
         return self
@@ -223,15 +237,22 @@ class Server:
     def read_flow_runs(self, **_: object) -> list[SimpleNamespace]:
         return self.runs
 
+    def read_flows(self, **_: object) -> list[SimpleNamespace]:
+        return self.flows
+
+    def set_flow_run_state(self, run: str, state: State[object], force: bool) -> None:
+        self.set.append((run, str(state.name), force))
+
 
 def test_only_a_changed_automation_forgets_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that went with a run in work starts its platform again: the run's heartbeats are missed still."""
     monkeypatch.delenv(automations.WEBHOOK, raising=False)
     created: list[str] = []
     monkeypatch.setattr(automations.Automation, "create", lambda self: created.append(self.name))
-    wanted = [automations._lost(), automations._never_begun(), automations._cancelled(), automations._again()]
+    wanted = [automations._lost(), automations._never_begun(), automations._cancelled(), automations._again(),
+              automations._killed_early()]  # fmt: skip
     there = [one.model_copy(deep=True, update={"id": uuid4()}) for one in (*wanted, timed_out())]
-    server = Server(there, [])
+    server = Server(there)
     monkeypatch.setattr(automations, "get_client", lambda **_: server)
     automations.set_automations()
     assert (server.deleted, created) == ([], [])
@@ -242,20 +263,41 @@ def test_only_a_changed_automation_forgets_what_it_waits_for(monkeypatch: pytest
     assert created == [there[0].name, there[3].name]
 
 
-def test_a_platform_that_starts_waits_for_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = ("PENDING", "RUNNING", "CANCELLING", "COMPLETED")
-    runs = [SimpleNamespace(id=state.lower(), state_type=automations.StateType(state)) for state in states]
+def test_a_run_that_was_killed_before_it_began_is_tried_again_and_one_that_cannot_begin_is_not() -> None:
+    def crashed(code: int, told: str) -> dict[str, str]:
+        return {"prefect.resource.id": "prefect.flow-run.1", "prefect.run-count": "0",
+                "prefect.state-message": f"{told} {code}. Why it may have ended"}  # fmt: skip
+
+    match = automations._killed_early().trigger.match
+    for told in ("Process exited with status code:", "Flow run infrastructure exited with non-zero status code"):
+        assert match.matches(Resource(crashed(-9, told)))
+        assert not match.matches(Resource(crashed(1, told)))
+        begun = crashed(-9, told) | {"prefect.run-count": "1"}
+        assert not match.matches(Resource(begun)), "counted"
+
+
+def test_what_automations_have_missed_is_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, other = uuid4(), uuid4()
+
+    def run(name: str, state: str, flow: object = ours, count: int = 1) -> SimpleNamespace:
+        return SimpleNamespace(id=name, state_type=automations.StateType(state), flow_id=flow, run_count=count)
+
+    runs = [run("a", "PENDING", other), run("b", "RUNNING"), run("c", "CANCELLING"), run("lost", "CRASHED"),
+            run("lost for good", "CRASHED", count=automations.TRIES), run("verification", "CRASHED", other),
+            run("cannot begin", "CRASHED", count=0)]  # fmt: skip
     emitted: dict[str, str] = {}
-    monkeypatch.setattr(automations, "get_client", lambda **_: Server([], runs))
+    server = Server([], runs, [SimpleNamespace(id=ours)])
+    monkeypatch.setattr(automations, "get_client", lambda **_: server)
     monkeypatch.setattr(
         automations, "emit_event", lambda event, resource: emitted.update({resource["prefect.resource.id"]: event})
     )
     automations.take_up()
     assert emitted == {
-        "prefect.flow-run.pending": "prefect.flow-run.Pending",
-        "prefect.flow-run.running": "prefect.flow-run.heartbeat",
-        "prefect.flow-run.cancelling": "prefect.flow-run.Cancelling",
+        "prefect.flow-run.a": "prefect.flow-run.Pending",
+        "prefect.flow-run.b": "prefect.flow-run.heartbeat",
+        "prefect.flow-run.c": "prefect.flow-run.Cancelling",
     }
-    waited = {event for made in (automations._lost(), automations._never_begun(), automations._cancelled())
-              for event in made.trigger.after}  # fmt: skip
-    assert set(emitted.values()) == waited
+    assert server.set == [("lost", "AwaitingRetry", True)]
+    proactive = (automations._lost(), automations._never_begun(), automations._cancelled())
+    assert set(emitted.values()) == {event for made in proactive for event in made.trigger.after}
+    assert 1.5 * max(made.trigger.within.total_seconds() for made in proactive) < automations.TAKE_UP_SECONDS
