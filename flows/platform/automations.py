@@ -83,7 +83,7 @@ def take_up() -> None:
     They wait anew for what each run that is under way owes, and a release that was lost is tried again.
     """
     wanted = FlowRunFilterStateType(any_=[*OWING, StateType.CRASHED])
-    since = FlowRunFilterExpectedStartTime(after_=datetime.now(UTC) - TAKEN_UP)
+    since = FlowRunFilterExpectedStartTime.model_validate({"after_": datetime.now(UTC) - TAKEN_UP})
     with get_client(sync_client=True) as client:
         found = FlowRunFilter(state=FlowRunFilterState(type=wanted), expected_start_time=since)
         releases = {flow.id for flow in client.read_flows(flow_filter=FlowFilter(name=FlowFilterName(any_=[RELEASES])))}
