@@ -112,7 +112,8 @@ def _temporary(name: re.Pattern[str]) -> list[Path]:
 def _is_ours(folder: Path) -> bool:
     with suppress(FileNotFoundError):
         status = folder.lstat()
-        return (status.st_mode, status.st_uid) == (stat.S_IFDIR | PRIVATE, os.getuid())
+        private = stat.S_IMODE(status.st_mode) == PRIVATE or folder.name.startswith("ray-")  # which Ray opens to all
+        return stat.S_ISDIR(status.st_mode) and private and status.st_uid == os.getuid()
     return False
 
 

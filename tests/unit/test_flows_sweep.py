@@ -103,6 +103,8 @@ def test_rays_folder_is_found_where_tmpdir_is_too_long_for_its_sockets(
     elsewhere.mkdir()
     monkeypatch.setattr(sweep, "RAYS_PLACES", (str(elsewhere),))
     rays = Path(tempfile.mkdtemp(prefix="ray-", dir=elsewhere))
+    rays.chmod(0o777)  # as Ray does
     tempfile.mkdtemp(prefix="ctfoundry-run-", dir=elsewhere)  # not where we put it
-    (elsewhere / "ray-12345678").mkdir(mode=0o755)  # not of this kind
+    (elsewhere / "ray-12345678").symlink_to(temporary)
+    (temporary / "ctfoundry-run-12345678").mkdir(mode=0o755)  # not as we make it
     assert sweep._temporary(sweep.OTHERS) == [rays]
