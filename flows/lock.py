@@ -21,6 +21,7 @@ LOCK = Path(".ctfoundry/lock")  # the checkout's own, wherever its state lies
 SLOTS = STATE / "slots"
 SWEEP = "sweep"  # every line shares it, a sweep has it alone; no line has this name with a dot
 POLL_SECONDS = 1.0
+LOOK_SECONDS = 0.5  # a look at a lock is over by then
 _held = False  # by this process
 _lines: dict[str, IO[str]] = {}  # whose slots this process holds
 _until_the_end = ExitStack()
@@ -39,7 +40,7 @@ def checkout_lock(what: str) -> Iterator[None]:
         return
     LOCK.parent.mkdir(parents=True, exist_ok=True)
     with LOCK.open("a+") as file:
-        if not _taken(file, fcntl.LOCK_EX):
+        if not _taken_soon(file):
             raise UserError(f"this checkout is in use: {_holder(LOCK)}; wait for it to end, or stop it")
         _sign(file, what)
         _held = True
@@ -123,6 +124,16 @@ def is_held(lock: Path) -> bool:
     """Whether a process holds this lock file."""
     with lock.open("a+") as other:
         return not _taken(other, fcntl.LOCK_EX)
+
+
+def _taken_soon(file: IO[str]) -> bool:
+    """Whether it could be taken: whoever looks whether it is held has it for that moment."""
+    end = time.monotonic() + LOOK_SECONDS
+    while not _taken(file, fcntl.LOCK_EX):
+        if time.monotonic() > end:
+            return False
+        time.sleep(LOOK_SECONDS / 20)
+    return True
 
 
 def _taken(file: IO[str], kind: int) -> bool:

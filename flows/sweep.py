@@ -94,7 +94,10 @@ def dead_workspaces(origin: str) -> Iterator[Path]:
 
 def _is_dead(clone: Path) -> bool:
     lock = clone / LOCK
-    return not is_held(lock) if lock.is_file() else _is_old(clone) and not _used(clone)
+    if not lock.is_file():
+        return _is_old(clone) and not _used(clone)
+    # Its holder's name is in it from right after it was taken until it is given back.
+    return not is_held(lock) and (lock.stat().st_size > 0 or not _used(clone))
 
 
 def _origin(clone: Path) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import select
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import IO
 
 import pytest
 
-from flows.lock import every_slot, is_held, line_slot, slot_lent, turn
+from flows.lock import LOCK, checkout_lock, every_slot, is_held, line_slot, slot_lent, turn
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN_S = 60.0
@@ -110,3 +112,15 @@ def test_a_sweep_has_it_alone(state: Path) -> None:
         assert "`sweep`" in waiting.waits()
     assert waiting.has_it() == "has it"
     waiting.end()
+
+
+def test_a_look_at_a_lock_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    LOCK.parent.mkdir()
+    with LOCK.open("a+") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_EX)
+        end = threading.Timer(0.1, lambda: fcntl.flock(looked_at, fcntl.LOCK_UN))
+        end.start()
+        with checkout_lock("release"):
+            assert is_held(LOCK)
+        end.join()

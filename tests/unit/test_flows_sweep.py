@@ -57,6 +57,19 @@ def test_a_workspace_whose_lock_nobody_holds_is_dead(temporary: Path) -> None:
     assert set(dead_workspaces(ORIGIN)) == {dead, killed_early, living}
 
 
+def test_a_run_that_has_just_begun_is_not_taken_for_dead(temporary: Path) -> None:
+    """Between the making of its lock file and the lock, it holds none."""
+    folder = workspace() / "ctfoundry"
+    wait = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(wait, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        run.stdout.readline()
+        assert not set(dead_workspaces(ORIGIN))
+        (folder / LOCK).write_text("the run that was killed, and what it has left running\n")
+        assert set(dead_workspaces(ORIGIN)) == {folder.parent}
+        run.communicate(b"\n", timeout=30)
+
+
 def test_what_still_runs_in_a_dead_workspace_is_ended_and_nothing_else(temporary: Path) -> None:
     dead = workspace()
     wait = [sys.executable, "-c", "print(flush=True); input()"]
