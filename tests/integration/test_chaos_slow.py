@@ -88,7 +88,9 @@ def test_whatever_is_killed_each_run_ends_in_the_same_bytes_and_nothing_is_left(
         kept_on_failure(of),
     ):
         wait_until(lambda: any(ended(run) for run in of.runs()), BUSY_S, "a run that nothing befalls")
-        takes = next(run["total_run_time"] for run in of.runs() if ended(run))
+        first = next(run for run in of.runs() if ended(run))
+        assert first["state"]["type"] == "COMPLETED", f"{first['state']}\n{of.logs()}"
+        takes = first["total_run_time"]
         print(f"a run takes {takes:.0f} s", flush=True)
         killer, begun = Killer(of, platform.pid, database, chance), time.monotonic()
         for number, kind in enumerate(kinds):
