@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from uuid import UUID
 
 from components.errors import UserError
 from components.files import STATE
@@ -188,18 +189,26 @@ def _deploy() -> None:
     for name in set_automations():
         print(f"automation {name}", flush=True)
     take_up()
-    threading.Thread(target=_take_up_now_and_then, daemon=True).start()
+    threading.Thread(target=_look_now_and_then, daemon=True).start()
 
 
-def _take_up_now_and_then() -> None:
-    from flows.platform.automations import TAKE_UP_SECONDS, take_up
+def _look_now_and_then() -> None:
+    from flows.platform.automations import ANNOUNCE_SECONDS, TAKE_UP_SECONDS, announce, take_up
 
+    known: set[UUID] = set()
+    due, told = time.monotonic() + TAKE_UP_SECONDS, False
     while True:
-        time.sleep(TAKE_UP_SECONDS)
         try:
-            take_up()
+            known = announce(known)
+            if time.monotonic() >= due:
+                take_up()
+                due = time.monotonic() + TAKE_UP_SECONDS
+            told = False
         except Exception as error:  # the server is away: the next time will do
-            print(f"platform: runs were not looked at: {type(error).__name__}", file=sys.stderr, flush=True)
+            if not told:
+                print(f"platform: runs were not looked at: {type(error).__name__}", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(ANNOUNCE_SECONDS)
 
 
 def _require_pool() -> None:

@@ -301,3 +301,26 @@ def test_what_automations_have_missed_is_taken_up(monkeypatch: pytest.MonkeyPatc
     proactive = (automations._lost(), automations._never_begun(), automations._cancelled())
     assert set(emitted.values()) == {event for made in proactive for event in made.trigger.after}
     assert 1.5 * max(made.trigger.within.total_seconds() for made in proactive) < automations.TAKE_UP_SECONDS
+
+
+def test_a_scheduled_run_has_the_event_that_its_next_one_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it automations hear of a run of a cron a quarter of an hour late: Prefect waits for what never comes."""
+
+    def run(name: str, state: str, by_schedule: bool) -> SimpleNamespace:
+        return SimpleNamespace(
+            id=name, name=name, auto_scheduled=by_schedule, state=SimpleNamespace(id=uuid4(), name=state)
+        )
+
+    runs = [run("weekly", "Scheduled", True), run("by hand", "Scheduled", False), run("again", "AwaitingRetry", True)]
+    emitted: list[tuple[str, str, object]] = []
+
+    def emit(event: str, resource: dict[str, str], id: object) -> None:
+        emitted.append((event, resource["prefect.resource.id"], id))
+
+    monkeypatch.setattr(automations, "get_client", lambda **_: Server([], runs, []))
+    monkeypatch.setattr(automations, "emit_event", emit)
+    known = automations.announce(())
+    assert emitted == [("prefect.flow-run.Scheduled", "prefect.flow-run.weekly", runs[0].state.id)]
+    assert automations.announce(known) == known
+    assert len(emitted) == 1, "once"
+    assert automations.SOON.total_seconds() > 10 + 2 * automations.ANNOUNCE_SECONDS, "before a worker takes it"
