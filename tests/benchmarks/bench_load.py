@@ -304,20 +304,15 @@ def beside_others(report: Report, service: Served, content: bytes, seconds: floa
 def require_nothing_left(report: Report, service: Served, processes: int) -> None:
     """In the end: no file, no child, nobody in the queue."""
     deadline = time.monotonic() + 30
-    while (service.left() or living(service) > processes) and time.monotonic() < deadline:
+    while (service.left() or len(service.family()) > processes) and time.monotonic() < deadline:
         time.sleep(0.2)
     figures = service.figures()
     held = {name: figures[f"ctfoundry_{name}"] for name in ("uploads", "waiting", "working")}
     report.require(f"temporary files are left: {service.left()}", service.left() == [])
-    report.require(f"processes: {living(service)}, before {processes}", living(service) == processes)
+    report.require(f"processes: {len(service.family())}, before {processes}", len(service.family()) == processes)
     report.require(f"places are held: {held}", not any(held.values()))
-    print(f"left: {len(service.left())} temporary files, {living(service) - processes} processes, "
+    print(f"left: {len(service.left())} temporary files, {len(service.family()) - processes} processes, "
           f"{sum(held.values()):.0f} places; {len(figures)} series of figures")  # fmt: skip
-
-
-def living(service: Served) -> int:
-    """Its processes; of a program that was killed there is a number, which the service keeps until it ends."""
-    return sum(resident > 0 for resident in service.family().values())
 
 
 def made_release(folder: Path) -> Path:
@@ -343,7 +338,7 @@ def measure(release: Path, scan: Path, arguments: argparse.Namespace) -> list[st
           f"{at_once} file at a time, load {os.getloadavg()[0]:.1f} before")  # fmt: skip
     report = Report()
     with served(release) as service:
-        processes = living(service)
+        processes = len(service.family())
         floor, one = by_turns(service, release, scan, arguments.rounds)
         report.row("reading and the encoder alone", floor)
         kept = report.bound("p95, times the floor's:", one.at(0.95) / floor.at(0.95), TIMES_FLOOR)
